@@ -1,0 +1,319 @@
+"""HiViLT configuration: two encoders, described by their own configs, and the hierarchical fusion between them."""
+
+import copy
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
+AUTO_MAP = {
+    "AutoConfig": "configuration_hivilt.HiViLTConfig",
+    "AutoModel": "modeling_hivilt.HiViLTModel",
+    "AutoModelForVisualQuestionAnswering": "modeling_hivilt.HiViLTForQuestionAnswering",
+    "AutoModelForZeroShotImageClassification": "modeling_hivilt.HiViLTForRetrieval",
+    "AutoProcessor": "processing_hivilt.HiViLTProcessor",
+}
+
+# Text encoders that number positions from pad_token_id + 1, so their table holds fewer texts than it has rows.
+_OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+}
+
+
+@contextmanager
+def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
+    """
+    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
+    transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
+    """
+    code_folder = os.path.dirname(os.path.abspath(sys.modules[type(saved).__module__].__file__))
+    in_place = os.path.isdir(save_directory) and os.path.samefile(code_folder, save_directory)
+    if in_place:
+        saved._auto_class = None
+    try:
+        yield
+    finally:
+        if in_place:
+            del saved._auto_class
+
+
+@strict
+class HiViLTConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
+    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. Arguments go by keyword.
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
+            Config of any transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
+            hierarchical (Swin, ConvNeXt). A `dict` names its `model_type`.
+        text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base):
+            Config of any transformers text encoder (BERT, RoBERTa, DistilBERT, T5, CLIP text, ...).
+        hidden_size (`int`, defaults to 768):
+            Width *d* that every level of both modalities is projected to.
+        num_attention_heads (`int`, defaults to 8):
+            Heads of local and of global cross-attention; divides `hidden_size`.
+        num_fusion_stages (`int`, defaults to 3):
+            Number of levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
+        vision_levels (`list[int]`, *optional*):
+            For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
+            evenly spaced layers that end with the last one, or the last stages of a hierarchical encoder.
+        vision_strides (`list[int]`, *optional*):
+            For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ...
+            for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
+        fusion_top_k (`int`, *optional*):
+            Sparse fusion: only this many most similar vision tokens take part for each text token. Unset: all do.
+        fusion_intermediate_size (`int`, defaults to 256):
+            Width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so this width
+            decides what fusion costs; 256 keeps the base model's fusion to a few percent of its encoders.
+        use_local_fusion (`bool`, defaults to `True`):
+            Ablation: `False` leaves out the local stages; global fusion then pools the unfused levels.
+        use_global_fusion (`bool`, defaults to `True`):
+            Ablation: `False` leaves out global cross-attention; the pooled local states take its place.
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the fusion MLPs.
+        dropout (`float`, defaults to 0.1):
+            Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the level norms.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the fusion's and the heads' initial weights. The encoders keep their own.
+        projection_dim (`int`, defaults to 256):
+            Width of `image_embeds`, `text_embeds` and of the space in which fused similarity is measured.
+        logit_scale_init_value (`float`, defaults to 2.6592):
+            Initial natural logarithm of the inverse temperature, ln(1/0.07) as in CLIP (arXiv 2103.00020).
+        classification_loss_weight, contrastive_loss_weight (`float`, defaults to 1.0):
+            Weights lambda_1 and lambda_2 of the classification and contrastive losses.
+        auxiliary_loss_weight (`float`, *optional*):
+            Weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset means 1.0, and a
+            contrastive term on the unfused embeddings in question answering, where unset means none.
+        gather_negatives (`bool`, defaults to `True`):
+            Retrieval: take negatives from every process when `torch.distributed` runs, with gradient.
+
+    Raises:
+        StrictDataclassError: a field is of the wrong type or out of range; the message names it.
+        ValueError: a keyword is a misspelt field.
+    """
+
+    model_type = "hivilt"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="vit"),
+        "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
+    }
+    # Trainer would otherwise gather and keep all of these for every evaluation batch.
+    keys_to_ignore_at_inference = [
+        "local_fusion_state",
+        "global_fusion_state",
+        "vision_global_state",
+        "text_global_state",
+        "vision_last_hidden_state",
+        "text_last_hidden_state",
+        "hidden_states",
+        "cross_attentions",
+        "vision_cross_attentions",
+        "global_cross_attentions",
+        "vision_hidden_states",
+        "text_hidden_states",
+        "vision_attentions",
+        "text_attentions",
+        "contrastive_loss",
+        "auxiliary_loss",
+        "num_dropped_anchors",
+        # Square matrices of one batch; stacking them over batches means nothing. Recall comes from the embeddings.
+        "logits_per_image",
+        "logits_per_text",
+    ]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 768
+    num_attention_heads: int = 8
+    num_fusion_stages: int = 3
+    vision_levels: list[int] | tuple[int, ...] | None = None
+    vision_strides: list[int] | tuple[int, ...] | None = None
+    fusion_top_k: int | None = None
+    fusion_intermediate_size: int = 256
+    use_local_fusion: bool = True
+    use_global_fusion: bool = True
+    hidden_act: str = "gelu"
+    dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    projection_dim: int = 256
+    logit_scale_init_value: float | int = 2.6592
+    classification_loss_weight: float | int = 1.0
+    contrastive_loss_weight: float | int = 1.0
+    auxiliary_loss_weight: float | int | None = None
+    gather_negatives: bool = True
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt(kwargs)
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+        # The towers' own pooling heads are never read: left in, their weights would never see a gradient.
+        for name in ("vision_config", "text_config"):
+            for unread in ("vision_use_head", "use_mask_token"):
+                if getattr(getattr(self, name), unread, False):
+                    # A copy: the config that was handed in may belong to a model of its own.
+                    setattr(self, name, copy.deepcopy(getattr(self, name)))
+                    setattr(getattr(self, name), unread, False)
+        if self.id2label is not None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_vision_text_configs(
+        cls, vision_config: PreTrainedConfig | dict, text_config: PreTrainedConfig | dict, **fusion
+    ) -> "HiViLTConfig":
+        """
+        Config for two encoders.
+
+        Args:
+            vision_config (`PreTrainedConfig` or `dict`): the vision encoder's; a CLIP-like config lends its own
+                `vision_config`.
+            text_config (`PreTrainedConfig` or `dict`): the text encoder's; a CLIP-like config lends its own
+                `text_config`.
+            **fusion: any other argument of [`HiViLTConfig`].
+        """
+        return cls(
+            vision_config=getattr(vision_config, "vision_config", vision_config),
+            text_config=getattr(text_config, "text_config", text_config),
+            **fusion,
+        )
+
+    @property
+    def vision_level_layout(self) -> list[tuple[int, int, int]]:
+        """For each stage, fine to coarse: index into the vision hidden states, pooling stride, channels."""
+        indices = self.vision_levels or self._default_vision_levels()
+        strides = self.vision_strides or (
+            [1] * len(indices) if self._is_hierarchical else [2**stage for stage in range(len(indices))]
+        )
+        return [(index, stride, self._vision_channels(index)) for index, stride in zip(indices, strides, strict=True)]
+
+    @property
+    def max_text_length(self) -> int | None:
+        """Most tokens the text encoder takes; `None` where positions are relative (T5) and there is no limit."""
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        if positions is not None and self.text_config.model_type in _OFFSET_POSITIONS:
+            return positions - self.text_config.pad_token_id - 1
+        return positions
+
+    @property
+    def _is_hierarchical(self) -> bool:
+        return self._num_vision_stages is not None
+
+    @property
+    def _num_vision_stages(self) -> int | None:
+        """Stages of a vision encoder that coarsens by itself; `None` for an isotropic one."""
+        sizes = getattr(self.vision_config, "hidden_sizes", None) or getattr(self.vision_config, "depths", None)
+        return len(sizes) if isinstance(sizes, (list, tuple)) else None
+
+    @property
+    def _num_vision_states(self) -> int:
+        return (self._num_vision_stages or self.vision_config.num_hidden_layers) + 1
+
+    def _default_vision_levels(self) -> list[int]:
+        last = self._num_vision_states - 1
+        if not self._is_hierarchical:
+            return [last * (stage + 1) // self.num_fusion_stages for stage in range(self.num_fusion_stages)]
+        if hasattr(self.vision_config, "embed_dim"):
+            # Swin states are taken after each stage's merging, so the last two share one resolution: skip the former.
+            return [*range(last - 1), last][-self.num_fusion_stages :]
+        return list(range(1, last + 1))[-self.num_fusion_stages :]
+
+    def _vision_channels(self, index: int) -> int:
+        if not self._is_hierarchical:
+            return self.vision_config.hidden_size
+        sizes = getattr(self.vision_config, "hidden_sizes", None)
+        if sizes is None:
+            return self.vision_config.embed_dim * 2 ** min(index, self._num_vision_stages - 1)
+        return sizes[index - 1] if index > 0 else getattr(self.vision_config, "embedding_size", sizes[0])
+
+    def _refuse_misspelt(self, kwargs: dict) -> None:
+        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
+        own = [name for name in HiViLTConfig.__annotations__ if not name.startswith("_")]
+        for key in kwargs:
+            close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
+            if close and not hasattr(PreTrainedConfig, key):
+                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{close[0]}`?")
+
+    def validate_fusion(self):
+        """Checks every fusion field against the encoders; runs on construction and on save."""
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "num_fusion_stages",
+            "fusion_intermediate_size",
+            "projection_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.fusion_top_k is not None and self.fusion_top_k < 1:
+            raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+        for name in ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        self._validate_levels()
+        if sorted(self.id2label or {}) != list(range(len(self.id2label or {}))):
+            raise ValueError(
+                f"`id2label` must number its {len(self.id2label)} answers from 0, without gaps; got "
+                f"{min(self.id2label)}..{max(self.id2label)}."
+            )
+        if len(self.label2id or {}) != len(self.id2label or {}):
+            raise ValueError("`id2label` must not name the same answer twice.")
+
+    def _validate_levels(self):
+        states = self._num_vision_states
+        for name in ("vision_levels", "vision_strides"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_fusion_stages:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {self.num_fusion_stages} fusion stages "
+                    f"(`num_fusion_stages`), got {list(values)}."
+                )
+        if self.vision_levels is not None and not all(0 <= index < states for index in self.vision_levels):
+            raise ValueError(
+                f"`vision_levels` must lie in 0..{states - 1}, the hidden states of this "
+                f"`{self.vision_config.model_type}` encoder, got {list(self.vision_levels)}."
+            )
+        if self.vision_strides is not None and min(self.vision_strides) < 1:
+            raise ValueError(f"`vision_strides` must be at least 1, got {list(self.vision_strides)}.")
+        if len(self._default_vision_levels()) < self.num_fusion_stages or self._default_vision_levels()[0] < 0:
+            raise ValueError(
+                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
+                "encoder has stages; lower it or name `vision_levels`."
+            )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Saves as [`PreTrainedConfig.save_pretrained`] does; `auto_map` then names the code beside it, all of it."""
+        loaded_from, self.auto_map = self.auto_map, dict(AUTO_MAP)
+        try:
+            with code_in_place(self, save_directory):
+                super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            self.auto_map = loaded_from
+
+
+HiViLTConfig.register_for_auto_class()
+
+__all__ = ["HiViLTConfig"]

@@ -1,0 +1,134 @@
+"""Every picture this repository draws: the course of training, and what a model answered and where it looked.
+
+Pure functions over lists and arrays that write a PNG; they need no display and leave matplotlib's global state alone.
+"""
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+RIGHT, WRONG, NEUTRAL = "tab:green", "tab:red", "black"
+
+
+class AnsweredQuestion(NamedTuple):
+    """One cell of `plot_predictions`.
+
+    Args:
+        image: the picture.
+        question: what was asked.
+        predictions: `{"answer": str, "score": float}`, best first.
+        answer: the right answer; `None` where it is not known.
+        attention: (rows, columns), where the model looked, as `attention_map` gives it; `None` shows none.
+    """
+
+    image: Image.Image
+    question: str
+    predictions: Sequence[Mapping[str, Any]]
+    answer: str | None
+    attention: np.ndarray | None
+
+
+def plot_training(log_history: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
+    """Loss and held-out accuracy over the epochs.
+
+    Args:
+        log_history: `trainer.state.log_history`; reads `epoch`, `loss`, `eval_loss`, `eval_accuracy` where they occur.
+        path: the PNG file to write.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+
+    for key, label in (("loss", "training"), ("eval_loss", "held out")):
+        epochs, values = _curve(log_history, key)
+        loss_axes.plot(epochs, values, label=label, marker="o" if len(epochs) < 30 else None, markersize=3)
+    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss", yscale="log")
+    loss_axes.legend()
+
+    epochs, values = _curve(log_history, "eval_accuracy")
+    accuracy_axes.plot(epochs, [100 * value for value in values], label="held out", marker="o", markersize=3)
+    accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
+    accuracy_axes.legend()
+
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _curve(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def attention_map(attention: np.ndarray, text_mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Where the words of a question looked: the mean over heads and words.
+
+    Args:
+        attention: (heads, N_t, N_v) weights of text tokens on vision tokens, row-major over the grid.
+        text_mask: (N_t,), 0 at padding, which is left out.
+        grid: rows and columns, N_v in all.
+
+    Returns:
+        (rows, columns), float, not negative.
+
+    Raises:
+        ValueError: the sizes do not fit, or every token is padding.
+    """
+    heads, num_text, num_vision = attention.shape
+    rows, columns = grid
+    if rows * columns != num_vision or text_mask.shape != (num_text,):
+        raise ValueError(
+            f"attention of shape {attention.shape} (heads, N_t, N_v) does not fit text_mask of shape "
+            f"{text_mask.shape} (N_t,) and a grid of {rows} x {columns} (N_v)."
+        )
+    if not text_mask.any():
+        raise ValueError("text_mask: every token is padding, so nothing looked anywhere.")
+    # (heads, N_t, N_v) -> (N_v,) -> (rows, columns)
+    return attention[:, text_mask.astype(bool)].mean(axis=(0, 1)).reshape(rows, columns)
+
+
+def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
+    """A grid of pictures with their question, the model's best answers, and where it looked.
+
+    Args:
+        answered: the cells, row by row.
+        path: the PNG file to write.
+        columns: cells in a row.
+
+    Raises:
+        ValueError: `answered` is empty.
+    """
+    if len(answered) == 0:
+        raise ValueError("answered: there is no question to draw.")
+    columns = min(columns, len(answered))
+    rows = -(-len(answered) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.6), layout="constrained")
+    figure.suptitle("Question, best answers with their probabilities, and where the model looked")
+    cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False)).ravel()
+    for cell, one in zip(cells, answered, strict=False):
+        _draw_answer(cell, one)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
+    width, height = one.image.size
+    for axes in np.atleast_1d(cell.subplots(1, 1 if one.attention is None else 2)):
+        axes.imshow(one.image.convert("RGB"))
+        axes.set_axis_off()
+    if one.attention is not None:
+        # The map covers the picture whatever its grid: `extent` stretches it, smoothly between the cells' centres.
+        axes.imshow(
+            one.attention, extent=(0, width, height, 0), interpolation="bilinear", cmap="inferno", alpha=0.75, vmin=0
+        )
+
+    best = one.predictions[0]["answer"]
+    color = NEUTRAL if one.answer is None else RIGHT if best == one.answer else WRONG
+    cell.suptitle("\n".join(textwrap.wrap(one.question, 42)), fontsize=10)
+    lines = [f"{answer['answer']}  {answer['score']:.1%}" for answer in one.predictions]
+    if color == WRONG:
+        lines.append(f"(right: {one.answer})")
+    cell.supxlabel("\n".join(lines), fontsize=9, color=color)

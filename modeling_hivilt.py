@@ -1,0 +1,1474 @@
+"""
+HiViLT: a hierarchical vision-language transformer.
+
+Two borrowed encoders never see the other modality, so a picture is encoded once however many questions it meets, and a
+text once however many pictures. What they give is cut into levels, fine to coarse, and fused level by level:
+
+    pixel_values -> vision_model -> level 1 ... level S (grids, fine to coarse)  \\
+                                                                                   encode_images / encode_texts
+    input_ids    -> text_model   -> level 1 ... level S (words, phrases, clauses) /
+                        |
+    stage s:   X = level s + what stage s-1 found;  F_s = X + MLP([X; X~; X * X~])     local, both directions
+                        |
+    V_g, T_g, Pool(F_S) -> global cross-attention, both directions -> F_global         global
+                        |
+    answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
+
+Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N_t` text tokens, `d` hidden size,
+`S` fusion stages, `H` heads. "Equation L, P, G" are those of the design note, sections 3.2, 7.2 and 3.3.
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_hivilt import HiViLTConfig, code_in_place
+
+if TYPE_CHECKING:
+    # Never run: saving and loading copy the files that this one is seen to import, and these two belong to the weights.
+    from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
+    from .processing_hivilt import HiViLTProcessor  # noqa: F401
+
+# Norms that an encoder applies to its pooled output alone; here they normalise the last level they were trained for.
+_POOLED_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
+
+
+@dataclass
+class HiViLTImageStates(ModelOutput):
+    """
+    What [`HiViLTModel.encode_images`] leaves of `B_i` images: all that depends on the images alone.
+
+    Args:
+        global_state (`torch.FloatTensor` of shape `(B_i, d)`): `V_g`, the mean of the coarsest level.
+        level_states (`tuple` of `S` tensors of shape `(B_i, height, width, d)`): the levels, fine to coarse.
+        query, key, value (`torch.FloatTensor` of shape `(B_i, N_v, d)`): the first stage's projections of level 1;
+            `None` without local fusion.
+        last_hidden_state (`torch.FloatTensor`): the vision encoder's own.
+        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the vision encoder's own, on request.
+    """
+
+    global_state: torch.FloatTensor | None = None
+    level_states: tuple[torch.FloatTensor, ...] | None = None
+    query: torch.FloatTensor | None = None
+    key: torch.FloatTensor | None = None
+    value: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTTextStates(ModelOutput):
+    """
+    What [`HiViLTModel.encode_texts`] leaves of `B_t` texts: all that depends on the texts alone.
+
+    Args:
+        global_state (`torch.FloatTensor` of shape `(B_t, d)`): `T_g`, the mean of the coarsest level without padding.
+        level_states (`tuple` of `S` tensors of shape `(B_t, N_t, d)`): the levels, words to clauses.
+        query, key, value (`torch.FloatTensor` of shape `(B_t, N_t, d)`): the first stage's projections of level 1;
+            `None` without local fusion.
+        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        last_hidden_state (`torch.FloatTensor`): the text encoder's own.
+        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the text encoder's own, on request.
+    """
+
+    global_state: torch.FloatTensor | None = None
+    level_states: tuple[torch.FloatTensor, ...] | None = None
+    query: torch.FloatTensor | None = None
+    key: torch.FloatTensor | None = None
+    value: torch.FloatTensor | None = None
+    attention_mask: torch.BoolTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTModelOutput(ModelOutput):
+    """
+    Output of [`HiViLTModel`].
+
+    Args:
+        local_fusion_state (`torch.FloatTensor` of shape `(B_t, N_v + N_t, d)`): `F_local`, the last stage's vision
+            rows (row-major over its grid), then its text rows.
+        global_fusion_state (`torch.FloatTensor` of shape `(B_t, d)`): `F_global`, what a classifier reads.
+        vision_global_state, text_global_state (`torch.FloatTensor` of shape `(B_t, d)`): the fused `V~_g` and `T~_g`.
+        vision_last_hidden_state (`torch.FloatTensor`): of the vision encoder, `B_i` rows.
+        text_last_hidden_state (`torch.FloatTensor` of shape `(B_t, N_t, text width)`): of the text encoder.
+        hidden_states (`tuple` of `S` tensors of shape `(B_t, N_v + N_t, d)`): each stage's result, with
+            `output_hidden_states=True`.
+        cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_t, N_v)`): where each stage's text tokens looked
+            in the image, with `output_attentions=True`.
+        vision_cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_v, N_t)`): the other direction.
+        global_cross_attentions (`tuple` of 2 tensors of shape `(B_t, H, 1, 2)`): weights of `V_g` on
+            `[T_g; Pool(F_local)]` and of `T_g` on `[V_g; Pool(F_local)]`.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
+    """
+
+    local_fusion_state: torch.FloatTensor | None = None
+    global_fusion_state: torch.FloatTensor | None = None
+    vision_global_state: torch.FloatTensor | None = None
+    text_global_state: torch.FloatTensor | None = None
+    vision_last_hidden_state: torch.FloatTensor | None = None
+    text_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    global_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTQuestionAnsweringOutput(ModelOutput):
+    """
+    Output of [`HiViLTForQuestionAnswering`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, returned with `labels`): weighted sum of the losses.
+        logits (`torch.FloatTensor` of shape `(B_t, num_labels)`): one score for each answer, before softmax (integer
+            labels) or sigmoid (soft labels).
+        hidden_states, cross_attentions, vision_cross_attentions, global_cross_attentions, vision_hidden_states,
+            text_hidden_states, vision_attentions, text_attentions: as in [`HiViLTModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    global_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTRetrievalOutput(ModelOutput):
+    """
+    Output of [`HiViLTForRetrieval`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, returned with `return_loss=True` and known pairs): weighted sum.
+        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): `exp(logit_scale)` times the cosine of the
+            embeddings; `logits_per_text` is its transpose.
+        image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`): L2-normalised, of the images alone.
+        text_embeds (`torch.FloatTensor` of shape `(B_t, projection_dim)`): L2-normalised, of the texts alone.
+        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting.
+        num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
+            every candidate of the batch matched them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    auxiliary_loss: torch.FloatTensor | None = None
+    num_dropped_anchors: torch.LongTensor | None = None
+
+
+# Attention
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as written: the reference that the other implementations must equal, and the one that shows weights."""
+    attention = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attention = attention + attention_mask
+    # In float32 at least, since half precision loses small weights.
+    attention = F.softmax(attention, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    attention = F.dropout(attention, p=dropout, training=module.training)
+    return torch.matmul(attention, value).transpose(1, 2).contiguous(), attention
+
+
+def cross_attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.BoolTensor | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface.
+
+    Args:
+        module (`nn.Module`): the caller; its `config` names the implementation, heads and dropout.
+        query (`torch.Tensor` of shape `(B, N_q, d)`), key, value (of shape `(B, N_k, d)`): already projected.
+        allowed (`torch.BoolTensor` broadcastable to `(B, 1, N_q, N_k)`, *optional*): `False` where a query may not
+            look. A query that may look nowhere gets zeros.
+
+    Returns:
+        The attended values `(B, N_q, d)` and the weights `(B, H, N_q, N_k)`, `None` unless eager.
+    """
+    config = module.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    # (B, N, d) -> (B, H, N, d_k)
+    query, key, value = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (query, key, value))
+    mask = None
+    if allowed is not None:
+        # Made here, in the query's own precision: under autocast the minimum of float32 would overflow to -inf.
+        mask = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device)
+        mask = mask.masked_fill(~allowed, torch.finfo(query.dtype).min)
+
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        config._attn_implementation, eager_attention_forward
+    )
+    attended, attention = attention_interface(
+        module,
+        query,
+        key,
+        value,
+        mask,
+        scaling=head_dim**-0.5,
+        dropout=config.dropout if module.training else 0.0,
+        is_causal=False,
+        **kwargs,
+    )
+    # (B, N_q, H, d_k) -> (B, N_q, d)
+    attended = attended.flatten(2)
+    if allowed is not None:
+        sees_something = allowed.any(dim=-1)  # (B, 1, N_q or 1)
+        attended = attended * sees_something.transpose(1, 2)
+        if attention is not None:
+            attention = attention * sees_something.unsqueeze(-1)
+    return attended, attention
+
+
+class HiViLTMLP(nn.Module):
+    """Two linear layers with an activation and dropout between them."""
+
+    def __init__(self, config: HiViLTConfig, in_features: int, intermediate_features: int):
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, intermediate_features)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc2 = nn.Linear(intermediate_features, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+class HiViLTAttention(nn.Module):
+    """Cross-attention with an output projection: `CrossAttn` of equation G."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, attention = cross_attend(
+            self, self.q_proj(hidden_states), self.k_proj(context), self.v_proj(context), **kwargs
+        )
+        return self.o_proj(attended), attention
+
+
+# Levels: what one modality gives, before it meets the other
+
+
+def smooth_tokens(hidden_states: torch.Tensor, attention_mask: torch.BoolTensor, window: int) -> torch.Tensor:
+    """
+    Mean of every token with its neighbours, `(window - 1) / 2` to each side, never counting padding.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B_t, N_t, width)`): the tokens.
+        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        window (`int`): odd; 1 leaves the tokens as they are.
+    """
+    if window == 1:
+        return hidden_states
+    weights = attention_mask.to(hidden_states.dtype).unsqueeze(1)  # (B_t, 1, N_t)
+    total = F.avg_pool1d(hidden_states.transpose(1, 2) * weights, window, stride=1, padding=window // 2)
+    count = F.avg_pool1d(weights, window, stride=1, padding=window // 2)
+    # A padding token with nothing but padding around it divides nothing by nothing: keep it finite.
+    return (total / count.clamp(min=0.5 / window)).transpose(1, 2)
+
+
+def masked_mean(hidden_states: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
+    """Mean over the tokens that `mask` keeps: `(B, N, d)`, `(B, N)` -> `(B, d)`; zeros where it keeps none."""
+    weights = mask.to(hidden_states.dtype).unsqueeze(-1)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def resample_grid(rows: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Area-averages rows on one grid to another: `(B, height * width, d)` -> `(B, new_height * new_width, d)`."""
+    if grid == new_grid:
+        return rows
+    # (B, N, d) -> (B, d, height, width) -> (B, d, new_height, new_width) -> (B, N_new, d)
+    return F.adaptive_avg_pool2d(rows.transpose(1, 2).unflatten(2, grid), new_grid).flatten(2).transpose(1, 2)
+
+
+class HiViLTLevel(nn.Module):
+    """One level of one modality: projected to the common width and normalised before it meets the other."""
+
+    def __init__(self, config: HiViLTConfig, in_features: int):
+        super().__init__()
+        self.projection = nn.Linear(in_features, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.projection(hidden_states))
+
+
+class HiViLTProjections(nn.Module):
+    """Queries, keys and values of one modality in one stage."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
+
+# Fusion
+
+
+class HiViLTFusionStage(GradientCheckpointingLayer):
+    """
+    Local fusion (equation L), dense or sparse: every token sees itself, what it attended to in the other modality, and
+    their product, `F_x = x + MLP([x; x~; x * x~])`.
+    """
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.vision_mlp = HiViLTMLP(config, 3 * config.hidden_size, config.fusion_intermediate_size)
+        self.text_mlp = HiViLTMLP(config, 3 * config.hidden_size, config.fusion_intermediate_size)
+
+    def forward(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        vision_query: torch.Tensor,
+        vision_key: torch.Tensor,
+        vision_value: torch.Tensor,
+        text_query: torch.Tensor,
+        text_key: torch.Tensor,
+        text_value: torch.Tensor,
+        text_mask: torch.BoolTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Args:
+            vision, vision_query, vision_key, vision_value (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision rows.
+            text, text_query, text_key, text_value (`torch.Tensor` of shape `(B_t, N_t, d)`): the text rows.
+            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+
+        Returns:
+            Fused vision rows, fused text rows, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
+            `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
+        """
+        top_k = self.config.fusion_top_k
+        if top_k is not None and top_k < vision.shape[1]:
+            return self._fuse_sparse(
+                vision,
+                text,
+                (vision_query, vision_key, vision_value),
+                (text_query, text_key, text_value),
+                text_mask,
+                top_k,
+                **kwargs,
+            )
+        seen_text, image_to_text = cross_attend(
+            self, vision_query, text_key, text_value, text_mask[:, None, None, :], **kwargs
+        )
+        seen_image, text_to_image = cross_attend(self, text_query, vision_key, vision_value, **kwargs)
+        fused_vision = vision + self._combine(self.vision_mlp, vision, seen_text)
+        fused_text = text + self._combine(self.text_mlp, text, seen_image)
+        return fused_vision, fused_text, text_to_image, image_to_text
+
+    @staticmethod
+    def _combine(mlp: HiViLTMLP, own: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        return mlp(torch.cat([own, seen, own * seen], dim=-1))
+
+    def _fuse_sparse(self, vision, text, vision_projections, text_projections, text_mask, top_k, **kwargs):
+        """
+        The same over the pairs that matter: for each text token its `top_k` most similar vision tokens, similarity
+        being the attention score `Q_T K_V^T` summed over the heads. Vision rows that no text token chose pass through
+        on the residual; the chosen ones are gathered first, so that attention and MLP run over them alone.
+        """
+        text_query, text_key, text_value = text_projections
+        similarity = torch.matmul(text_query, vision_projections[1].transpose(1, 2))  # (B_t, N_t, N_v)
+        pairs = torch.zeros_like(similarity, dtype=torch.bool)
+        pairs = pairs.scatter(2, similarity.topk(top_k, dim=-1).indices, True) & text_mask.unsqueeze(-1)
+        chosen = pairs.any(dim=1)  # (B_t, N_v)
+
+        # Compiled and exported graphs need a size that no data decides: at most top_k rows for each text token.
+        if torch.compiler.is_compiling():
+            num_rows = min(vision.shape[1], top_k * text.shape[1])
+        else:
+            num_rows = max(1, int(chosen.sum(dim=1).max()))
+        rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices  # (B_t, R)
+        rows_d = rows.unsqueeze(-1).expand(-1, -1, vision.shape[-1])
+        near = vision.gather(1, rows_d)
+        near_query, near_key, near_value = (x.gather(1, rows_d) for x in vision_projections)
+        pairs = pairs.gather(2, rows.unsqueeze(1).expand(-1, text.shape[1], -1))  # (B_t, N_t, R)
+
+        seen_text, image_to_text = cross_attend(
+            self, near_query, text_key, text_value, pairs.transpose(1, 2).unsqueeze(1), **kwargs
+        )
+        seen_image, text_to_image = cross_attend(self, text_query, near_key, near_value, pairs.unsqueeze(1), **kwargs)
+        # Rows beyond those chosen only fill the batch up to its largest example.
+        update = self._combine(self.vision_mlp, near, seen_text) * chosen.gather(1, rows).unsqueeze(-1)
+        fused_vision = vision.scatter_add(1, rows_d, update.to(vision.dtype))
+        fused_text = text + self._combine(self.text_mlp, text, seen_image)
+
+        if text_to_image is not None:
+            # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), and the other direction alike
+            index = rows[:, None, None, :].expand_as(text_to_image)
+            full = text_to_image.new_zeros(*text_to_image.shape[:3], vision.shape[1])
+            image_to_text = full.transpose(2, 3).scatter(2, index.transpose(2, 3), image_to_text)
+            text_to_image = full.scatter(3, index, text_to_image)
+        return fused_vision, fused_text, text_to_image, image_to_text
+
+
+class HiViLTGlobalFusion(nn.Module):
+    """
+    Global fusion (equation G): the pooled image and the pooled text each look at the other and at the pooled local
+    fusion. With `use_global_fusion=False` the pooled rows of local fusion stand in for what they would find.
+
+    Args:
+        add_mlp (`bool`): whether to compute `F_global`; retrieval compares the two sides and does without.
+    """
+
+    def __init__(self, config: HiViLTConfig, add_mlp: bool):
+        super().__init__()
+        self.vision_attention = HiViLTAttention(config) if config.use_global_fusion else None
+        self.text_attention = HiViLTAttention(config) if config.use_global_fusion else None
+        self.mlp = HiViLTMLP(config, 2 * config.hidden_size, config.hidden_size) if add_mlp else None
+
+    def forward(
+        self,
+        vision_global: torch.Tensor,
+        text_global: torch.Tensor,
+        fused_vision: torch.Tensor,
+        fused_text: torch.Tensor,
+        text_mask: torch.BoolTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
+        """
+        Args:
+            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): `V_g` and `T_g`.
+            fused_vision (`torch.Tensor` of shape `(B_t, N_v, d)`), fused_text (of shape `(B_t, N_t, d)`): `F_local`.
+            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+
+        Returns:
+            `V~_g`, `T~_g`, `F_global` and the attention weights of both directions.
+        """
+        attentions = ()
+        if self.vision_attention is None:
+            seen_vision, seen_text = fused_vision.mean(dim=1), masked_mean(fused_text, text_mask)
+        else:
+            # Pool(F_local): vision rows are never padding.
+            vision_mask = text_mask.new_ones(fused_vision.shape[:2])
+            pooled = masked_mean(torch.cat([fused_vision, fused_text], 1), torch.cat([vision_mask, text_mask], 1))
+            by_vision, vision_attention = self.vision_attention(
+                vision_global.unsqueeze(1), torch.stack([text_global, pooled], dim=1), **kwargs
+            )
+            by_text, text_attention = self.text_attention(
+                text_global.unsqueeze(1), torch.stack([vision_global, pooled], dim=1), **kwargs
+            )
+            seen_vision = vision_global + by_vision.squeeze(1)
+            seen_text = text_global + by_text.squeeze(1)
+            attentions = (vision_attention, text_attention)
+        fused = self.mlp(torch.cat([seen_vision, seen_text], dim=-1)) if self.mlp is not None else None
+        return seen_vision, seen_text, fused, attentions
+
+
+class HiViLTFusion(nn.Module):
+    """Levels of both modalities, the local stages and global fusion: all of HiViLT but its two encoders."""
+
+    def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
+        super().__init__()
+        # Without local fusion only the coarsest level is ever read.
+        layout = config.vision_level_layout if config.use_local_fusion else config.vision_level_layout[-1:]
+        stages = range(len(layout) if config.use_local_fusion else 0)
+        # Words, phrases, clauses: windows of 1, 3, 9, ... tokens, no wider than 81.
+        self.text_windows = [3 ** min(s, 4) for s in range(config.num_fusion_stages)][-len(layout) :]
+        self.vision_strides = [stride for _, stride, _ in layout]
+        self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels) for _, _, channels in layout)
+        self.text_levels = nn.ModuleList(HiViLTLevel(config, config.text_config.hidden_size) for _ in layout)
+        self.vision_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
+        self.text_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
+        self.stages = nn.ModuleList(HiViLTFusionStage(config) for _ in stages)
+        self.global_fusion = HiViLTGlobalFusion(config, add_mlp=add_global_mlp)
+
+    def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
+        """Levels, `V_g` and first projections of maps `(B_i, height, width, channels)`, fine to coarse."""
+        levels = []
+        for level, stride, hidden_states in zip(self.vision_levels, self.vision_strides, maps, strict=True):
+            if stride > 1:
+                # Squares cut off by the border are averages of what they hold.
+                hidden_states = F.avg_pool2d(
+                    hidden_states.permute(0, 3, 1, 2), stride, ceil_mode=True, count_include_pad=False
+                ).permute(0, 2, 3, 1)
+            levels.append(level(hidden_states))
+        query, key, value = self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else (None,) * 3
+        return HiViLTImageStates(
+            global_state=levels[-1].mean(dim=(1, 2)), level_states=tuple(levels), query=query, key=key, value=value
+        )
+
+    def encode_texts(self, hidden_states: torch.Tensor, attention_mask: torch.BoolTensor) -> HiViLTTextStates:
+        """Levels, `T_g` and first projections of token states `(B_t, N_t, text width)`."""
+        levels = [
+            level(smooth_tokens(hidden_states, attention_mask, window))
+            for level, window in zip(self.text_levels, self.text_windows, strict=True)
+        ]
+        query, key, value = self.text_projections[0](levels[0]) if self.stages else (None,) * 3
+        return HiViLTTextStates(
+            global_state=masked_mean(levels[-1], attention_mask),
+            level_states=tuple(levels),
+            query=query,
+            key=key,
+            value=value,
+            attention_mask=attention_mask,
+        )
+
+    def forward(
+        self, images: HiViLTImageStates, texts: HiViLTTextStates, **kwargs: Unpack[TransformersKwargs]
+    ) -> HiViLTModelOutput:
+        """Fuses as many images as texts, row by row: equations L, P and G."""
+        vision = images.level_states[-1].flatten(1, 2)
+        text = texts.level_states[-1]
+        states, text_to_image, image_to_text = (), (), ()
+        grid = None
+        for index, stage in enumerate(self.stages):
+            level = images.level_states[index]
+            new_grid = (level.shape[1], level.shape[2])
+            if index == 0:
+                vision, text = level.flatten(1, 2), texts.level_states[0]
+                projections = (images.query, images.key, images.value, texts.query, texts.key, texts.value)
+            else:
+                # Equation P: the stage adds what the stage before it found, so the residual runs through all of them.
+                vision = level.flatten(1, 2) + resample_grid(vision, grid, new_grid)
+                text = texts.level_states[index] + text
+                projections = (*self.vision_projections[index](vision), *self.text_projections[index](text))
+            vision, text, text_looks, image_looks = stage(vision, text, *projections, texts.attention_mask, **kwargs)
+            grid = new_grid
+            states += ((vision, text),)
+            text_to_image += (text_looks,)
+            image_to_text += (image_looks,)
+
+        vision_global, text_global, fused, global_attentions = self.global_fusion(
+            images.global_state, texts.global_state, vision, text, texts.attention_mask, **kwargs
+        )
+        joined = [torch.cat(state, dim=1) for state in states] if kwargs.get("output_hidden_states") else None
+        return HiViLTModelOutput(
+            local_fusion_state=joined[-1] if joined else torch.cat([vision, text], dim=1),
+            global_fusion_state=fused,
+            vision_global_state=vision_global,
+            text_global_state=text_global,
+            hidden_states=tuple(joined) if joined is not None else None,
+            cross_attentions=text_to_image,
+            vision_cross_attentions=image_to_text,
+            global_cross_attentions=global_attentions,
+        )
+
+
+# Losses
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    `L_cls` in float32, over the rows that have an answer; zero where none has.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B_t, num_labels)`): scores.
+        labels (`torch.LongTensor` of shape `(B_t,)`): cross-entropy; -100 marks a row without an answer. Or
+            (`torch.FloatTensor` of shape `(B_t, num_labels)`): soft scores in [0, 1], binary cross-entropy times the
+            number of classes as in ViLT (arXiv 2102.03334); a row of zeros is one without a known answer.
+
+    Raises:
+        ValueError: the labels' shape or values do not fit the logits.
+    """
+    logits = logits.float()
+    labels = labels.to(logits.device)
+    num_labels = logits.shape[-1]
+    if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"Soft `labels` must have shape (texts, num_labels) = {tuple(logits.shape)}, got {tuple(labels.shape)}."
+            )
+        answered = (labels > 0).any(dim=-1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(dim=-1)
+    else:
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"Integer `labels` must hold one answer for each of the {logits.shape[0]} texts, got shape "
+                f"{tuple(labels.shape)}."
+            )
+        answered = labels != -100
+        if not torch.compiler.is_compiling() and (answered & ((labels < 0) | (labels >= num_labels))).any():
+            raise ValueError(
+                f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row "
+                f"without one; got {labels.min().item()}..{labels.max().item()}. Build the head for your answers with "
+                "`id2label=...` or `resize_answer_head(answers)`."
+            )
+        losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    return (losses * answered).sum() / answered.sum().clamp(min=1)
+
+
+def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor) -> torch.Tensor:
+    """
+    `L_contrast`: symmetric InfoNCE with a uniform target over every match (CLIP, arXiv 2103.00020; several positives
+    as in ALBEF, arXiv 2107.07651), over the rows that have one.
+
+    Args:
+        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): scaled similarities.
+        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    """
+
+    def one_way(logits, positives):
+        matches = positives.sum(dim=-1)
+        matching = torch.where(positives, F.log_softmax(logits.float(), dim=-1), 0.0).sum(dim=-1)
+        return -(matching / matches.clamp(min=1)).sum() / (matches > 0).sum().clamp(min=1)
+
+    return (one_way(logits_per_image, positives) + one_way(logits_per_image.t(), positives.t())) / 2
+
+
+def hard_negatives(
+    logits: torch.Tensor, positives: torch.BoolTensor, sample: bool
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    For each row a column that does not match it, the more similar the likelier (ALBEF, arXiv 2107.07651, section 3.2).
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, columns)`): similarities.
+        positives (`torch.BoolTensor` of the same shape): matches, never chosen.
+        sample (`bool`): draw with probability softmax(logits); otherwise take the most similar, which is deterministic.
+
+    Returns:
+        The chosen column of each row, and whether the row has any column to choose.
+    """
+    has_negative = (~positives).any(dim=-1)
+    # float32, and finite where half precision overflowed or a row has no candidate: its choice is never used.
+    limit = torch.finfo(torch.float32).max
+    scores = logits.detach().float().clamp(-limit, limit).masked_fill(positives, float("-inf"))
+    scores = torch.where(has_negative.unsqueeze(-1), scores, 0.0)
+    chosen = torch.multinomial(scores.softmax(dim=-1), 1).squeeze(-1) if sample else scores.argmax(dim=-1)
+    return chosen, has_negative
+
+
+class _AllGather(torch.autograd.Function):
+    """All processes' tensors of one shape; the gradient of each is the sum of what every process found for it."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return tuple(gathered)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
+        total = torch.stack(gradients)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """
+    The rows of every process in rank order, with gradient: `(B, ...)` -> `(sum of B, ...)`. Processes may hold
+    different numbers of rows and, in the second dimension, of tokens, which is padded with zeros.
+    """
+    shape = torch.tensor(rows.shape[:2], device=rows.device)
+    shapes = torch.stack(_AllGather.apply(shape))
+    largest = shapes.max(dim=0).values.tolist()
+    padded = rows.new_zeros(*largest, *rows.shape[2:])
+    padded[tuple(slice(size) for size in rows.shape[:2])] = rows
+    counts = shapes[:, 0].tolist()
+    return torch.cat([part[:count] for part, count in zip(_AllGather.apply(padded), counts, strict=True)])
+
+
+def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates):
+    """The same kind of states with `function` applied to each tensor that fusion reads; the encoders' own are left."""
+    fields = ("global_state", "level_states", "query", "key", "value", "attention_mask")
+    mapped = {}
+    for name in fields:
+        value = states.get(name)
+        if value is not None:
+            mapped[name] = tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+    return type(states)(**mapped)
+
+
+# Models
+
+
+class HiViLTPreTrainedModel(PreTrainedModel):
+    """What all HiViLT classes share: initial weights, saving with code, encoding, freezing, borrowing encoders."""
+
+    config_class = HiViLTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["HiViLTFusionStage", "HiViLTLevel"]
+    # Trainer takes `**kwargs` in forward for a promise to divide the loss by `num_items_in_batch`; ours is a mean.
+    accepts_loss_kwargs = False
+    # Task -> pipeline that a saved checkpoint brings along.
+    _custom_pipelines = {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        for name in ("logit_scale", "matching_logit_scale"):
+            if name in module._parameters:
+                init.constant_(getattr(module, name), self.config.logit_scale_init_value)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's word embeddings."""
+        return self.base_model.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.base_model.text_model.set_input_embeddings(value)
+
+    def encode_images(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> HiViLTImageStates:
+        """See [`HiViLTModel.encode_images`]."""
+        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+
+    def encode_texts(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTTextStates:
+        """See [`HiViLTModel.encode_texts`]."""
+        return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
+
+    def freeze(self, part: str, num_layers: int | None = None) -> None:
+        """
+        Stops the training of a part: its parameters get no gradient, it runs without recording one, and stays in
+        evaluation mode (no dropout) until the model is made anew.
+
+        Args:
+            part (`str`): `"vision"` or `"text"` (the encoders) or `"fusion"`.
+            num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers.
+
+        Raises:
+            ValueError: an unknown part, or `num_layers` where there are no such layers.
+        """
+        parts = {"vision": "vision_model", "text": "text_model", "fusion": "fusion"}
+        if part not in parts:
+            raise ValueError(f"`part` must be one of {', '.join(parts)}, got {part!r}.")
+        module = getattr(self.base_model, parts[part])
+        if num_layers is None:
+            module.requires_grad_(False)
+            self.base_model.frozen_modules.append(parts[part])
+            module.eval()
+            return
+        layers = max((m for m in module.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
+        if part == "fusion" or not 0 <= num_layers <= len(layers):
+            raise ValueError(
+                f"`num_layers` must lie in 0..{len(layers)} and name layers of an encoder, got {num_layers}."
+            )
+        # Parameters come in the order of computation: all those before the first layer that still trains.
+        training = {id(p) for layer in layers[num_layers:] for p in layer.parameters()}
+        for parameter in module.parameters():
+            if id(parameter) in training:
+                break
+            parameter.requires_grad_(False)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """
+        Saves weights, config and all the code that opens them: modeling, configuration, processing, pipeline. Also
+        into the folder that this very code runs from.
+        """
+        self.config.custom_pipelines = dict(self._custom_pipelines)
+        with code_in_place(self, save_directory):
+            super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | os.PathLike, text: str | os.PathLike, **fusion
+    ) -> "HiViLTPreTrainedModel":
+        """
+        A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained: once
+        saved, it never asks for those checkpoints again.
+
+        Args:
+            vision (`str` or `os.PathLike`): name or folder of a vision encoder, or of a CLIP-like model, whose vision
+                tower is taken.
+            text (`str` or `os.PathLike`): name or folder of a text encoder, or of a CLIP-like model, whose text tower
+                is taken.
+            **fusion: any argument of [`HiViLTConfig`] but the encoders' configs.
+
+        Returns:
+            The model in float32 and in evaluation mode.
+
+        Raises:
+            ValueError: a checkpoint lacks weights that its encoder needs.
+        """
+        config = cls.config_class.from_vision_text_configs(
+            AutoConfig.from_pretrained(vision), AutoConfig.from_pretrained(text), **fusion
+        )
+        model = cls(config)
+        for attribute, source in (("vision_model", vision), ("text_model", text)):
+            tower = getattr(model.base_model, attribute)
+            pretrained, loading = type(tower).from_pretrained(
+                source, config=tower.config, dtype=torch.float32, output_loading_info=True
+            )
+            # Poolers and the like are not taken over, so they need not be there.
+            missing = sorted(set(loading["missing_keys"]) & set(tower.state_dict()))
+            if missing:
+                raise ValueError(
+                    f"{source} has no weights for {len(missing)} parameters of its {type(tower).__name__}, the first "
+                    f"being {missing[0]!r}; is it a checkpoint of that encoder?"
+                )
+            weights = pretrained.state_dict()
+            tower.load_state_dict({name: weights[name] for name in tower.state_dict()})
+        return model.eval()
+
+
+def _build_encoder(config) -> PreTrainedModel:
+    """The encoder of a config, without the parts that only its own pooled output or pre-training reads."""
+    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    without = {}
+    if type(config) in auto_class._model_mapping:
+        parameters = inspect.signature(auto_class._model_mapping[type(config)]).parameters
+        without = {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+    encoder = auto_class.from_config(config, **without)
+    if isinstance(getattr(encoder, "head", None), nn.Linear):
+        encoder.head = nn.Identity()
+    if getattr(getattr(encoder, "embeddings", None), "mask_token", None) is not None:
+        encoder.embeddings.mask_token = None
+    return encoder
+
+
+class HiViLTModel(HiViLTPreTrainedModel):
+    """
+    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4).
+
+    Args:
+        config ([`HiViLTConfig`]): the architecture.
+        add_global_mlp (`bool`, defaults to `True`): whether to compute `global_fusion_state`.
+    """
+
+    def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
+        super().__init__(config)
+        self.vision_model = _build_encoder(config.vision_config)
+        self.text_model = _build_encoder(config.text_config)
+        self.fusion = HiViLTFusion(config, add_global_mlp=add_global_mlp)
+        self.frozen_modules = []
+        self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
+        self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "HiViLTModel":
+        super().train(mode)
+        for name in self.frozen_modules:
+            getattr(self, name).eval()
+        return self
+
+    def encode_images(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> HiViLTImageStates:
+        """
+        All that depends on images alone, to be used for any number of texts.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): as the processor gives them.
+            interpolate_pos_encoding (`bool`, defaults to `False`): let an encoder with learned positions take images
+                of another size than it was made for. Encoders without them take any size.
+
+        Raises:
+            ValueError: `pixel_values` is not a batch of float images.
+        """
+        if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
+            raise ValueError(
+                "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor "
+                f"gives it; got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
+            )
+        if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
+            kwargs["interpolate_pos_encoding"] = True
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
+            outputs = self.vision_model(
+                pixel_values.to(self.vision_model.dtype), **{**kwargs, "output_hidden_states": True}
+            )
+            maps = self._vision_maps(outputs, pixel_values)
+        states = self.fusion.encode_images(maps)
+        states.last_hidden_state = outputs.last_hidden_state
+        states.hidden_states = outputs.hidden_states
+        states.attentions = outputs.get("attentions")
+        return states
+
+    def encode_texts(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTTextStates:
+        """
+        All that depends on texts alone, to be used for any number of images.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): tokens.
+            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding; unset, nothing is padding.
+            token_type_ids (`torch.LongTensor` of shape `(B_t, N_t)`, *optional*): used where the encoder has types.
+            inputs_embeds (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): in place of `input_ids`.
+
+        Raises:
+            ValueError: texts longer than the encoder takes, a mask of another shape, or neither or both kinds of input.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the texts as either `input_ids` or `inputs_embeds`, exactly one of them.")
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        limit = self.config.max_text_length
+        if limit is not None and tokens.shape[1] > limit:
+            raise ValueError(
+                f"The texts have {tokens.shape[1]} tokens, but this `{self.config.text_config.model_type}` encoder "
+                f"takes {limit}; tokenize with `truncation=True, max_length={limit}`."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if attention_mask.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if inputs_embeds is not None and "inputs_embeds" not in self._text_arguments:
+            raise ValueError(f"{type(self.text_model).__name__} takes no `inputs_embeds`; give `input_ids`.")
+        if "token_type_ids" not in self._text_arguments:
+            inputs.pop("token_type_ids", None)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
+            outputs = self.text_model(**inputs, attention_mask=attention_mask, **kwargs)
+        states = self.fusion.encode_texts(outputs.last_hidden_state, attention_mask.bool())
+        states.last_hidden_state = outputs.last_hidden_state
+        states.hidden_states = outputs.get("hidden_states")
+        states.attentions = outputs.get("attentions")
+        return states
+
+    def fuse(
+        self,
+        image_states: HiViLTImageStates,
+        text_states: HiViLTTextStates,
+        image_index: torch.Tensor | None = None,
+        text_index: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTModelOutput:
+        """
+        Fuses pairs of encoded images and texts.
+
+        Args:
+            image_states, text_states: what `encode_images` and `encode_texts` returned.
+            image_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's image; unset, row by row.
+            text_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's text; unset, row by row.
+
+        Raises:
+            ValueError: an index out of range, or images and texts that do not pair up.
+        """
+        num_images, num_texts = image_states.global_state.shape[0], text_states.global_state.shape[0]
+        _check_index("image_index", image_index, num_images, "images")
+        _check_index("text_index", text_index, num_texts, "texts")
+        num_left = num_images if image_index is None else image_index.shape[0]
+        num_right = num_texts if text_index is None else text_index.shape[0]
+        if num_left != num_right:
+            raise ValueError(
+                f"{num_left} images cannot be paired with {num_right} texts. Give `image_index`, of shape (texts,), "
+                "which says for each text the image it belongs to."
+            )
+        if image_index is not None:
+            image_states = map_states(lambda x: x.index_select(0, image_index.to(x.device)), image_states)
+        if text_index is not None:
+            text_states = map_states(lambda x: x.index_select(0, text_index.to(x.device)), text_states)
+        return self.fusion(image_states, text_states, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        image_states: HiViLTImageStates | None = None,
+        text_states: HiViLTTextStates | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTModelOutput | tuple:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the texts.
+            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding.
+            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): the images, each once.
+            image_index (`torch.LongTensor` of shape `(B_t,)`, *optional*): the image that each text belongs to; unset,
+                there must be as many images as texts.
+            token_type_ids, inputs_embeds: see [`HiViLTModel.encode_texts`].
+            image_states ([`HiViLTImageStates`], *optional*): of `encode_images`, in place of `pixel_values`.
+            text_states ([`HiViLTTextStates`], *optional*): of `encode_texts`, in place of the texts.
+            interpolate_pos_encoding (`bool`, defaults to `False`): see [`HiViLTModel.encode_images`].
+            output_attentions, output_hidden_states, return_dict (`bool`, *optional*): as in every transformers model;
+                attention weights need `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: inputs are missing, given twice, or do not fit together.
+        """
+        output_attentions = _flag(kwargs, "output_attentions", self.config)
+        output_hidden_states = _flag(kwargs, "output_hidden_states", self.config)
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"Attention weights are not available with `attn_implementation={self.config._attn_implementation!r}`; "
+                'load the model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
+            )
+        if (pixel_values is None) == (image_states is None):
+            raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
+        if text_states is not None and (input_ids is not None or inputs_embeds is not None):
+            raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+
+        if image_states is None:
+            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        if text_states is None:
+            text_states = self.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        outputs = self.fuse(image_states, text_states, image_index, **kwargs)
+
+        outputs.vision_last_hidden_state = image_states.last_hidden_state
+        outputs.text_last_hidden_state = text_states.last_hidden_state
+        if output_hidden_states:
+            outputs.vision_hidden_states = image_states.hidden_states
+            outputs.text_hidden_states = text_states.hidden_states
+        if output_attentions:
+            outputs.vision_attentions = image_states.attentions
+            outputs.text_attentions = text_states.attentions
+        else:
+            outputs.cross_attentions = outputs.vision_cross_attentions = outputs.global_cross_attentions = None
+        return outputs
+
+    def _trains(self, name: str) -> bool:
+        # An adapter inside a frozen encoder trains, so ask the parameters, but only where something was frozen.
+        return name not in self.frozen_modules or any(p.requires_grad for p in getattr(self, name).parameters())
+
+    def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
+        spatial = outputs.get("reshaped_hidden_states")
+        states = list(spatial if spatial is not None else outputs.hidden_states)
+        last = outputs.last_hidden_state
+        if last.dim() == 3 and states[-1].dim() == 4:
+            # Swin: (B_i, N, channels) -> (B_i, channels, height, width), as its other states
+            last = last.transpose(1, 2).unflatten(2, states[-1].shape[2:])
+        states[-1] = last  # after the encoder's final norm
+
+        maps = []
+        for index, _, _ in self.config.vision_level_layout[-len(self.fusion.vision_levels) :]:
+            hidden_states = states[index]
+            if hidden_states.dim() == 4:
+                hidden_states = hidden_states.permute(0, 2, 3, 1)
+            else:
+                patch = self.config.vision_config.patch_size
+                patch_height, patch_width = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+                grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
+                # Class and register tokens come first and have no place on the grid.
+                hidden_states = hidden_states[:, hidden_states.shape[1] - grid[0] * grid[1] :].unflatten(1, grid)
+            maps.append(hidden_states)
+        norm = _POOLED_NORMS.get(self.config.vision_config.model_type)
+        if norm is not None:
+            maps[-1] = getattr(self.vision_model, norm)(maps[-1])
+        return maps
+
+
+def _flag(kwargs: dict, name: str, config: HiViLTConfig) -> bool:
+    """A flag of the call, or else of the config; set in `kwargs` so that the encoders follow it."""
+    if kwargs.get(name) is None:
+        kwargs[name] = getattr(config, name)
+    return bool(kwargs[name])
+
+
+def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) -> None:
+    """Refuses an index that points outside; a gather would otherwise fail far from the mistake."""
+    if index is None or torch.compiler.is_compiling():
+        return
+    if index.dim() != 1 or index.is_floating_point():
+        raise ValueError(f"`{name}` must be a vector of integers, got {index.dtype} of shape {tuple(index.shape)}.")
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+        raise ValueError(
+            f"`{name}` must lie in 0..{length - 1}, since there are {length} {what}; got {index.tolist()}."
+        )
+
+
+def _logit_scale(parameter: nn.Parameter) -> torch.Tensor:
+    """Inverse temperature in float32, at most 100."""
+    return parameter.float().clamp(0, MAX_LOGIT_SCALE).exp()
+
+
+def _embed(projection: nn.Linear, state: torch.Tensor) -> torch.Tensor:
+    """L2-normalised projection, in float32 so that similarities do not depend on autocast."""
+    return F.normalize(projection(state).float(), dim=-1)
+
+
+class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
+    """
+    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4).
+
+    With `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
+    """
+
+    _custom_pipelines = {
+        "visual-question-answering": {
+            "impl": "pipeline_hivilt.HiViLTVisualQuestionAnsweringPipeline",
+            "pt": ["AutoModelForVisualQuestionAnswering"],
+            "type": "multimodal",
+        }
+    }
+    _keep_in_fp32_modules_strict = ["logit_scale"]
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = HiViLTModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        if config.auxiliary_loss_weight:
+            self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+            self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        image_states: HiViLTImageStates | None = None,
+        text_states: HiViLTTextStates | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTQuestionAnsweringOutput | tuple:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(B_t,)` or `torch.FloatTensor` of shape `(B_t, num_labels)`,
+                *optional*): the answer of each question, or soft scores of all answers; see
+                [`classification_loss`].
+            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
+                text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
+                [`HiViLTModel.forward`].
+
+        Raises:
+            ValueError: inputs are missing or do not fit together, or a label names no answer.
+        """
+        auxiliary = labels is not None and self.config.auxiliary_loss_weight
+        if auxiliary and image_states is None and pixel_values is not None:
+            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            pixel_values = None
+        if auxiliary and text_states is None:
+            text_states = self.model.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+            input_ids = inputs_embeds = None
+
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            image_states=image_states,
+            text_states=text_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.global_fusion_state)
+
+        loss = None
+        if labels is not None:
+            loss = self.config.classification_loss_weight * classification_loss(logits, labels)
+        if auxiliary:
+            image_embeds = _embed(self.visual_projection, image_states.global_state)
+            text_embeds = _embed(self.text_projection, text_states.global_state)
+            positives = _pairs(image_embeds, text_embeds, image_index)
+            similarity = _logit_scale(self.logit_scale) * image_embeds @ text_embeds.t()
+            loss = loss + self.config.auxiliary_loss_weight * contrastive_loss(similarity, positives)
+        return HiViLTQuestionAnsweringOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            vision_cross_attentions=outputs.vision_cross_attentions,
+            global_cross_attentions=outputs.global_cross_attentions,
+            vision_hidden_states=outputs.vision_hidden_states,
+            text_hidden_states=outputs.text_hidden_states,
+            vision_attentions=outputs.vision_attentions,
+            text_attentions=outputs.text_attentions,
+        )
+
+    def resize_answer_head(self, answers: list[str]) -> None:
+        """
+        Gives the classifier a new list of answers; those it already knew keep their weights.
+
+        Args:
+            answers (`list[str]`): the new answers, in the order of their labels.
+
+        Raises:
+            ValueError: the list is empty or names an answer twice.
+        """
+        if not answers or len(set(answers)) != len(answers):
+            raise ValueError(f"`answers` must be a list of different answers, got {len(answers)} of them.")
+        known = {answer: index for index, answer in self.config.id2label.items()}
+        old = self.classifier
+        self.classifier = nn.Linear(self.config.hidden_size, len(answers)).to(old.weight.device, old.weight.dtype)
+        self._init_weights(self.classifier)
+        with torch.no_grad():
+            for index, answer in enumerate(answers):
+                if answer in known:
+                    self.classifier.weight[index] = old.weight[known[answer]]
+                    self.classifier.bias[index] = old.bias[known[answer]]
+        self.config.id2label = dict(enumerate(answers))
+        self.config.label2id = {answer: index for index, answer in enumerate(answers)}
+        self.num_labels = len(answers)
+
+
+def _pairs(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_index: torch.Tensor | None) -> torch.BoolTensor:
+    """Which image each text belongs to, as a matrix `(B_i, B_t)`."""
+    images = torch.arange(len(image_embeds), device=text_embeds.device)
+    belongs_to = images if image_index is None else image_index.to(text_embeds.device)
+    return images[:, None] == belongs_to[None, :]
+
+
+class HiViLTForRetrieval(HiViLTPreTrainedModel):
+    """
+    HiViLT for finding images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
+    modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
+    by (design note, sections 3.4 and 3.5).
+    """
+
+    _keep_in_fp32_modules_strict = ["logit_scale", "matching_logit_scale"]
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__(config)
+        self.model = HiViLTModel(config, add_global_mlp=False)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.fused_visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.fused_text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.matching_logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
+        `last_hidden_state` is the vision encoder's. Arguments as in [`HiViLTModel.encode_images`].
+        """
+        states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states.last_hidden_state,
+            pooler_output=_embed(self.visual_projection, states.global_state),
+            hidden_states=states.hidden_states if _flag(kwargs, "output_hidden_states", self.config) else None,
+            attentions=states.attentions,
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Embeds texts. `pooler_output` of the result is `text_embeds`, `(B_t, projection_dim)`, L2-normalised;
+        `last_hidden_state` is the text encoder's. Arguments as in [`HiViLTModel.encode_texts`].
+        """
+        states = self.encode_texts(input_ids, attention_mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states.last_hidden_state,
+            pooler_output=_embed(self.text_projection, states.global_state),
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+        )
+
+    def score(
+        self,
+        image_states: HiViLTImageStates,
+        text_states: HiViLTTextStates,
+        image_index: torch.LongTensor | None = None,
+        text_index: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.FloatTensor:
+        """
+        Fused similarity `s(I, T) = cos(P_v V~_g, P_t T~_g)` of pairs of encoded images and texts, float32 in [-1, 1],
+        of shape `(pairs,)`. Runs fusion alone. Arguments and errors as in [`HiViLTModel.fuse`].
+        """
+        fused = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
+        vision = _embed(self.fused_visual_projection, fused.vision_global_state)
+        text = _embed(self.fused_text_projection, fused.text_global_state)
+        return (vision * text).sum(dim=-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        image_states: HiViLTImageStates | None = None,
+        text_states: HiViLTTextStates | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTRetrievalOutput | tuple:
+        """
+        Args:
+            image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): which rows of `pixel_values` show the same
+                image; the texts of one are positives of the other, never negatives. Unset, all differ.
+            return_loss (`bool`, defaults to `True`): compute the losses, where it is known which image each text
+                belongs to: from `image_index`, or row by row where there are as many images as texts.
+            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
+                text_states, interpolate_pos_encoding, return_dict: see [`HiViLTModel.forward`].
+
+        Raises:
+            ValueError: inputs are missing or do not fit together, or, in training, the pairs are not known.
+        """
+        if (pixel_values is None) == (image_states is None):
+            raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
+        if text_states is not None and (input_ids is not None or inputs_embeds is not None):
+            raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+        if image_states is None:
+            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        if text_states is None:
+            text_states = self.model.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        image_embeds = _embed(self.visual_projection, image_states.global_state)
+        text_embeds = _embed(self.text_projection, text_states.global_state)
+        logits_per_image = _logit_scale(self.logit_scale) * image_embeds @ text_embeds.t()
+
+        _check_index("image_index", image_index, image_embeds.shape[0], "images")
+        num_paired = image_embeds.shape[0] if image_index is None else image_index.shape[0]
+        paired = num_paired == text_embeds.shape[0]
+        if not paired and (self.training or image_index is not None):
+            raise ValueError(
+                f"{num_paired} images cannot be paired with {len(text_embeds)} texts. Give `image_index`, of shape "
+                "(texts,), which says for each text the image it belongs to."
+            )
+        losses = {}
+        if return_loss and paired:
+            losses = self._losses(
+                image_states, text_states, image_embeds, text_embeds, image_index, image_ids, **kwargs
+            )
+        return HiViLTRetrievalOutput(
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.t(),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            **losses,
+        )
+
+    def _losses(
+        self, image_states, text_states, image_embeds, text_embeds, image_index, image_ids, **kwargs
+    ) -> dict[str, torch.Tensor]:
+        """
+        `L = lambda_2 L_contrast + lambda_3 L_aux` over the batches of all processes: every process computes the whole
+        loss from gathered rows, so that averaged gradients are those of one process with the whole batch.
+        """
+        config = self.config
+        num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
+        device = text_embeds.device
+        if image_index is None:
+            image_index = torch.arange(num_texts, device=device)
+        if image_ids is not None and image_ids.shape != (num_images,):
+            raise ValueError(
+                f"`image_ids` must name each of the {num_images} images, got shape {tuple(image_ids.shape)}."
+            )
+        gather = config.gather_negatives and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        everywhere = gather_rows if gather else lambda rows: rows
+        # Position of this process' rows among those of all.
+        owner = torch.full((num_images,), dist.get_rank() if gather else 0, device=device)
+        first_image = int((everywhere(owner) < owner[0]).sum()) if gather else 0
+        text_owner = torch.full((num_texts,), dist.get_rank() if gather else 0, device=device)
+        first_text = int((everywhere(text_owner) < text_owner[0]).sum()) if gather else 0
+
+        ids = torch.arange(num_images, device=device) + first_image if image_ids is None else image_ids.to(device)
+        all_ids, all_text_ids = everywhere(ids), everywhere(ids[image_index])
+        positives = all_ids[:, None] == all_text_ids[None, :]
+        logits = _logit_scale(self.logit_scale) * everywhere(image_embeds) @ everywhere(text_embeds).t()
+        contrastive = contrastive_loss(logits, positives)
+        loss = config.contrastive_loss_weight * contrastive
+        losses = {"contrastive_loss": contrastive.detach()}
+
+        auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
+        if auxiliary_weight:
+            # Each matching pair against the same text with a hard image, and the same image with a hard text.
+            own_texts = torch.arange(num_texts, device=device) + first_text
+            own_images = image_index + first_image
+            hard_images, text_counts = hard_negatives(logits.t()[own_texts], positives.t()[own_texts], self.training)
+            hard_texts, image_counts = hard_negatives(logits[own_images], positives[own_images], self.training)
+            scores = self.score(
+                map_states(everywhere, image_states),
+                map_states(everywhere, text_states),
+                torch.cat([own_images, hard_images, own_images]),
+                torch.cat([own_texts, own_texts, hard_texts]),
+                **kwargs,
+            )
+            match, with_hard_image, with_hard_text = (_logit_scale(self.matching_logit_scale) * scores).chunk(3)
+            # Cross-entropy of choosing the match from the two, for either direction.
+            rows = F.softplus(torch.stack([with_hard_image - match, with_hard_text - match], dim=1))
+            counts = everywhere(torch.stack([text_counts, image_counts], dim=1).to(rows.dtype))
+            auxiliary = (everywhere(rows) * counts).sum() / counts.sum().clamp(min=1)
+            loss = loss + auxiliary_weight * auxiliary
+            losses["auxiliary_loss"] = auxiliary.detach()
+            losses["num_dropped_anchors"] = (counts == 0).sum()
+        return {"loss": loss, **losses}
+
+
+HiViLTModel.register_for_auto_class("AutoModel")
+HiViLTForQuestionAnswering.register_for_auto_class("AutoModelForVisualQuestionAnswering")
+HiViLTForRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
+
+__all__ = ["HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel", "HiViLTPreTrainedModel"]

@@ -1,0 +1,227 @@
+"""HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import logging
+
+from .configuration_hivilt import code_in_place
+
+logger = logging.get_logger(__name__)
+
+
+class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+    """
+    Opens a picture as people see it: turned as its EXIF data says, in RGB, on white where it is transparent.
+
+    Args:
+        picture (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, or `numpy.ndarray` of `uint8`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no readable picture, or the name is a web address, which is never fetched.
+        TypeError: something else.
+    """
+    if isinstance(picture, (str, os.PathLike)):
+        name = os.fspath(picture)
+        if name.startswith(("http://", "https://")):
+            raise ValueError(f"Pictures are not fetched from the web: download {name} and give the file's path.")
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no picture file {name!r}; check the path and the working directory.")
+        try:
+            with Image.open(name) as opened:
+                return load_picture(opened)
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name!r} is not a readable picture ({error}); replace or remove it.") from error
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        what = f"{type(picture).__name__} of {picture.dtype}" if hasattr(picture, "dtype") else type(picture).__name__
+        raise TypeError(f"A picture must be a file's path, a PIL image or an array of uint8, got {what}.")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        # 16 bits a pixel: a plain conversion would cut everything above 255 to white.
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+class HiViLTProcessor(ProcessorMixin):
+    """
+    Joins an image processor and a tokenizer.
+
+    Args:
+        image_processor: any transformers image processor that gives `pixel_values`.
+        tokenizer: any transformers tokenizer; its `model_max_length` is where texts are cut.
+    """
+
+    valid_processor_kwargs = HiViLTProcessorKwargs
+    _told_of_truncation = False
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        # Answers by label, read from the checkpoint's config so that there is but one place that names them.
+        self.id2label = None
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index"]
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | list[list[str]] | None = None,
+        **kwargs: Unpack[HiViLTProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Prepares pictures, texts, or both.
+
+        Args:
+            images (a picture or a list of them, *optional*): file paths, PIL images, `uint8` arrays; each once.
+            text (`str`, `list[str]` or `list[list[str]]`, *optional*): one text; one for each picture; several for the
+                only picture; or for each picture a list of its texts.
+            **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
+                texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning.
+
+        Returns:
+            `input_ids`, `attention_mask` (and what else the tokenizer gives) with one row a text, `pixel_values` with
+            one row a picture, and with both of them `image_index` `(texts,)`, the picture of each text.
+
+        Raises:
+            ValueError: neither is given, a text is empty, a picture is unreadable, or they do not pair up.
+            TypeError, FileNotFoundError: a text is no string, a picture is no picture or not there.
+        """
+        if images is None and text is None:
+            raise ValueError("Give the processor `images`, `text`, or both.")
+        merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        inputs = {}
+        if images is not None:
+            pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+            if not pictures:
+                raise ValueError("`images` is an empty list; give at least one picture.")
+        if text is not None:
+            texts, image_index = self._flatten(text, len(pictures) if images is not None else None)
+            tokens = self.tokenizer(texts if not isinstance(text, str) else text, **merged["text_kwargs"])
+            self._tell_of_truncation(tokens, len(texts))
+            inputs.update(tokens)
+        if images is not None:
+            # Tensors are taken to be prepared already, as image processors take them.
+            pictures = [p if isinstance(p, torch.Tensor) else load_picture(p) for p in pictures]
+            inputs.update(self.image_processor(pictures, **merged["images_kwargs"]))
+            if text is not None:
+                inputs["image_index"] = image_index
+        return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    @staticmethod
+    def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int]]:
+        """All texts in one list, and the picture of each."""
+        nested = [text] if isinstance(text, str) else list(text)
+        if nested and all(isinstance(group, (list, tuple)) for group in nested):
+            groups = nested
+        elif num_images == 1 or num_images is None:
+            groups = [nested]
+        else:
+            groups = [[single] for single in nested]
+        if num_images is not None and len(groups) != num_images:
+            raise ValueError(
+                f"{len(groups)} texts cannot be paired with {num_images} pictures. Give one text for each picture, or "
+                'for each picture a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
+            )
+        texts = [single for group in groups for single in group]
+        for position, single in enumerate(texts):
+            if not isinstance(single, str):
+                raise TypeError(f"`text` must hold strings, got {type(single).__name__} at position {position}.")
+            if not single.strip():
+                raise ValueError(f"The text at position {position} is empty; there is nothing to ask.")
+        if not texts:
+            raise ValueError("`text` is an empty list; give at least one text.")
+        return texts, [index for index, group in enumerate(groups) for _ in group]
+
+    def _tell_of_truncation(self, tokens, num_texts: int) -> None:
+        num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
+        if num_cut and not HiViLTProcessor._told_of_truncation:
+            HiViLTProcessor._told_of_truncation = True
+            logger.warning(
+                f"{num_cut} of {num_texts} texts were cut to {self.tokenizer.model_max_length} tokens, the most that "
+                "the tokenizer's `model_max_length` allows. Later cuts are not reported."
+            )
+
+    def post_process_question_answering(
+        self, logits: torch.Tensor, top_k: int = 1, id2label: dict[int, str] | None = None, multi_label: bool = False
+    ) -> list[list[dict[str, str | float]]]:
+        """
+        Turns scores into answers.
+
+        Args:
+            logits (`torch.Tensor` of shape `(texts, num_labels)`, or a model output that has them): the scores.
+            top_k (`int`, defaults to 1): how many answers to give for each text, best first.
+            id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config that was saved with this
+                processor.
+            multi_label (`bool`, defaults to `False`): the head was trained on soft labels, each answer by itself, so
+                probabilities are sigmoids and need not sum to one; otherwise they are a softmax.
+
+        Returns:
+            For each text a list of `{"answer": str, "score": float}`.
+
+        Raises:
+            ValueError: the answers are not known, or are not as many as the scores.
+        """
+        logits = getattr(logits, "logits", logits)
+        id2label = id2label if id2label is not None else self.id2label
+        if id2label is None:
+            raise ValueError("This processor was loaded without a config: give `id2label=model.config.id2label`.")
+        if logits.dim() != 2 or logits.shape[1] != len(id2label):
+            raise ValueError(
+                f"`logits` must have shape (texts, {len(id2label)}), one score for each answer of `id2label`, got "
+                f"{tuple(logits.shape)}."
+            )
+        probabilities = logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+        scores, labels = probabilities.topk(min(max(top_k, 1), logits.shape[1]), dim=-1)
+        return [
+            [{"answer": id2label[label], "score": score} for label, score in zip(*row, strict=True)]
+            for row in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "HiViLTProcessor":
+        """Loads as every processor does, and reads the answers' names from the config beside it, if there is one."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(
+                pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
+            )
+        except OSError:
+            return processor  # saved by itself
+        if config.get("id2label") is not None:
+            processor.id2label = {int(label): answer for label, answer in config["id2label"].items()}
+        return processor
+
+    def to_dict(self) -> dict:
+        """The saved form; the answers stay in the model's config."""
+        saved = super().to_dict()
+        saved.pop("id2label", None)
+        return saved
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Saves as every processor does, with its code; also into the folder that this very code runs from."""
+        with code_in_place(self, save_directory):
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+HiViLTProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["HiViLTProcessor", "load_picture"]

@@ -1,0 +1,290 @@
+"""Trains and evaluates HiViLT on questions about pictures.
+
+    python run_vqa.py                                              easy-VQA, everything with defaults
+    python run_vqa.py --train_file train.jsonl --test_file test.jsonl --output_dir outputs/mine
+    python run_vqa.py --model_name_or_path outputs/vqa --test_file test.csv --do_predict --output_dir outputs/test
+    python run_vqa.py settings.yaml                                the same flags in one file
+    accelerate launch --num_processes 2 run_vqa.py                 several devices
+
+It leaves in --output_dir: the checkpoint with its code, processor and pipeline, README.md, results.json,
+predictions.jsonl, training.png and predictions.png.
+"""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import set_seed
+
+from hivilt.data.vqa import (
+    Columns,
+    VQACollator,
+    VQADataset,
+    VQAExample,
+    build_answer_vocabulary,
+    check_pictures,
+    drop_unknown_answers,
+    hold_out_images,
+    read_easy_vqa,
+    read_file,
+    read_table,
+)
+from hivilt.evaluation.plots import plot_predictions
+from hivilt.evaluation.vqa import answer_coverage, canonical_answer, exact_match
+from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
+from hivilt.training import (
+    HiViLTTrainingArguments,
+    QuestionAnsweringTrainer,
+    TaskArguments,
+    answer_and_look,
+    collect_results,
+    load_or_build,
+    parameter_table,
+    parse_arguments,
+    run,
+    write_model_card,
+)
+
+logger = logging.getLogger("hivilt")
+
+DEFAULTS = {
+    "output_dir": "outputs/vqa",
+    "num_train_epochs": 8,
+    "per_device_train_batch_size": 16,  # pictures, of about ten questions each in easy-VQA
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 0.1,  # a share of all steps
+    "metric_for_best_model": "accuracy",
+}
+
+
+@dataclass
+class VQAArguments(TaskArguments):
+    """What only question answering has."""
+
+    question_column: str = field(default="question", metadata={"help": "Column of questions."})
+    question_id_column: str | None = field(default=None, metadata={"help": "Column copied to predictions.jsonl."})
+    answer_column: str = field(default="answer", metadata={"help": "Column of an answer, or of a list of them."})
+    min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
+    max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
+
+
+def read_splits(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
+    """The name of the data and its splits: "train", "validation" and "test", those that there are."""
+    columns = Columns(
+        args.image_column, args.question_column, args.answer_column, args.image_id_column, args.question_id_column
+    )
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    files = {split: Path(file) for split, file in files.items() if file}
+    if files:
+        name = next(iter(files.values())).stem
+        return name, {split: read_file(file, columns, split != "test") for split, file in files.items()}
+    if args.dataset_name or args.data_dir:
+        name = args.dataset_name or Path(args.data_dir).name
+        tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
+        named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+        return name, {
+            split: read_table(tables[table], columns, f"{name}, {table}", answers_needed=split != "test")
+            for split, table in named.items()
+            if table in tables
+        }
+    return "easy-VQA", {"train": read_easy_vqa("train"), "test": read_easy_vqa("test")}
+
+
+def prepare_splits(
+    args: VQAArguments, training_args: HiViLTTrainingArguments
+) -> tuple[str, dict[str, list[VQAExample]], dict[str, list[str]]]:
+    """The name of the data, the splits that this run needs, and which of their pictures are bad."""
+    needed = {
+        "train": training_args.do_train,
+        "validation": training_args.do_train or training_args.do_eval,
+        "test": training_args.do_predict,
+    }
+    # The main process writes what `datasets` caches; the others find it there.
+    with training_args.main_process_first(desc="reading the data"):
+        name, splits = read_splits(args)
+    if needed["validation"] and "validation" not in splits and "train" in splits:
+        splits["train"], splits["validation"] = hold_out_images(splits["train"], seed=training_args.seed)
+    missing = [split for split in needed if needed[split] and split not in splits]
+    if missing == ["test"] and training_args.do_train:
+        logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
+    elif missing:
+        flags = " and ".join(f"--{split}_file (or --{split}_split of a dataset)" for split in missing)
+        raise ValueError(
+            f"{name}: this run needs {', '.join(missing)} data, there is only {', '.join(splits)}: give {flags}."
+        )
+
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    used, bad_pictures = {}, {}
+    for split in [split for split in splits if needed[split]]:
+        examples = splits[split][: limits[split]]
+        used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
+    return name, used, bad_pictures
+
+
+def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, train: list[VQAExample] | None):
+    """The model and its processor; if it trains, its classes are the answers of the training data."""
+    if train is None:
+        if not args.model_name_or_path:
+            raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
+        return load_or_build(args, HiViLTForQuestionAnswering)
+
+    vocabulary = build_answer_vocabulary([one.answers for one in train], args.min_answer_count, args.max_answers)
+    questions = [one.question for one in train]
+    model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, id2label=dict(enumerate(vocabulary)))
+    known = set(model.config.id2label.values())
+    if known != set(vocabulary):
+        logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(known & set(vocabulary))}.")
+        model.resize_answer_head(vocabulary)
+    soft = any(len(one.answers) > 1 for one in train)
+    model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
+    for part in args.freeze:
+        model.freeze(part)
+    return model, processor
+
+
+def describe(examples: list[VQAExample], label2id: dict[str, int], bad_pictures: list[str]) -> dict:
+    """What a split holds, for the log and for `results.json`."""
+    return {
+        "pictures": len({one.image_id for one in examples}),
+        "questions": len(examples),
+        "answer_coverage": answer_coverage([one.answers for one in examples], label2id),
+        "bad_pictures": bad_pictures,
+    }
+
+
+def write_predictions(path: Path, examples: list[VQAExample], predictions: list[list[dict]]) -> None:
+    """One JSON object a question, in the order of the data."""
+    with path.open("w", encoding="utf-8") as file:
+        for one, best in zip(examples, predictions, strict=True):
+            row = {
+                "question_id": one.question_id,
+                "image": one.image_id,
+                "question": one.question,
+                "answer": one.answers[0] if len(one.answers) == 1 else list(one.answers),
+                "predictions": best,
+                "correct": exact_match(best[0]["answer"], one.answers) if one.answers else None,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_card(folder: Path, args: VQAArguments, results: dict, question: str, log_history: list[dict]) -> None:
+    """`README.md` of the checkpoint."""
+    name, train = results["data"]["name"], results["data"]["train"]
+    split = "test" if "accuracy" in results.get("test", {}) else "validation"
+    accuracy = EvalResult(
+        task_type="visual-question-answering",
+        dataset_type=args.dataset_name or name,
+        dataset_name=name,
+        dataset_split=split,
+        metric_type="accuracy",
+        metric_value=round(results[split]["accuracy"], 6),
+    )
+    write_model_card(
+        folder,
+        ModelCardData(
+            model_name=f"HiViLT for question answering, trained on {name}",
+            library_name="transformers",
+            pipeline_tag="visual-question-answering",
+            license="apache-2.0",
+            tags=["custom_code", "hivilt", "vision-language"],
+            datasets=args.dataset_name,
+            base_model=[model for model in (args.vision_model, args.text_model) if model] or None,
+            eval_results=[accuracy],
+        ),
+        summary=(
+            f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It answers "
+            f"questions about pictures with one of {results['num_answers']} answers, and was trained on "
+            f"{train['questions']:,} questions about {train['pictures']:,} pictures of {name}."
+        ),
+        usage=(
+            "from transformers import pipeline\n\n"
+            "# A folder or a name on the Hub.\n"
+            f'vqa = pipeline("visual-question-answering", model="{folder.name}", trust_remote_code=True)\n'
+            f'vqa("picture.png", {json.dumps(question)}, top_k=3)'
+        ),
+        limits=(
+            f"- It chooses from the {results['num_answers']} answers of its training data (`config.id2label`) and "
+            "cannot give another.\n"
+            f"- It was measured on {name} alone; other pictures or wordings may get a wrong answer with a high "
+            "probability."
+        ),
+        results=results,
+        log_history=log_history,
+    )
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Runs as the flags ask (`argv`; unset, the command line) and returns what `results.json` holds."""
+    start = time.perf_counter()
+    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, VQAArguments, DEFAULTS)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    torch.set_num_threads(args.num_threads)
+    set_seed(training_args.seed)
+
+    name, splits, bad_pictures = prepare_splits(args, training_args)
+    model, processor = prepare_model(args, training_args, splits.get("train"))
+    logger.info(parameter_table(model))
+    label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
+    data = {split: describe(examples, label2id, bad_pictures[split]) for split, examples in splits.items()}
+    for split, found in data.items():
+        logger.info(
+            f"{split}: {found['questions']:,} questions about {found['pictures']:,} pictures; the {len(label2id)} answers "
+            f"cover {found['answer_coverage']:.2%}" + (", which no accuracy can pass" if split != "train" else "")
+        )
+    if training_args.do_train:
+        kept = drop_unknown_answers(splits["train"], label2id)
+        data["train"]["dropped_questions"] = len(splits["train"]) - len(kept)
+        if len(kept) < len(splits["train"]):
+            logger.info(f"train: dropped {len(splits['train']) - len(kept):,} questions with no answer among them")
+        splits["train"] = kept
+
+    datasets = {split: VQADataset(examples) for split, examples in splits.items()}
+    trainer = QuestionAnsweringTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        data_collator=VQACollator(processor, label2id, model.config.problem_type == "multi_label_classification"),
+        processing_class=processor,
+    )
+    metrics, predictions = run(trainer, datasets.get("test"))
+
+    if trainer.is_world_process_zero():
+        folder = Path(training_args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            test = datasets["test"]
+            write_predictions(folder / "predictions.jsonl", test.examples, predictions)
+            # Pictures from all over the split, and of each another question.
+            shown = [
+                test.groups[place] for place in torch.linspace(0, len(test) - 1, min(12, len(test))).int().tolist()
+            ]
+            shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
+            plot_predictions(answer_and_look(trainer.model, processor, shown), folder / "predictions.png")
+        results = collect_results(trainer, args, metrics, data={"name": name, **data}, num_answers=len(label2id))
+        results["wall_seconds"] = time.perf_counter() - start
+        if training_args.do_train:
+            question = datasets["validation"].examples[0].question
+            write_card(folder, args, results, question, trainer.state.log_history)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for split in ("validation", "test"):
+            if "accuracy" in results.get(split, {}):
+                print(
+                    f"{split} accuracy: {results[split]['accuracy']:.4f} on {results[split]['num_questions']:,} questions"
+                )
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return results if trainer.is_world_process_zero() else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What every test runs under: no network, one thread, quiet; and the two fixtures that most of them share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from hivilt import HiViLTProcessor
+from tiny import make_batch, make_processor
+
+# Small tensors on few cores run an order of magnitude slower with several threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    return make_batch()
+
+
+@pytest.fixture
+def processor() -> HiViLTProcessor:
+    return make_processor()

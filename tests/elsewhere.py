@@ -1,0 +1,251 @@
+"""
+What a process does that has nothing but a checkpoint's folder: no installed hivilt, no network, an empty module cache.
+
+    python -I tests/elsewhere.py FUNCTION ARGUMENTS.json RESULT.json
+
+`run_elsewhere` of this file starts such a process and hands its result back.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if __name__ in ("__main__", "__mp_main__"):
+    # An installed hivilt, editable or not, must be as good as absent; also in a worker that spawns from here.
+    sys.modules["hivilt"] = None
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+AUTO_CLASSES = {
+    "HiViLTModel": AutoModel,
+    "HiViLTForQuestionAnswering": AutoModelForVisualQuestionAnswering,
+    "HiViLTForRetrieval": AutoModelForZeroShotImageClassification,
+}
+
+
+# Starting such a process
+
+
+def start_elsewhere(function, home: Path, **arguments) -> subprocess.Popen:
+    """Starts `function` of this file in a process of its own, whose caches and working directory are in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    request, result = home / f"{function.__name__}.request.json", home / f"{function.__name__}.{os.urandom(4).hex()}"
+    request.write_text(json.dumps({name: str(value) for name, value in arguments.items()}), encoding="utf-8")
+    foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "PYTHON", "XDG_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment |= {
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_MODULES_CACHE": str(home / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-I", __file__, function.__name__, str(request), str(result)],
+        cwd=home,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    process.result = result
+    return process
+
+
+def finish_elsewhere(process: subprocess.Popen) -> dict:
+    """Waits for it; gives what the function returned."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return {**json.loads(process.result.read_text(encoding="utf-8")), "output": output}
+
+
+def run_elsewhere(function, home: Path, **arguments) -> dict:
+    return finish_elsewhere(start_elsewhere(function, home, **arguments))
+
+
+# What both sides do
+
+
+def tensors(model) -> dict[str, torch.Tensor]:
+    """Every parameter and every buffer, also those that are not saved."""
+    named = [*model.named_parameters(), *((f"buffer {name}", buffer) for name, buffer in model.named_buffers())]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in named}
+
+
+def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What each class computes for a batch."""
+    with torch.no_grad():
+        result = model(**batch)
+        if "Retrieval" in type(model).__name__:
+            images = model.encode_images(batch["pixel_values"])
+            texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
+            result["score"] = model.score(images, texts, batch["image_index"])
+    kept = ("logits", "global_fusion_state", "local_fusion_state", "logits_per_image", "text_embeds", "score")
+    return {name: result[name].contiguous() for name in kept if name in result}
+
+
+def fine_tune(model, processor, output_dir: Path, resume_from: Path | None = None) -> list[float]:
+    """Four steps with a checkpoint after each two, dropout and all; the loss of each step."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [
+        {
+            "input_ids": torch.randint(5, 25, (7,), generator=generator),
+            "pixel_values": torch.randn(3, 20, 20, generator=generator),
+            "labels": torch.tensor(index % 5),
+        }
+        for index in range(10)
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        remove_unused_columns=False,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, processing_class=processor)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.save_model()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+# What runs elsewhere: each returns facts, and leaves tensors behind in files
+
+
+def _dirty_the_allocator():
+    # A buffer that loading forgot holds what was in its memory before: let that not be zeros by chance.
+    dirt = [torch.full((size,), 77) for size in range(1, 400) for _ in range(3)]
+    del dirt
+
+
+def _open(auto_class, folder, **kwargs):
+    _dirty_the_allocator()
+    return auto_class.from_pretrained(folder, trust_remote_code=True, **kwargs)
+
+
+def load_all(checkpoints: str, results: str, again: str) -> dict:
+    """Opens each of `checkpoints` with each auto class, and saves what fits it best to `again`."""
+    facts = {}
+    batch = load_file(Path(checkpoints, "batch.safetensors"))
+    for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
+        facts[folder.name]["modules"] = [type(config).__module__, type(processor).__module__]
+        for name, auto_class in AUTO_CLASSES.items():
+            model, loading = _open(auto_class, folder, output_loading_info=True)
+            facts[folder.name][auto_class.__name__] = {
+                "class": type(model).__name__,
+                **{kind: sorted(loading[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")},
+            }
+            facts[folder.name]["modules"].append(type(model).__module__)
+            if name == architecture:
+                save_file(outputs(model, batch), Path(results, f"{folder.name}.outputs.safetensors"))
+                save_file(tensors(model), Path(results, f"{folder.name}.tensors.safetensors"))
+                model.save_pretrained(Path(again, folder.name))
+                processor.save_pretrained(Path(again, folder.name))
+                with torch.device("meta"):
+                    built = type(model)(config)
+                facts[folder.name]["on meta"] = all(parameter.is_meta for parameter in built.parameters())
+    save_file(batch, Path(again, "batch.safetensors"))
+    return facts
+
+
+def first_process(checkpoints: str, place: str, results: str, again: str, trained: str) -> dict:
+    """All that can be done with what the testing process saved."""
+    facts = {"importable": importlib.util.find_spec("hivilt") is not None, "path": sys.path}
+    facts["loaded"] = load_all(checkpoints, results, again)
+    batch = load_file(Path(checkpoints, "batch.safetensors"))
+    folder = Path(checkpoints, "HiViLTForRetrieval")
+
+    half = _open(AutoModelForZeroShotImageClassification, folder, dtype=torch.bfloat16)
+    save_file(tensors(half), Path(results, "bfloat16.safetensors"))
+    mapped = _open(AutoModelForZeroShotImageClassification, folder, device_map={"": "cpu"})
+    save_file(tensors(mapped), Path(results, "device_map.safetensors"))
+    on_disk = {"model.vision_model": "cpu", "model.text_model": "disk", "model.fusion": "cpu", "": "cpu"}
+    offloaded = _open(
+        AutoModelForZeroShotImageClassification, folder, device_map=on_disk, offload_folder=Path(results, "offloaded")
+    )
+    facts["offloaded"] = any(parameter.is_meta for parameter in offloaded.parameters())
+    save_file(outputs(offloaded, batch), Path(results, "offloaded.safetensors"))
+
+    # Saving to "." while the code of "." runs.
+    os.chdir(place)
+    model = _open(AutoModelForVisualQuestionAnswering, ".")
+    model.save_pretrained(".")
+    AutoProcessor.from_pretrained(".", trust_remote_code=True).save_pretrained(".")
+    reopened = _open(AutoModelForVisualQuestionAnswering, ".")
+    save_file(outputs(reopened, batch), Path(results, "place.safetensors"))
+
+    processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
+    pictures = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "yes")]
+    collate = functools.partial(_collate, processor)
+    spawned = DataLoader(pictures, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+    facts["spawned"] = [{name: value.tolist() for name, value in batch.items()} for batch in spawned]
+    facts["not spawned"] = [
+        {name: value.tolist() for name, value in collate(pictures[start : start + 2]).items()} for start in (0, 2)
+    ]
+
+    def fresh_model():
+        return _open(AutoModelForVisualQuestionAnswering, place, dtype=torch.float32)
+
+    set_seed(0)
+    facts["losses"] = fine_tune(fresh_model(), processor, Path(trained))
+    facts["losses, resumed"] = fine_tune(
+        fresh_model(), processor, Path(trained, "resumed"), Path(trained, "checkpoint-2")
+    )
+    return facts
+
+
+def _collate(processor, examples: list) -> dict:
+    pictures, questions = zip(*examples, strict=True)
+    return dict(processor(images=list(pictures), text=list(questions), return_tensors="pt", padding="max_length"))
+
+
+def second_process(checkpoints: str, trained: str, results: str, again: str) -> dict:
+    """The same with what the first process saved, and what it trained."""
+    facts = {"importable": importlib.util.find_spec("hivilt") is not None}
+    facts["loaded"] = load_all(checkpoints, results, again)
+    picture = Image.new("RGB", (31, 23), "red")
+    for folder in Path(trained), Path(trained, "checkpoint-2"), Path(trained, "resumed"):
+        answer = pipeline("visual-question-answering", model=str(folder), trust_remote_code=True)
+        facts[f"pipeline {folder.name}"] = answer(picture, "what color is it", top_k=2)
+        facts[f"AutoModel {folder.name}"] = type(_open(AutoModel, folder)).__name__
+    return facts
+
+
+def open_one(folder: str) -> dict:
+    """Opens a checkpoint as soon as the file `go` is there."""
+    return {"class": type(_open(AutoModelForVisualQuestionAnswering, folder)).__name__}
+
+
+if __name__ == "__main__":
+    name, request, result = sys.argv[1:]
+    torch.set_num_threads(1)
+    returned = globals()[name](**json.loads(Path(request).read_text(encoding="utf-8")))
+    Path(result).write_text(json.dumps(returned), encoding="utf-8")

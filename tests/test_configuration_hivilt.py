@@ -1,0 +1,328 @@
+"""The config: what it holds by default, derives, refuses and saves."""
+
+import importlib
+import json
+from dataclasses import fields
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    CLIPConfig,
+    ConvNextConfig,
+    Dinov2Config,
+    ResNetConfig,
+    RobertaConfig,
+    SiglipConfig,
+    SiglipVisionConfig,
+    SwinConfig,
+    T5Config,
+    ViTConfig,
+)
+
+from hivilt import HiViLTConfig
+from hivilt.configuration_hivilt import AUTO_MAP
+from hivilt.modeling_hivilt import HiViLTModelOutput, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config
+
+
+def saved(config: HiViLTConfig, folder) -> dict:
+    """What `save_pretrained` wrote."""
+    config.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+# Defaults
+
+
+def test_defaults_are_the_base_model_of_the_design_note():
+    config = HiViLTConfig()
+    vision, text = config.vision_config, config.text_config
+    assert (vision.model_type, vision.image_size, vision.patch_size) == ("vit", 224, 16)
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == (768, 12, 12)
+    assert (text.model_type, text.vocab_size, text.max_position_embeddings) == ("bert", 30522, 512)
+    assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (768, 12, 12)
+    assert (config.hidden_size, config.num_attention_heads, config.num_fusion_stages) == (768, 8, 3)
+    assert (config.dropout, config.projection_dim, config.logit_scale_init_value) == (0.1, 256, 2.6592)
+    assert config.use_local_fusion and config.use_global_fusion and config.fusion_top_k is None
+    assert (config.classification_loss_weight, config.contrastive_loss_weight) == (1.0, 1.0)
+    assert config.auxiliary_loss_weight is None
+
+
+def test_fields_go_by_keyword():
+    with pytest.raises(ValueError, match="only keyword arguments"):
+        HiViLTConfig(ViTConfig(), BertConfig())
+
+
+# Encoders
+
+
+@pytest.mark.parametrize("name", VISION_CONFIGS)
+def test_vision_config_is_taken_as_object_or_dict(name):
+    vision = make_config(vision=name).vision_config
+    assert type(vision) is type(VISION_CONFIGS[name]())
+    assert HiViLTConfig(vision_config=vision.to_dict(), num_fusion_stages=2).vision_config.to_dict() == vision.to_dict()
+
+
+@pytest.mark.parametrize("name", TEXT_CONFIGS)
+def test_text_config_is_taken_as_object_or_dict(name):
+    text = make_config(text=name).text_config
+    assert type(text) is type(TEXT_CONFIGS[name]())
+    assert HiViLTConfig(text_config=text.to_dict()).text_config.to_dict() == text.to_dict()
+
+
+def test_dict_without_model_type_is_vit_or_bert():
+    config = HiViLTConfig(vision_config={"image_size": 96}, text_config={"vocab_size": 7})
+    assert isinstance(config.vision_config, ViTConfig) and config.vision_config.image_size == 96
+    assert isinstance(config.text_config, BertConfig) and config.text_config.vocab_size == 7
+
+
+@pytest.mark.parametrize("whole", [CLIPConfig, SiglipConfig])
+def test_config_of_a_dual_encoder_lends_its_towers(whole):
+    whole = whole(vision_config={"image_size": 64}, text_config={"vocab_size": 77})
+    config = HiViLTConfig.from_vision_text_configs(whole, whole, hidden_size=64)
+    assert type(config.vision_config) is type(whole.vision_config) and config.vision_config.image_size == 64
+    assert type(config.text_config) is type(whole.text_config) and config.text_config.vocab_size == 77
+    assert config.hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("vision", "unread"),
+    [(SiglipVisionConfig(), "vision_use_head"), (Dinov2Config(), "use_mask_token")],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_heads_that_nothing_reads_are_switched_off_in_a_copy(vision, unread):
+    assert getattr(vision, unread, True) is True
+    vision_with_head = vision.__class__(**{unread: True})
+    config = HiViLTConfig(vision_config=vision_with_head)
+    assert getattr(config.vision_config, unread) is False
+    assert getattr(vision_with_head, unread) is True
+
+
+# Levels: for each stage the index into the encoder's hidden states, the pooling stride and the channels there
+
+
+@pytest.mark.parametrize(
+    ("vision", "fusion", "layout"),
+    [
+        # Isotropic: evenly spaced layers that end with the last, pooled by 1, 2, 4.
+        (ViTConfig(), {}, [(4, 1, 768), (8, 2, 768), (12, 4, 768)]),
+        (ViTConfig(), {"num_fusion_stages": 1}, [(12, 1, 768)]),
+        (ViTConfig(), {"num_fusion_stages": 5}, [(2, 1, 768), (4, 2, 768), (7, 4, 768), (9, 8, 768), (12, 16, 768)]),
+        (ViTConfig(num_hidden_layers=24, hidden_size=1024), {}, [(8, 1, 1024), (16, 2, 1024), (24, 4, 1024)]),
+        (SiglipVisionConfig(), {}, [(4, 1, 768), (8, 2, 768), (12, 4, 768)]),
+        (Dinov2Config(), {"vision_levels": [12, 12, 12]}, [(12, 1, 768), (12, 2, 768), (12, 4, 768)]),
+        (ViTConfig(), {"vision_strides": [2, 2, 7]}, [(4, 2, 768), (8, 2, 768), (12, 7, 768)]),
+        # Hierarchical: the last stages, which coarsen by themselves. Swin merges after a stage, so its last two states
+        # share a resolution and the former is left out.
+        (SwinConfig(), {}, [(1, 1, 192), (2, 1, 384), (4, 1, 768)]),
+        (SwinConfig(), {"num_fusion_stages": 4}, [(0, 1, 96), (1, 1, 192), (2, 1, 384), (4, 1, 768)]),
+        (SwinConfig(embed_dim=128), {"num_fusion_stages": 1}, [(4, 1, 1024)]),
+        (SwinConfig(), {"vision_levels": [0, 3, 4]}, [(0, 1, 96), (3, 1, 768), (4, 1, 768)]),
+        (ConvNextConfig(), {}, [(2, 1, 192), (3, 1, 384), (4, 1, 768)]),
+        (ConvNextConfig(), {"num_fusion_stages": 4}, [(1, 1, 96), (2, 1, 192), (3, 1, 384), (4, 1, 768)]),
+        (ConvNextConfig(), {"vision_levels": [0, 2, 4]}, [(0, 1, 96), (2, 1, 192), (4, 1, 768)]),
+        (ConvNextConfig(), {"vision_strides": [4, 2, 1]}, [(2, 4, 192), (3, 2, 384), (4, 1, 768)]),
+        (ResNetConfig(), {"vision_levels": [0, 1, 4]}, [(0, 1, 64), (1, 1, 256), (4, 1, 2048)]),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_vision_level_layout(vision, fusion, layout):
+    assert HiViLTConfig(vision_config=vision, **fusion).vision_level_layout == layout
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        (BertConfig(), 512),
+        (RobertaConfig(max_position_embeddings=514), 512),  # positions start behind pad_token_id, which is 1
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=0), 513),
+        (CLIPConfig(), 77),
+        (T5Config(), None),
+    ],
+    ids=["bert", "roberta", "roberta, other padding", "clip", "t5"],
+)
+def test_max_text_length(text, limit):
+    assert HiViLTConfig.from_vision_text_configs(ViTConfig(), text).max_text_length == limit
+
+
+# Answers
+
+
+def test_label2id_follows_from_id2label():
+    config = HiViLTConfig(id2label={"0": "red", "1": "blue", "2": "yes"})
+    assert config.id2label == {0: "red", 1: "blue", 2: "yes"}
+    assert config.label2id == {"red": 0, "blue": 1, "yes": 2}
+    assert config.num_labels == 3
+    # A second opinion on the numbers does not count.
+    assert HiViLTConfig(id2label={0: "red"}, label2id={"red": 5}).label2id == {"red": 0}
+
+
+def test_num_labels_alone_makes_nameless_answers():
+    config = HiViLTConfig(num_labels=3)
+    assert config.num_labels == 3 and config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("hidden_size", 0),
+        ("hidden_size", "20"),
+        ("hidden_size", 22),  # not a multiple of the 4 heads
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 3),
+        ("num_fusion_stages", 0),
+        ("num_fusion_stages", 2.0),
+        ("fusion_intermediate_size", 0),
+        ("projection_dim", -1),
+        ("fusion_top_k", 0),
+        ("fusion_top_k", 0.5),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("classification_loss_weight", -1.0),
+        ("contrastive_loss_weight", -1.0),
+        ("auxiliary_loss_weight", -1.0),
+        ("auxiliary_loss_weight", "no"),
+        ("use_local_fusion", "no"),
+        ("use_global_fusion", 1),
+        ("gather_negatives", None),
+        ("logit_scale_init_value", "ln 14"),
+        ("vision_levels", [3]),
+        ("vision_levels", []),
+        ("vision_levels", [1, 4]),  # three layers and the embeddings: 0..3
+        ("vision_levels", [-1, 3]),
+        ("vision_levels", 3),
+        ("vision_strides", [1, 2, 4]),
+        ("vision_strides", [0, 1]),
+        ("vision_strides", "12"),
+        ("id2label", {0: "red", 1: "red"}),
+        ("id2label", {1: "red", 2: "blue"}),
+        ("id2label", {0: "red", 2: "blue"}),
+    ],
+)
+def test_refuses_a_wrong_value_by_the_name_of_its_field(field, wrong):
+    with pytest.raises(StrictDataclassError, match=rf"['`]{field}['`]"):
+        make_config(**{field: wrong})
+
+
+@pytest.mark.parametrize("vision", ["swin", "convnext"])
+def test_refuses_more_stages_than_a_hierarchical_encoder_has(vision):
+    with pytest.raises(StrictDataclassError, match="`num_fusion_stages` .4. is more than"):
+        make_config(vision=vision, num_fusion_stages=4)
+
+
+def test_refuses_an_encoder_that_is_neither_config_nor_dict():
+    with pytest.raises((StrictDataclassError, TypeError), match="vision_config"):
+        HiViLTConfig(vision_config="vit")
+
+
+def test_refuses_to_save_what_was_broken_after_construction(tmp_path):
+    config = make_config()
+    config.num_attention_heads = 3
+    with pytest.raises(StrictDataclassError, match="`num_attention_heads`"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("hidden_sizes", "hidden_size"),
+        ("num_fusion_stage", "num_fusion_stages"),
+        ("fusion_topk", "fusion_top_k"),
+        ("drop_out", "dropout"),
+        ("use_localfusion", "use_local_fusion"),
+        ("vision_confg", "vision_config"),
+    ],
+)
+def test_notices_a_misspelt_field(misspelt, meant):
+    with pytest.raises(ValueError, match=f"no `{misspelt}`; did you mean `{meant}`"):
+        make_config(**{misspelt: 1})
+
+
+def test_keeps_a_field_that_resembles_none_of_its_own(tmp_path):
+    config = make_config(trained_on="easy-vqa", num_labels=5)
+    assert saved(config, tmp_path)["trained_on"] == "easy-vqa"
+    assert HiViLTConfig.from_pretrained(tmp_path).trained_on == "easy-vqa"
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("vision", VISION_CONFIGS)
+@pytest.mark.parametrize("text", TEXT_CONFIGS)
+def test_round_trip_gives_an_equal_config(vision, text, tmp_path):
+    config = make_config(
+        vision, text, vision_levels=(1, 3), vision_strides=[1, 2], fusion_top_k=3, dropout=0, auxiliary_loss_weight=0.5
+    )
+    first = saved(config, tmp_path)
+    loaded = HiViLTConfig.from_pretrained(tmp_path)
+    # Equal but for what only a saved config knows: the version that wrote it.
+    assert loaded.to_dict() == {**config.to_dict(), "vision_levels": [1, 3]}
+    assert type(loaded.vision_config) is type(config.vision_config)
+    assert type(loaded.text_config) is type(config.text_config)
+    assert saved(loaded, tmp_path / "again") == first
+    assert HiViLTConfig.from_pretrained(tmp_path / "again") == loaded
+
+
+def test_auto_config_knows_the_model_type(tmp_path):
+    make_config().save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is HiViLTConfig
+    assert type(AutoConfig.for_model("hivilt")) is HiViLTConfig
+
+
+def test_auto_map_names_all_the_code():
+    assert set(AUTO_MAP) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForVisualQuestionAnswering",
+        "AutoModelForZeroShotImageClassification",
+        "AutoProcessor",
+    }
+    for reference in AUTO_MAP.values():
+        module, name = reference.split(".")
+        assert getattr(importlib.import_module(f"hivilt.{module}"), name).__name__ == name
+
+
+@pytest.mark.checklist("2")
+def test_saved_config_refers_to_the_code_beside_it_wherever_it_was_loaded_from(tmp_path):
+    from_hub = {auto_class: f"someone/somewhere--{reference}" for auto_class, reference in AUTO_MAP.items()}
+    config = make_config(auto_map=dict(from_hub))
+    assert saved(config, tmp_path)["auto_map"] == AUTO_MAP
+    assert config.auto_map == from_hub
+    # A config from before the full map, or from a class that wrote only its own entry, is completed.
+    config = make_config(auto_map={"AutoConfig": AUTO_MAP["AutoConfig"]})
+    assert saved(config, tmp_path)["auto_map"] == AUTO_MAP
+    assert (tmp_path / "configuration_hivilt.py").is_file()
+
+
+def test_two_configs_share_nothing():
+    first, second = make_config(), make_config()
+    first.auto_map["AutoModel"] = "elsewhere.Model"
+    first.id2label[0] = "changed"
+    assert second.auto_map == AUTO_MAP and second.id2label[0] == "answer 0"
+
+
+# What Trainer reads
+
+
+@pytest.mark.parametrize(
+    ("output", "kept"),
+    [
+        (HiViLTModelOutput, set()),
+        (HiViLTQuestionAnsweringOutput, {"loss", "logits"}),
+        (HiViLTRetrievalOutput, {"loss", "image_embeds", "text_embeds"}),
+    ],
+)
+def test_evaluation_keeps_only_what_metrics_need(output, kept):
+    assert {field.name for field in fields(output)} - set(HiViLTConfig.keys_to_ignore_at_inference) == kept
+
+
+def test_class_attributes_stay_out_of_the_file(tmp_path):
+    names = saved(make_config(), tmp_path)
+    assert "keys_to_ignore_at_inference" not in names and "sub_configs_defaults" not in names
+    assert names["model_type"] == "hivilt"

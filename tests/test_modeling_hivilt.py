@@ -1,0 +1,669 @@
+"""The model against an independent reference, and what it promises about encoding, sparsity, losses and processes."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
+from hivilt.modeling_hivilt import (
+    classification_loss,
+    contrastive_loss,
+    hard_negatives,
+    masked_mean,
+    resample_grid,
+    smooth_tokens,
+)
+from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model
+
+FUSIONS = {
+    "dense": {},
+    "three stages": {"num_fusion_stages": 3},
+    "one stage": {"num_fusion_stages": 1},
+    "sparse": {"fusion_top_k": 3},
+    "sparse, three stages": {"fusion_top_k": 2, "num_fusion_stages": 3},
+    "without local": {"use_local_fusion": False},
+    "without global": {"use_global_fusion": False},
+    "without either": {"use_local_fusion": False, "use_global_fusion": False},
+    "own levels": {"vision_levels": [1, 1], "vision_strides": [2, 3]},
+}
+
+
+def _reference_maps(model: HiViLTModel, pixel_values: torch.Tensor) -> list[np.ndarray]:
+    """The chosen hidden states of one image, taken from the encoder itself: class token dropped, on the grid."""
+    outputs = model.vision_model(pixel_values, output_hidden_states=True)
+    states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+    side = IMAGE_SIZE // 4
+    return [states[index][0, 1:].reshape(side, side, -1).numpy() for index, _, _ in model.config.vision_level_layout]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
+def test_model_equals_the_equations_in_plain_loops(fusion, attention):
+    model = make_model(HiViLTModel, weight_scale=8.0, attn_implementation=attention, **fusion).double()
+    batch = make_batch()
+    batch["pixel_values"] = batch["pixel_values"].double()
+    weights = {name: parameter.numpy() for name, parameter in model.state_dict().items()}
+    with torch.no_grad():
+        outputs = model(**batch)
+        for row, image in enumerate(batch["image_index"].tolist()):
+            length = int(batch["attention_mask"][row].sum())
+            tokens = outputs.text_last_hidden_state[row, :length].numpy()
+            maps = _reference_maps(model, batch["pixel_values"][image : image + 1])
+            expected = reference.fuse(weights, model.config, maps, tokens)
+
+            num_vision = outputs.local_fusion_state.shape[1] - batch["input_ids"].shape[1]
+            local = outputs.local_fusion_state[row, : num_vision + length]
+            np.testing.assert_allclose(local.numpy(), expected["local_fusion_state"], atol=1e-6, rtol=1e-6)
+            for name in ("vision_global_state", "text_global_state", "global_fusion_state"):
+                np.testing.assert_allclose(outputs[name][row].numpy(), expected[name], atol=1e-6, rtol=1e-6)
+
+
+def test_the_reference_would_notice_a_swapped_modality():
+    """The comparison above can fail: swap the two MLPs of a stage and it does."""
+    model = make_model(HiViLTModel, weight_scale=8.0).double()
+    batch = make_batch()
+    weights = {name: parameter.numpy() for name, parameter in model.state_dict().items()}
+    stage = model.fusion.stages[0]
+    stage.vision_mlp, stage.text_mlp = stage.text_mlp, stage.vision_mlp
+    with torch.no_grad():
+        outputs = model(**batch | {"pixel_values": batch["pixel_values"].double()})
+        tokens = outputs.text_last_hidden_state[0].numpy()
+        expected = reference.fuse(
+            weights, model.config, _reference_maps(model, batch["pixel_values"][:1].double()), tokens
+        )
+    assert np.abs(outputs.global_fusion_state[0].numpy() - expected["global_fusion_state"]).max() > 1e-3
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("fusion", [FUSIONS["dense"], FUSIONS["three stages"], FUSIONS["sparse"]])
+def test_shapes_of_everything_returned(fusion, batch):
+    model = make_model(HiViLTModel, attn_implementation="eager", **fusion)
+    outputs = model(**batch, output_attentions=True, output_hidden_states=True)
+    stages, d, heads, texts, tokens = model.config.num_fusion_stages, 20, 4, 5, 7
+    vision_tokens = [25, 9, 4][:stages]  # a grid of 5 x 5, its squares of 2 and of 4
+    assert outputs.local_fusion_state.shape == (texts, vision_tokens[-1] + tokens, d)
+    for name in ("global_fusion_state", "vision_global_state", "text_global_state"):
+        assert outputs[name].shape == (texts, d)
+    assert outputs.vision_last_hidden_state.shape == (3, 26, 24)
+    assert outputs.text_last_hidden_state.shape == (texts, tokens, 18)
+    assert [state.shape for state in outputs.hidden_states] == [(texts, n + tokens, d) for n in vision_tokens]
+    assert [a.shape for a in outputs.cross_attentions] == [(texts, heads, tokens, n) for n in vision_tokens]
+    assert [a.shape for a in outputs.vision_cross_attentions] == [(texts, heads, n, tokens) for n in vision_tokens]
+    assert [a.shape for a in outputs.global_cross_attentions] == [(texts, heads, 1, 2)] * 2
+    assert len(outputs.vision_hidden_states) == 4 and len(outputs.text_hidden_states) == 3
+    assert len(outputs.vision_attentions) == 3 and len(outputs.text_attentions) == 2
+
+
+def test_attention_weights_sum_to_one_and_never_fall_on_padding(batch):
+    model = make_model(HiViLTModel, weight_scale=8.0, attn_implementation="eager", fusion_top_k=3)
+    outputs = model(**batch, output_attentions=True)
+    real = batch["attention_mask"].bool()
+    for text_to_image, image_to_text in zip(outputs.cross_attentions, outputs.vision_cross_attentions, strict=True):
+        sums = text_to_image.sum(-1).transpose(1, 2)  # (texts, tokens, heads)
+        torch.testing.assert_close(sums[real], torch.ones_like(sums[real]))
+        assert (sums[~real] == 0).all()
+        assert (image_to_text.sum(2).transpose(1, 2)[~real] == 0).all()
+        # sparse: no text token looked at more than three places
+        assert int((text_to_image > 0).sum(-1).max()) == 3
+
+
+# Encode once
+
+
+def _count_calls(module: torch.nn.Module) -> list[int]:
+    rows = []
+    module.register_forward_hook(lambda module, args, output: rows.append(len(output.last_hidden_state)))
+    return rows
+
+
+@pytest.mark.checklist("10")
+@pytest.mark.parametrize("fusion", [FUSIONS["dense"], FUSIONS["sparse"]], ids=["dense", "sparse"])
+def test_states_give_what_inputs_give_and_every_image_is_encoded_once(fusion, batch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, **fusion)
+    images_seen, texts_seen = _count_calls(model.model.vision_model), _count_calls(model.model.text_model)
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        joint = model(**batch).logits
+        assert images_seen == [3] and texts_seen == [5]
+        image_states, text_states = model.encode_images(batch["pixel_values"]), model.encode_texts(**texts)
+        from_states = model(image_states=image_states, text_states=text_states, image_index=batch["image_index"])
+        from_images = model(**texts, image_states=image_states, image_index=batch["image_index"])
+        assert images_seen == [3, 3] and texts_seen == [5, 5, 5]
+        one_by_one = [
+            model(
+                input_ids=texts["input_ids"][row : row + 1],
+                attention_mask=texts["attention_mask"][row : row + 1],
+                pixel_values=batch["pixel_values"][image : image + 1],
+            ).logits
+            for row, image in enumerate(batch["image_index"].tolist())
+        ]
+    torch.testing.assert_close(from_states.logits, joint)
+    torch.testing.assert_close(from_images.logits, joint)
+    torch.testing.assert_close(torch.cat(one_by_one), joint, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.checklist("10")
+def test_score_equals_the_similarity_of_the_joint_forward(batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    with torch.no_grad():
+        image_states = model.encode_images(batch["pixel_values"])
+        text_states = model.encode_texts(batch["input_ids"], batch["attention_mask"])
+        outputs = model.model(**batch)
+        expected = F.cosine_similarity(
+            model.fused_visual_projection(outputs.vision_global_state),
+            model.fused_text_projection(outputs.text_global_state),
+        )
+        torch.testing.assert_close(model.score(image_states, text_states, batch["image_index"]), expected)
+        # all pairs, text by text, and back in another order
+        images, texts = torch.arange(3).repeat(5), torch.arange(5).repeat_interleave(3)
+        table = model.score(image_states, text_states, images, texts).view(5, 3)
+        torch.testing.assert_close(table[torch.arange(5), batch["image_index"]], expected)
+
+
+# Sparse fusion
+
+
+@given(st.integers(1, 30), st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_sparse_fusion_over_all_tokens_is_dense_fusion_and_fewer_rows_change(top_k, seed):
+    dense = make_model(HiViLTModel, weight_scale=6.0, num_fusion_stages=1, seed=seed)
+    sparse = make_model(HiViLTModel, weight_scale=6.0, num_fusion_stages=1, seed=seed, fusion_top_k=top_k)
+    batch = make_batch(seed)
+    with torch.no_grad():
+        full, part = dense(**batch), sparse(**batch)
+        level = sparse.encode_images(batch["pixel_values"]).level_states[0].flatten(1, 2)[batch["image_index"]]
+    if top_k >= 25:
+        torch.testing.assert_close(part.local_fusion_state, full.local_fusion_state, atol=0, rtol=0)
+        return
+    untouched = (part.local_fusion_state[:, :25] == level).all(-1).sum(-1)
+    lengths = batch["attention_mask"].sum(-1)
+    assert (untouched >= 25 - top_k * lengths).all() and (untouched <= 25 - top_k).all()
+
+
+def test_sparse_fusion_saves_the_work():
+    """The MLP of the vision rows runs over the chosen rows, not over all of them."""
+    rows = []
+    for top_k in (None, 2):
+        model = make_model(HiViLTModel, num_fusion_stages=1, fusion_top_k=top_k)
+        model.fusion.stages[0].vision_mlp.register_forward_hook(lambda m, args, out: rows.append(args[0].shape[1]))
+        with torch.no_grad():
+            model(**make_batch())
+    assert rows[0] == 25 and rows[1] <= 14
+
+
+# The pieces
+
+
+@given(st.integers(1, 9), st.sampled_from([1, 3, 9, 27]), st.data())
+@settings(max_examples=30, deadline=None)
+def test_smoothing_averages_the_tokens_in_reach_and_no_padding(length, window, data):
+    total = data.draw(st.integers(length, 12))
+    tokens = torch.randn(1, total, 3, generator=torch.Generator().manual_seed(total))
+    mask = (torch.arange(total) < length)[None]
+    smoothed = smooth_tokens(tokens, mask, window)
+    assert smoothed.isfinite().all()
+    for i in range(length):
+        expected = tokens[0, max(0, i - window // 2) : min(length, i + window // 2 + 1)].mean(0)
+        torch.testing.assert_close(smoothed[0, i], expected)
+
+
+@given(st.tuples(st.integers(1, 7), st.integers(1, 7)), st.tuples(st.integers(1, 7), st.integers(1, 7)))
+@settings(max_examples=30, deadline=None)
+def test_resampling_averages_the_cells_covered(old, new):
+    rows = torch.randn(1, old[0] * old[1], 2, generator=torch.Generator().manual_seed(old[0] * 8 + new[1]))
+    grid = rows[0].view(*old, 2).numpy()
+    expected = np.array(reference.resample([list(row) for row in grid], *new)).reshape(-1, 2)
+    np.testing.assert_allclose(resample_grid(rows, old, new)[0].numpy(), expected, atol=1e-6)
+
+
+def test_mean_of_nothing_is_zero():
+    assert masked_mean(torch.ones(2, 3, 4), torch.tensor([[True, False, True], [False] * 3])).tolist() == [
+        [1.0] * 4,
+        [0.0] * 4,
+    ]
+
+
+# Losses
+
+
+def test_integer_labels_give_the_mean_cross_entropy_of_the_answered_rows():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, -100, 0, 1])
+    rows = [0, 2, 3]
+    expected = -sum(torch.log_softmax(logits[r], -1)[labels[r]] for r in rows) / 3
+    torch.testing.assert_close(classification_loss(logits, labels), expected)
+    assert classification_loss(logits, torch.full((4,), -100)) == 0
+
+
+def test_soft_labels_give_binary_cross_entropy_times_classes_over_the_answered_rows():
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0.3, 0, 1, 0], [0, 0, 0, 0], [0, 0.6, 0, 0]])
+    expected = F.binary_cross_entropy_with_logits(logits[[0, 2]], labels[[0, 2]]) * 4
+    torch.testing.assert_close(classification_loss(logits, labels), expected)
+
+
+def test_contrastive_loss_equals_a_loop_over_anchors():
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    positives = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    losses = []
+    for matrix, matches in ((logits, positives), (logits.t(), positives.t())):
+        rows = [
+            -torch.stack([torch.log_softmax(row, -1)[i] for i in torch.where(match)[0]]).mean()
+            for row, match in zip(matrix, matches, strict=True)
+            if match.any()
+        ]
+        losses.append(torch.stack(rows).mean())
+    torch.testing.assert_close(contrastive_loss(logits, positives), sum(losses) / 2)
+
+
+def test_texts_of_the_same_image_do_not_repel_each_other():
+    """Two rows of one image: swapping their texts changes nothing, and neither is pushed from the other's text."""
+    logits = torch.tensor([[3.0, 3.0, -9.0], [3.0, 3.0, -9.0], [-9.0, -9.0, 3.0]], requires_grad=True)
+    same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()
+    contrastive_loss(logits, same).backward()
+    assert logits.grad[0, 1].abs() < 1e-5 and logits.grad[1, 0].abs() < 1e-5
+    logits.grad = None
+    contrastive_loss(logits, torch.eye(3).bool()).backward()
+    assert logits.grad[0, 1] > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_hard_negatives_never_match_and_survive_extremes(dtype):
+    logits = torch.tensor([[9e4, 1.0, 0.0], [-9e4, -9e4, 9e4], [0.0, 0.0, 0.0]]).to(dtype)
+    positives = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 1, 1]]).bool()
+    chosen, has_negative = hard_negatives(logits, positives, sample=False)
+    assert has_negative.tolist() == [True, True, False]
+    assert chosen[0] == 1 and chosen[1] in (0, 1)
+    torch.manual_seed(0)
+    for _ in range(20):
+        sampled, _ = hard_negatives(logits, positives, sample=True)
+        assert not positives[torch.arange(2), sampled[:2]].any()
+
+
+def test_fused_matching_equals_a_loop_over_pairs(batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    with torch.no_grad():
+        outputs = model(**batch)
+        image_states = model.encode_images(batch["pixel_values"])
+        text_states = model.encode_texts(batch["input_ids"], batch["attention_mask"])
+        score = lambda i, t: model.score(image_states, text_states, torch.tensor([i]), torch.tensor([t]))[0]
+        scale = model.matching_logit_scale.exp()
+        losses = []
+        owner = batch["image_index"].tolist()
+        for text, image in enumerate(owner):
+            match = score(image, text)
+            others = [i for i in range(3) if i != image]
+            hard_image = max(others, key=lambda i: outputs.logits_per_image[i, text])
+            losses.append(torch.log(1 + torch.exp(scale * (score(hard_image, text) - match))))
+            others = [t for t in range(5) if owner[t] != image]
+            hard_text = max(others, key=lambda t: outputs.logits_per_image[image, t])
+            losses.append(torch.log(1 + torch.exp(scale * (score(image, hard_text) - match))))
+    torch.testing.assert_close(outputs.auxiliary_loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs.loss, outputs.contrastive_loss + outputs.auxiliary_loss)
+    assert outputs.num_dropped_anchors == 0
+
+
+@pytest.mark.parametrize(("rows", "image_ids"), [(1, None), (3, [7, 7, 7])], ids=["one pair", "all the same image"])
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_without_negatives_still_train(rows, image_ids, training, batch):
+    model = make_model(HiViLTForRetrieval).train(training)
+    outputs = model(
+        input_ids=batch["input_ids"][:rows],
+        attention_mask=batch["attention_mask"][:rows],
+        pixel_values=batch["pixel_values"][:rows],
+        image_ids=None if image_ids is None else torch.tensor(image_ids),
+    )
+    outputs.loss.backward()
+    assert outputs.num_dropped_anchors == 2 * rows and outputs.auxiliary_loss == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_loss_weights_are_applied(batch):
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    plain = make_model(HiViLTForQuestionAnswering)(**batch, labels=labels).loss
+    torch.testing.assert_close(
+        make_model(HiViLTForQuestionAnswering, classification_loss_weight=3.0)(**batch, labels=labels).loss, 3 * plain
+    )
+    model = make_model(HiViLTForQuestionAnswering, auxiliary_loss_weight=0.5)
+    outputs = model(**batch, labels=labels)
+    assert outputs.loss > classification_loss(outputs.logits, labels)
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    retrieval = {"contrastive_loss_weight": 0.25, "auxiliary_loss_weight": 4.0}
+    outputs = make_model(HiViLTForRetrieval, **retrieval)(**batch)
+    torch.testing.assert_close(outputs.loss, 0.25 * outputs.contrastive_loss + 4 * outputs.auxiliary_loss)
+
+
+def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
+    model = make_model(HiViLTForRetrieval).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with torch.no_grad():
+        model.logit_scale.fill_(50.0)
+    for _ in range(50):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(**batch)
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        assert outputs.loss.isfinite()
+        assert outputs.logits_per_image.abs().max() <= 100.01
+    assert outputs.image_embeds.dtype == torch.float32
+
+
+def test_retrieval_without_known_pairs_scores_but_has_no_loss(batch):
+    """One picture and several candidate texts, as zero-shot classification calls it."""
+    model = make_model(HiViLTForRetrieval)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")} | {
+        "pixel_values": batch["pixel_values"][:1]
+    }
+    outputs = model(**inputs)
+    assert outputs.logits_per_image.shape == (1, 5) and outputs.loss is None
+    with pytest.raises(ValueError, match="1 images cannot be paired with 5 texts"):
+        model.train()(**inputs)
+
+
+def test_features_are_the_embeddings_and_have_length_one(batch):
+    model = make_model(HiViLTForRetrieval)
+    outputs = model(**batch)
+    images = model.get_image_features(batch["pixel_values"])
+    texts = model.get_text_features(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(images.pooler_output, outputs.image_embeds)
+    torch.testing.assert_close(texts.pooler_output, outputs.text_embeds)
+    torch.testing.assert_close(images.pooler_output.norm(dim=-1), torch.ones(3))
+    assert images.last_hidden_state.shape == (3, 26, 24) and texts.last_hidden_state.shape == (5, 7, 18)
+    assert images.hidden_states is None
+
+
+# Several processes
+
+_TWO_PROCESSES = """
+import json, sys
+import torch
+import torch.distributed as dist
+from tiny import make_batch, make_model
+from torch.nn.parallel import DistributedDataParallel
+from hivilt import HiViLTForRetrieval
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+batch = make_batch()
+# uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
+images = [[0, 1], [2]][rank]
+texts = [t for t, image in enumerate(batch["image_index"].tolist()) if image in images]
+length = int(batch["attention_mask"][texts].sum(1).max())
+own = {
+    "input_ids": batch["input_ids"][texts, :length],
+    "attention_mask": batch["attention_mask"][texts, :length],
+    "pixel_values": batch["pixel_values"][images],
+    "image_index": batch["image_index"][texts] - images[0],
+}
+if len(sys.argv) > 1:
+    own["image_ids"] = torch.tensor([5, 5, 6])[images]
+parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
+outputs = parallel(**own)
+outputs.loss.backward()
+gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
+norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+print("RESULT" + json.dumps([rank, outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]))
+"""
+
+
+@pytest.mark.checklist("5")
+@pytest.mark.parametrize("image_ids", [None, [5, 5, 6]], ids=["images differ", "images repeat"])
+def test_two_processes_give_the_loss_and_gradients_of_one(image_ids, batch):
+    import json
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, *(["ids"] if image_ids else [])],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    results = [json.loads(text.split("RESULT")[1].splitlines()[0]) for text in printed]
+
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    outputs = model(**batch, image_ids=None if image_ids is None else torch.tensor(image_ids))
+    outputs.loss.backward()
+    for _, loss, dropped, gradients, norms in results:
+        assert loss == pytest.approx(outputs.loss.item(), rel=1e-5)
+        assert dropped == outputs.num_dropped_anchors.item()
+        for name, parameter in model.named_parameters():
+            assert norms[name] == pytest.approx(parameter.grad.norm().item(), rel=1e-3, abs=1e-5), name
+            assert gradients[name] == pytest.approx(parameter.grad.double().sum().item(), rel=1e-3, abs=1e-4), name
+
+
+# Borrowed encoders
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Folders of checkpoints as people have them: a classifier, a BERT, a CLIP and a SigLIP."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(1)
+    vision = make_config().vision_config.to_dict()
+    text = make_config().text_config.to_dict()
+    clip = make_config(vision="clip", text="clip")
+    siglip = make_config(vision="siglip").vision_config.to_dict() | {"vision_use_head": True}
+    siglip_text = {
+        "vocab_size": 61,
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "intermediate_size": 29,
+    }
+    models = {
+        "vit": ViTForImageClassification(ViTConfig(**vision)),
+        "bert": BertModel(BertConfig(**text)),
+        "clip": CLIPModel(
+            CLIPConfig(vision_config=clip.vision_config.to_dict(), text_config=clip.text_config.to_dict())
+        ),
+        "siglip": SiglipModel(SiglipConfig(vision_config=siglip, text_config=siglip_text)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return folder, models
+
+
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize(("vision", "text"), [("vit", "bert"), ("clip", "clip"), ("siglip", "bert")])
+def test_pretrained_encoders_are_copied_whole(vision, text, model_class, pretrained):
+    folder, models = pretrained
+    fusion = {"hidden_size": 20, "num_attention_heads": 4, "num_fusion_stages": 2}
+    model = model_class.from_vision_text_pretrained(folder / vision, folder / text, **fusion)
+    sources = {"vit": "vit", "bert": "", "clip": None, "siglip": None}
+    for ours, name, tower in (
+        (model.base_model.vision_model, vision, "vision_model"),
+        (model.base_model.text_model, text, "text_model"),
+    ):
+        source = models[name]
+        source = getattr(source, tower) if sources[name] is None else getattr(source, sources[name] or "base_model")
+        weights = source.state_dict()
+        assert set(ours.state_dict()) <= set(weights)
+        for key, value in ours.state_dict().items():
+            torch.testing.assert_close(value, weights[key])
+    assert model.dtype == torch.float32 and not model.training
+
+
+def test_a_checkpoint_without_the_encoders_weights_is_refused(pretrained, tmp_path):
+    folder, models = pretrained
+    weights = models["bert"].state_dict()
+    del weights["encoder.layer.0.output.dense.weight"]
+    models["bert"].save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match="no weights for 1 parameters of its BertModel.*encoder.layer.0.output"):
+        HiViLTModel.from_vision_text_pretrained(folder / "vit", tmp_path, hidden_size=20, num_attention_heads=4)
+
+
+# Freezing, answers
+
+
+@pytest.mark.parametrize("part", ["vision", "text", "fusion"])
+def test_a_frozen_part_keeps_its_weights_and_the_others_train(part, batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    model.freeze(part)
+    model.train()
+    frozen = {"vision": "model.vision_model.", "text": "model.text_model.", "fusion": "model.fusion."}[part]
+    model(**batch, labels=torch.tensor([0, 1, 2, 3, 4])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(frozen), name
+    assert all(
+        module.training != name.startswith(frozen)
+        for name, module in model.named_modules()
+        if "." in name and name.startswith(("model.vision_model.", "model.text_model.", "model.fusion."))
+    )
+
+
+def test_first_layers_of_an_encoder_can_be_frozen_alone():
+    model = make_model(HiViLTModel)
+    model.freeze("vision", num_layers=2)
+    trains = {name: p.requires_grad for name, p in model.vision_model.named_parameters()}
+    assert not any(trains[n] for n in trains if n.startswith(("embeddings.", "layers.0.", "layers.1.")))
+    assert all(trains[n] for n in trains if n.startswith(("layers.2.", "layernorm.")))
+    with pytest.raises(ValueError, match="num_layers.*0..3"):
+        model.freeze("vision", num_layers=4)
+    with pytest.raises(ValueError, match="vision, text, fusion, got 'eyes'"):
+        model.freeze("eyes")
+
+
+def test_resized_answers_keep_the_weights_of_those_already_known(batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    before = model(**batch).logits
+    model.resize_answer_head(["new", "answer 3", "answer 0"])
+    after = model(**batch).logits
+    torch.testing.assert_close(after[:, 1:], before[:, [3, 0]])
+    assert model.config.num_labels == 3 and model.config.label2id == {"new": 0, "answer 3": 1, "answer 0": 2}
+    with pytest.raises(ValueError, match="different answers"):
+        model.resize_answer_head(["a", "a"])
+
+
+# Bad input
+
+
+def _wrong(batch, **changes):
+    return {**batch, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_index": torch.tensor([0, 1, 1, 2, 3])}, r"`image_index` must lie in 0..2.*\[0, 1, 1, 2, 3\]"),
+        ({"image_index": torch.tensor([0, -1, 1, 2, 2])}, "`image_index` must lie in 0..2"),
+        ({"image_index": torch.tensor([0.0, 1, 1, 2, 2])}, "`image_index` must be a vector of integers"),
+        ({"image_index": None}, "3 images cannot be paired with 5 texts. Give `image_index`"),
+        ({"image_index": torch.tensor([0, 1])}, "2 images cannot be paired with 5 texts"),
+        ({"pixel_values": None}, "either `pixel_values` or `image_states`"),
+        ({"pixel_values": torch.zeros(3, 3, 20, 20, dtype=torch.uint8)}, "`pixel_values` must be a float tensor"),
+        ({"pixel_values": torch.zeros(3, 20, 20)}, "`pixel_values` must be a float tensor of shape"),
+        ({"input_ids": None}, "either `input_ids` or `inputs_embeds`"),
+        ({"attention_mask": torch.ones(5, 6)}, r"`attention_mask` must have the texts' shape \(5, 7\), got \(5, 6\)"),
+        (
+            {"input_ids": torch.ones(5, 25, dtype=torch.long), "attention_mask": None},
+            "texts have 25 tokens.*takes 24; tokenize with `truncation=True, max_length=24`",
+        ),
+        ({"labels": torch.tensor([0, 1, 2, 3, 5])}, r"`labels` must lie in 0..4.*resize_answer_head"),
+        ({"labels": torch.tensor([0, 1])}, "one answer for each of the 5 texts"),
+        ({"labels": torch.zeros(5, 6)}, r"shape \(texts, num_labels\) = \(5, 5\), got \(5, 6\)"),
+    ],
+)
+def test_bad_input_is_named_with_its_remedy(changes, message, batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    with pytest.raises(ValueError, match=message):
+        model(**_wrong(batch, **changes))
+
+
+def test_states_and_inputs_together_are_refused(batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    with pytest.raises(ValueError, match="not both|exactly one"):
+        model(**batch, text_states=model.encode_texts(batch["input_ids"]))
+    with pytest.raises(ValueError, match="exactly one"):
+        model(**batch, image_states=model.encode_images(batch["pixel_values"]))
+
+
+# Compiling and exporting
+
+
+@pytest.mark.checklist("12")
+@pytest.mark.parametrize("top_k", [None, 3], ids=["dense", "sparse"])
+def test_compiled_without_a_graph_break_it_gives_the_same(top_k, batch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, fusion_top_k=top_k)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).logits
+    torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.checklist("12")
+def test_exported_with_any_number_of_texts_it_gives_the_same(batch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0)
+    texts, length = torch.export.Dim("texts", min=2, max=64), torch.export.Dim("length", min=2, max=24)
+    shapes = {
+        "input_ids": {0: texts, 1: length},
+        "attention_mask": {0: texts, 1: length},
+        "pixel_values": {0: torch.export.Dim("images", min=2, max=64)},
+        "image_index": {0: texts},
+    }
+    with torch.no_grad():
+        program = torch.export.export(model, (), batch, dynamic_shapes=shapes).module()
+        other = {
+            "input_ids": batch["input_ids"][:3, :6],
+            "attention_mask": batch["attention_mask"][:3, :6],
+            "pixel_values": batch["pixel_values"][:2],
+            "image_index": torch.tensor([1, 0, 1]),
+        }
+        for inputs in (batch, other):
+            torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+# Numbers that a refactor must leave alone
+
+
+def test_golden_logits_and_parameter_count(batch):
+    """Changing these needs a reason in the commit that changes them."""
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=4.0)
+    assert sum(p.numel() for p in model.parameters()) == 40_408
+    with torch.no_grad():
+        golden = model(**batch).logits[0, :3]
+    torch.testing.assert_close(golden, torch.tensor([-0.022889, -0.012927, 0.027507]), atol=1e-5, rtol=0)
+    assert model.classifier.out_features == NUM_ANSWERS
+
+
+def test_default_config_is_the_base_model_of_the_note():
+    with torch.device("meta"):
+        model = HiViLTForQuestionAnswering(HiViLTConfig())
+    encoders = sum(
+        p.numel() for tower in (model.model.vision_model, model.model.text_model) for p in tower.parameters()
+    )
+    assert model.model.vision_model.config.image_size == 224 and model.config.hidden_size == 768
+    assert encoders > 190e6 and sum(p.numel() for p in model.parameters()) - encoders < 45e6

@@ -1,0 +1,160 @@
+"""Tiny models and inputs, all from seeds. Sizes are odd so that swapped axes cannot pass."""
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    SiglipVisionConfig,
+    SwinConfig,
+    T5Config,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
+
+IMAGE_SIZE = 20
+NUM_ANSWERS = 5
+WORDS = [
+    "what",
+    "color",
+    "shape",
+    "is",
+    "the",
+    "in",
+    "image",
+    "a",
+    "there",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "yes",
+    "no",
+    "not",
+    "of",
+    "and",
+    "two",
+    "three",
+]
+
+_ISOTROPIC = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 37,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 4,
+}
+_STAGED = {"hidden_sizes": [6, 10, 14], "depths": [1, 1, 1], "num_stages": 3, "patch_size": 2}
+_TEXT = {
+    "vocab_size": 61,
+    "hidden_size": 18,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 29,
+    "max_position_embeddings": 24,
+}
+
+VISION_CONFIGS = {
+    "vit": lambda: ViTConfig(**_ISOTROPIC),
+    "dinov2": lambda: Dinov2Config(**_ISOTROPIC),
+    "clip": lambda: CLIPVisionConfig(**_ISOTROPIC),
+    "siglip": lambda: SiglipVisionConfig(**_ISOTROPIC),
+    "swin": lambda: SwinConfig(
+        image_size=IMAGE_SIZE, patch_size=2, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 2], window_size=3
+    ),
+    "convnext": lambda: ConvNextConfig(**_STAGED),
+    "convnextv2": lambda: ConvNextV2Config(**_STAGED),
+}
+TEXT_CONFIGS = {
+    "bert": lambda: BertConfig(**_TEXT),
+    "roberta": lambda: RobertaConfig(**_TEXT),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=61, dim=18, n_layers=2, n_heads=2, hidden_dim=29, max_position_embeddings=24
+    ),
+    "t5": lambda: T5Config(vocab_size=61, d_model=18, d_kv=9, d_ff=29, num_layers=2, num_heads=2),
+    "clip": lambda: CLIPTextConfig(**_TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0),
+}
+MODEL_CLASSES = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval]
+
+
+def make_config(vision: str = "vit", text: str = "bert", **fusion) -> HiViLTConfig:
+    """A tiny config; any field of [`HiViLTConfig`] overrides the defaults here."""
+    defaults = {
+        "hidden_size": 20,
+        "num_attention_heads": 4,
+        "num_fusion_stages": 2,
+        "fusion_intermediate_size": 22,
+        "projection_dim": 9,
+        "id2label": {index: f"answer {index}" for index in range(NUM_ANSWERS)},
+    }
+    return HiViLTConfig.from_vision_text_configs(VISION_CONFIGS[vision](), TEXT_CONFIGS[text](), **(defaults | fusion))
+
+
+def make_model(model_class: type, seed: int = 0, weight_scale: float = 1.0, **config):
+    """A seeded tiny model in evaluation mode; `weight_scale` enlarges the weights so that attention is not uniform."""
+    torch.manual_seed(seed)
+    model = model_class(make_config(**config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(weight_scale)
+    return model
+
+
+def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Three images, five texts of 7, 4, 7, 2 and 6 tokens, padded on the right; the second image has two texts."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([7, 4, 7, 2, 6])
+    attention_mask = (torch.arange(7)[None, :] < lengths[:, None]).long()
+    input_ids = torch.randint(5, 61, (5, 7), generator=generator) * attention_mask
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "pixel_values": torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
+        "image_index": torch.tensor([0, 1, 1, 2, 0]),
+    }
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, BERT's special tokens."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=24,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make_processor() -> HiViLTProcessor:
+    """Pictures resized to the tiny models' size, words of `WORDS`."""
+    return HiViLTProcessor(ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}), make_tokenizer())
+
+
+def make_picture(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Image:
+    """A picture of one colour with a dark corner, so that a turned one can be told."""
+    pixels = np.array(Image.new("RGB", size, color))
+    pixels[: size[1] // 3, : size[0] // 3] = 10
+    return Image.fromarray(pixels)
