@@ -187,7 +187,8 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
     save_file(tensors(half), Path(results, "bfloat16.safetensors"))
     mapped = _open(AutoModelForZeroShotImageClassification, folder, device_map={"": "cpu"})
     save_file(tensors(mapped), Path(results, "device_map.safetensors"))
-    on_disk = {"model.vision_model": "cpu", "model.text_model": "disk", "model.fusion": "cpu", "": "cpu"}
+    on_disk = {name: "cpu" for name in [*half._parameters, *half._modules, "model.vision_model"] if name != "model"}
+    on_disk |= {"model.text_model": "disk", "model.fusion": "disk"}
     offloaded = _open(
         AutoModelForZeroShotImageClassification, folder, device_map=on_disk, offload_folder=Path(results, "offloaded")
     )
@@ -239,9 +240,16 @@ def second_process(checkpoints: str, trained: str, results: str, again: str) -> 
     return facts
 
 
-def open_one(folder: str) -> dict:
-    """Opens a checkpoint as soon as the file `go` is there."""
-    return {"class": type(_open(AutoModelForVisualQuestionAnswering, folder)).__name__}
+def open_from_folder_and_hub(checkpoint: str, repository: str, results: str) -> dict:
+    """Opens a folder, and a repository of the Hub that is in the cache; saves what the latter gave."""
+    facts = {}
+    batch = load_file(Path(checkpoint).parent / "batch.safetensors")
+    for name in (checkpoint, repository):
+        model = _open(AutoModelForVisualQuestionAnswering, name)
+        facts[name] = [type(model).__name__, type(AutoProcessor.from_pretrained(name, trust_remote_code=True)).__name__]
+        facts[f"logits {name}"] = outputs(model, batch)["logits"].tolist()
+    model.save_pretrained(results)
+    return facts
 
 
 if __name__ == "__main__":

@@ -1,0 +1,431 @@
+"""
+Checkpoints that carry their code: opened in processes that have no hivilt, saved there again, trained there, opened
+again. What runs in those processes is in elsewhere.py; here is what must have come of it.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from elsewhere import (
+    AUTO_CLASSES,
+    finish_elsewhere,
+    fine_tune,
+    first_process,
+    open_from_folder_and_hub,
+    outputs,
+    run_elsewhere,
+    second_process,
+    start_elsewhere,
+    tensors,
+)
+from safetensors.torch import load_file, save_file
+from tiny import MODEL_CLASSES, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config, make_model, make_processor
+from transformers import AutoModel, AutoProcessor, BertModel, ViTModel
+
+import hivilt
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
+from hivilt.configuration_hivilt import AUTO_MAP
+
+ROOT = Path(hivilt.__file__).resolve().parent
+CODE = ["configuration_hivilt.py", "modeling_hivilt.py", "pipeline_hivilt.py", "processing_hivilt.py"]
+PROCESSOR_FILES = ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+NAMES = [model_class.__name__ for model_class in MODEL_CLASSES]
+# Each class with other encoders, chosen for their buffers: position ids, token types, relative position tables.
+ENCODERS = {
+    "HiViLTModel": {"vision": "swin", "text": "roberta"},
+    "HiViLTForQuestionAnswering": {"vision": "vit", "text": "bert", "auxiliary_loss_weight": 0.5},
+    "HiViLTForRetrieval": {"vision": "clip", "text": "clip"},
+}
+CARD = "---\nlicense: apache-2.0\ntags: [mine]\n---\nWritten by hand.\n"
+
+
+def make_sentinel_model(model_class: type):
+    """No weight as it was initialised, so that none can be initialised again unseen."""
+    model = make_model(model_class, **ENCODERS[model_class.__name__])
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    assert set(found) == set(expected)
+    assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+def assert_same_outputs(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    assert set(found) == set(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, torch.nn.Module]:
+    return {model_class.__name__: make_sentinel_model(model_class) for model_class in MODEL_CLASSES}
+
+
+@pytest.fixture(scope="module")
+def borrowing(tmp_path_factory) -> HiViLTForQuestionAnswering:
+    """A model whose encoders came from two checkpoints that are gone."""
+    folder = tmp_path_factory.mktemp("borrowed")
+    config = make_config()
+    ViTModel(config.vision_config).save_pretrained(folder / "vision")
+    BertModel(config.text_config).save_pretrained(folder / "text")
+    fusion = dict(hidden_size=20, num_attention_heads=4, num_fusion_stages=2, num_labels=5)
+    model = HiViLTForQuestionAnswering.from_vision_text_pretrained(folder / "vision", folder / "text", **fusion)
+    shutil.rmtree(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, models, borrowing) -> Path:
+    """The folder of it all: checkpoints of each class, and the places where other processes leave theirs."""
+    work = tmp_path_factory.mktemp("remote")
+    for name in ("checkpoints", "place", "results", "results2", "again", "again2", "trained"):
+        (work / name).mkdir()
+    save_file(make_batch(), work / "checkpoints" / "batch.safetensors")
+    for name, model in {**models, "borrowing": borrowing}.items():
+        model.save_pretrained(work / "checkpoints" / name)
+        make_processor().save_pretrained(work / "checkpoints" / name)
+    # The repository itself with a checkpoint in it, which is what a clone from the Hub is.
+    shutil.copytree(work / "checkpoints" / "HiViLTForQuestionAnswering", work / "place", dirs_exist_ok=True)
+    for file in CODE:
+        shutil.copyfile(ROOT / file, work / "place" / file)
+    (work / "trained" / "README.md").write_text(CARD, encoding="utf-8")
+    return work
+
+
+@pytest.fixture(scope="module")
+def first(work) -> dict:
+    return run_elsewhere(
+        first_process,
+        work / "first",
+        checkpoints=work / "checkpoints",
+        place=work / "place",
+        results=work / "results",
+        again=work / "again",
+        trained=work / "trained",
+    )
+
+
+@pytest.fixture(scope="module")
+def second(work, first) -> dict:
+    return run_elsewhere(
+        second_process,
+        work / "second",
+        checkpoints=work / "again",
+        trained=work / "trained",
+        results=work / "results2",
+        again=work / "again2",
+    )
+
+
+@pytest.fixture(params=["first process", "second process"])
+def loaded(request, work) -> tuple[dict, Path, Path]:
+    """What a process found in the checkpoints, where it left tensors and what it saved: the second had the first's."""
+    if request.param == "first process":
+        return request.getfixturevalue("first")["loaded"], work / "results", work / "again"
+    return request.getfixturevalue("second")["loaded"], work / "results2", work / "again2"
+
+
+# In processes without hivilt
+
+
+def test_processes_have_no_hivilt(first, second):
+    assert not first["importable"] and not second["importable"]
+    assert str(ROOT) not in first["path"] and str(ROOT.parent) not in first["path"]
+
+
+@pytest.mark.checklist("1")
+@pytest.mark.parametrize("saved_by", [*NAMES, "borrowing"])
+def test_every_auto_class_opens_every_checkpoint(loaded, saved_by):
+    facts = loaded[0][saved_by]
+    assert facts["AutoConfig"] == "HiViLTConfig" and facts["AutoProcessor"] == "HiViLTProcessor"
+    for name, auto_class in AUTO_CLASSES.items():
+        assert facts[auto_class.__name__]["class"] == name
+        assert facts[auto_class.__name__]["mismatched_keys"] == []
+    assert all(module.startswith("transformers_modules.") for module in facts["modules"])
+
+
+HEADS = {
+    "HiViLTModel": (),
+    "HiViLTForQuestionAnswering": ("classifier.", "logit_scale", "visual_projection.", "text_projection."),
+    "HiViLTForRetrieval": (
+        *("logit_scale", "matching_logit_scale", "visual_projection.", "text_projection."),
+        *("fused_visual_projection.", "fused_text_projection."),
+    ),
+}
+
+
+def without_prefix(keys: list[str]) -> list[str]:
+    """Names inside the base model: `model.fusion.x` in a head is `fusion.x` in the base model."""
+    return [key.removeprefix("model.") for key in keys]
+
+
+@pytest.mark.checklist("2")
+@pytest.mark.parametrize("opened_as", NAMES)
+@pytest.mark.parametrize("saved_by", NAMES)
+def test_classes_exchange_all_that_they_share(loaded, saved_by, opened_as):
+    loading = loaded[0][saved_by][AUTO_CLASSES[opened_as].__name__]
+    missing, unexpected = without_prefix(loading["missing_keys"]), without_prefix(loading["unexpected_keys"])
+    if saved_by == opened_as:
+        assert missing == unexpected == []
+    # Retrieval compares two sides and has no MLP that joins them; all else but the heads is common.
+    joins = ("fusion.global_fusion.mlp.",)
+    assert all(key.startswith(HEADS[opened_as] + joins) for key in missing)
+    assert all(key.startswith(HEADS[saved_by] + joins) for key in unexpected)
+    assert any(key.startswith(joins) for key in missing) == (
+        saved_by == "HiViLTForRetrieval" and opened_as != "HiViLTForRetrieval"
+    )
+
+
+@pytest.mark.checklist("1")
+@pytest.mark.parametrize("name", [*NAMES, "borrowing"])
+def test_outputs_are_those_of_the_process_that_saved(loaded, name, models, borrowing):
+    model = {**models, "borrowing": borrowing}[name]
+    found = load_file(loaded[1] / f"{name}.outputs.safetensors")
+    assert_same_outputs(found, outputs(model, make_batch()))
+
+
+@pytest.mark.checklist("3")
+@pytest.mark.parametrize("name", [*NAMES, "borrowing"])
+def test_weights_and_buffers_are_those_of_the_process_that_saved(loaded, name, models, borrowing):
+    model = {**models, "borrowing": borrowing}[name]
+    assert_same_tensors(load_file(loaded[1] / f"{name}.tensors.safetensors"), tensors(model))
+
+
+@pytest.mark.checklist("3")
+def test_half_precision_rounds_all_but_the_temperatures(first, work, models):
+    expected = {
+        name: tensor if not tensor.is_floating_point() or "logit_scale" in name else tensor.bfloat16()
+        for name, tensor in tensors(models["HiViLTForRetrieval"]).items()
+    }
+    found = load_file(work / "results" / "bfloat16.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert_same_tensors(found, expected)
+
+
+@pytest.mark.checklist("3")
+def test_device_map_places_the_same_weights(first, work, models):
+    model = models["HiViLTForRetrieval"]
+    assert_same_tensors(load_file(work / "results" / "device_map.safetensors"), tensors(model))
+    assert first["offloaded"]
+    assert_same_outputs(load_file(work / "results" / "offloaded.safetensors"), outputs(model, make_batch()))
+
+
+@pytest.mark.checklist("4")
+@pytest.mark.parametrize("name", NAMES)
+def test_remote_class_builds_on_meta(first, name):
+    assert first["loaded"][name]["on meta"]
+
+
+@pytest.mark.checklist("2")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_save_brings_all_code(loaded, work, name):
+    for folder in (work / "checkpoints" / name, loaded[2] / name):
+        for file in CODE:
+            assert (folder / file).read_bytes() == (ROOT / file).read_bytes()
+        assert all((folder / file).is_file() for file in PROCESSOR_FILES)
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"] == AUTO_MAP
+        processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        assert processor["auto_map"] == {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+
+
+@pytest.mark.checklist("2")
+@pytest.mark.parametrize("name", NAMES)
+def test_saving_what_was_opened_writes_the_same_files(loaded, work, name):
+    for file in ("config.json", "model.safetensors", *PROCESSOR_FILES):
+        assert (loaded[2] / name / file).read_bytes() == (work / "checkpoints" / name / file).read_bytes()
+
+
+def test_borrowed_encoders_leave_no_trace_of_where_they_came_from(first, work):
+    for file in (work / "checkpoints" / "borrowing").glob("*.json"):
+        assert "borrowed" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.checklist("2")
+def test_saves_into_the_folder_that_it_was_opened_from(first, work, models):
+    found = load_file(work / "results" / "place.safetensors")
+    assert_same_outputs(found, outputs(models["HiViLTForQuestionAnswering"], make_batch()))
+    for file in CODE:
+        assert (work / "place" / file).read_bytes() == (ROOT / file).read_bytes()
+
+
+def test_processor_travels_to_a_spawned_worker(first):
+    assert first["spawned"] == first["not spawned"]
+
+
+# Training there
+
+
+@pytest.mark.checklist("6")
+def test_training_resumes_exactly(first, work):
+    assert first["losses, resumed"][-2:] == first["losses"][-2:] and len(first["losses"]) == 4
+    assert first["losses"][-1] < first["losses"][0]
+    assert_same_tensors(
+        load_file(work / "trained" / "resumed" / "model.safetensors"),
+        load_file(work / "trained" / "model.safetensors"),
+    )
+
+
+@pytest.mark.checklist("6")
+def test_training_leaves_a_card_that_is_there(first, work):
+    assert (work / "trained" / "README.md").read_text(encoding="utf-8") == CARD
+
+
+@pytest.mark.checklist("6")
+@pytest.mark.parametrize("folder", ["trained", "checkpoint-2", "resumed"])
+def test_what_was_trained_opens_as_model_and_pipeline(second, folder):
+    assert second[f"AutoModel {folder}"] == "HiViLTModel"
+    answers = second[f"pipeline {folder}"]
+    assert len(answers) == 2 and answers[0]["score"] >= answers[1]["score"]
+    assert all(answer["answer"].startswith("answer ") for answer in answers)
+    if folder == "resumed":
+        assert answers == second["pipeline trained"]
+
+
+# From the Hub's cache, and two at once
+
+
+REPOSITORY = "someone/some-where"
+
+
+@pytest.fixture(scope="module")
+def both(work, first) -> list[dict]:
+    """Two processes that open the same things at the same time, with one module cache, empty at first."""
+    home = work / "both"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = home / "hf" / "hub" / "models--someone--some-where"
+    shutil.copytree(work / "checkpoints" / "HiViLTForQuestionAnswering", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    checkpoint = work / "checkpoints" / "HiViLTForQuestionAnswering"
+    processes = [
+        start_elsewhere(
+            open_from_folder_and_hub,
+            home,
+            checkpoint=checkpoint,
+            repository=REPOSITORY,
+            results=work / "results" / f"from the Hub {number}",
+        )
+        for number in (1, 2)
+    ]
+    return [finish_elsewhere(process) for process in processes]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", REPOSITORY])
+def test_two_processes_open_with_one_empty_cache(both, work, models, name):
+    expected = outputs(models["HiViLTForQuestionAnswering"], make_batch())
+    if name == "checkpoint":
+        name = str(work / "checkpoints" / "HiViLTForQuestionAnswering")
+    for facts in both:
+        assert facts[name] == ["HiViLTForQuestionAnswering", "HiViLTProcessor"]
+        assert_same_outputs({"logits": torch.tensor(facts[f"logits {name}"])}, expected)
+
+
+@pytest.mark.checklist("2")
+def test_what_came_from_the_hub_is_saved_complete(both, work):
+    for number in (1, 2):
+        folder = work / "results" / f"from the Hub {number}"
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"] == AUTO_MAP
+        assert all((folder / file).read_bytes() == (ROOT / file).read_bytes() for file in CODE)
+
+
+# With the package imported
+
+
+@pytest.mark.checklist("2")
+@pytest.mark.parametrize("opened_as", MODEL_CLASSES, ids=NAMES)
+@pytest.mark.parametrize("saved_by", NAMES)
+def test_imported_classes_open_every_checkpoint(work, models, saved_by, opened_as):
+    folder = work / "checkpoints" / saved_by
+    model = AUTO_CLASSES[opened_as.__name__].from_pretrained(folder)
+    assert type(model) is opened_as
+    shared = tensors(models[saved_by].base_model)
+    for name, tensor in tensors(model.base_model).items():
+        if name in shared:
+            assert torch.equal(tensor, shared[name]), name
+    assert type(AutoProcessor.from_pretrained(folder)) is hivilt.HiViLTProcessor
+
+
+@pytest.mark.checklist("3")
+@pytest.mark.parametrize("how", [{}, {"dtype": torch.bfloat16}, {"device_map": {"": "cpu"}}], ids=str)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=NAMES)
+def test_imported_class_opens_the_same_weights_and_buffers(work, models, model_class, how):
+    dirt = [torch.full((size,), 77) for size in range(1, 400) for _ in range(3)]
+    del dirt
+    model = model_class.from_pretrained(work / "checkpoints" / model_class.__name__, **how)
+    expected = tensors(models[model_class.__name__])
+    if "dtype" in how:
+        expected = {
+            name: tensor.bfloat16() if tensor.is_floating_point() and "logit_scale" not in name else tensor
+            for name, tensor in expected.items()
+        }
+    assert_same_tensors(tensors(model), expected)
+
+
+@pytest.mark.checklist("4")
+@pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=NAMES)
+@pytest.mark.parametrize(
+    "encoders", [*({"vision": name} for name in VISION_CONFIGS), *({"text": name} for name in TEXT_CONFIGS)], ids=str
+)
+def test_class_builds_on_meta(model_class, encoders):
+    config = make_config(**encoders, fusion_top_k=3, auxiliary_loss_weight=0.5)
+    with torch.device("meta"):
+        model = model_class(config)
+    assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+@pytest.mark.checklist("2")
+def test_saves_into_the_folder_that_imported_code_runs_from(tmp_path, monkeypatch):
+    # A copy under another name: the repository itself is not to be written to.
+    package = tmp_path / "hivilt_copied"
+    package.mkdir()
+    for file in CODE:
+        shutil.copyfile(ROOT / file, package / file)
+    monkeypatch.syspath_prepend(tmp_path)
+    modeling = importlib.import_module("hivilt_copied.modeling_hivilt")
+    processing = importlib.import_module("hivilt_copied.processing_hivilt")
+    monkeypatch.chdir(package)
+
+    model = modeling.HiViLTForQuestionAnswering(make_config()).eval()
+    parts = make_processor()
+    for folder in (".", package, package / "outputs"):
+        model.save_pretrained(folder)
+        processing.HiViLTProcessor(parts.image_processor, parts.tokenizer).save_pretrained(folder)
+    for folder in (package, package / "outputs"):
+        for file in CODE:
+            assert (folder / file).read_bytes() == (ROOT / file).read_bytes()
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"] == AUTO_MAP
+        assert all((folder / file).is_file() for file in PROCESSOR_FILES)
+    assert type(model)._auto_class == "AutoModelForVisualQuestionAnswering" and model._auto_class is not None
+    assert_same_tensors(tensors(HiViLTForQuestionAnswering.from_pretrained(package)), tensors(model))
+    for name in [name for name in sys.modules if name.startswith("hivilt_copied")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.checklist("6")
+def test_imported_class_trains_and_resumes_exactly(tmp_path):
+    def fresh_model():
+        return make_model(HiViLTForQuestionAnswering).train()
+
+    fine_tune_args = (make_processor(), tmp_path)
+    torch.manual_seed(0)
+    losses = fine_tune(fresh_model(), *fine_tune_args)
+    resumed = fine_tune(fresh_model(), make_processor(), tmp_path / "resumed", tmp_path / "checkpoint-2")
+    assert resumed[-2:] == losses[-2:]
+    assert_same_tensors(
+        load_file(tmp_path / "resumed" / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    )
+    for folder in (tmp_path, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+        assert all((folder / file).is_file() for file in [*CODE, *PROCESSOR_FILES, "config.json"])
+        assert type(AutoModel.from_pretrained(folder)) is HiViLTModel
