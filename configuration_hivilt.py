@@ -40,15 +40,20 @@ def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
     While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
     transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
     """
-    code_folder = os.path.dirname(os.path.abspath(sys.modules[type(saved).__module__].__file__))
-    in_place = os.path.isdir(save_directory) and os.path.samefile(code_folder, save_directory)
+    code_file = getattr(sys.modules[type(saved).__module__], "__file__", None)  # a notebook has none
+    in_place = (
+        code_file is not None
+        and os.path.isdir(save_directory)
+        and os.path.samefile(os.path.dirname(os.path.abspath(code_file)), save_directory)
+    )
+    # Of the class and not of the object: transformers asks either.
+    auto_class = type(saved)._auto_class
     if in_place:
-        saved._auto_class = None
+        type(saved)._auto_class = None
     try:
         yield
     finally:
-        if in_place:
-            del saved._auto_class
+        type(saved)._auto_class = auto_class
 
 
 @strict
@@ -165,12 +170,13 @@ class HiViLTConfig(PreTrainedConfig):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         # The towers' own pooling heads are never read: left in, their weights would never see a gradient.
-        for name in ("vision_config", "text_config"):
-            for unread in ("vision_use_head", "use_mask_token"):
-                if getattr(getattr(self, name), unread, False):
-                    # A copy: the config that was handed in may belong to a model of its own.
-                    setattr(self, name, copy.deepcopy(getattr(self, name)))
-                    setattr(getattr(self, name), unread, False)
+        # SigLIP's model asks for its switch even where its config, in older versions, has no such field.
+        has_head = self.vision_config.model_type in ("siglip_vision_model", "siglip2_vision_model")
+        for unread, default in (("vision_use_head", has_head), ("use_mask_token", False)):
+            if getattr(self.vision_config, unread, default):
+                # A copy: the config that was handed in may belong to a model of its own.
+                self.vision_config = copy.deepcopy(self.vision_config)
+                setattr(self.vision_config, unread, False)
         if self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 

@@ -20,7 +20,7 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -177,6 +177,7 @@ class HiViLTRetrievalOutput(ModelOutput):
         contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting.
         num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
             every candidate of the batch matched them.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
     """
 
     loss: torch.FloatTensor | None = None
@@ -187,6 +188,10 @@ class HiViLTRetrievalOutput(ModelOutput):
     contrastive_loss: torch.FloatTensor | None = None
     auxiliary_loss: torch.FloatTensor | None = None
     num_dropped_anchors: torch.LongTensor | None = None
+    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 # Attention
@@ -208,6 +213,9 @@ def eager_attention_forward(
         attention = attention + attention_mask
     # In float32 at least, since half precision loses small weights.
     attention = F.softmax(attention, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    if attention_mask is not None:
+        # Where nothing may be looked at, softmax of equal scores would look at everything.
+        attention = attention * (attention_mask == 0).any(dim=-1, keepdim=True)
     attention = F.dropout(attention, p=dropout, training=module.training)
     return torch.matmul(attention, value).transpose(1, 2).contiguous(), attention
 
@@ -238,9 +246,10 @@ def cross_attend(
     query, key, value = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (query, key, value))
     mask = None
     if allowed is not None:
-        # Made here, in the query's own precision: under autocast the minimum of float32 would overflow to -inf.
+        # Made here, in the query's own precision: under autocast the minimum of float32 would overflow to -inf. Half the
+        # minimum, since a score is added to it, and a row of nothing but -inf would be NaN.
         mask = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device)
-        mask = mask.masked_fill(~allowed, torch.finfo(query.dtype).min)
+        mask = mask.masked_fill(~allowed, torch.finfo(query.dtype).min / 2)
 
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
         config._attn_implementation, eager_attention_forward
@@ -259,10 +268,7 @@ def cross_attend(
     # (B, N_q, H, d_k) -> (B, N_q, d)
     attended = attended.flatten(2)
     if allowed is not None:
-        sees_something = allowed.any(dim=-1)  # (B, 1, N_q or 1)
-        attended = attended * sees_something.transpose(1, 2)
-        if attention is not None:
-            attention = attention * sees_something.unsqueeze(-1)
+        attended = attended * allowed.any(dim=-1).transpose(1, 2)  # (B, 1, N_q or 1) -> (B, N_q or 1, 1)
     return attended, attention
 
 
@@ -566,7 +572,14 @@ class HiViLTFusion(nn.Module):
             attention_mask=attention_mask,
         )
 
-    def forward(
+    def forward(self, step: str, *args, **kwargs) -> HiViLTImageStates | HiViLTTextStates | HiViLTModelOutput:
+        """
+        Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate and
+        FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
+        """
+        return getattr(self, step)(*args, **kwargs)
+
+    def fuse(
         self, images: HiViLTImageStates, texts: HiViLTTextStates, **kwargs: Unpack[TransformersKwargs]
     ) -> HiViLTModelOutput:
         """Fuses as many images as texts, row by row: equations L, P and G."""
@@ -587,23 +600,26 @@ class HiViLTFusion(nn.Module):
                 projections = (*self.vision_projections[index](vision), *self.text_projections[index](text))
             vision, text, text_looks, image_looks = stage(vision, text, *projections, texts.attention_mask, **kwargs)
             grid = new_grid
-            states += ((vision, text),)
             text_to_image += (text_looks,)
             image_to_text += (image_looks,)
+            if kwargs.get("output_hidden_states"):
+                # Computed on from what is recorded, so that it can keep its gradient.
+                states += (torch.cat([vision, text], dim=1),)
+                vision, text = states[-1].split([vision.shape[1], text.shape[1]], dim=1)
 
         vision_global, text_global, fused, global_attentions = self.global_fusion(
             images.global_state, texts.global_state, vision, text, texts.attention_mask, **kwargs
         )
-        joined = [torch.cat(state, dim=1) for state in states] if kwargs.get("output_hidden_states") else None
+        output_attentions = kwargs.get("output_attentions")
         return HiViLTModelOutput(
-            local_fusion_state=joined[-1] if joined else torch.cat([vision, text], dim=1),
+            local_fusion_state=states[-1] if states else torch.cat([vision, text], dim=1),
             global_fusion_state=fused,
             vision_global_state=vision_global,
             text_global_state=text_global,
-            hidden_states=tuple(joined) if joined is not None else None,
-            cross_attentions=text_to_image,
-            vision_cross_attentions=image_to_text,
-            global_cross_attentions=global_attentions,
+            hidden_states=states if kwargs.get("output_hidden_states") else None,
+            cross_attentions=text_to_image if output_attentions else None,
+            vision_cross_attentions=image_to_text if output_attentions else None,
+            global_cross_attentions=global_attentions if output_attentions else None,
         )
 
 
@@ -745,7 +761,7 @@ class HiViLTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["HiViLTFusionStage", "HiViLTLevel"]
+    _no_split_modules = ["HiViLTFusion"]
     # Trainer takes `**kwargs` in forward for a promise to divide the loss by `num_items_in_batch`; ours is a mean.
     accepts_loss_kwargs = False
     # Task -> pipeline that a saved checkpoint brings along.
@@ -821,6 +837,19 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         self.config.custom_pipelines = dict(self._custom_pipelines)
         with code_in_place(self, save_directory):
             super().save_pretrained(save_directory, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        Takes the weights of a checkpoint's file, too. Some encoders (ViT, DINOv2, Swin) go by older names there, which
+        `from_pretrained` translates; Trainer, when it resumes or returns to the best checkpoint, does not.
+        """
+        if not state_dict.keys() <= self.state_dict().keys():
+            translated, loading = type(self).from_pretrained(
+                None, config=self.config, state_dict=state_dict, dtype=self.dtype, output_loading_info=True
+            )
+            found = {k: v for k, v in translated.state_dict().items() if k not in loading["missing_keys"]}
+            state_dict = found | {name: state_dict[name] for name in loading["unexpected_keys"]}
+        return super().load_state_dict(state_dict, strict, assign)
 
     @classmethod
     def from_vision_text_pretrained(
@@ -916,24 +945,27 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 of another size than it was made for. Encoders without them take any size.
 
         Raises:
-            ValueError: `pixel_values` is not a batch of float images.
+            ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size.
         """
         if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
             raise ValueError(
                 "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor "
                 f"gives it; got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
             )
+        _follow_config(kwargs, self.config)
+        self._check_image_size(pixel_values, interpolate_pos_encoding)
         if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
             outputs = self.vision_model(
-                pixel_values.to(self.vision_model.dtype), **{**kwargs, "output_hidden_states": True}
+                pixel_values.to(self.vision_model.dtype),
+                **{**kwargs, "output_hidden_states": True, "return_dict": True},
             )
             maps = self._vision_maps(outputs, pixel_values)
-        states = self.fusion.encode_images(maps)
+        states = self.fusion("encode_images", maps)
         states.last_hidden_state = outputs.last_hidden_state
-        states.hidden_states = outputs.hidden_states
-        states.attentions = outputs.get("attentions")
+        states.hidden_states = outputs.hidden_states if kwargs["output_hidden_states"] else None
+        states.attentions = outputs.get("attentions") or None
         return states
 
     def encode_texts(
@@ -972,6 +1004,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
                 f"{tuple(attention_mask.shape)}."
             )
+        _follow_config(kwargs, self.config)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if inputs_embeds is not None and "inputs_embeds" not in self._text_arguments:
@@ -979,11 +1012,11 @@ class HiViLTModel(HiViLTPreTrainedModel):
         if "token_type_ids" not in self._text_arguments:
             inputs.pop("token_type_ids", None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
-            outputs = self.text_model(**inputs, attention_mask=attention_mask, **kwargs)
-        states = self.fusion.encode_texts(outputs.last_hidden_state, attention_mask.bool())
+            outputs = self.text_model(**inputs, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+        states = self.fusion("encode_texts", outputs.last_hidden_state, attention_mask.bool())
         states.last_hidden_state = outputs.last_hidden_state
         states.hidden_states = outputs.get("hidden_states")
-        states.attentions = outputs.get("attentions")
+        states.attentions = outputs.get("attentions") or None
         return states
 
     def fuse(
@@ -1005,6 +1038,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
         Raises:
             ValueError: an index out of range, or images and texts that do not pair up.
         """
+        _follow_config(kwargs, self.config)
         num_images, num_texts = image_states.global_state.shape[0], text_states.global_state.shape[0]
         _check_index("image_index", image_index, num_images, "images")
         _check_index("text_index", text_index, num_texts, "texts")
@@ -1019,7 +1053,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
             image_states = map_states(lambda x: x.index_select(0, image_index.to(x.device)), image_states)
         if text_index is not None:
             text_states = map_states(lambda x: x.index_select(0, text_index.to(x.device)), text_states)
-        return self.fusion(image_states, text_states, **kwargs)
+        return self.fusion("fuse", image_states, text_states, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -1052,13 +1086,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
         Raises:
             ValueError: inputs are missing, given twice, or do not fit together.
         """
-        output_attentions = _flag(kwargs, "output_attentions", self.config)
-        output_hidden_states = _flag(kwargs, "output_hidden_states", self.config)
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"Attention weights are not available with `attn_implementation={self.config._attn_implementation!r}`; "
-                'load the model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
-            )
+        _follow_config(kwargs, self.config)
         if (pixel_values is None) == (image_states is None):
             raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
         if text_states is not None and (input_ids is not None or inputs_embeds is not None):
@@ -1069,22 +1097,29 @@ class HiViLTModel(HiViLTPreTrainedModel):
         if text_states is None:
             text_states = self.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         outputs = self.fuse(image_states, text_states, image_index, **kwargs)
-
-        outputs.vision_last_hidden_state = image_states.last_hidden_state
-        outputs.text_last_hidden_state = text_states.last_hidden_state
-        if output_hidden_states:
-            outputs.vision_hidden_states = image_states.hidden_states
-            outputs.text_hidden_states = text_states.hidden_states
-        if output_attentions:
-            outputs.vision_attentions = image_states.attentions
-            outputs.text_attentions = text_states.attentions
-        else:
-            outputs.cross_attentions = outputs.vision_cross_attentions = outputs.global_cross_attentions = None
-        return outputs
+        return HiViLTModelOutput(
+            **outputs,
+            vision_last_hidden_state=image_states.last_hidden_state,
+            text_last_hidden_state=text_states.last_hidden_state,
+            **_of_encoders(image_states, text_states, kwargs),
+        )
 
     def _trains(self, name: str) -> bool:
         # An adapter inside a frozen encoder trains, so ask the parameters, but only where something was frozen.
         return name not in self.frozen_modules or any(p.requires_grad for p in getattr(self, name).parameters())
+
+    def _check_image_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+        size = getattr(self.config.vision_config, "image_size", None)
+        learned_positions = "interpolate_pos_encoding" in self._vision_arguments and not self.config._is_hierarchical
+        if size is None or not learned_positions or interpolate_pos_encoding:
+            return
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        if pixel_values.shape[2:] != (height, width):
+            raise ValueError(
+                f"This `{self.config.vision_config.model_type}` encoder was made for images of {height} by {width} "
+                f"pixels, got {pixel_values.shape[2]} by {pixel_values.shape[3]}; resize them, or give "
+                "`interpolate_pos_encoding=True`."
+            )
 
     def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
@@ -1114,11 +1149,28 @@ class HiViLTModel(HiViLTPreTrainedModel):
         return maps
 
 
-def _flag(kwargs: dict, name: str, config: HiViLTConfig) -> bool:
-    """A flag of the call, or else of the config; set in `kwargs` so that the encoders follow it."""
-    if kwargs.get(name) is None:
-        kwargs[name] = getattr(config, name)
-    return bool(kwargs[name])
+def _follow_config(kwargs: dict, config: HiViLTConfig) -> None:
+    """
+    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too.
+
+    Raises:
+        ValueError: attention weights are asked for, and the implementation does not compute any.
+    """
+    for name in ("output_attentions", "output_hidden_states"):
+        if kwargs.get(name) is None:
+            kwargs[name] = getattr(config, name)
+    if kwargs["output_attentions"] and config._attn_implementation != "eager":
+        raise ValueError(
+            f"Attention weights are not available with `attn_implementation={config._attn_implementation!r}`; "
+            'load the model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
+        )
+
+
+def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates, kwargs: dict) -> dict[str, tuple]:
+    """What the encoders recorded, under the names that model outputs have for it, as far as the call asks for it."""
+    wanted = [name for name in ("hidden_states", "attentions") if kwargs[f"output_{name}"]]
+    both = {"vision": image_states, "text": text_states}
+    return {f"{prefix}_{name}": states.get(name) for name in wanted for prefix, states in both.items()}
 
 
 def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) -> None:
@@ -1215,6 +1267,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             image_states=image_states,
             text_states=text_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(outputs.global_fusion_state)
@@ -1224,10 +1277,11 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             loss = self.config.classification_loss_weight * classification_loss(logits, labels)
         if auxiliary:
             image_embeds = _embed(self.visual_projection, image_states.global_state)
-            text_embeds = _embed(self.text_projection, text_states.global_state)
+            text_embeds = _embed(self.text_projection, text_states.global_state).to(image_embeds.device)
             positives = _pairs(image_embeds, text_embeds, image_index)
-            similarity = _logit_scale(self.logit_scale) * image_embeds @ text_embeds.t()
-            loss = loss + self.config.auxiliary_loss_weight * contrastive_loss(similarity, positives)
+            similarity = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
+            auxiliary_loss = self.config.auxiliary_loss_weight * contrastive_loss(similarity, positives)
+            loss = loss + auxiliary_loss.to(loss.device)
         return HiViLTQuestionAnsweringOutput(
             loss=loss,
             logits=logits,
@@ -1309,7 +1363,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last_hidden_state,
             pooler_output=_embed(self.visual_projection, states.global_state),
-            hidden_states=states.hidden_states if _flag(kwargs, "output_hidden_states", self.config) else None,
+            hidden_states=states.hidden_states,
             attentions=states.attentions,
         )
 
@@ -1346,7 +1400,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         """
         fused = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
         vision = _embed(self.fused_visual_projection, fused.vision_global_state)
-        text = _embed(self.fused_text_projection, fused.text_global_state)
+        text = _embed(self.fused_text_projection, fused.text_global_state).to(vision.device)
         return (vision * text).sum(dim=-1)
 
     @can_return_tuple
@@ -1372,11 +1426,13 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             return_loss (`bool`, defaults to `True`): compute the losses, where it is known which image each text
                 belongs to: from `image_index`, or row by row where there are as many images as texts.
             input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, return_dict: see [`HiViLTModel.forward`].
+                text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
+                [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
 
         Raises:
             ValueError: inputs are missing or do not fit together, or, in training, the pairs are not known.
         """
+        _follow_config(kwargs, self.config)
         if (pixel_values is None) == (image_states is None):
             raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
         if text_states is not None and (input_ids is not None or inputs_embeds is not None):
@@ -1386,8 +1442,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         if text_states is None:
             text_states = self.model.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         image_embeds = _embed(self.visual_projection, image_states.global_state)
-        text_embeds = _embed(self.text_projection, text_states.global_state)
-        logits_per_image = _logit_scale(self.logit_scale) * image_embeds @ text_embeds.t()
+        text_embeds = _embed(self.text_projection, text_states.global_state).to(image_embeds.device)
+        logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
 
         _check_index("image_index", image_index, image_embeds.shape[0], "images")
         num_paired = image_embeds.shape[0] if image_index is None else image_index.shape[0]
@@ -1408,6 +1464,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             **losses,
+            **_of_encoders(image_states, text_states, kwargs),
         )
 
     def _losses(
@@ -1420,8 +1477,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         config = self.config
         num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
         device = text_embeds.device
-        if image_index is None:
-            image_index = torch.arange(num_texts, device=device)
+        image_index = torch.arange(num_texts, device=device) if image_index is None else image_index.to(device)
         if image_ids is not None and image_ids.shape != (num_images,):
             raise ValueError(
                 f"`image_ids` must name each of the {num_images} images, got shape {tuple(image_ids.shape)}."
@@ -1437,7 +1493,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         ids = torch.arange(num_images, device=device) + first_image if image_ids is None else image_ids.to(device)
         all_ids, all_text_ids = everywhere(ids), everywhere(ids[image_index])
         positives = all_ids[:, None] == all_text_ids[None, :]
-        logits = _logit_scale(self.logit_scale) * everywhere(image_embeds) @ everywhere(text_embeds).t()
+        logits = _logit_scale(self.logit_scale).to(device) * everywhere(image_embeds) @ everywhere(text_embeds).t()
         contrastive = contrastive_loss(logits, positives)
         loss = config.contrastive_loss_weight * contrastive
         losses = {"contrastive_loss": contrastive.detach()}
@@ -1449,14 +1505,14 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             own_images = image_index + first_image
             hard_images, text_counts = hard_negatives(logits.t()[own_texts], positives.t()[own_texts], self.training)
             hard_texts, image_counts = hard_negatives(logits[own_images], positives[own_images], self.training)
-            scores = self.score(
+            scores = _logit_scale(self.matching_logit_scale).to(device) * self.score(
                 map_states(everywhere, image_states),
                 map_states(everywhere, text_states),
                 torch.cat([own_images, hard_images, own_images]),
                 torch.cat([own_texts, own_texts, hard_texts]),
                 **kwargs,
-            )
-            match, with_hard_image, with_hard_text = (_logit_scale(self.matching_logit_scale) * scores).chunk(3)
+            ).to(device)
+            match, with_hard_image, with_hard_text = scores.chunk(3)
             # Cross-entropy of choosing the match from the two, for either direction.
             rows = F.softplus(torch.stack([with_hard_image - match, with_hard_text - match], dim=1))
             counts = everywhere(torch.stack([text_counts, image_counts], dim=1).to(rows.dtype))

@@ -42,21 +42,19 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             ValueError, TypeError, FileNotFoundError: no question, an empty one, or no readable picture.
         """
         batch_size = kwargs.pop("batch_size", None) or self._batch_size or 8
-        if question is not None or isinstance(image, dict):
-            request = image if isinstance(image, dict) else {"image": image, "question": question}
-            return super().__call__([request], **kwargs)[0]
-        if isinstance(image, (str, os.PathLike)) or not isinstance(image, Iterable):
+        if question is not None:
+            image = {"image": image, "question": question}
+        if isinstance(image, dict):
+            return super().__call__({"requests": [image]}, **kwargs)[0]
+        if isinstance(image, (str, os.PathLike)) or hasattr(image, "shape") or not isinstance(image, Iterable):
             raise ValueError("There is no question: call the pipeline as `vqa(image, question)`.")
         answers = self._answer_all(iter(image), batch_size, kwargs)
         return list(answers) if isinstance(image, (list, tuple)) else answers
 
     def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
         while batch := list(islice(requests, batch_size)):
-            yield from super().__call__(batch, **kwargs)
-
-    def run_multi(self, inputs, preprocess_params, forward_params, postprocess_params):
-        # A list is one batch: the processor pairs questions with pictures, which no padding of tensors could.
-        return self.run_single(inputs, preprocess_params, forward_params, postprocess_params)
+            # One input: the processor batches requests, for it pairs questions with pictures; padding could not.
+            yield from super().__call__({"requests": batch}, **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
         if kwargs:
@@ -65,7 +63,8 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
-    def preprocess(self, requests: list[dict]) -> dict:
+    def preprocess(self, batch: dict) -> dict:
+        requests = batch["requests"]
         for request in requests:
             if not isinstance(request, dict) or not {"image", "question"} <= set(request):
                 raise ValueError(
@@ -100,7 +99,7 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Saves the model with its code, and the processor."""
         super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
 
 __all__ = ["HiViLTVisualQuestionAnsweringPipeline"]

@@ -1,6 +1,7 @@
 """HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no readable picture, or the name is a web address, which is never fetched.
+        ValueError: the file is no readable picture, the array has not the shape of one, or the name is a web address,
+            which is never fetched.
         TypeError: something else.
     """
     if isinstance(picture, (str, os.PathLike)):
@@ -45,6 +47,11 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name!r} is not a readable picture ({error}); replace or remove it.") from error
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (3, 4)):
+            raise ValueError(
+                "An array must have shape (height, width), (height, width, 3) or (height, width, 4), got "
+                f"{picture.shape}."
+            )
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         what = f"{type(picture).__name__} of {picture.dtype}" if hasattr(picture, "dtype") else type(picture).__name__
@@ -109,13 +116,14 @@ class HiViLTProcessor(ProcessorMixin):
         merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         inputs = {}
         if images is not None:
-            pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+            several = isinstance(images, Sequence) and not isinstance(images, str)
+            pictures = list(images) if several else [images]
             if not pictures:
                 raise ValueError("`images` is an empty list; give at least one picture.")
         if text is not None:
             texts, image_index = self._flatten(text, len(pictures) if images is not None else None)
             tokens = self.tokenizer(texts if not isinstance(text, str) else text, **merged["text_kwargs"])
-            self._tell_of_truncation(tokens, len(texts))
+            self._tell_of_truncation(tokens, len(texts), merged["text_kwargs"].get("max_length"))
             inputs.update(tokens)
         if images is not None:
             # Tensors are taken to be prepared already, as image processors take them.
@@ -128,6 +136,10 @@ class HiViLTProcessor(ProcessorMixin):
     @staticmethod
     def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int]]:
         """All texts in one list, and the picture of each."""
+        if not isinstance(text, Iterable):
+            raise TypeError(
+                f"`text` must be a string, a list of strings, or a list of lists of strings, got {type(text).__name__}."
+            )
         nested = [text] if isinstance(text, str) else list(text)
         if nested and all(isinstance(group, (list, tuple)) for group in nested):
             groups = nested
@@ -136,8 +148,9 @@ class HiViLTProcessor(ProcessorMixin):
         else:
             groups = [[single] for single in nested]
         if num_images is not None and len(groups) != num_images:
+            what = "lists of texts" if groups is nested else "texts"
             raise ValueError(
-                f"{len(groups)} texts cannot be paired with {num_images} pictures. Give one text for each picture, or "
+                f"{len(groups)} {what} cannot be paired with {num_images} pictures. Give one text for each picture, or "
                 'for each picture a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
             )
         texts = [single for group in groups for single in group]
@@ -150,14 +163,16 @@ class HiViLTProcessor(ProcessorMixin):
             raise ValueError("`text` is an empty list; give at least one text.")
         return texts, [index for index, group in enumerate(groups) for _ in group]
 
-    def _tell_of_truncation(self, tokens, num_texts: int) -> None:
+    def _tell_of_truncation(self, tokens, num_texts: int, max_length: int | None) -> None:
         num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
         if num_cut and not HiViLTProcessor._told_of_truncation:
             HiViLTProcessor._told_of_truncation = True
-            logger.warning(
-                f"{num_cut} of {num_texts} texts were cut to {self.tokenizer.model_max_length} tokens, the most that "
-                "the tokenizer's `model_max_length` allows. Later cuts are not reported."
+            limit = (
+                f"the {max_length} tokens of `max_length`"
+                if max_length is not None
+                else f"{self.tokenizer.model_max_length} tokens, the most that the tokenizer's `model_max_length` allows"
             )
+            logger.warning(f"{num_cut} of {num_texts} texts were cut to {limit}. Later cuts are not reported.")
 
     def post_process_question_answering(
         self, logits: torch.Tensor, top_k: int = 1, id2label: dict[int, str] | None = None, multi_label: bool = False

@@ -175,8 +175,12 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_card(folder: Path, args: VQAArguments, results: dict, question: str, log_history: list[dict]) -> None:
+def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: dict) -> None:
     """`README.md` of the checkpoint."""
+    folder = Path(trainer.args.output_dir)
+    # Cards are shared: they say where a reader finds the model, not where this machine keeps it.
+    model = trainer.args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
+    question = trainer.eval_dataset.examples[0].question
     name, train = results["data"]["name"], results["data"]["train"]
     split = "test" if "accuracy" in results.get("test", {}) else "validation"
     accuracy = EvalResult(
@@ -196,7 +200,7 @@ def write_card(folder: Path, args: VQAArguments, results: dict, question: str, l
             license="apache-2.0",
             tags=["custom_code", "hivilt", "vision-language"],
             datasets=args.dataset_name,
-            base_model=[model for model in (args.vision_model, args.text_model) if model] or None,
+            base_model=[name for name in (args.vision_model, args.text_model) if name] or None,
             eval_results=[accuracy],
         ),
         summary=(
@@ -207,7 +211,7 @@ def write_card(folder: Path, args: VQAArguments, results: dict, question: str, l
         usage=(
             "from transformers import pipeline\n\n"
             "# A folder or a name on the Hub.\n"
-            f'vqa = pipeline("visual-question-answering", model="{folder.name}", trust_remote_code=True)\n'
+            f'vqa = pipeline("visual-question-answering", model="{model}", trust_remote_code=True)\n'
             f'vqa("picture.png", {json.dumps(question)}, top_k=3)'
         ),
         limits=(
@@ -217,7 +221,7 @@ def write_card(folder: Path, args: VQAArguments, results: dict, question: str, l
             "probability."
         ),
         results=results,
-        log_history=log_history,
+        log_history=trainer.state.log_history,
     )
 
 
@@ -273,8 +277,7 @@ def main(argv: list[str] | None = None) -> dict:
         results = collect_results(trainer, args, metrics, data={"name": name, **data}, num_answers=len(label2id))
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
-            question = datasets["validation"].examples[0].question
-            write_card(folder, args, results, question, trainer.state.log_history)
+            write_card(trainer, args, results)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for split in ("validation", "test"):
             if "accuracy" in results.get(split, {}):

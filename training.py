@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import transformers
 import yaml
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard, ModelCardData
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -215,19 +216,27 @@ def small_config(vocab_size: int, image_size: int = 64, max_length: int = 64, **
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer for one's own questions, lower case, with BERT's special tokens.
 
+    Its pieces are the most frequent words, and all characters to spell the others with. They depend on nothing but the
+    texts, not even on their order: the trainer of `tokenizers` draws its pieces anew in every process, and processes
+    that train together must agree.
+
     Args:
-        texts: what to learn it from; their order does not matter.
+        texts: what to learn it from.
         vocab_size: most entries.
         max_length: longer texts are cut.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special_tokens, show_progress=False)
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
     )
+    characters = sorted(set("".join(counts)))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
+    pieces += sorted(counts, key=lambda word: (-counts[word], word))
+    pieces = list(dict.fromkeys(pieces))[:vocab_size]
+
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -463,14 +472,16 @@ def answer_and_look(
     pictures = [open_picture(example.image) for example in examples]
     texts = [[example.question] for example in examples]
     inputs = processor(images=pictures, text=texts, return_tensors="pt").to(model.device)
-    usual = model.config._attn_implementation
-    # The top level alone: not every encoder can be switched back.
-    model.set_attn_implementation({"": "eager"})
+    # Each part goes back to its own: not every encoder has the implementation of the whole.
+    config = model.config
+    parts = {"": config, "vision_config": config.vision_config, "text_config": config.text_config}
+    usual = {name: part._attn_implementation for name, part in parts.items()}
+    model.set_attn_implementation("eager")
     try:
         image_states = model.encode_images(inputs.pop("pixel_values"))
         outputs = model(**inputs, image_states=image_states, output_attentions=True)
     finally:
-        model.set_attn_implementation({"": usual})
+        model.set_attn_implementation(usual)
 
     # Without local fusion there are no stages, and nothing to see.
     attentions = outputs.cross_attentions[0].float().cpu().numpy() if outputs.cross_attentions else [None] * len(texts)
@@ -479,8 +490,8 @@ def answer_and_look(
     answers = processor.post_process_question_answering(
         outputs.logits,
         top_k=top_k,
-        id2label=model.config.id2label,
-        multi_label=model.config.problem_type == "multi_label_classification",
+        id2label=config.id2label,
+        multi_label=config.problem_type == "multi_label_classification",
     )
     return [
         AnsweredQuestion(
@@ -530,7 +541,7 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
 def environment() -> dict[str, Any]:
     """Versions and hardware of this process, for `results.json`."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor_name()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -542,6 +553,14 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _processor_name() -> str:
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory_bytes() -> int:
@@ -572,10 +591,13 @@ def write_model_card(
         log_history: `trainer.state.log_history`.
     """
     measured = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
+    # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
+    evaluated = {
+        entry["step"]: entry for entry in reversed(log_history) if {"eval_loss", "eval_accuracy"} <= set(entry)
+    }
     epochs = [
-        f"| {entry['epoch']:.2f} | {entry['step']} | {_number(entry['eval_loss'])} | {_number(entry['eval_accuracy'])} |"
-        for entry in log_history
-        if "eval_loss" in entry and "eval_accuracy" in entry
+        f"| {entry['epoch']:.2f} | {step} | {_number(entry['eval_loss'])} | {_number(entry['eval_accuracy'])} |"
+        for step, entry in sorted(evaluated.items())
     ]
     content = f"""---
 {data.to_yaml()}

@@ -127,7 +127,7 @@ def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
 
     best = one.predictions[0]["answer"]
     color = NEUTRAL if one.answer is None else RIGHT if best == one.answer else WRONG
-    cell.suptitle("\n".join(textwrap.wrap(one.question, 42)), fontsize=10)
+    cell.suptitle("\n".join(textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")), fontsize=10)
     lines = [f"{answer['answer']}  {answer['score']:.1%}" for answer in one.predictions]
     if color == WRONG:
         lines.append(f"(right: {one.answer})")

@@ -7,11 +7,12 @@ What a process does that has nothing but a checkpoint's folder: no installed hiv
 """
 
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 if __name__ in ("__main__", "__mp_main__"):
@@ -30,6 +31,7 @@ from transformers import (
     AutoProcessor,
     Trainer,
     TrainingArguments,
+    logging,
     pipeline,
     set_seed,
 )
@@ -47,7 +49,7 @@ AUTO_CLASSES = {
 def start_elsewhere(function, home: Path, **arguments) -> subprocess.Popen:
     """Starts `function` of this file in a process of its own, whose caches and working directory are in `home`."""
     home.mkdir(parents=True, exist_ok=True)
-    request, result = home / f"{function.__name__}.request.json", home / f"{function.__name__}.{os.urandom(4).hex()}"
+    request, result = (home / f"{kind} {uuid.uuid4()}.json" for kind in ("request", "result"))
     request.write_text(json.dumps({name: str(value) for name, value in arguments.items()}), encoding="utf-8")
     foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "PYTHON", "XDG_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -73,7 +75,11 @@ def start_elsewhere(function, home: Path, **arguments) -> subprocess.Popen:
 
 def finish_elsewhere(process: subprocess.Popen) -> dict:
     """Waits for it; gives what the function returned."""
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, output
     return {**json.loads(process.result.read_text(encoding="utf-8")), "output": output}
 
@@ -133,7 +139,14 @@ def fine_tune(model, processor, output_dir: Path, resume_from: Path | None = Non
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-# What runs elsewhere: each returns facts, and leaves tensors behind in files
+# What runs elsewhere: it returns facts, and leaves tensors behind in files
+
+
+def _import_hivilt() -> str:
+    try:
+        return importlib.import_module("hivilt").__file__
+    except ImportError as error:
+        return type(error).__name__
 
 
 def _dirty_the_allocator():
@@ -178,7 +191,7 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
 
 def first_process(checkpoints: str, place: str, results: str, again: str, trained: str) -> dict:
     """All that can be done with what the testing process saved."""
-    facts = {"importable": importlib.util.find_spec("hivilt") is not None, "path": sys.path}
+    facts = {"hivilt": _import_hivilt()}
     facts["loaded"] = load_all(checkpoints, results, again)
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     folder = Path(checkpoints, "HiViLTForRetrieval")
@@ -204,7 +217,7 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
     save_file(outputs(reopened, batch), Path(results, "place.safetensors"))
 
     processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
-    pictures = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "yes")]
+    pictures = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "lime")]
     collate = functools.partial(_collate, processor)
     spawned = DataLoader(pictures, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
     facts["spawned"] = [{name: value.tolist() for name, value in batch.items()} for batch in spawned]
@@ -230,7 +243,7 @@ def _collate(processor, examples: list) -> dict:
 
 def second_process(checkpoints: str, trained: str, results: str, again: str) -> dict:
     """The same with what the first process saved, and what it trained."""
-    facts = {"importable": importlib.util.find_spec("hivilt") is not None}
+    facts = {"hivilt": _import_hivilt()}
     facts["loaded"] = load_all(checkpoints, results, again)
     picture = Image.new("RGB", (31, 23), "red")
     for folder in Path(trained), Path(trained, "checkpoint-2"), Path(trained, "resumed"):
@@ -238,6 +251,25 @@ def second_process(checkpoints: str, trained: str, results: str, again: str) -> 
         facts[f"pipeline {folder.name}"] = answer(picture, "what color is it", top_k=2)
         facts[f"AutoModel {folder.name}"] = type(_open(AutoModel, folder)).__name__
     return facts
+
+
+def answer_everywhere(qa: str, retrieval: str, picture: str, again: str) -> dict:
+    """What the pipelines of two checkpoints say, the first of them also after it was saved from here."""
+    questions = ["what color is the circle", "is there a square"]
+    vqa = pipeline("visual-question-answering", model=qa, trust_remote_code=True)
+    vqa.save_pretrained(again)
+    half = pipeline(model=qa, trust_remote_code=True, dtype="bfloat16", top_k=1)
+    labels = ["red", "blue circle", "three"]
+    return {
+        "class": [type(vqa).__name__, type(vqa.processor).__name__, type(vqa.model).__module__.split(".")[0]],
+        "task": vqa(picture, questions),
+        "inferred": pipeline(model=qa, trust_remote_code=True)(picture, questions),
+        "saved again": pipeline(model=again, trust_remote_code=True)(picture, questions),
+        "half": [half.dtype == torch.bfloat16, half(picture, questions)],
+        "zero-shot": pipeline("zero-shot-image-classification", model=retrieval, trust_remote_code=True)(
+            picture, candidate_labels=labels, hypothesis_template="{}"
+        ),
+    }
 
 
 def open_from_folder_and_hub(checkpoint: str, repository: str, results: str) -> dict:
@@ -255,5 +287,6 @@ def open_from_folder_and_hub(checkpoint: str, repository: str, results: str) -> 
 if __name__ == "__main__":
     name, request, result = sys.argv[1:]
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     returned = globals()[name](**json.loads(Path(request).read_text(encoding="utf-8")))
     Path(result).write_text(json.dumps(returned), encoding="utf-8")

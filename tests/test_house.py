@@ -80,6 +80,7 @@ def tree(remote) -> ast.Module:
     return ast.parse(remote.read_text(encoding="utf-8"))
 
 
+@pytest.mark.checklist("14")
 def test_loader_sees_the_imports_that_python_sees(remote, tree):
     # The loader reads text, not syntax: it misses `from . import x`, and takes a docstring's "from .x import" for code.
     relative = {(level, module) for level, module in imported(tree) if level}
@@ -88,16 +89,19 @@ def test_loader_sees_the_imports_that_python_sees(remote, tree):
     assert all((ROOT / f"{module}.py").is_file() for _, module in relative)
 
 
+@pytest.mark.checklist("14")
 def test_remote_code_imports_only_its_libraries(tree):
     # Each one becomes a requirement of everybody who loads a checkpoint, even when imported inside a function.
     tops = {module.split(".")[0] for level, module in imported(tree) if level == 0}
     assert tops <= LIBRARIES | (sys.stdlib_module_names - UNSAFE_MODULES)
 
 
+@pytest.mark.checklist("14")
 def test_remote_code_neither_downloads_nor_unpickles_nor_runs_text(tree):
     assert not [name for name in names(tree) if UNSAFE_NAMES.fullmatch(name)]
 
 
+@pytest.mark.checklist("14")
 def test_remote_code_never_asks_for_the_config_class(tree):
     # A local checkpoint loads configuration_hivilt.py twice, under two names, so that isinstance answers False.
     assert not [

@@ -11,6 +11,7 @@ from transformers import (
     ConvNextConfig,
     ConvNextV2Config,
     Dinov2Config,
+    DINOv3ViTConfig,
     DistilBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -69,6 +70,7 @@ _TEXT = {
 VISION_CONFIGS = {
     "vit": lambda: ViTConfig(**_ISOTROPIC),
     "dinov2": lambda: Dinov2Config(**_ISOTROPIC),
+    "dinov3": lambda: DINOv3ViTConfig(**_ISOTROPIC, num_register_tokens=2),
     "clip": lambda: CLIPVisionConfig(**_ISOTROPIC),
     "siglip": lambda: SiglipVisionConfig(**_ISOTROPIC),
     "swin": lambda: SwinConfig(

@@ -1,0 +1,377 @@
+"""Readers against a miniature of each real layout, and the way from records to batches."""
+
+import csv
+import json
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hivilt.data.vqa import (
+    Columns,
+    TablePicture,
+    VQACollator,
+    VQADataset,
+    VQAExample,
+    build_answer_vocabulary,
+    check_pictures,
+    convert_vqav2,
+    drop_unknown_answers,
+    hold_out_images,
+    open_picture,
+    read_easy_vqa,
+    read_file,
+    read_table,
+)
+from tiny import IMAGE_SIZE, make_picture, make_processor
+
+ROWS = [
+    {"image": "pictures/red.png", "question": "what color is the shape?", "answer": "red"},
+    {"image": "pictures/blue.png", "question": "is there a circle?", "answer": "no"},
+    {"image": "pictures/red.png", "question": "is there a square?", "answer": "yes"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, and nothing else yet."""
+    (tmp_path / "pictures").mkdir()
+    for color in ("red", "blue"):
+        make_picture(color).save(tmp_path / "pictures" / f"{color}.png")
+    return tmp_path
+
+
+def write(folder, kind, rows=ROWS):
+    path = folder / f"train{kind}"
+    if kind == ".json":
+        path.write_text(json.dumps(rows))
+    elif kind == ".data.json":
+        path.write_text(json.dumps({"version": 1, "data": rows}))
+    elif kind == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    elif kind == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+def table_of_pictures(colors, **columns):
+    """A `datasets.Dataset` with pictures in it, as on the Hub."""
+    table = datasets.Dataset.from_dict({"image": [make_picture(color) for color in colors], **columns})
+    return table.cast_column("image", datasets.Image())
+
+
+# Readers
+
+
+@pytest.mark.parametrize("kind", [".json", ".data.json", ".jsonl", ".csv", ".parquet"])
+def test_local_files(folder, kind):
+    examples = read_file(write(folder, kind))
+    red = str(folder / "pictures/red.png")
+    # Relative paths start at the data file, wherever the program runs.
+    assert examples[0] == VQAExample("0", "pictures/red.png", red, "what color is the shape?", ("red",))
+    assert [one.image_id for one in examples] == [row["image"] for row in ROWS]
+    assert open_picture(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
+
+
+def test_parquet_with_pictures_inside(folder):
+    path = folder / "train.parquet"
+    table_of_pictures(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"]).to_parquet(str(path))
+    examples = read_file(path)
+    assert examples[0].image_id == examples[2].image_id != examples[1].image_id
+    assert open_picture(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
+
+
+def test_image_folder(folder):
+    split = folder / "train"
+    (folder / "pictures").rename(split)
+    lines = [
+        {"file_name": "red.png", "question": "what color?", "answer": "red"},
+        {"file_name": "blue.png", "question": "what color?", "answer": "blue"},
+        {"file_name": "red.png", "question": "is it red?", "answer": "yes"},
+    ]
+    (split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder / "cache"))["train"]
+    by_answer = {one.answers[0]: one for one in read_table(table)}
+    assert set(by_answer) == {"red", "blue", "yes"}
+    assert by_answer["red"].image_id == by_answer["yes"].image_id != by_answer["blue"].image_id
+    assert open_picture(by_answer["blue"].image).getpixel((30, 22)) == (0, 0, 255)
+
+
+def test_hub_table_groups_equal_pictures_and_reads_them_late():
+    table = table_of_pictures(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"])
+    examples = read_table(table, source="toy")
+    assert examples[2].image == TablePicture(examples[0].image.table, 0, "image")
+    assert VQADataset(examples).groups == [[0, 2], [1]]
+
+
+def test_named_picture_ids_need_no_reading_of_pictures():
+    columns = {"question": ["q"] * 3, "answer": ["a"] * 3, "id": [7, 8, 7], "qid": [70, 80, 71]}
+    table = table_of_pictures(["red", "blue", "red"], **columns)
+    examples = read_table(table, Columns(image_id="id", question_id="qid"))
+    assert [one.image_id for one in examples] == ["7", "8", "7"]
+    assert [one.question_id for one in examples] == ["70", "80", "71"]
+    assert VQADataset(examples).groups == [[0, 2], [1]]
+
+
+def test_answers_in_every_form(folder):
+    forms = [
+        ("red", ("red",)),
+        (2, ("2",)),
+        (["red", "dark red"], ("red", "dark red")),
+        ([{"answer": "red", "answer_id": 1}, {"answer": "pink", "answer_id": 2}], ("red", "pink")),
+        (None, ()),
+        ("  ", ()),
+        ([], ()),
+    ]
+    rows = [{"image": "pictures/red.png", "question": "q", "answer": form} for form, _ in forms]
+    assert [one.answers for one in read_file(write(folder, ".json", rows))] == [answers for _, answers in forms]
+
+
+def test_csv_cells_stay_as_they_are_written(folder):
+    rows = [{"image": "pictures/red.png", "question": "q", "answer": answer} for answer in ("None", "007", "NA", "")]
+    assert [one.answers for one in read_file(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
+
+
+def test_vqav2_files_join(folder):
+    questions = {"questions": [{"image_id": 9, "question": "what?", "question_id": 9001}]}
+    people = [{"answer": "red", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
+    annotations = {"annotations": [{"question_id": 9001, "image_id": 9, "answers": people}]}
+    (folder / "q.json").write_text(json.dumps(questions))
+    (folder / "a.json").write_text(json.dumps(annotations))
+    pattern = "val2014/COCO_val2014_{:012d}.jpg"
+    assert convert_vqav2(folder / "q.json", folder / "a.json", pattern, folder / "val.jsonl") == 1
+    (example,) = read_file(folder / "val.jsonl", Columns(image_id="image_id", question_id="question_id"))
+    picture = str(folder / "val2014/COCO_val2014_000000000009.jpg")
+    assert example == VQAExample("9001", "9", picture, "what?", ("red",) * 10)
+
+    assert convert_vqav2(folder / "q.json", None, pattern, folder / "test.jsonl") == 1
+    assert read_file(folder / "test.jsonl")[0].answers == ()
+    (folder / "a.json").write_text(json.dumps({"annotations": []}))
+    with pytest.raises(ValueError, match="1 of 1 questions have no annotation, question_id 9001"):
+        convert_vqav2(folder / "q.json", folder / "a.json", pattern, folder / "val.jsonl")
+
+
+def test_easy_vqa_has_its_published_size():
+    train, test = read_easy_vqa("train"), read_easy_vqa("test")
+    assert (len(train), len(VQADataset(train))) == (38575, 4000)
+    assert (len(test), len(VQADataset(test))) == (9673, 1000)
+    assert train[0].question == "what is the blue shape?"
+    assert train[0].answers == ("rectangle",)
+    assert open_picture(train[0].image).size == (64, 64)
+    assert len(build_answer_vocabulary([one.answers for one in train])) == 13
+    with pytest.raises(ValueError, match="'train' and 'test', got 'val'"):
+        read_easy_vqa("val")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"question": ""}, ValueError, "train.json, row 2: the question in column 'question' is empty"),
+        ({"question": None}, ValueError, "row 2: the question in column 'question' is empty"),
+        ({"question": 3}, TypeError, "row 2: column 'question' should hold a question as text, got int"),
+        (
+            {"answer": True},
+            TypeError,
+            "row 2: column 'answer' should hold an answer as text or a list of them, got bool",
+        ),
+        ({"image": None}, TypeError, "row 2: column 'image' should hold a picture or its path, got None"),
+    ],
+)
+def test_bad_values_name_row_and_column(folder, change, error, message):
+    with pytest.raises(error, match=message):
+        read_file(write(folder, ".json", [ROWS[0], ROWS[1] | change]))
+
+
+@pytest.mark.parametrize("kind", [".json", ".csv", ".parquet"])
+def test_unknown_column_lists_those_present(folder, kind):
+    path = write(folder, kind)
+    message = "answer_column: .* has no column 'answers'; it has 'image', 'question', 'answer'.*--answer_column"
+    with pytest.raises(ValueError, match=message):
+        read_file(path, Columns(answer="answers"))
+    with pytest.raises(ValueError, match="image_id_column: .* has no column 'id'"):
+        read_file(path, Columns(image_id="id"))
+
+
+def test_answers_may_be_absent_where_only_predictions_are_wanted(folder, caplog):
+    rows = [{key: row[key] for key in ("image", "question")} for row in ROWS]
+    examples = read_file(write(folder, ".json", rows), answers_needed=False)
+    assert {one.answers for one in examples} == {()}
+    assert "has no column 'answer': its questions are answered, accuracy is not measured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("none.json", None, FileNotFoundError, "none.json: there is no such file"),
+        ("rows.txt", "[]", ValueError, r"expected .json, .jsonl, .csv or .parquet, got '.txt'"),
+        ("rows.json", "[]", ValueError, "rows.json: has no rows"),
+        ("rows.csv", "image,question,answer\n", ValueError, "rows.csv: has no rows"),
+        ("rows.json", "{", ValueError, "rows.json: is not JSON"),
+        ("rows.jsonl", '{"a": 1}\n{"a": ', ValueError, "rows.jsonl, line 2: is not JSON"),
+        ("rows.json", '{"image": "a"}', TypeError, "rows.json: expected a list of objects"),
+        ("rows.json", '["a"]', TypeError, "rows.json: expected a list of objects"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        read_file(tmp_path / name)
+
+
+def test_a_column_that_holds_no_pictures():
+    table = datasets.Dataset.from_dict({"image": [1, 2], "question": ["q", "q"], "answer": ["a", "a"]})
+    with pytest.raises(TypeError, match="image_column: 'image' holds .*int64"):
+        read_table(table)
+
+
+def test_missing_pictures_are_found_before_training(folder):
+    (folder / "pictures/blue.png").unlink()
+    examples = read_file(write(folder, ".json"))
+    with pytest.raises(
+        FileNotFoundError, match=r"toy: 1 of 2 picture files are missing: .*blue.png.*--on_bad_image skip"
+    ):
+        check_pictures(examples, source="toy")
+    kept, bad = check_pictures(examples, "skip", "toy")
+    assert bad == ["pictures/blue.png"]
+    assert [one.question_id for one in kept] == ["0", "2"]
+
+
+def test_unreadable_pictures_are_skipped_with_names_and_counts(folder, caplog):
+    picture = (folder / "pictures/red.png").read_bytes()
+    (folder / "pictures/red.png").write_bytes(picture[: len(picture) // 2])
+    examples = read_file(write(folder, ".json"))
+    assert check_pictures(examples)[1] == []  # the file is there; opening it is the error
+    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
+        VQACollator(make_processor(), {"yes": 0})([VQADataset(examples)[0]])
+    kept, bad = check_pictures(examples, "skip", "toy")
+    assert bad == ["pictures/red.png"]
+    assert [one.question_id for one in kept] == ["1"]
+    assert "toy: left out 1 of 2 pictures and their 2 questions" in caplog.text
+    assert "red.png" in caplog.text
+    (folder / "pictures/blue.png").write_text("no picture")
+    with pytest.raises(ValueError, match="none of its 2 pictures can be read"):
+        check_pictures(examples, "skip", "toy")
+    with pytest.raises(ValueError, match="on_bad_image: expected 'error' or 'skip', got 'blank'"):
+        check_pictures(examples, "blank")
+
+
+def test_unreadable_picture_in_a_table():
+    stored = [{"bytes": b"no picture", "path": "x.png"}, {"bytes": b"no picture either", "path": None}]
+    table = datasets.Dataset.from_dict({"image": stored, "question": ["q", "q"], "answer": ["a", "a"]})
+    first, second = read_table(table)
+    with pytest.raises(ValueError, match="The picture x.png cannot be read"):
+        open_picture(first.image)
+    with pytest.raises(ValueError, match="The picture in row 2 of column 'image' cannot be read"):
+        open_picture(second.image)
+
+
+def test_pictures_are_turned_upright_and_closed(folder, recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    make_picture("red", (30, 20)).save(folder / "turned.jpg", exif=exif)
+    picture = open_picture(str(folder / "turned.jpg"))
+    assert picture.size == (20, 30)
+    assert np.asarray(picture)[2, 17].max() < 60  # the dark corner, turned to the right
+    del picture
+    assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+# Answers and splits
+
+
+def test_vocabulary_counts_the_majority_answer():
+    answers = [["yes"], ["Yes"], ["no"], ["red", "blue", "red"], ["no"], ["blue"], []]
+    assert build_answer_vocabulary(answers) == ["no", "yes", "blue", "red"]
+    assert build_answer_vocabulary(answers, min_count=2) == ["no", "yes"]
+    assert build_answer_vocabulary(answers, max_size=3) == ["no", "yes", "blue"]
+    with pytest.raises(ValueError, match="The answer vocabulary is empty: none of 4 distinct training answers"):
+        build_answer_vocabulary(answers, min_count=3)
+
+
+def test_questions_without_a_known_answer_cannot_be_trained_on():
+    examples = [
+        VQAExample(str(n), "a", "a", "q", answers) for n, answers in enumerate([("Yes",), ("no",), ("x", "yes"), ()])
+    ]
+    assert [one.question_id for one in drop_unknown_answers(examples, {"yes": 0})] == ["0", "2"]
+
+
+def test_holding_out_is_by_picture_and_seeded():
+    examples = [VQAExample(str(n), str(n % 20), "", "q", ("a",)) for n in range(100)]
+    train, held_out = hold_out_images(examples, seed=3)
+    assert len({one.image_id for one in held_out}) == 2
+    assert len(held_out) == 10
+    assert not {one.image_id for one in train} & {one.image_id for one in held_out}
+    assert sorted(train + held_out) == sorted(examples)
+    assert hold_out_images(examples, seed=3)[1] == held_out != hold_out_images(examples, seed=4)[1]
+    with pytest.raises(ValueError, match="only 1.*--validation_file"):
+        hold_out_images(examples[:1])
+
+
+# Batches
+
+
+def test_a_batch_ships_each_picture_once(folder):
+    dataset = VQADataset(read_file(write(folder, ".json")))
+    assert len(dataset) == 2
+    batch = VQACollator(make_processor(), {"yes": 0, "no": 1})([dataset[0], dataset[1]])
+    assert next(iter(batch)) == "input_ids"
+    assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["image_index"].tolist() == [0, 0, 1]
+    assert batch["question_index"].tolist() == [0, 2, 1]
+    assert batch["labels"].tolist() == [-100, 0, 1]  # "red" is no class
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 8)
+    assert all(isinstance(value, torch.Tensor) for value in batch.values())
+
+
+def test_soft_labels_are_the_metric():
+    table = table_of_pictures(
+        ["red", "red"], question=["what?", "who?"], answer=[["red"] * 8 + ["pink"] * 2, ["x"] * 10]
+    )
+    dataset = VQADataset(read_table(table))
+    batch = VQACollator(make_processor(), {"pink": 0, "blue": 1, "red": 2}, soft_labels=True)([dataset[0]])
+    assert batch["labels"].dtype == torch.float32
+    torch.testing.assert_close(batch["labels"], torch.tensor([[0.6, 0, 1], [0, 0, 0]]))
+
+
+def test_questions_without_answers_have_no_labels(folder):
+    rows = [row | {"answer": None} for row in ROWS]
+    dataset = VQADataset(read_file(write(folder, ".json", rows)))
+    assert "labels" not in VQACollator(make_processor(), {"yes": 0})([dataset[0]])
+
+
+def test_collator_names_the_setting_that_spoils_its_items(folder):
+    with pytest.raises(TypeError, match="remove_unused_columns=False"):
+        VQACollator(make_processor(), {"yes": 0})([{"image": "x"}])
+
+
+def test_empty_dataset_is_refused():
+    with pytest.raises(ValueError, match="at least one question"):
+        VQADataset([])
+
+
+def test_batches_from_spawned_workers_are_the_same(folder):
+    dataset = VQADataset(read_file(write(folder, ".json")))
+    collator = pickle.loads(pickle.dumps(VQACollator(make_processor(), {"yes": 0, "no": 1, "red": 2})))
+    here = list(torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator))
+    there = list(
+        torch.utils.data.DataLoader(
+            dataset, batch_size=1, collate_fn=collator, num_workers=1, multiprocessing_context="spawn"
+        )
+    )
+    assert len(here) == len(there) == 2
+    for own, foreign in zip(here, there, strict=True):
+        assert own.keys() == foreign.keys()
+        for name in own:
+            torch.testing.assert_close(own[name], foreign[name], rtol=0, atol=0)

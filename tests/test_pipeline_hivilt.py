@@ -1,0 +1,310 @@
+"""`pipeline("visual-question-answering")` on a checkpoint's folder, and the pipeline class by itself."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from elsewhere import answer_everywhere, run_elsewhere
+from hivilt import (
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTModel,
+    HiViLTVisualQuestionAnsweringPipeline,
+)
+from tiny import MODEL_CLASSES, NUM_ANSWERS, make_model, make_picture, make_processor
+
+QUESTIONS = ["what color is the circle", "is there a square"]
+PICTURES = {"red": make_picture("red"), "blue": make_picture("blue", (23, 31)), "lime": make_picture("lime")}
+REQUESTS = [
+    {"image": PICTURES["red"], "question": QUESTIONS[0]},
+    {"image": PICTURES["blue"], "question": QUESTIONS},
+    {"image": PICTURES["lime"], "question": "what shape is it"},
+    {"image": PICTURES["red"], "question": ["is it red", "is it blue", "two"]},
+    {"image": PICTURES["blue"], "question": [QUESTIONS[1]]},
+]
+
+
+@pytest.fixture(scope="module")
+def vqa() -> HiViLTVisualQuestionAnsweringPipeline:
+    # Large weights, so that pictures and questions decide the answer.
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=6)
+    return HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
+
+
+@pytest.fixture
+def encoded(vqa) -> list[int]:
+    """How many pictures each pass of the vision encoder had."""
+    counts = []
+    hook = vqa.model.model.vision_model.register_forward_hook(
+        lambda module, args, kwargs, output: counts.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+    )
+    yield counts
+    hook.remove()
+
+
+def answers_by_hand(vqa, picture, question: str) -> list[dict]:
+    """All answers, best first, without the pipeline."""
+    inputs = vqa.processor(images=picture, text=question, return_tensors="pt")
+    with torch.no_grad():
+        scores = vqa.model(**inputs).logits[0].softmax(dim=-1)
+    return [{"answer": f"answer {label}", "score": float(scores[label])} for label in scores.argsort(descending=True)]
+
+
+def assert_same_answers(found, expected):
+    """Of one question, or of as many as there are in nested lists."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, list):
+            assert_same_answers(one, other)
+        else:
+            assert set(one) == {"answer", "score"} and one["answer"] == other["answer"]
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+# Answers
+
+
+def test_one_question(vqa):
+    answers = vqa(PICTURES["red"], QUESTIONS[0])
+    assert_same_answers(answers, answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0]))
+    assert len(answers) == NUM_ANSWERS and sum(answer["score"] for answer in answers) == pytest.approx(1)
+    # Not the same whatever is shown and asked, or no mix-up below could be seen.
+    for other in vqa(PICTURES["red"], QUESTIONS[1]), vqa(PICTURES["blue"], QUESTIONS[0]):
+        assert abs(other[0]["score"] - answers[0]["score"]) > 1e-3
+
+
+def test_several_questions_encode_their_picture_once(vqa, encoded):
+    answers = vqa(PICTURES["red"], QUESTIONS)
+    assert encoded == [1]
+    assert_same_answers(answers, [answers_by_hand(vqa, PICTURES["red"], question) for question in QUESTIONS])
+
+
+def test_list_of_one_question_gives_a_list_of_answers(vqa):
+    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[:1]), [answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0])])
+
+
+def test_dict_is_a_request(vqa):
+    for request in REQUESTS[:2]:
+        assert_same_answers(vqa(request), vqa(request["image"], request["question"]))
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (None, [5])])
+def test_list_of_requests_is_answered_in_batches(vqa, encoded, batch_size, passes):
+    answers = vqa(REQUESTS, batch_size=batch_size)
+    assert encoded == passes
+    assert isinstance(answers, list)
+    assert_same_answers(answers, [vqa(request) for request in REQUESTS])
+
+
+def test_generator_is_answered_as_it_comes(vqa):
+    asked = []
+
+    def requests():
+        for request in REQUESTS:
+            asked.append(request)
+            yield request
+
+    answers = vqa(requests(), batch_size=2)
+    assert asked == []
+    assert_same_answers(next(answers), vqa(REQUESTS[0]))
+    assert len(asked) == 2
+    assert_same_answers(list(answers), [vqa(request) for request in REQUESTS[1:]])
+    with pytest.raises(StopIteration):
+        next(answers)
+
+
+def test_empty_list_has_no_answers(vqa):
+    assert vqa([]) == []
+
+
+def test_pictures_may_be_files_images_or_arrays(vqa, tmp_path):
+    expected = vqa(PICTURES["blue"], QUESTIONS[0])
+    file = tmp_path / "picture.png"
+    PICTURES["blue"].save(file)
+    for picture in (file, str(file), np.asarray(PICTURES["blue"]), PICTURES["blue"].convert("RGBA")):
+        assert_same_answers(vqa(picture, QUESTIONS[0]), expected)
+
+
+def test_top_k_of_the_call_or_of_the_pipeline(vqa):
+    best = answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0])
+    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[0], top_k=2), best[:2])
+    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[0], top_k=99), best)
+    short = HiViLTVisualQuestionAnsweringPipeline(model=vqa.model, processor=vqa.processor, device="cpu", top_k=1)
+    assert_same_answers(short(PICTURES["red"], QUESTIONS[0]), best[:1])
+    assert_same_answers(short(PICTURES["red"], QUESTIONS[0], top_k=3), best[:3])
+    assert [len(answers) for answers in short(REQUESTS[:1] + REQUESTS[2:3])] == [1, 1]
+
+
+def test_batch_size_of_the_pipeline(vqa, encoded):
+    pairs = HiViLTVisualQuestionAnsweringPipeline(model=vqa.model, processor=vqa.processor, device="cpu", batch_size=2)
+    pairs(REQUESTS)
+    assert encoded == [2, 2, 1]
+
+
+def test_soft_labels_give_independent_probabilities():
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=6, problem_type="multi_label_classification")
+    vqa = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
+    inputs = vqa.processor(images=PICTURES["red"], text=QUESTIONS[0], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits[0].sigmoid().sort(descending=True).values.tolist()
+    assert [answer["score"] for answer in vqa(PICTURES["red"], QUESTIONS[0])] == pytest.approx(expected, abs=1e-5)
+    assert sum(expected) != pytest.approx(1, abs=0.05)
+
+
+def test_half_precision_model_answers(vqa):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=6).to(torch.bfloat16)
+    half = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
+    expected = {answer["answer"]: answer["score"] for answer in vqa(PICTURES["red"], QUESTIONS[0])}
+    found = {answer["answer"]: answer["score"] for answer in half(PICTURES["red"], QUESTIONS[0])}
+    assert found == pytest.approx(expected, abs=0.1)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "error", "message"),
+    [
+        (PICTURES["red"], None, ValueError, "no question"),
+        ("picture.png", None, ValueError, "no question"),
+        (Path("picture.png"), None, ValueError, "no question"),
+        (np.asarray(PICTURES["red"]), None, ValueError, "no question"),
+        (None, None, ValueError, "no question"),
+        (PICTURES["red"], "", ValueError, "position 0 is empty"),
+        (PICTURES["red"], ["is it red", "  "], ValueError, "position 1 is empty"),
+        (PICTURES["red"], [], ValueError, "at least one text"),
+        (PICTURES["red"], 3, TypeError, "must hold strings, got int"),
+        ("https://example.com/picture.png", "is it red", ValueError, "not fetched from the web"),
+        ("nowhere.png", "is it red", FileNotFoundError, "nowhere.png"),
+        (__file__, "is it red", ValueError, "not a readable picture"),
+        (3, "is it red", TypeError, "A picture must be .* got int"),
+        (None, "is it red", TypeError, "A picture must be .* got NoneType"),
+        ({"image": PICTURES["red"]}, "is it red", TypeError, "A picture must be .* got dict"),
+        ({"image": PICTURES["red"]}, None, ValueError, r'"image" and "question", got \[\'image\'\]'),
+        ({"question": "is it red"}, None, ValueError, r'"image" and "question", got \[\'question\'\]'),
+        ([REQUESTS[0], "is it red"], None, ValueError, '"image" and "question", got str'),
+        ([PICTURES["red"]], None, ValueError, '"image" and "question", got Image'),
+    ],
+)
+def test_refuses_a_request_that_it_cannot_answer(vqa, image, question, error, message):
+    with pytest.raises(error, match=message):
+        vqa(image, question)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"topk": 3}, "Unknown arguments: topk.*`top_k`"), ({"top_k": 0}, "`top_k` must be at least 1, got 0")],
+)
+def test_refuses_an_argument_that_it_does_not_have(vqa, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vqa(PICTURES["red"], QUESTIONS[0], **arguments)
+    with pytest.raises(ValueError, match=message):
+        HiViLTVisualQuestionAnsweringPipeline(model=vqa.model, processor=vqa.processor, device="cpu", **arguments)
+
+
+# From a folder
+
+
+@pytest.fixture(scope="module")
+def folders(vqa, tmp_path_factory) -> Path:
+    folders = tmp_path_factory.mktemp("pipelines")
+    vqa.save_pretrained(folders / "qa")
+    make_model(HiViLTForRetrieval, weight_scale=3).save_pretrained(folders / "retrieval")
+    make_processor().save_pretrained(folders / "retrieval")
+    PICTURES["red"].save(folders / "picture.png")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def said(folders) -> dict:
+    """What a process without hivilt and network got to hear."""
+    return run_elsewhere(
+        answer_everywhere,
+        folders / "home",
+        qa=folders / "qa",
+        retrieval=folders / "retrieval",
+        picture=folders / "picture.png",
+        again=folders / "again",
+    )
+
+
+@pytest.mark.checklist("13")
+@pytest.mark.parametrize("how", ["task", "inferred", "saved again"])
+def test_folder_answers_without_hivilt(said, vqa, how):
+    assert said["class"] == ["HiViLTVisualQuestionAnsweringPipeline", "HiViLTProcessor", "transformers_modules"]
+    assert_same_answers(said[how], vqa(PICTURES["red"], QUESTIONS))
+
+
+@pytest.mark.checklist("2")
+@pytest.mark.parametrize("folder", ["qa", "again"])
+def test_saved_pipeline_is_all_there(said, folders, folder):
+    # "qa" was saved by the imported class, "again" by the one that came with it.
+    for file in ("processor_config.json", "tokenizer.json", "processing_hivilt.py", "pipeline_hivilt.py"):
+        assert (folders / folder / file).is_file()
+
+
+@pytest.mark.checklist("13")
+def test_folder_answers_in_half_precision(said, vqa):
+    is_half, answers = said["half"]
+    assert is_half
+    for question, (answer,) in zip(QUESTIONS, answers, strict=True):
+        expected = {answer["answer"]: answer["score"] for answer in vqa(PICTURES["red"], question)}
+        assert answer["score"] == pytest.approx(expected[answer["answer"]], abs=0.1)
+
+
+@pytest.mark.checklist("13")
+def test_retrieval_folder_classifies_without_hivilt(said):
+    model, processor = make_model(HiViLTForRetrieval, weight_scale=3), make_processor()
+    labels = ["red", "blue circle", "three"]
+    inputs = processor(images=PICTURES["red"], text=[labels], return_tensors="pt")
+    inputs.pop("image_index")
+    with torch.no_grad():
+        scores = model(**inputs).logits_per_image.softmax(dim=-1)[0].tolist()
+    expected = sorted(zip(scores, labels, strict=True), reverse=True)
+    assert [answer["label"] for answer in said["zero-shot"]] == [label for _, label in expected]
+    assert [answer["score"] for answer in said["zero-shot"]] == pytest.approx(
+        [score for score, _ in expected], abs=1e-5
+    )
+    assert expected[0][0] - expected[-1][0] > 1e-3
+
+
+def test_folder_answers_with_hivilt_imported(folders, vqa, tmp_path, monkeypatch):
+    # The pipeline's code is still taken from the folder; keep the copy out of the user's cache.
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    loaded = pipeline("visual-question-answering", model=str(folders / "qa"), trust_remote_code=True, device="cpu")
+    assert type(loaded.model) is HiViLTForQuestionAnswering and type(loaded.processor) is type(vqa.processor)
+    assert_same_answers(loaded(PICTURES["red"], QUESTIONS), vqa(PICTURES["red"], QUESTIONS))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def saved_config(model, folder: Path) -> dict:
+    model.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+def test_only_question_answering_brings_the_pipeline(model_class, tmp_path):
+    pipelines = saved_config(make_model(model_class), tmp_path)["custom_pipelines"]
+    assert list(pipelines) == (["visual-question-answering"] if model_class is HiViLTForQuestionAnswering else [])
+
+
+def test_pipeline_goes_and_comes_back_with_the_head(folders, tmp_path):
+    with_pipeline = json.loads((folders / "qa" / "config.json").read_text(encoding="utf-8"))
+    assert with_pipeline["custom_pipelines"]["visual-question-answering"] == {
+        "impl": "pipeline_hivilt.HiViLTVisualQuestionAnsweringPipeline",
+        "pt": ["AutoModelForVisualQuestionAnswering"],
+        "type": "multimodal",
+    }
+    for model_class in (HiViLTForRetrieval, HiViLTModel):
+        other = model_class.from_pretrained(folders / "qa")
+        assert saved_config(other, tmp_path / "other")["custom_pipelines"] == {}
+        back = saved_config(HiViLTForQuestionAnswering.from_pretrained(tmp_path / "other"), tmp_path / "back")
+        assert back["custom_pipelines"] == with_pipeline["custom_pipelines"]
+        assert back["auto_map"] == with_pipeline["auto_map"]

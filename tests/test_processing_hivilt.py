@@ -1,0 +1,477 @@
+"""The processor: what it pairs, how it takes keywords, which pictures and texts it reads, and what it refuses."""
+
+import inspect
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor, BertTokenizerFast, ViTImageProcessor
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+from hivilt.processing_hivilt import load_picture
+from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_model, make_picture, make_processor, make_tokenizer
+
+QUESTION = "what color is the square"
+PROCESSOR = make_processor()
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Everything the library says, with the truncation warning not yet given."""
+    monkeypatch.setattr(HiViLTProcessor, "_told_of_truncation", False)
+    records = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage())
+
+    handler = Keep()
+    logger = logging.getLogger("hivilt.processing_hivilt")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def ids_of(text: str) -> list[int]:
+    return PROCESSOR.tokenizer(text)["input_ids"]
+
+
+# Pairing
+
+
+def test_one_text_for_each_picture():
+    pictures = [make_picture("red"), make_picture("blue")]
+    inputs = PROCESSOR(images=pictures, text=[QUESTION, "is there a circle"], return_tensors="pt")
+    assert inputs["image_index"].tolist() == [0, 1] and inputs["image_index"].dtype == torch.long
+    assert inputs["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert inputs["input_ids"].tolist() == [ids_of(QUESTION), ids_of("is there a circle") + [0]]
+    assert inputs["attention_mask"].tolist() == [[1] * 7, [1] * 6 + [0]]
+    # A turned or repainted picture gives other pixels, in its own place.
+    assert inputs["pixel_values"][0, 0].mean() > inputs["pixel_values"][0, 2].mean()
+    assert inputs["pixel_values"][1, 0].mean() < inputs["pixel_values"][1, 2].mean()
+
+
+@pytest.mark.parametrize("images", [make_picture(), [make_picture()]], ids=["picture", "list of one"])
+def test_several_questions_about_one_picture(images):
+    inputs = PROCESSOR(images=images, text=["is the square red", "is it blue", "yes"], return_tensors="pt")
+    assert inputs["image_index"].tolist() == [0, 0, 0]
+    assert inputs["pixel_values"].shape[0] == 1 and inputs["input_ids"].shape[0] == 3
+
+
+def test_one_question_about_one_picture():
+    inputs = PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [ids_of(QUESTION)] and inputs["image_index"].tolist() == [0]
+
+
+def test_either_alone():
+    texts = PROCESSOR(text=[QUESTION, "yes"], return_tensors="pt")
+    assert set(texts) == {"input_ids", "attention_mask"} and texts["input_ids"].shape == (2, 7)
+    pictures = PROCESSOR(images=[make_picture()] * 3, return_tensors="pt")
+    assert set(pictures) == {"pixel_values"} and pictures["pixel_values"].shape[0] == 3
+
+
+def test_columns_of_a_dataset_are_lists_too():
+    dataset = Dataset.from_dict({"image": [make_picture("red"), make_picture("blue")], "question": ["yes", "no"]})
+    inputs = PROCESSOR(images=dataset["image"], text=dataset["question"], return_tensors="pt")
+    expected = PROCESSOR(images=list(dataset["image"]), text=["yes", "no"], return_tensors="pt")
+    torch.testing.assert_close(dict(inputs), dict(expected))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join), max_size=3),
+        min_size=1,
+        max_size=4,
+    ).filter(any)
+)
+def test_nested_texts_keep_their_order_and_their_pictures(groups):
+    pictures = [np.full((3, 4, 3), 20 * number, np.uint8) for number in range(len(groups))]
+    inputs = PROCESSOR(images=pictures, text=groups, return_tensors="pt")
+    expected = [(number, text) for number, group in enumerate(groups) for text in group]
+    assert inputs["image_index"].tolist() == [number for number, _ in expected]
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    assert rows == [ids_of(text) for _, text in expected]
+    # Each picture once and in order, those without a text too: they grow lighter.
+    means = inputs["pixel_values"].mean(dim=(1, 2, 3))
+    assert len(means) == len(groups) and (means.diff() > 0).all()
+
+
+def test_what_it_returns_is_what_the_model_takes():
+    model = make_model(HiViLTForQuestionAnswering)
+    nested = [["is the square red", "no"], ["yes"]]
+    inputs = PROCESSOR(images=[make_picture("red"), make_picture("blue")], text=nested, return_tensors="pt")
+    assert list(inputs) == PROCESSOR.model_input_names
+    for model_class in MODEL_CLASSES:
+        assert set(inputs) <= set(inspect.signature(model_class.forward).parameters)
+    assert model(**inputs).logits.shape == (3, 5)
+
+
+def test_what_a_tokenizer_gives_besides_is_named_and_taken():
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red"])})
+    processor = HiViLTProcessor(PROCESSOR.image_processor, tokenizer)
+    inputs = processor(images=make_picture(), text="red", return_tensors="pt")
+    assert "token_type_ids" in inputs and set(inputs) == set(processor.model_input_names)
+    assert make_model(HiViLTForQuestionAnswering)(**inputs).logits.shape == (1, 5)
+
+
+# Keywords
+
+
+def test_every_argument_of_the_call_defaults_to_none():
+    arguments = list(inspect.signature(HiViLTProcessor.__call__).parameters.values())[1:-1]
+    assert [argument.name for argument in arguments] == ["images", "text"]
+    assert all(argument.default is None for argument in arguments)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"padding": "max_length", "max_length": 11, "do_rescale": True, "rescale_factor": -1.0},
+        {
+            "text_kwargs": {"padding": "max_length", "max_length": 11},
+            "images_kwargs": {"do_rescale": True, "rescale_factor": -1.0},
+        },
+    ],
+    ids=["flat", "nested"],
+)
+def test_keywords_reach_their_part_flat_or_nested(keywords):
+    inputs = PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt", **keywords)
+    assert inputs["input_ids"].shape == (1, 11)
+    assert inputs["pixel_values"].mean() < -10
+
+
+def test_common_keywords_and_those_missing_from_a_group():
+    nested = {"text_kwargs": {"padding": "max_length", "max_length": 9}, "common_kwargs": {"return_tensors": "pt"}}
+    assert PROCESSOR(images=make_picture(), text=QUESTION, **nested)["input_ids"].shape == (1, 9)
+    inputs = PROCESSOR(images=make_picture(), text=QUESTION, text_kwargs={}, return_tensors="pt")
+    assert all(isinstance(value, torch.Tensor) for value in inputs.values())
+
+
+def test_defaults_of_the_parts_are_preserved_and_overridden():
+    tokenizer = make_tokenizer()
+    tokenizer.init_kwargs |= {"padding": "max_length", "max_length": 13}
+    image_processor = ViTImageProcessor(size={"height": 8, "width": 8}, do_rescale=True, rescale_factor=-1.0)
+    processor = HiViLTProcessor(image_processor, tokenizer)
+    inputs = processor(images=make_picture(), text=QUESTION, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 13)
+    assert inputs["pixel_values"].shape == (1, 3, 8, 8) and inputs["pixel_values"].mean() < -10
+
+    inputs = processor(images=make_picture(), text=QUESTION, return_tensors="pt", max_length=10, rescale_factor=1.0)
+    assert inputs["input_ids"].shape == (1, 10) and inputs["pixel_values"].mean() > 10
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"padding": "max_length", "text_kwargs": {"padding": "do_not_pad"}},
+        {"do_rescale": True, "images_kwargs": {"do_rescale": False}},
+    ],
+    ids=["text", "images"],
+)
+def test_a_keyword_given_twice_is_refused(keywords):
+    with pytest.raises(ValueError, match="passed two times"):
+        PROCESSOR(images=make_picture(), text=QUESTION, **keywords)
+
+
+def test_decoding_is_the_tokenizers():
+    rows = [ids_of("red square"), ids_of("yes")]
+    assert PROCESSOR.batch_decode(rows, skip_special_tokens=True) == ["red square", "yes"]
+    assert PROCESSOR.decode(rows[1]) == "[CLS] yes [SEP]"
+
+
+# Pictures
+
+
+def assert_looks_like(picture, expected: Image.Image, tolerance: int = 0):
+    seen = load_picture(picture)
+    assert seen.mode == "RGB" and seen.size == expected.size
+    assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected).astype(int)).max() <= tolerance
+
+
+def test_a_picture_may_be_a_file_an_image_or_an_array(tmp_path):
+    picture = make_picture("green")
+    picture.save(tmp_path / "picture.png")
+    for same in (picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png")):
+        assert_looks_like(same, picture)
+        inputs = PROCESSOR(images=same, return_tensors="pt")
+        torch.testing.assert_close(
+            inputs["pixel_values"], PROCESSOR(images=picture, return_tensors="pt")["pixel_values"]
+        )
+    grey = np.asarray(picture.convert("L"))
+    assert_looks_like(grey, picture.convert("L").convert("RGB"))
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
+def test_pictures_of_other_modes_are_shown_in_rgb(mode, tmp_path):
+    picture = make_picture("red").convert(mode)
+    assert_looks_like(picture, picture.convert("RGB"))
+    if mode in ("L", "P", "CMYK"):
+        picture.save(tmp_path / "picture.tiff")
+        assert_looks_like(tmp_path / "picture.tiff", picture.convert("RGB"))
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P with a transparent colour", "RGB with a transparent colour"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    # A black picture whose left half cannot be seen.
+    expected = Image.new("RGB", (8, 6), "black")
+    expected.paste("white", (0, 0, 4, 6))
+    if mode == "P with a transparent colour":
+        picture = Image.new("P", (8, 6), 0)
+        picture.putpalette([0, 0, 0, 9, 9, 9])
+        picture.paste(1, (0, 0, 4, 6))
+        picture.info["transparency"] = 1
+        picture.save(tmp_path / "picture.png")
+    elif mode == "RGB with a transparent colour":
+        picture = Image.new("RGB", (8, 6), "black")
+        picture.paste((0, 0, 9), (0, 0, 4, 6))
+        picture.save(tmp_path / "picture.png", transparency=(0, 0, 9))
+    else:
+        alpha = Image.new("L", (8, 6), 255)
+        alpha.paste(0, (0, 0, 4, 6))
+        picture = Image.new("RGB", (8, 6), "black").convert(mode[:-1])
+        picture.putalpha(alpha)
+        assert picture.mode == mode
+        assert_looks_like(picture, expected)
+        picture.convert("RGBA").save(tmp_path / "picture.png")
+    assert_looks_like(tmp_path / "picture.png", expected)
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_sixteen_bits_are_brought_to_eight(dtype, tmp_path):
+    levels = np.array([[0, 255, 256], [32896, 65279, 65535]]).astype(dtype)
+    expected = Image.fromarray(np.array([[0, 0, 1], [128, 254, 255]], np.uint8)).convert("RGB")
+    picture = Image.fromarray(levels)
+    assert_looks_like(picture, expected)
+    picture.save(tmp_path / "picture.tiff")
+    assert_looks_like(tmp_path / "picture.tiff", expected)
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_a_picture_is_turned_as_its_camera_was_held(orientation, turn, tmp_path):
+    upright = make_picture("blue")
+    # What the camera's chip saw; the tag says how to turn it upright again.
+    picture = upright if turn is None else upright.transpose(turn)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture.save(tmp_path / "picture.png", exif=exif)
+    assert_looks_like(tmp_path / "picture.png", upright)
+    with Image.open(tmp_path / "picture.png") as opened:
+        assert_looks_like(opened, upright)
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize("size", [(1, 1), (300, 2), (2, 300)], ids=str)
+def test_tiny_and_narrow_pictures_are_read(size):
+    inputs = PROCESSOR(images=make_picture("red", size), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert inputs["pixel_values"].isfinite().all()
+
+
+def test_prepared_tensors_are_taken_as_they_are():
+    prepared = torch.rand(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    inputs = PROCESSOR(images=[prepared], do_rescale=False, do_normalize=False, do_resize=False, return_tensors="pt")
+    torch.testing.assert_close(inputs["pixel_values"][0], prepared)
+
+
+# Long texts
+
+
+@pytest.mark.checklist("11")
+def test_long_texts_are_cut_with_one_warning(told):
+    long = " ".join(["red"] * 40)
+    inputs = PROCESSOR(text=[long, QUESTION, long], return_tensors="pt")
+    assert inputs["input_ids"].shape == (3, 24)
+    # The end that says that this is the end stays.
+    assert inputs["input_ids"][0, -1] == PROCESSOR.tokenizer.sep_token_id
+    PROCESSOR(text=long)
+    (warning,) = told
+    assert "2 of 3 texts were cut to 24 tokens" in warning and "`model_max_length`" in warning
+
+
+def test_a_warning_names_the_length_that_was_asked_for(told):
+    inputs = PROCESSOR(text=[QUESTION, "yes"], max_length=5, return_tensors="pt")
+    assert inputs["input_ids"].shape == (2, 5)
+    assert "1 of 2 texts were cut to the 5 tokens of `max_length`" in told[0]
+
+
+def test_texts_that_fit_are_not_warned_of(told):
+    PROCESSOR(text=[QUESTION, "yes"])
+    assert told == []
+
+
+# Bad input
+
+
+def a_text_file(folder):
+    (folder / "notes.png").write_text("not a picture", encoding="utf-8")
+    return folder / "notes.png"
+
+
+def a_truncated_file(folder):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.png")
+    (folder / "half.png").write_bytes((folder / "whole.png").read_bytes()[:2000])
+    return folder / "half.png"
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (lambda _: "https://example.org/cat.png", ValueError, r"download https://example.org/cat.png and give"),
+        (lambda folder: folder / "gone.png", FileNotFoundError, r"gone.png.*check the path"),
+        (lambda folder: folder, FileNotFoundError, r"There is no picture file"),
+        (a_text_file, ValueError, r"notes.png' is not a readable picture .*; replace or remove it"),
+        (a_truncated_file, ValueError, r"half.png' is not a readable picture .*truncated.*; replace or remove it"),
+        (lambda _: 7, TypeError, r"a PIL image or an array of uint8, got int"),
+        (lambda _: None, TypeError, r"got NoneType"),
+        (lambda _: np.zeros((4, 4, 3)), TypeError, r"an array of uint8, got ndarray of float64"),
+        (lambda _: np.zeros((3, 4, 5), np.uint8), ValueError, r"\(height, width, 3\).*got \(3, 4, 5\)"),
+        (lambda _: np.zeros((2, 4, 4, 3), np.uint8), ValueError, r"\(height, width\).*got \(2, 4, 4, 3\)"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(picture, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        PROCESSOR(images=[picture(tmp_path)], text=QUESTION)
+
+
+def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
+    make_picture().save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="bomb.png' is not a readable picture .*713 pixels"):
+        load_picture(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "text", "error", "message"),
+    [
+        (None, None, ValueError, r"Give the processor `images`, `text`, or both"),
+        ([], "yes", ValueError, r"`images` is an empty list"),
+        (1, [], ValueError, r"`text` is an empty list"),
+        (1, [[]], ValueError, r"`text` is an empty list"),
+        (None, [], ValueError, r"`text` is an empty list"),
+        (1, "", ValueError, r"text at position 0 is empty"),
+        (1, ["yes", "  "], ValueError, r"text at position 1 is empty"),
+        (2, [["yes"], [""]], ValueError, r"text at position 1 is empty"),
+        (1, 5, TypeError, r"`text` must be a string, a list of strings, .*got int"),
+        (1, ["yes", 5], TypeError, r"`text` must hold strings, got int at position 1"),
+        (2, [["yes"], [None]], TypeError, r"`text` must hold strings, got NoneType at position 1"),
+        (2, [["yes"], "no"], TypeError, r"`text` must hold strings, got list at position 0"),
+        (2, "yes", ValueError, r"1 texts cannot be paired with 2 pictures.*a list of its texts"),
+        (2, ["yes", "no", "red"], ValueError, r"3 texts cannot be paired with 2 pictures"),
+        (3, [["yes"], ["no", "red"]], ValueError, r"2 lists of texts cannot be paired with 3 pictures"),
+    ],
+)
+def test_what_does_not_pair_up_is_refused_with_its_remedy(pictures, text, error, message):
+    images = [make_picture()] * pictures if isinstance(pictures, int) else pictures
+    with pytest.raises(error, match=message):
+        PROCESSOR(images=images, text=text)
+
+
+# Saving
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.checklist("2")
+def test_saved_loaded_and_saved_again_not_a_byte_differs(tmp_path):
+    processor = make_processor()
+    processor.save_pretrained(tmp_path / "first")
+    HiViLTProcessor.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    AutoProcessor.from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "third")
+    first, second, third = (contents(tmp_path / name) for name in ("first", "second", "third"))
+    assert second == third
+    assert {"processor_config.json", "tokenizer.json", "processing_hivilt.py"} <= set(first)
+    # Once loaded, a tokenizer of transformers writes down that it was; from then on it does so every time.
+    before, after = (json.loads(files.pop("tokenizer_config.json")) for files in (first, second))
+    assert first == second
+    assert before == {key: value for key, value in after.items() if key not in ("is_local", "local_files_only")}
+
+
+def test_loaded_it_computes_the_same(tmp_path):
+    processor = make_processor()
+    processor.save_pretrained(tmp_path)
+    loaded = HiViLTProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() | {"auto_map": processor.auto_map} == processor.to_dict()
+    inputs = {"images": make_picture(), "text": [QUESTION, "yes"], "return_tensors": "pt"}
+    torch.testing.assert_close(dict(loaded(**inputs)), dict(processor(**inputs)))
+
+
+def test_keywords_on_loading_reach_the_parts(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    loaded = HiViLTProcessor.from_pretrained(tmp_path, do_normalize=False, cls_token="(CLS)")
+    assert loaded.image_processor.do_normalize is False and loaded.tokenizer.cls_token == "(CLS)"
+
+
+# Answers
+
+
+LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.5]])
+ANSWERS = {0: "red", 1: "blue", 2: "green"}
+
+
+def test_answers_come_best_first_with_their_probabilities():
+    answers = PROCESSOR.post_process_question_answering(LOGITS, top_k=2, id2label=ANSWERS)
+    assert [[a["answer"] for a in row] for row in answers] == [["blue", "green"], ["red", "green"]]
+    assert answers[0][0]["score"] == pytest.approx(LOGITS[0].softmax(-1)[1].item())
+    assert answers[1][1]["score"] == pytest.approx(LOGITS[1].softmax(-1)[2].item())
+    assert [len(row) for row in PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS)] == [1, 1]
+
+
+def test_all_answers_are_the_most_that_can_be_asked_for():
+    answers = PROCESSOR.post_process_question_answering(LOGITS, top_k=99, id2label=ANSWERS)
+    assert [len(row) for row in answers] == [3, 3]
+    assert [sum(a["score"] for a in row) for row in answers] == pytest.approx([1.0, 1.0])
+
+
+def test_soft_labels_give_each_answer_a_probability_of_its_own():
+    answers = PROCESSOR.post_process_question_answering(LOGITS, top_k=3, id2label=ANSWERS, multi_label=True)
+    assert [a["score"] for a in answers[0]] == pytest.approx(sorted(LOGITS[0].sigmoid().tolist(), reverse=True))
+
+
+def test_a_model_output_in_half_precision_is_taken_too():
+    outputs = make_model(HiViLTForQuestionAnswering).bfloat16()(
+        **PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt")
+    )
+    (answers,) = PROCESSOR.post_process_question_answering(outputs, top_k=5, id2label={i: str(i) for i in range(5)})
+    assert sum(a["score"] for a in answers) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_answers_are_those_of_the_config_saved_beside_it(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="give `id2label=model.config.id2label`"):
+        HiViLTProcessor.from_pretrained(tmp_path).post_process_question_answering(LOGITS)
+
+    model = make_model(HiViLTForQuestionAnswering)
+    model.save_pretrained(tmp_path)
+    loaded = HiViLTProcessor.from_pretrained(tmp_path)
+    logits = torch.eye(5)
+    answers = loaded.post_process_question_answering(logits)
+    assert [row[0]["answer"] for row in answers] == list(model.config.id2label.values())
+    # They are written down in one place only.
+    saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+    assert "id2label" not in saved
+    with pytest.raises(ValueError, match=r"\(texts, 5\), one score for each answer.*got \(2, 3\)"):
+        loaded.post_process_question_answering(LOGITS)

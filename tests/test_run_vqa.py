@@ -1,0 +1,399 @@
+"""`run_vqa.py` from the command line to its output folder, on a miniature of every layout it reads."""
+
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers.trainer
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import Trainer, pipeline
+
+from hivilt import HiViLTForQuestionAnswering
+from hivilt.evaluation.vqa import exact_match
+from hivilt.run_vqa import main
+from tiny import make_config, make_picture, make_processor
+
+COLORS = ["red", "blue", "green", "white"]
+# Small enough for a second a run, and without dropout so that runs can be compared.
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
+
+
+def make_rows(split, num_pictures, folder):
+    """Questions about pictures of one colour, few and many a picture, mixed."""
+    (folder / split).mkdir()
+    for number in range(num_pictures):
+        make_picture(COLORS[number % 4]).save(folder / split / f"{number}.png")
+    asked = [
+        ("what color is the image?", lambda color: color),
+        ("is the image red?", lambda color: "yes" if color == "red" else "no"),
+        ("is the image blue?", lambda color: "yes" if color == "blue" else "no"),
+    ]
+    return [
+        {"image": f"{split}/{number}.png", "question": question, "answer": answer(COLORS[number % 4])}
+        for turn, (question, answer) in enumerate(asked)
+        for number in range(num_pictures)
+        if turn <= number % 3
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train, validation and test files of JSON lines: 19, 9 and 13 questions."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, num_pictures in (("train", 10), ("validation", 5), ("test", 7)):
+        rows = make_rows(split, num_pictures, folder)
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def flags(data, out, *more, splits=("train", "validation", "test")):
+    files = [part for split in splits for part in (f"--{split}_file", str(data / f"{split}.jsonl"))]
+    return [
+        *files,
+        *(
+            "--output_dir",
+            str(out),
+            "--fusion",
+            json.dumps(TINY),
+            "--image_size",
+            "32",
+            "--use_cpu",
+            "--disable_tqdm",
+            "true",
+        ),
+        *("--max_steps", "2", "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"),
+        *("--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"),
+        *("--logging_steps", "1", *more),
+    ]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
+
+
+def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "outputs/tiny"
+    monkeypatch.chdir(tmp_path)
+    results = main(flags(data, Path("outputs/tiny")))
+    promised = ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"]
+    promised += ["configuration_hivilt.py", "modeling_hivilt.py", "processing_hivilt.py", "pipeline_hivilt.py"]
+    promised += ["results.json", "predictions.jsonl", "training.png", "predictions.png", "trainer_state.json"]
+    assert set(promised) <= {path.name for path in out.iterdir()}
+    for checkpoint in out.glob("checkpoint-*"):
+        assert set(promised[:4] + promised[5:9]) <= {path.name for path in checkpoint.iterdir()}
+    for name in ("training.png", "predictions.png"):
+        Image.open(out / name).verify()
+
+    # predictions.jsonl: each question once, in order, and the accuracy that is reported follows from it.
+    asked, predictions = read_lines(data / "test.jsonl"), read_lines(out / "predictions.jsonl")
+    assert [(one["image"], one["question"], one["answer"]) for one in predictions] == [
+        (row["image"], row["question"], row["answer"]) for row in asked
+    ]
+    for one in predictions:
+        scores = [answer["score"] for answer in one["predictions"]]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+        assert one["correct"] == exact_match(one["predictions"][0]["answer"], [one["answer"]])
+    accuracy = sum(one["correct"] for one in predictions) / len(predictions)
+
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["test"]["accuracy"] == accuracy
+    assert results["test"]["num_questions"] == len(asked) == 13
+    assert results["data"]["train"] == {
+        "pictures": 10,
+        "questions": 19,
+        "answer_coverage": 1.0,
+        "bad_pictures": [],
+        "dropped_questions": 0,
+    }
+    assert results["train"]["questions"] > 0
+    assert results["parameters"]["all"] == sum(
+        tensor.numel() for tensor in load_file(out / "model.safetensors").values()
+    )
+    for measured in (
+        results["wall_seconds"],
+        results["peak_memory_bytes"],
+        results["train"]["questions_per_second"],
+        results["validation"]["questions_per_second"],
+        results["test"]["questions_per_second"],
+        results["test"]["loss"],
+    ):
+        assert math.isfinite(measured)
+        assert measured > 0
+    assert results["settings"]["seed"] == 42
+    assert results["environment"]["device"] == "cpu"
+    assert f"test accuracy: {accuracy:.4f} on 13 questions" in capsys.readouterr().out
+
+    # The card: metadata, measured values only, and a snippet that works.
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "visual-question-answering"
+    assert card.data.license == "apache-2.0"
+    (measured,) = card.data.eval_results
+    assert measured.metric_value == round(accuracy, 6)
+    make_picture().save(tmp_path / "picture.png")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    exec(snippet, {})
+
+
+def test_the_pipeline_gives_the_written_predictions(data, tmp_path):
+    main(flags(data, tmp_path / "out"))
+    vqa = pipeline("visual-question-answering", model=str(tmp_path / "out"), trust_remote_code=True)
+    for one in read_lines(tmp_path / "out/predictions.jsonl")[:3]:
+        answers = vqa(str(data / one["image"]), one["question"], top_k=3)
+        assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in one["predictions"]]
+        torch.testing.assert_close(
+            [answer["score"] for answer in answers], [answer["score"] for answer in one["predictions"]]
+        )
+
+
+def test_resuming_continues_exactly(data, tmp_path):
+    more = ("--max_steps", "4", "--save_total_limit", "5", "--eval_steps", "2", "--save_steps", "2")
+    main(flags(data, tmp_path / "whole", *more))
+    main(flags(data, tmp_path / "again", *more, "--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-2")))
+    whole, again = losses(tmp_path / "whole"), losses(tmp_path / "again")
+    assert set(whole) == {1, 2, 3, 4}
+    assert (again[3], again[4]) == (whole[3], whole[4])
+    first, second = (load_file(tmp_path / name / "checkpoint-4/model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_checkpoint_can_be_measured_and_trained_on(data, tmp_path):
+    trained = main(flags(data, tmp_path / "first"))
+    files = ["--test_file", str(data / "test.jsonl"), "--use_cpu", "--output_dir", str(tmp_path / "second")]
+    measured = main(["--model_name_or_path", str(tmp_path / "first"), "--do_predict", *files])
+    assert measured["test"]["accuracy"] == trained["test"]["accuracy"]
+    assert measured["test"]["loss"] == pytest.approx(trained["test"]["loss"], rel=1e-5)
+    assert "train" not in measured
+    assert "validation" not in measured
+    # No training, no checkpoint, so no card that describes one.
+    assert not (tmp_path / "second/README.md").exists()
+
+    # Going on with fewer answers: the shared ones keep their weights.
+    rows = [row for row in read_lines(data / "train.jsonl") if row["answer"] in ("yes", "no")]
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = [part for part in flags(data, tmp_path / "third") if part not in ("--fusion", json.dumps(TINY))]
+    results = main([*more, "--model_name_or_path", str(tmp_path / "first"), "--learning_rate", "0"])
+    assert results["num_answers"] == 2
+    assert results["data"]["test"]["answer_coverage"] == 6 / 13
+    config = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "third")]
+    old, new = (load_file(tmp_path / name / "model.safetensors")["classifier.weight"] for name in ("first", "third"))
+    for answer in ("yes", "no"):
+        assert torch.equal(new[config[1]["label2id"][answer]], old[config[0]["label2id"][answer]])
+
+
+def test_freezing_leaves_a_part_as_it_was(data, tmp_path):
+    model = HiViLTForQuestionAnswering(make_config())
+    model.save_pretrained(tmp_path / "start")
+    make_processor().save_pretrained(tmp_path / "start")
+    more = [part for part in flags(data, tmp_path / "out") if part not in ("--fusion", json.dumps(TINY))]
+    results = main([*more, "--model_name_or_path", str(tmp_path / "start"), "--freeze", "vision", "text"])
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert not [name for name in changed if "vision_model" in name or "text_model" in name]
+    assert 0 < results["parameters"]["training"] < results["parameters"]["all"]
+
+
+def test_answers_outside_the_vocabulary_count_as_wrong(data, tmp_path, caplog):
+    results = main(flags(data, tmp_path / "out", "--max_answers", "2"))
+    assert results["num_answers"] == 2
+    # "no" and "yes" are 9 of 19 training answers; the others cannot be trained on, but are asked at the end.
+    assert results["data"]["train"]["dropped_questions"] == 10
+    assert results["data"]["test"]["answer_coverage"] == 6 / 13
+    assert results["test"]["num_questions"] == 13
+    assert results["test"]["accuracy"] <= 6 / 13
+    assert "train: dropped 10 questions with no answer among them" in caplog.text
+    assert "cover 46.15%, which no accuracy can pass" in caplog.text
+
+
+def test_several_answers_a_question_train_on_soft_labels(data, tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = [row | {"answer": [row["answer"]] * 7 + ["maybe"] * 3} for row in read_lines(data / f"{split}.jsonl")]
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    results = main(flags(data, tmp_path / "out"))
+    assert 0 <= results["test"]["vqa_accuracy"] <= 1
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    # Each answer by itself: probabilities need not sum to one.
+    assert sum(one["score"] for one in read_lines(tmp_path / "out/predictions.jsonl")[0]["predictions"]) > 1
+
+
+def test_pictures_are_held_out_where_there_is_no_validation_data(data, tmp_path):
+    results = main(flags(data, tmp_path / "out", splits=("train", "test")))
+    assert results["data"]["train"]["pictures"] == 9
+    assert results["data"]["validation"]["pictures"] == 1
+    again = main(flags(data, tmp_path / "again", splits=("train", "test")))
+    assert again["test"]["loss"] == results["test"]["loss"]
+
+
+def test_questions_without_answers_are_answered(data, tmp_path, caplog):
+    rows = [{key: row[key] for key in ("image", "question")} for row in read_lines(data / "test.jsonl")]
+    (data / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    results = main(flags(data, tmp_path / "out"))
+    assert results["test"]["num_questions"] == 0
+    assert "accuracy" not in results["test"]
+    assert "accuracy is not measured" in caplog.text
+    predictions = read_lines(tmp_path / "out/predictions.jsonl")
+    assert len(predictions) == 13
+    assert {(one["correct"], str(one["answer"])) for one in predictions} == {(None, "[]")}
+    # The card falls back to what was measured.
+    (measured,) = ModelCard.load(tmp_path / "out/README.md").data.eval_results
+    assert measured.dataset_split == "validation"
+
+
+def test_hub_layout_and_image_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.rmtree(data / "validation")
+    for split in ("train", "test"):
+        rows = [row | {"file_name": Path(row["image"]).name} for row in read_lines(data / f"{split}.jsonl")]
+        lines = [json.dumps({key: row[key] for key in ("file_name", "question", "answer")}) for row in rows]
+        (data / split / "metadata.jsonl").write_text("\n".join(lines))
+    more = flags(data, tmp_path / "folder", splits=())
+    results = main(["--data_dir", str(data), *more])
+    assert results["data"]["train"]["pictures"] == 9
+    assert results["test"]["num_questions"] == 13
+
+    # A folder of Parquet files is what a dataset on the Hub is; other names for its columns and splits.
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    for split, name in (("train", "train"), ("test", "validation")):
+        rows = [
+            {
+                "picture": {"bytes": (data / row["image"]).read_bytes(), "path": None},
+                "ask": row["question"],
+                "say": row["answer"],
+            }
+            for row in read_lines(data / f"{split}.jsonl")
+        ]
+        datasets.Dataset.from_list(rows).to_parquet(str(hub / "data" / f"{name}-00000-of-00001.parquet"))
+    columns = ["--image_column", "picture", "--question_column", "ask", "--answer_column", "say"]
+    named = ["--validation_split", "none", "--test_split", "validation"]
+    results = main(["--dataset_name", str(hub), *flags(data, tmp_path / "out", splits=()), *columns, *named])
+    assert results["data"]["train"]["pictures"] + results["data"]["validation"]["pictures"] == 4  # equal ones are one
+    assert results["test"]["num_questions"] == 13
+
+
+def test_defaults_read_easy_vqa(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    limits = ["--max_train_samples", "40", "--max_eval_samples", "20", "--max_predict_samples", "33"]
+    results = main([*limits, "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--use_cpu"])
+    assert results["data"]["name"] == "easy-VQA"
+    assert results["test"]["num_questions"] == 33
+    assert len(read_lines(tmp_path / "outputs/vqa/predictions.jsonl")) == 33
+    assert results["parameters"]["all"] <= 3_000_000
+
+
+def test_pushing_keeps_the_card(data, tmp_path, monkeypatch):
+    uploaded = []
+
+    class Api:
+        def upload_folder(self, folder_path, **kwargs):
+            uploaded.append((kwargs["commit_message"], sorted(path.name for path in Path(folder_path).iterdir())))
+            return type("Job", (), {"is_done": lambda self: True, "done": lambda self: True})()
+
+    def init_hf_repo(self, *args, **kwargs):
+        self.hub_model_id, self.push_in_progress = "me/tiny", None
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Api)
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    main(flags(data, tmp_path / "out", "--push_to_hub", "--hub_model_id", "me/tiny", "--hub_strategy", "end"))
+    assert {"README.md", "model.safetensors", "modeling_hivilt.py", "results.json"} <= set(uploaded[-1][1])
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert (card.data.pipeline_tag, card.data.license) == ("visual-question-answering", "apache-2.0")
+    assert 'model="me/tiny"' in card.text
+
+
+# Two processes
+
+
+def launch(num_processes, arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    distributed = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_addr=127.0.0.1"]
+    command = [sys.executable, *distributed, f"--master_port={port}", "-m", "hivilt.run_vqa", *arguments]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_do_what_one_does(data, tmp_path):
+    """Two processes with batches of two pictures train as one with four, and answer every question once, in order."""
+    main(flags(data, tmp_path / "one"))
+    printed = launch(2, flags(data, tmp_path / "two", "--per_device_train_batch_size", "2"))
+    assert printed.count("test accuracy") == 1
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    for step in (1, 2):
+        assert two[step] == pytest.approx(one[step], rel=1e-3)
+    alone, together = (read_lines(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
+    assert [row["question_id"] for row in together] == [row["question_id"] for row in alone]
+    for first, second in zip(alone, together, strict=True):
+        assert [row["answer"] for row in second["predictions"]] == [row["answer"] for row in first["predictions"]]
+        for left, right in zip(first["predictions"], second["predictions"], strict=True):
+            assert right["score"] == pytest.approx(left["score"], abs=1e-5)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[1]["train"]["questions"] == results[0]["train"]["questions"]
+    for split in ("validation", "test"):
+        assert results[1][split]["num_questions"] == results[0][split]["num_questions"]
+        assert results[1][split]["loss"] == pytest.approx(results[0][split]["loss"], rel=1e-4)
+
+
+# Bad input
+
+
+def test_nothing_to_evaluate(data, tmp_path):
+    with pytest.raises(ValueError, match="give --model_name_or_path a checkpoint, or --do_train"):
+        main(["--do_predict", "--test_file", str(data / "test.jsonl"), "--output_dir", str(tmp_path / "out")])
+
+
+def test_missing_split_names_the_flag(data, tmp_path):
+    with pytest.raises(ValueError, match="this run needs train, validation data.*--train_file"):
+        main(["--do_train", "--test_file", str(data / "test.jsonl"), "--output_dir", str(tmp_path / "out")])
+
+
+def test_no_test_data_is_said(data, tmp_path, caplog):
+    results = main(flags(data, tmp_path / "out", splits=("train",)))
+    assert "test" not in results
+    assert "no test data (--test_file or --test_split), so nothing is predicted" in caplog.text
+
+
+def test_unknown_column_stops_the_run(data, tmp_path):
+    with pytest.raises(
+        ValueError, match="answer_column: train.jsonl has no column 'reply'; it has 'image', 'question'"
+    ):
+        main(flags(data, tmp_path / "out", "--answer_column", "reply"))
+
+
+def test_bad_pictures_stop_the_run_or_are_left_out(data, tmp_path):
+    (data / "test/2.png").write_text("no picture")
+    (data / "train/3.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 10 picture files are missing: .*3.png.*--on_bad_image skip"):
+        main(flags(data, tmp_path / "out"))
+    results = main(flags(data, tmp_path / "out", "--on_bad_image", "skip"))
+    assert results["data"]["train"]["bad_pictures"] == ["train/3.png"]
+    assert results["data"]["test"]["bad_pictures"] == ["test/2.png"]
+    assert results["test"]["num_questions"] == 10
+
+
+def test_over_long_questions_are_cut(data, tmp_path):
+    rows = [row | {"question": row["question"] + " and" * 200} for row in read_lines(data / "test.jsonl")]
+    (data / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(flags(data, tmp_path / "out"))["test"]["num_questions"] == 13

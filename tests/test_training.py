@@ -1,0 +1,379 @@
+"""Arguments, models and trainers that every run uses; what counts questions where Trainer counts rows."""
+
+import ast
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertModel, TrainerCallback, ViTImageProcessorPil, ViTModel, set_seed
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.modeling_hivilt import classification_loss
+from hivilt.training import (
+    COMMON_DEFAULTS,
+    HiViLTTrainer,
+    HiViLTTrainingArguments,
+    QuestionAnsweringTrainer,
+    TaskArguments,
+    answer_and_look,
+    environment,
+    load_or_build,
+    parameter_table,
+    parse_arguments,
+    peak_memory_bytes,
+    question_losses,
+    small_config,
+    train_tokenizer,
+)
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
+
+ANSWERS = ["yes", "no", "red", "blue"]
+# Questions a picture: few and many, so that a mean over batches is not the mean over questions.
+COUNTS = [3, 1, 4, 1, 2, 1, 5]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Seven pictures with 17 questions; the picture of a question is not next to it in the data."""
+    examples = []
+    for turn in range(max(COUNTS)):
+        for number, count in enumerate(COUNTS):
+            if turn < count:
+                path = tmp_path / f"{number}.png"
+                make_picture("red" if number % 2 else "blue").save(path)
+                question = "is there a red circle in the image" if turn % 2 else "what color"
+                answer = ANSWERS[(turn + number) % 4] if (turn, number) != (0, 1) else "green"
+                examples.append(VQAExample(f"{number}-{turn}", str(number), str(path), question, (answer,)))
+    return VQADataset(examples)
+
+
+def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **arguments):
+    if model is None:
+        set_seed(0)
+        model = HiViLTForQuestionAnswering(
+            make_config(id2label=dict(enumerate(ANSWERS)), dropout=0.0, initializer_range=0.3)
+        )
+        model.config.vision_config.hidden_dropout_prob = 0.0
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.config.text_config.attention_probs_dropout_prob = 0.0
+    arguments = {
+        **COMMON_DEFAULTS,
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "per_device_eval_batch_size": 2,
+        **arguments,
+    }
+    processor = make_processor()
+    return QuestionAnsweringTrainer(
+        model=model,
+        args=HiViLTTrainingArguments(**arguments),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=VQACollator(processor, {answer: label for label, answer in enumerate(ANSWERS)}, soft),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+# Arguments
+
+
+def test_without_flags_everything_is_done():
+    task, training = parse_arguments([], TaskArguments, {"output_dir": "outputs/x", "learning_rate": 0.5})
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, True, True)
+    assert (training.output_dir, training.learning_rate) == ("outputs/x", 0.5)
+    assert training.remove_unused_columns is False
+    assert training.accelerator_config.dispatch_batches is False
+    assert training.report_to == []
+    assert task.trust_remote_code is False
+
+
+@pytest.mark.parametrize("asked", ["do_train", "do_eval", "do_predict"])
+def test_asking_for_one_does_no_other(asked):
+    _, training = parse_arguments([f"--{asked}"], TaskArguments, {})
+    # Training evaluates as it goes, and Trainer calls that do_eval.
+    expected = {"do_train", "do_eval"} if asked == "do_train" else {asked}
+    assert {name for name in ("do_train", "do_eval", "do_predict") if getattr(training, name)} == expected
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_a_file_says_what_flags_say(tmp_path, kind):
+    settings = {"do_train": True, "freeze": ["vision", "text"], "learning_rate": 0.01, "fusion": {"fusion_top_k": 4}}
+    path = tmp_path / f"settings.{kind}"
+    text = json.dumps(settings)
+    if kind == "yaml":
+        text = "do_train: true\nfreeze: [vision, text]\nlearning_rate: 0.01\nfusion:\n  fusion_top_k: 4\n"
+    path.write_text(text)
+    flags = ["--do_train", "--freeze", "vision", "text", "--learning_rate", "0.01", "--fusion", '{"fusion_top_k": 4}']
+    defaults = {"output_dir": "outputs/x", "seed": 7}
+    from_file, from_flags = (parse_arguments(argv, TaskArguments, defaults) for argv in ([str(path)], flags))
+    assert from_file[0] == from_flags[0]
+    for name in ("do_train", "do_predict", "learning_rate", "output_dir", "seed", "lr_scheduler_type"):
+        assert getattr(from_file[1], name) == getattr(from_flags[1], name)
+
+
+def test_misspelt_arguments_are_refused(tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"learning_rat": 0.1}')
+    with pytest.raises(ValueError, match="learning_rat"):
+        parse_arguments([str(tmp_path / "settings.json")], TaskArguments, {})
+    with pytest.raises(ValueError, match="--learning_rat_"):
+        parse_arguments(["--learning_rat_", "1"], TaskArguments, {})
+
+
+def test_data_comes_from_one_source():
+    with pytest.raises(ValueError, match="dataset_name and train_file"):
+        TaskArguments(dataset_name="a/b", train_file="c.json")
+    with pytest.raises(ValueError, match="model_name_or_path names a whole HiViLT"):
+        TaskArguments(model_name_or_path="a", text_model="b")
+
+
+@pytest.mark.parametrize(("given", "read"), [("true", True), ("last", True), ("outputs/x/checkpoint-2",) * 2])
+def test_resuming_by_name_or_from_the_last(given, read):
+    _, training = parse_arguments(["--resume_from_checkpoint", given], TaskArguments, {})
+    assert training.resume_from_checkpoint == read
+
+
+# Models
+
+
+def test_tokenizer_depends_on_nothing_but_the_texts():
+    """Processes that train together each make their own, and must agree."""
+    texts = ["What color is the shape?", "is there a CIRCLE?", "is there a square in the image?"] * 3
+    program = f"from hivilt.training import train_tokenizer; print(train_tokenizer({texts!r}).get_vocab())"
+    elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    tokenizer = train_tokenizer(sorted(texts, reverse=True))
+    assert tokenizer.get_vocab() == ast.literal_eval(elsewhere.stdout)
+
+
+def test_tokenizer_spells_what_it_does_not_know():
+    tokenizer = train_tokenizer(["What color is the shape?", "is there a CIRCLE?", "is there a square in the image?"])
+    inputs = tokenizer("Is the colors square?", padding="max_length", max_length=10)
+    tokens = ["[CLS]", "is", "the", "color", "##s", "square", "?", "[SEP]", "[PAD]", "[PAD]"]
+    assert tokenizer.convert_ids_to_tokens(inputs["input_ids"]) == tokens
+    assert inputs["attention_mask"] == [1] * 8 + [0] * 2
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert tokenizer.decode(inputs["input_ids"], skip_special_tokens=True) == "is the colors square?"
+    assert tokenizer("x7")["input_ids"] == [2, tokenizer.unk_token_id, 3]
+    assert len(train_tokenizer(["a b c d e f g"], vocab_size=9)) == 9
+
+
+def test_small_model_is_small():
+    model = HiViLTForQuestionAnswering(small_config(8192, id2label=dict(enumerate(ANSWERS))))
+    assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+
+
+@pytest.fixture
+def towers(tmp_path):
+    """Folders of a tiny pretrained vision encoder and text encoder, with their processors."""
+    set_seed(1)
+    ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vision")
+    ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vision")
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(tmp_path / "text")
+    make_tokenizer().save_pretrained(tmp_path / "text")
+    return {"vision_model": str(tmp_path / "vision"), "text_model": str(tmp_path / "text")}
+
+
+@pytest.mark.parametrize("named", [(), ("vision_model",), ("text_model",), ("vision_model", "text_model")])
+def test_encoders_are_the_named_ones_or_small_new_ones(towers, named, tmp_path):
+    args = TaskArguments(**{name: towers[name] for name in named}, fusion={"hidden_size": 20, "num_attention_heads": 4})
+    texts = ["what color is the image", "is there a red circle"]
+    model, processor = load_or_build(args, HiViLTForQuestionAnswering, texts, id2label=dict(enumerate(ANSWERS)))
+    assert model.config.vision_config.model_type == ("vit" if "vision_model" in named else "convnextv2")
+    assert model.config.text_config.hidden_size == (18 if "text_model" in named else 64)
+    assert list(model.config.id2label.values()) == ANSWERS
+    assert model.config.hidden_size == 20
+    if "vision_model" in named:
+        pretrained = ViTModel.from_pretrained(towers["vision_model"]).state_dict()
+        own = model.base_model.vision_model.state_dict()
+        assert all(torch.equal(own[name], pretrained[name]) for name in own)
+    assert processor.tokenizer.model_max_length == model.config.max_text_length == (24 if "text_model" in named else 64)
+
+    # And whatever it is made of, it answers, and opens again from its folder alone.
+    inputs = processor(images=[make_picture()], text=["what color " * 50], return_tensors="pt")
+    logits = model.eval()(**inputs).logits
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    again, processor = load_or_build(
+        TaskArguments(model_name_or_path=str(tmp_path / "whole")), HiViLTForQuestionAnswering
+    )
+    inputs = processor(images=[make_picture()], text=["what color " * 50], return_tensors="pt")
+    torch.testing.assert_close(again(**inputs).logits, logits)
+
+
+def test_checkpoints_are_trained_on_in_float32(tmp_path):
+    model = HiViLTForQuestionAnswering(make_config()).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    model, _ = load_or_build(TaskArguments(model_name_or_path=str(tmp_path)), HiViLTForQuestionAnswering)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+def test_parameter_table_adds_up(model_class):
+    model = model_class(make_config())
+    model.freeze("vision")
+    rows = [line.replace(",", "").split() for line in parameter_table(model).splitlines()[1:]]
+    counts = {name: (int(total), int(training)) for name, total, training in rows}
+    assert counts["vision"][1] == 0 < counts["vision"][0]
+    assert counts["text"][0] == counts["text"][1]
+    parts = ("vision", "text", "fusion", "head")
+    assert counts["all"] == tuple(sum(counts[part][column] for part in parts) for column in (0, 1))
+    assert counts["all"][0] == sum(parameter.numel() for parameter in model.parameters())
+
+
+# Training
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_question_losses_average_to_the_loss_of_the_model(soft):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 3, -100, 1, 1, -100])
+    if soft:
+        labels = torch.rand(6, 4) * torch.tensor([1, 1, 0, 1, 1, 0])[:, None]
+    losses = question_losses(logits, labels)
+    assert [place for place, loss in enumerate(losses) if loss is None] == [2, 5]
+    known = [loss for loss in losses if loss is not None]
+    assert sum(known) / len(known) == pytest.approx(classification_loss(logits, labels).item())
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, dataset, soft):
+    """One step over the first four pictures, which have 3, 1, 4 and 1 questions, in one batch, two and four."""
+    first = VQADataset([example for example in dataset.examples if int(example.image_id) < 4])
+    found = []
+    for batch_size, accumulation in [(4, 1), (2, 2), (1, 4)]:
+        recorder = Recorder()
+        make_trainer(
+            tmp_path,
+            first,
+            callbacks=[recorder],
+            soft=soft,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            eval_strategy="no",
+        ).train()
+        found.append((recorder.logs[0]["loss"], recorder.logs[0]["grad_norm"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_model_card_is_left_alone(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    card = "---\nlicense: apache-2.0\npipeline_tag: visual-question-answering\n---\n\n# Mine\n"
+    (tmp_path / "out/README.md").write_text(card)
+    trainer.create_model_card(model_name="other", license="mit")
+    assert (tmp_path / "out/README.md").read_text() == card
+
+
+def test_several_devices_in_one_process_are_refused(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(HiViLTTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="sees 2 devices.*accelerate launch"):
+        HiViLTTrainer(
+            model=HiViLTForQuestionAnswering(make_config()),
+            args=HiViLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        )
+
+
+def test_removed_columns_are_explained(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset, remove_unused_columns=True)
+    rows = Dataset.from_list([{"image": "a.png", "question": "q", "labels": 0}])
+    with pytest.raises(TypeError, match="remove_unused_columns=False"):
+        trainer.evaluate(rows)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_every_question_gets_one_prediction_in_order(tmp_path, dataset, batch_size):
+    """Seven pictures with 17 questions: gathering by rows would cut the last batch to `7 % batch_size` questions."""
+    trainer = make_trainer(tmp_path, dataset, per_device_eval_batch_size=batch_size)
+    output = trainer.predict(dataset)
+    assert len(output.predictions) == len(dataset.examples) == 17
+    model, processor = trainer.model.eval(), trainer.processing_class
+    for example, best in zip(dataset.examples, output.predictions, strict=True):
+        inputs = processor(images=[example.image], text=[example.question], return_tensors="pt")
+        probabilities = model(**inputs).logits.softmax(-1)[0]
+        top = probabilities.topk(3)
+        assert [one["answer"] for one in best] == [ANSWERS[label] for label in top.indices]
+        torch.testing.assert_close(torch.tensor([one["score"] for one in best]), top.values)
+
+
+def test_evaluation_loss_and_accuracy(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    metrics = trainer.evaluate()
+    model, processor = trainer.model.eval(), trainer.processing_class
+    losses, right = [], 0
+    for example in dataset.examples:
+        inputs = processor(images=[example.image], text=[example.question], return_tensors="pt")
+        scores = model(**inputs).logits[0].log_softmax(-1)
+        if example.answers[0] in ANSWERS:  # "green" is no class: no loss, but a wrong answer
+            losses.append(-scores[ANSWERS.index(example.answers[0])].item())
+            right += int(ANSWERS[scores.argmax()] == example.answers[0])
+    assert len(losses) == 16
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 16, rel=1e-5)
+    assert metrics["eval_accuracy"] == right / 17
+    assert metrics["eval_num_questions"] == 17
+    assert metrics["eval_samples_per_second"] > 0
+
+
+def test_evaluation_without_answers(tmp_path, dataset):
+    unanswered = VQADataset([example._replace(answers=()) for example in dataset.examples])
+    output = make_trainer(tmp_path, dataset).predict(unanswered)
+    assert len(output.predictions) == 17
+    assert output.metrics["test_num_questions"] == 0
+    assert "test_accuracy" not in output.metrics
+    assert "test_loss" not in output.metrics
+
+
+def test_evaluation_encodes_each_picture_once(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    encoded = []
+    trainer.model.base_model.vision_model.register_forward_hook(
+        lambda module, args, kwargs, output: encoded.append(len(kwargs.get("pixel_values", args[0] if args else None))),
+        with_kwargs=True,
+    )
+    trainer.evaluate()
+    assert sum(encoded) == 7
+
+
+def test_looking_shows_the_finest_stage_and_restores_the_model(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    model = trainer.model
+    before = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
+    looked = answer_and_look(model, trainer.processing_class, dataset.examples[:3])
+    after = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
+    assert before == after
+    assert [one.question for one in looked] == [example.question for example in dataset.examples[:3]]
+    for one in looked:
+        assert one.attention.shape == (5, 5)  # 20 pixels in patches of 4
+        assert one.attention.sum() == pytest.approx(1, abs=1e-5)
+        assert len(one.predictions) == 3
+
+
+def test_environment_and_memory():
+    found = environment()
+    assert found["torch"] == torch.__version__
+    assert found["num_threads"] == torch.get_num_threads()
+    assert all(value not in (None, "") for value in found.values())
+    assert math.log2(peak_memory_bytes()) > 26
