@@ -95,8 +95,10 @@ class HiViLTConfig(PreTrainedConfig):
             Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the level norms.
-        initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the fusion's and the heads' initial weights. The encoders keep their own.
+        initializer_range (`float`, *optional*):
+            Standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset, each
+            linear layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size
+            at any width: with a fixed 0.02 a narrow model stays on its first plateau for epochs.
         projection_dim (`int`, defaults to 256):
             Width of `image_embeds`, `text_embeds` and of the space in which fused similarity is measured.
         logit_scale_init_value (`float`, defaults to 2.6592):
@@ -157,7 +159,7 @@ class HiViLTConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     dropout: float | int = 0.1
     layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     projection_dim: int = 256
     logit_scale_init_value: float | int = 2.6592
     classification_loss_weight: float | int = 1.0

@@ -21,6 +21,7 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -770,6 +771,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
+        if isinstance(module, nn.Linear) and self.config.initializer_range is None:
+            init.normal_(module.weight, std=module.in_features**-0.5)
         for name in ("logit_scale", "matching_logit_scale"):
             if name in module._parameters:
                 init.constant_(getattr(module, name), self.config.logit_scale_init_value)
@@ -780,6 +783,20 @@ class HiViLTPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.text_model.set_input_embeddings(value)
+
+    def enable_input_require_grads(self):
+        """
+        Lets gradients begin at the encoders' embeddings even where these are frozen, as adapters under gradient
+        checkpointing need it. As in transformers, but for embeddings that return more than a tensor (Swin's).
+        """
+
+        def require_grad(module, inputs, output):
+            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
+
+        self._require_grads_hooks = []
+        for encoder in (self.base_model.vision_model, self.base_model.text_model):
+            with suppress(NotImplementedError):  # ConvNeXt names no embeddings
+                self._require_grads_hooks.append(encoder.get_input_embeddings().register_forward_hook(require_grad))
 
     def encode_images(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
@@ -903,8 +920,12 @@ def _build_encoder(config) -> PreTrainedModel:
     encoder = auto_class.from_config(config, **without)
     if isinstance(getattr(encoder, "head", None), nn.Linear):
         encoder.head = nn.Identity()
-    if getattr(getattr(encoder, "embeddings", None), "mask_token", None) is not None:
-        encoder.embeddings.mask_token = None
+    embeddings = getattr(encoder, "embeddings", None)
+    if getattr(embeddings, "mask_token", None) is not None:
+        # A buffer is neither trained nor saved, and DINOv3's initialisation still finds it.
+        mask_token = embeddings.mask_token.detach()
+        del embeddings.mask_token
+        embeddings.register_buffer("mask_token", mask_token, persistent=False)
     return encoder
 
 

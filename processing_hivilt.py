@@ -225,12 +225,6 @@ class HiViLTProcessor(ProcessorMixin):
             processor.id2label = {int(label): answer for label, answer in config["id2label"].items()}
         return processor
 
-    def to_dict(self) -> dict:
-        """The saved form; the answers stay in the model's config."""
-        saved = super().to_dict()
-        saved.pop("id2label", None)
-        return saved
-
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Saves as every processor does, with its code; also into the folder that this very code runs from."""
         with code_in_place(self, save_directory):

@@ -139,7 +139,8 @@ def test_config_without_arguments_is_enough(model_class):
     assert model.base_model.vision_model.config.image_size == 224
 
 
-def test_missing_weights_are_initialised_as_new_ones_are(model_class, dirty_memory, monkeypatch):
+@pytest.mark.parametrize("vision", ["vit", "dinov3", "swin"])
+def test_missing_weights_are_initialised_as_new_ones_are(model_class, vision, dirty_memory, monkeypatch):
     initialize = PreTrainedModel._initialize_weights
 
     def seeded(*args, **kwargs):
@@ -147,13 +148,13 @@ def test_missing_weights_are_initialised_as_new_ones_are(model_class, dirty_memo
         initialize(*args, **kwargs)
 
     monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
-    config = make_config(auxiliary_loss_weight=1.0)
+    config = make_config(vision, auxiliary_loss_weight=1.0)
     built = model_class(copy.deepcopy(config))
     loaded = model_class.from_pretrained(None, config=copy.deepcopy(config), state_dict={})
     close(tensors_of(loaded), tensors_of(built), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("vision", "text"), [("vit", "bert"), ("swin", "t5"), ("clip", "clip"), ("siglip", "roberta")])
+@pytest.mark.parametrize(("vision", "text"), ENCODERS)
 def test_a_model_moved_from_meta_initialises_all_it_has(vision, text, dirty_memory):
     with torch.device("meta"):
         model = HiViLTModel(make_config(vision, text)).eval()
@@ -735,6 +736,25 @@ def test_gradient_checkpointing_changes_no_gradient_of_an_adapter(head, use_reen
     plain, with_checkpointing = seen
     assert plain and all("lora_" in name for name in plain)
     close(with_checkpointing, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("vision", "text"), ENCODERS)
+def test_gradient_checkpointing_works_in_any_encoder(vision, text):
+    model = with_dropout(make_model(HiViLTForQuestionAnswering, vision=vision, text=text), 0.0).train()
+    inputs = make_inputs(HiViLTForQuestionAnswering)
+    expected = gradients(model, inputs)
+    model.gradient_checkpointing_enable()
+    close(gradients(model, inputs), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_adapters_of_a_frozen_encoder_learn_under_gradient_checkpointing(use_reentrant):
+    model = make_model(HiViLTForQuestionAnswering, vision="swin")
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    adapted = get_peft_model(model, LoraConfig(target_modules=r".*\.vision_model\..*\.(query|q_proj)", r=2))
+    seen = gradients(adapted.train(), make_inputs(HiViLTForQuestionAnswering))
+    assert seen and all("vision_model" in name for name in seen)
+    assert all(gradient.any() for name, gradient in seen.items() if "lora_B" in name)
 
 
 def test_inputs_can_be_made_to_require_gradients(model_class):

@@ -659,6 +659,14 @@ def test_golden_logits_and_parameter_count(batch):
     assert model.classifier.out_features == NUM_ANSWERS
 
 
+def test_new_layers_keep_the_size_of_signals_at_any_width():
+    model = HiViLTModel(make_config(hidden_size=200, initializer_range=None))
+    for name, layer in model.fusion.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert float(layer.weight.detach().std() * layer.in_features**0.5) == pytest.approx(1, abs=0.06), name
+            assert (layer.bias == 0).all()
+
+
 def test_default_config_is_the_base_model_of_the_note():
     with torch.device("meta"):
         model = HiViLTForQuestionAnswering(HiViLTConfig())

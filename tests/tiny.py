@@ -99,6 +99,7 @@ def make_config(vision: str = "vit", text: str = "bert", **fusion) -> HiViLTConf
         "num_fusion_stages": 2,
         "fusion_intermediate_size": 22,
         "projection_dim": 9,
+        "initializer_range": 0.02,
         "id2label": {index: f"answer {index}" for index in range(NUM_ANSWERS)},
     }
     return HiViLTConfig.from_vision_text_configs(VISION_CONFIGS[vision](), TEXT_CONFIGS[text](), **(defaults | fusion))
