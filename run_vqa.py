@@ -55,10 +55,10 @@ logger = logging.getLogger("hivilt")
 
 DEFAULTS = {
     "output_dir": "outputs/vqa",
-    "num_train_epochs": 12,
-    "per_device_train_batch_size": 16,  # pictures, of about ten questions each in easy-VQA
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 8,  # pictures, of about ten questions each in easy-VQA
     "per_device_eval_batch_size": 32,
-    "learning_rate": 2e-3,
+    "learning_rate": 1.5e-3,
     "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
     "weight_decay": 0.05,
     "warmup_steps": 0.1,  # a share of all steps
