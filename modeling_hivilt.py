@@ -32,6 +32,7 @@ from torch import nn
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -870,17 +871,20 @@ class HiViLTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: str | os.PathLike, text: str | os.PathLike, **fusion
+        cls,
+        vision: str | os.PathLike | PreTrainedConfig,
+        text: str | os.PathLike | PreTrainedConfig,
+        **fusion,
     ) -> "HiViLTPreTrainedModel":
         """
         A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained: once
         saved, it never asks for those checkpoints again.
 
         Args:
-            vision (`str` or `os.PathLike`): name or folder of a vision encoder, or of a CLIP-like model, whose vision
-                tower is taken.
-            text (`str` or `os.PathLike`): name or folder of a text encoder, or of a CLIP-like model, whose text tower
-                is taken.
+            vision (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a vision encoder, or of a CLIP-like
+                model, whose vision tower is taken; or a config, for a new encoder.
+            text (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a text encoder, or of a CLIP-like
+                model, whose text tower is taken; or a config, for a new encoder.
             **fusion: any argument of [`HiViLTConfig`] but the encoders' configs.
 
         Returns:
@@ -889,11 +893,11 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a checkpoint lacks weights that its encoder needs.
         """
-        config = cls.config_class.from_vision_text_configs(
-            AutoConfig.from_pretrained(vision), AutoConfig.from_pretrained(text), **fusion
-        )
-        model = cls(config)
+        configs = (s if isinstance(s, PreTrainedConfig) else AutoConfig.from_pretrained(s) for s in (vision, text))
+        model = cls(cls.config_class.from_vision_text_configs(*configs, **fusion))
         for attribute, source in (("vision_model", vision), ("text_model", text)):
+            if isinstance(source, PreTrainedConfig):
+                continue
             tower = getattr(model.base_model, attribute)
             pretrained, loading = type(tower).from_pretrained(
                 source, config=tower.config, dtype=torch.float32, output_loading_info=True

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,9 +27,7 @@ from transformers import (
     HfArgumentParser,
     PreTrainedTokenizerFast,
     ResNetConfig,
-    ResNetModel,
     T5Config,
-    T5EncoderModel,
     Trainer,
     TrainingArguments,
     ViTImageProcessorPil,
@@ -38,7 +35,6 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 import hivilt
-from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.vqa import IGNORED_LABEL, VQAExample, open_picture
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map, plot_training
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
@@ -187,29 +183,21 @@ SMALL_FUSION = {
 
 
 def small_vision_config() -> ResNetConfig:
-    """A ResNet of 0.6 M parameters whose last three stages have 8, 16 and 32 pixels to a token.
+    """A ResNet of 0.6 M parameters, for training from scratch on a processor; 8, 16 and 32 pixels to a token.
 
-    From a few thousand pictures it learns shapes in two epochs, where a ConvNeXtV2 or a ViT of its size needs many.
+    From a few thousand pictures it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms
+    see the pictures of one step on one process, so its loss is not quite the same when a batch is cut otherwise.
     """
     return ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic")
 
 
 def small_text_config(vocab_size: int) -> T5Config:
-    """A T5 encoder of two layers: normalised first, initialised for its width, and without positions that would drown
-    the words, it tells words apart from the first steps on, where a BERT of its size needs epochs."""
-    return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
+    """A T5 encoder of two layers, for training from scratch.
 
-
-def small_config(vocab_size: int, **fusion) -> HiViLTConfig:
-    """The model that trains from scratch in minutes on a processor: less than a million parameters.
-
-    Args:
-        vocab_size: entries of the tokenizer.
-        **fusion: any field of `HiViLTConfig` but the encoders' configs.
+    It normalises first, is initialised for its width and adds no positions to its words, so that it tells words apart
+    from the first steps on, where a BERT of its size needs epochs.
     """
-    return HiViLTConfig.from_vision_text_configs(
-        small_vision_config(), small_text_config(vocab_size), **{**SMALL_FUSION, **fusion}
-    )
+    return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64) -> PreTrainedTokenizerFast:
@@ -278,19 +266,12 @@ def load_or_build(
         image_processor = ViTImageProcessorPil(size=size)
     tokenizer = AutoTokenizer.from_pretrained(args.text_model, **remote) if args.text_model else train_tokenizer(texts)
 
-    config = {**config, **(args.fusion or {})}
-    if args.vision_model is None and args.text_model is None:
-        model = model_class(small_config(len(tokenizer), **config))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            vision, text = args.vision_model, args.text_model
-            if vision is None:
-                vision, config = f"{scratch}/vision", {**SMALL_FUSION, **config}
-                ResNetModel(small_vision_config()).save_pretrained(vision)
-            if text is None:
-                text, config = f"{scratch}/text", {**SMALL_FUSION, **config}
-                T5EncoderModel(small_text_config(len(tokenizer))).save_pretrained(text)
-            model = model_class.from_vision_text_pretrained(vision, text, **config)
+    small = {} if args.vision_model and args.text_model else SMALL_FUSION
+    model = model_class.from_vision_text_pretrained(
+        args.vision_model or small_vision_config(),
+        args.text_model or small_text_config(len(tokenizer)),
+        **{**small, **config, **(args.fusion or {})},
+    )
     if model.config.max_text_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     return model, HiViLTProcessor(image_processor, tokenizer)

@@ -517,6 +517,15 @@ def test_pretrained_encoders_are_copied_whole(vision, text, model_class, pretrai
     assert model.dtype == torch.float32 and not model.training
 
 
+def test_an_encoder_may_be_new_beside_a_pretrained_one(pretrained):
+    folder, models = pretrained
+    text = make_config(text="t5").text_config
+    model = HiViLTModel.from_vision_text_pretrained(folder / "vit", text, hidden_size=20, num_attention_heads=4)
+    assert model.config.text_config.model_type == "t5"
+    for key, value in model.vision_model.state_dict().items():
+        torch.testing.assert_close(value, models["vit"].vit.state_dict()[key])
+
+
 def test_a_checkpoint_without_the_encoders_weights_is_refused(pretrained, tmp_path):
     folder, models = pretrained
     weights = models["bert"].state_dict()
