@@ -372,6 +372,10 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             self.optimizer.eval()  # schedule-free optimizers evaluate at other weights than they train at
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
             model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+        if self.args.world_size > 1:
+            # Batch norms of each process have seen other pictures; those of the main process are what is saved.
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         self.callback_handler.eval_dataloader = dataloader
 
         records = []

@@ -361,6 +361,19 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         assert results[1][split]["loss"] == pytest.approx(results[0][split]["loss"], rel=1e-4)
 
 
+def test_two_processes_answer_with_the_model_they_save(data, tmp_path):
+    """Batch norms of each process have seen other pictures; what is measured must be what is saved."""
+    more = ("--max_steps", "1", "--load_best_model_at_end", "false", "--per_device_train_batch_size", "2")
+    launch(2, flags(data, tmp_path / "two", *more))
+    files = ["--test_file", str(data / "test.jsonl"), "--use_cpu", "--output_dir", str(tmp_path / "again")]
+    main(["--model_name_or_path", str(tmp_path / "two"), "--do_predict", *files])
+    together, alone = (read_lines(tmp_path / name / "predictions.jsonl") for name in ("two", "again"))
+    for first, second in zip(together, alone, strict=True):
+        assert [row["answer"] for row in second["predictions"]] == [row["answer"] for row in first["predictions"]]
+        for left, right in zip(first["predictions"], second["predictions"], strict=True):
+            assert right["score"] == pytest.approx(left["score"], abs=1e-5)
+
+
 # Bad input
 
 
