@@ -76,7 +76,8 @@ class HiViLTConfig(PreTrainedConfig):
             Number of levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
         vision_levels (`list[int]`, *optional*):
             For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
-            evenly spaced layers that end with the last one, or the last stages of a hierarchical encoder.
+            evenly spaced layers that end with the last one, or the last stages of a hierarchical encoder. Layers past
+            the last one named are computed for nothing and never train: give the encoder fewer of them.
         vision_strides (`list[int]`, *optional*):
             For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ...
             for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.

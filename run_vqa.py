@@ -88,7 +88,12 @@ def read_splits(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
         name = next(iter(files.values())).stem
         return name, {split: read_file(file, columns, split != "test") for split, file in files.items()}
     if args.dataset_name or args.data_dir:
-        name = args.dataset_name or Path(args.data_dir).name
+        # A folder goes by its own name, wherever it lies.
+        name = (
+            Path(args.data_dir or args.dataset_name).name
+            if args.data_dir or Path(args.dataset_name).exists()
+            else args.dataset_name
+        )
         tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
         named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
         return name, {
@@ -183,15 +188,21 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
     model = trainer.args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
     question = trainer.eval_dataset.examples[0].question
     name, train = results["data"]["name"], results["data"]["train"]
-    split = "test" if "accuracy" in results.get("test", {}) else "validation"
-    accuracy = EvalResult(
-        task_type="visual-question-answering",
-        dataset_type=args.dataset_name or name,
-        dataset_name=name,
-        dataset_split=split,
-        metric_type="accuracy",
-        metric_value=round(results[split]["accuracy"], 6),
-    )
+    measured = [split for split in ("test", "validation") if "accuracy" in results.get(split, {})]
+    accuracy = [
+        EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_value=round(results[split]["accuracy"], 6),
+        )
+        for split in measured[:1]
+    ]
+    # Hub names only: what lies in a folder here is of no use to a reader.
+    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
+    dataset = args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None
     write_model_card(
         folder,
         ModelCardData(
@@ -200,14 +211,14 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
             pipeline_tag="visual-question-answering",
             license="apache-2.0",
             tags=["custom_code", "hivilt", "vision-language"],
-            datasets=args.dataset_name,
-            base_model=[name for name in (args.vision_model, args.text_model) if name] or None,
-            eval_results=[accuracy],
+            datasets=dataset,
+            base_model=encoders or None,
+            eval_results=accuracy or None,
         ),
         summary=(
             f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It answers "
             f"questions about pictures with one of {results['num_answers']} answers, and was trained on "
-            f"{train['questions']:,} questions about {train['pictures']:,} pictures of {name}."
+            f"{train['questions'] - train['dropped_questions']:,} questions about {train['pictures']:,} pictures of {name}."
         ),
         usage=(
             "from transformers import pipeline\n\n"
@@ -218,7 +229,7 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
         limits=(
             f"- It chooses from the {results['num_answers']} answers of its training data (`config.id2label`) and "
             "cannot give another.\n"
-            f"- It was measured on {name} alone; other pictures or wordings may get a wrong answer with a high "
+            f"- It was {'measured' if measured else 'trained'} on {name} alone; other pictures or wordings may get a wrong answer with a high "
             "probability."
         ),
         results=results,

@@ -575,6 +575,12 @@ def write_model_card(
         log_history: `trainer.state.log_history`.
     """
     measured = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
+    # A card is shared: the names of files here, without where this machine keeps them.
+    settings = {
+        name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        for name, value in results["settings"].items()
+        if value not in (None, [])
+    }
     # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
     evaluated = {
         entry["step"]: entry for entry in reversed(log_history) if {"eval_loss", "eval_accuracy"} <= set(entry)
@@ -614,7 +620,7 @@ def write_model_card(
 {chr(10).join(epochs)}
 
 ```json
-{json.dumps(results["settings"], indent=2)}
+{json.dumps(settings, indent=2)}
 ```
 
 Measured on:
@@ -627,6 +633,8 @@ Measured on:
 
 {limits.strip()}
 """
+    if not measured:
+        content = content.replace("| split | metric | value |\n|---|---|---|\n\n", "None was measured.\n\n")
     if not epochs:
         content = content.replace("| epoch | step | held-out loss | held-out accuracy |\n|---|---|---|---|\n\n", "")
     if not Path(folder, "predictions.png").exists():

@@ -125,6 +125,13 @@ def test_every_folder_of_the_package_is_installed():
     assert {"hivilt"} | {f"hivilt.{folder}" for folder in folders} == set(PACKAGES)
 
 
+def test_every_item_of_the_acceptance_checklist_has_a_test():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Acceptance checklist")[1].split("\n## ")[0]
+    items = set(re.findall(r"^(\d+)\. ", text, re.MULTILINE))
+    files = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert items == {item for file in files for item in re.findall(r'mark\.checklist\("(\d+)"\)', file)}
+
+
 def test_nothing_in_the_root_hides_a_library():
     # A script's own folder comes first on sys.path; a folder called hivilt there hides the installed package.
     mine = {canonicalize_name(path.name.removesuffix(".py")) for path in ROOT.iterdir()}

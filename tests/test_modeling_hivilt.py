@@ -288,6 +288,7 @@ def test_texts_of_the_same_image_do_not_repel_each_other():
     assert logits.grad[0, 1] > 0.1
 
 
+@pytest.mark.checklist("8")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_hard_negatives_never_match_and_survive_extremes(dtype):
     logits = torch.tensor([[9e4, 1.0, 0.0], [-9e4, -9e4, 9e4], [0.0, 0.0, 0.0]]).to(dtype)
@@ -324,6 +325,7 @@ def test_fused_matching_equals_a_loop_over_pairs(batch):
     assert outputs.num_dropped_anchors == 0
 
 
+@pytest.mark.checklist("8")
 @pytest.mark.parametrize(("rows", "image_ids"), [(1, None), (3, [7, 7, 7])], ids=["one pair", "all the same image"])
 @pytest.mark.parametrize("training", [True, False])
 def test_batches_without_negatives_still_train(rows, image_ids, training, batch):

@@ -163,6 +163,15 @@ def test_the_pipeline_gives_the_written_predictions(data, tmp_path):
         )
 
 
+def test_a_card_without_a_measurement_claims_none(data, tmp_path):
+    main(flags(data, tmp_path / "out", "--do_train", "--eval_strategy", "no", "--load_best_model_at_end", "false"))
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.eval_results is None
+    assert "None was measured." in card.text
+    assert "held-out accuracy" not in card.text
+    assert str(tmp_path) not in card.content
+
+
 def test_resuming_continues_exactly(data, tmp_path):
     more = ("--max_steps", "4", "--save_total_limit", "5", "--eval_steps", "2", "--save_steps", "2")
     main(flags(data, tmp_path / "whole", *more))

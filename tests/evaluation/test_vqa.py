@@ -112,6 +112,7 @@ def test_contractions_are_the_official_ones():
     assert CONTRACTIONS["y'alld've"] == "y'all'd've"
 
 
+@pytest.mark.checklist("9")
 @pytest.mark.parametrize("normalisation", ["official", "legacy", "always"])
 @pytest.mark.parametrize(("equal", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_accuracy_of_ten_answers(equal, score, normalisation):
