@@ -85,15 +85,13 @@ def read_splits(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     files = {split: Path(file) for split, file in files.items() if file}
     if files:
-        name = next(iter(files.values())).stem
+        # Files are called train or test; it is their folder that has a name.
+        name = next(iter(files.values())).resolve().parent.name
         return name, {split: read_file(file, columns, split != "test") for split, file in files.items()}
     if args.dataset_name or args.data_dir:
+        name = args.dataset_name or args.data_dir
         # A folder goes by its own name, wherever it lies.
-        name = (
-            Path(args.data_dir or args.dataset_name).name
-            if args.data_dir or Path(args.dataset_name).exists()
-            else args.dataset_name
-        )
+        name = Path(name).name if Path(name).exists() else name
         tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
         named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
         return name, {

@@ -157,15 +157,27 @@ def parse_arguments(
         defaults: the script's defaults for `TrainingArguments`, over `COMMON_DEFAULTS`.
 
     Raises:
-        ValueError: the file has a key that is no argument.
+        ValueError: an argument is unknown.
     """
-    parser = HfArgumentParser((task_class, HiViLTTrainingArguments))
+    parser = HfArgumentParser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
     defaults = {**COMMON_DEFAULTS, **defaults}
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        # YAML reads JSON too.
-        return parser.parse_dict({**defaults, **yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))})
     parser.set_defaults(**defaults)
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        argv = _flags_in_file(Path(argv[0]))
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
+
+
+def _flags_in_file(path: Path) -> list[str]:
+    """The flags that a JSON or YAML file stands for, so that its values are read as those of flags: YAML's 1e-3 too."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}  # YAML reads JSON too
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected names of flags with their values, got a {type(settings).__name__}.")
+    flags = []
+    for name, value in settings.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_a_file_says_what_flags_say(tmp_path, kind):
     path = tmp_path / f"settings.{kind}"
     text = json.dumps(settings)
     if kind == "yaml":
-        text = "do_train: true\nfreeze: [vision, text]\nlearning_rate: 0.01\nfusion:\n  fusion_top_k: 4\n"
+        text = "do_train: true\nfreeze: [vision, text]\nlearning_rate: 1e-2\nfusion:\n  fusion_top_k: 4\n"
     path.write_text(text)
     flags = ["--do_train", "--freeze", "vision", "text", "--learning_rate", "0.01", "--fusion", '{"fusion_top_k": 4}']
     defaults = {"output_dir": "outputs/x", "seed": 7}
@@ -122,12 +122,20 @@ def test_a_file_says_what_flags_say(tmp_path, kind):
         assert getattr(from_file[1], name) == getattr(from_flags[1], name)
 
 
-def test_misspelt_arguments_are_refused(tmp_path, capsys):
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "settings.yaml").write_text("")
+    assert parse_arguments([str(tmp_path / "settings.yaml")], TaskArguments, {})[1].do_train
+    (tmp_path / "settings.yaml").write_text("- do_train")
+    with pytest.raises(ValueError, match="settings.yaml: expected names of flags with their values, got a list"):
+        parse_arguments([str(tmp_path / "settings.yaml")], TaskArguments, {})
+
+
+def test_misspelt_arguments_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text('{"learning_rat": 0.1}')
     with pytest.raises(ValueError, match="learning_rat"):
         parse_arguments([str(tmp_path / "settings.json")], TaskArguments, {})
-    with pytest.raises(ValueError, match="--learning_rat_"):
-        parse_arguments(["--learning_rat_", "1"], TaskArguments, {})
+    with pytest.raises(ValueError, match="--learning_rat"):
+        parse_arguments(["--learning_rat", "1"], TaskArguments, {})
 
 
 def test_data_comes_from_one_source():
