@@ -12,13 +12,9 @@ questions, and `VQACollator` opens the pictures of a batch once each: no picture
 twice for the questions it carries.
 """
 
-import csv
-import hashlib
-import io
 import json
 import logging
 import os
-import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,22 +22,21 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 import torch
-from PIL import Image
 
+from hivilt.data.tables import (
+    TablePicture,
+    check_columns,
+    check_items,
+    column_names,
+    open_batch,
+    read_rows,
+    rows_with_pictures,
+)
 from hivilt.evaluation.vqa import answer_scores, canonical_answer, majority_answer
-from hivilt.processing_hivilt import load_picture
 
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
-
-
-class TablePicture(NamedTuple):
-    """A picture that stays in its table (memory-mapped by `datasets`) until it is opened."""
-
-    table: datasets.Dataset
-    row: int
-    column: str
 
 
 class VQAExample(NamedTuple):
@@ -111,23 +106,7 @@ def read_file(
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"data file {path}: there is no such file.")
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        rows = datasets.Dataset.from_parquet(str(path))
-    elif kind == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    elif kind == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            rows = [_parse_json(line, f"{path.name}, line {n}") for n, line in enumerate(file, 1) if line.strip()]
-    elif kind == ".json":
-        rows = _parse_json(path.read_text(encoding="utf-8"), path.name)
-        rows = rows["data"] if isinstance(rows, dict) and "data" in rows else rows
-    else:
-        raise ValueError(f"data file {path}: expected .json, .jsonl, .csv or .parquet, got {kind or 'no ending'!r}.")
-    return read_table(rows, columns, source=path.name, folder=path.parent, answers_needed=answers_needed)
+    return read_table(read_rows(path), columns, path.name, path.parent, answers_needed)
 
 
 def read_table(
@@ -152,33 +131,21 @@ def read_table(
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
     """
-    if not isinstance(rows, datasets.Dataset) and not (
-        isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
-    ):
-        raise TypeError(f"{source}: expected a list of objects with the same keys, got {type(rows).__name__}.")
-    if len(rows) == 0:
-        raise ValueError(f"{source}: has no rows, so there is nothing to train on or to answer.")
-    columns = _check_columns(rows, columns, source, answers_needed)
+    names = columns._asdict()
+    present = column_names(rows, source)
+    if columns.answer not in present and not answers_needed:
+        logger.warning(
+            f"{source} has no column {columns.answer!r}: its questions are answered, accuracy is not measured."
+        )
+        del names["answer"]
+    check_columns(names, present, source)
 
-    table = _undecoded(rows, columns.image)
-    # A named picture id spares reading every picture only to tell them apart.
-    light = rows
-    if table is not None:
-        light = table.remove_columns(columns.image) if columns.image_id else table
-
-    first_row: dict[str, int] = {}
     examples = []
-    for index, row in enumerate(light):
-        where = f"{source}, row {index + 1}"
-        image_id = _image_id(row, columns, where)
-        if table is not None and not isinstance(row.get(columns.image), str):
-            image = TablePicture(table, first_row.setdefault(image_id, index), columns.image)
-        else:
-            image = str(Path(folder, row[columns.image]))
-        question_id = index if columns.question_id is None else row[columns.question_id]
-        question = _read_question(row[columns.question], columns.question, where)
-        answers = _read_answers(row.get(columns.answer), columns.answer, where)
-        examples.append(VQAExample(str(question_id), image_id, image, question, answers))
+    for index, row in enumerate(rows_with_pictures(rows, columns.image, columns.image_id, source, folder)):
+        question_id = index if columns.question_id is None else row.values[columns.question_id]
+        question = _read_question(row.values[columns.question], columns.question, row.where)
+        answers = _read_answers(row.values.get(columns.answer), columns.answer, row.where)
+        examples.append(VQAExample(str(question_id), row.image_id, row.image, question, answers))
     return examples
 
 
@@ -229,59 +196,6 @@ def convert_vqav2(
     return len(questions)
 
 
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is not JSON ({error}).") from error
-
-
-def _check_columns(rows: Any, columns: Columns, source: str, answers_needed: bool) -> Columns:
-    present = (
-        rows.column_names if isinstance(rows, datasets.Dataset) else list(dict.fromkeys(k for r in rows for k in r))
-    )
-    for kind, name in columns._asdict().items():
-        if name is None or name in present:
-            continue
-        if kind == "answer" and not answers_needed:
-            logger.warning(f"{source} has no column {name!r}: its questions are answered, accuracy is not measured.")
-            continue
-        raise ValueError(
-            f"{kind}_column: {source} has no column {name!r}; it has {', '.join(map(repr, present))}. "
-            f"Name the right one with --{kind}_column."
-        )
-    return columns
-
-
-def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
-    """The table with its pictures as stored bytes or paths; `None` for rows that hold paths as text."""
-    if not isinstance(rows, datasets.Dataset):
-        return None
-    feature = rows.features[image_column]
-    if isinstance(feature, datasets.Image):
-        return rows.cast_column(image_column, datasets.Image(decode=False))
-    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
-        return rows
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        return None
-    raise TypeError(
-        f"image_column: {image_column!r} holds {feature}; expected pictures (datasets.Image) or their paths as text."
-    )
-
-
-def _image_id(row: Mapping[str, Any], columns: Columns, where: str) -> str:
-    if columns.image_id is not None:
-        return str(row[columns.image_id])
-    image = row.get(columns.image)
-    if isinstance(image, str) and image:
-        return image
-    if isinstance(image, Mapping) and image.get("bytes"):
-        return hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-    if isinstance(image, Mapping) and image.get("path"):
-        return image["path"]
-    raise TypeError(f"{where}: column {columns.image!r} should hold a picture or its path, got {image!r}.")
-
-
 def _read_question(value: Any, column: str, where: str) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{where}: column {column!r} should hold a question as text, got {type(value).__name__}.")
@@ -305,7 +219,7 @@ def _read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Answers and splits
+# Answers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -338,110 +252,6 @@ def build_answer_vocabulary(
 def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, int]) -> list[VQAExample]:
     """The examples with at least one answer in the vocabulary: only these can be trained on."""
     return [one for one in examples if any(canonical_answer(answer) in label2id for answer in one.answers)]
-
-
-def hold_out_images(
-    examples: Sequence[VQAExample], fraction: float = 0.1, seed: int = 0
-) -> tuple[list[VQAExample], list[VQAExample]]:
-    """Splits by picture, so that no held-out question is about a picture that was trained on.
-
-    Args:
-        examples: a training split.
-        fraction: share of the pictures to hold out, rounded, at least one.
-        seed: which ones.
-
-    Returns:
-        What is left to train on, and what is held out, both in their order.
-
-    Raises:
-        ValueError: fewer than two pictures.
-    """
-    images = list(dict.fromkeys(one.image_id for one in examples))
-    if len(images) < 2:
-        raise ValueError(
-            f"Cannot hold out pictures for choosing: the training data has only {len(images)}. "
-            "Give a --validation_file, or more pictures."
-        )
-    held_out = set(random.Random(seed).sample(images, max(1, round(fraction * len(images)))))
-    train = [one for one in examples if one.image_id not in held_out]
-    return train, [one for one in examples if one.image_id in held_out]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_picture(image: str | TablePicture) -> Image.Image:
-    """Reads a picture into memory (upright, RGB) and closes its file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as a picture.
-    """
-    if isinstance(image, str):
-        return load_picture(image)
-    stored = image.table[image.row][image.column]
-    if not stored["bytes"]:
-        return load_picture(stored["path"])
-    try:
-        with Image.open(io.BytesIO(stored["bytes"])) as picture:
-            return load_picture(picture)
-    # Broken pictures raise more than OSError: SyntaxError for PNG chunks, DecompressionBombError for absurd sizes.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = stored["path"] or f"in row {image.row + 1} of column {image.column!r}"
-        raise ValueError(f"The picture {name} cannot be read ({error}); replace or remove it.") from error
-
-
-def check_pictures(
-    examples: Sequence[VQAExample], on_bad_image: Literal["error", "skip"] = "error", source: str = "the data"
-) -> tuple[list[VQAExample], list[str]]:
-    """Finds bad pictures before training rather than in the middle of it.
-
-    Args:
-        examples: the examples of a split.
-        on_bad_image: `"error"` looks whether every file is there (an unreadable one is an error when it is opened);
-            `"skip"` opens every picture once and leaves out the questions about bad ones.
-        source: what to call the split in messages.
-
-    Returns:
-        The examples to use, and the ids of the pictures left out.
-
-    Raises:
-        FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
-        ValueError: no picture is left, or `on_bad_image` is unknown.
-    """
-    images = {one.image_id: one.image for one in examples}
-    if on_bad_image == "error":
-        missing = [image for image in images.values() if isinstance(image, str) and not os.path.isfile(image)]
-        if missing:
-            raise FileNotFoundError(
-                f"{source}: {len(missing)} of {len(images)} picture files are missing: {_some(missing)}. Paths are "
-                "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
-            )
-        return list(examples), []
-    if on_bad_image != "skip":
-        raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
-
-    bad = {}
-    for image_id, image in images.items():
-        try:
-            open_picture(image)
-        except (FileNotFoundError, ValueError) as error:
-            bad[image_id] = str(error)
-    kept = [one for one in examples if one.image_id not in bad]
-    if bad:
-        logger.warning(
-            f"{source}: left out {len(bad)} of {len(images)} pictures and their {len(examples) - len(kept)} questions: "
-            f"{_some(list(bad.values()))}"
-        )
-    if not kept:
-        raise ValueError(f"{source}: none of its {len(images)} pictures can be read: {_some(list(bad.values()))}")
-    return kept, list(bad)
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -504,13 +314,9 @@ class VQACollator:
         self.soft_labels = soft_labels
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        if not all(isinstance(item, Mapping) and "examples" in item for item in items):
-            raise TypeError(
-                "VQACollator takes the items of a VQADataset. If a Trainer made this batch, set "
-                "TrainingArguments(remove_unused_columns=False): it drops what the model's forward does not name."
-            )
+        check_items(items, "examples", "VQACollator", "VQADataset")
         batch = self.processor(
-            images=[self._open(item["image"]) for item in items],
+            images=open_batch(items),
             text=[[example.question for example in item["examples"]] for item in items],
             return_tensors="pt",
             padding=True,
@@ -522,13 +328,6 @@ class VQACollator:
         if any(example.answers for example in examples):
             batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
         return batch
-
-    @staticmethod
-    def _open(image: str | TablePicture) -> Image.Image:
-        try:
-            return open_picture(image)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{error} Or leave it out with --on_bad_image skip.") from error
 
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
         return torch.tensor(

