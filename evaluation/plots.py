@@ -1,4 +1,4 @@
-"""Every picture this repository draws: the course of training, and what a model answered and where it looked.
+"""Every picture this repository draws: the course of training, what a model answered or found, where it looked.
 
 Pure functions over lists and arrays that write a PNG; they need no display and leave matplotlib's global state alone.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-RIGHT, WRONG, NEUTRAL = "tab:green", "tab:red", "black"
+RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
 
 
 class AnsweredQuestion(NamedTuple):
@@ -33,15 +33,34 @@ class AnsweredQuestion(NamedTuple):
     attention: np.ndarray | None
 
 
-def plot_training(log_history: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
-    """Loss and held-out accuracy over the epochs.
+class RetrievedPictures(NamedTuple):
+    """One row of `plot_retrieved`.
 
     Args:
-        log_history: `trainer.state.log_history`; reads `epoch`, `loss`, `eval_loss`, `eval_accuracy` where they occur.
+        query: the text, or the picture, that was searched with.
+        pictures: what was found, best first.
+        captions: one short line under each picture, such as its score or name.
+        matches: which of the pictures are right; `None` where it is not known.
+    """
+
+    query: str | Image.Image
+    pictures: Sequence[Image.Image]
+    captions: Sequence[str]
+    matches: Sequence[bool] | None
+
+
+def plot_training(
+    log_history: Sequence[Mapping[str, float]], path: str | os.PathLike, metric: str = "accuracy"
+) -> None:
+    """Loss and a held-out metric over the epochs.
+
+    Args:
+        log_history: `trainer.state.log_history`; reads `epoch`, `loss`, `eval_loss`, `eval_{metric}` where they occur.
         path: the PNG file to write.
+        metric: name of a metric in [0, 1], drawn in percent.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    loss_axes, metric_axes = figure.subplots(1, 2)
 
     for key, label in (("loss", "training"), ("eval_loss", "held out")):
         epochs, values = _curve(log_history, key)
@@ -49,12 +68,13 @@ def plot_training(log_history: Sequence[Mapping[str, float]], path: str | os.Pat
     loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss", yscale="log")
     loss_axes.legend()
 
-    epochs, values = _curve(log_history, "eval_accuracy")
-    accuracy_axes.plot(epochs, [100 * value for value in values], label="held out", marker="o", markersize=3)
-    accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
-    accuracy_axes.legend()
+    epochs, values = _curve(log_history, f"eval_{metric}")
+    metric_axes.plot(epochs, [100 * value for value in values], label="held out", marker="o", markersize=3)
+    name = metric.replace("_", " ")
+    metric_axes.set(xlabel="epoch", ylabel=f"{name} (%)", title=name[:1].upper() + name[1:])
+    metric_axes.legend()
 
-    for axes in (loss_axes, accuracy_axes):
+    for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -132,3 +152,56 @@ def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
     if color == WRONG:
         lines.append(f"(right: {one.answer})")
     cell.supxlabel("\n".join(lines), fontsize=9, color=color)
+
+
+def plot_retrieved(
+    rows: Sequence[RetrievedPictures],
+    path: str | os.PathLike,
+    title: str = "Each query and what was found for it, best first",
+) -> None:
+    """One row a query: the query at the left, then the pictures found for it, right ones in a green frame.
+
+    Args:
+        rows: the queries with what was found; up to ten pictures each stay readable, and their numbers may differ.
+        path: the PNG file to write.
+        title: a line over the whole.
+
+    Raises:
+        ValueError: `rows` is empty, or a row's captions or matches are not one each a picture.
+    """
+    if len(rows) == 0:
+        raise ValueError("rows: there is no query to draw.")
+    for number, row in enumerate(rows):
+        known = len(row.pictures) if row.matches is None else len(row.matches)
+        if not len(row.pictures) == len(row.captions) == known:
+            raise ValueError(
+                f"rows: row {number} has {len(row.pictures)} pictures, {len(row.captions)} captions and {known} "
+                "matches; expected one each a picture (matches may be None)."
+            )
+    columns = max(len(row.pictures) for row in rows)
+    width = 2.2 + 1.5 * columns
+    figure = Figure(figsize=(width, 1.8 * len(rows) + 0.5), layout="constrained")
+    # Texts stay plain: two "$" would make a formula.
+    figure.suptitle(textwrap.fill(title, int(11 * width)), parse_math=False)
+    cells = figure.subplots(len(rows), 1 + columns, squeeze=False, width_ratios=[1.4] + [1] * columns)
+    for line, row in zip(cells, rows, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        if isinstance(row.query, str):
+            query = "\n".join(textwrap.wrap(row.query, 24, max_lines=7, placeholder=" ..."))
+            line[0].text(0, 0.5, query, transform=line[0].transAxes, va="center", fontsize=10, parse_math=False)
+        else:
+            _draw_picture(line[0], row.query, "query", NEUTRAL, 1)
+        matches = [False] * len(row.pictures) if row.matches is None else row.matches
+        for axes, picture, caption, right in zip(line[1:], row.pictures, row.captions, matches, strict=False):
+            _draw_picture(axes, picture, caption, RIGHT if right else FRAME, 4 if right else 0.8)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_picture(axes: Any, picture: Image.Image, caption: str, frame: str, linewidth: float) -> None:
+    axes.set_axis_on()
+    axes.imshow(picture.convert("RGB"))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(edgecolor=frame, linewidth=linewidth)
+    caption = "\n".join(textwrap.wrap(caption, 22, max_lines=2, placeholder=" ..."))
+    axes.set_xlabel(caption, fontsize=8, parse_math=False)

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
-from hivilt.evaluation.plots import AnsweredQuestion, attention_map, plot_predictions, plot_training
+from hivilt.evaluation.plots import (
+    AnsweredQuestion,
+    RetrievedPictures,
+    attention_map,
+    plot_predictions,
+    plot_retrieved,
+    plot_training,
+)
 from tiny import make_picture
+
+GREEN = (44, 160, 44)  # of the frame round right pictures
 
 LOG_HISTORY = [
     {"epoch": 0.5, "step": 1, "loss": 2.0},
@@ -19,6 +29,15 @@ LOG_HISTORY = [
 def answered(attention, answer="red"):
     predictions = [{"answer": "red", "score": 0.9}, {"answer": "blue", "score": 0.1}]
     return AnsweredQuestion(make_picture(), "what color is the shape?", predictions, answer, attention)
+
+
+def retrieved(query, number, matches=None):
+    return RetrievedPictures(query, [make_picture("red")] * number, [f"0.{place}" for place in range(number)], matches)
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def assert_is_picture(path):
@@ -38,6 +57,19 @@ def test_training_without_evaluation(tmp_path):
     assert_is_picture(tmp_path / "training.png")
 
 
+@pytest.mark.parametrize(
+    ("metric", "ylabel", "title"),
+    [({}, "accuracy (%)", "Accuracy"), ({"metric": "mean_recall"}, "mean recall (%)", "Mean recall")],
+)
+def test_training_draws_the_metric_that_was_asked_for(tmp_path, monkeypatch, metric, ylabel, title):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    plot_training([*LOG_HISTORY, {"epoch": 1.0, "eval_mean_recall": 0.25}], tmp_path / "training.png", **metric)
+    axes = drawn[0].axes[1]
+    assert (axes.get_ylabel(), axes.get_title()) == (ylabel, title)
+    assert axes.lines[0].get_ydata() == [25 if metric else 50]
+
+
 @pytest.mark.parametrize("number", [1, 3, 5])
 def test_predictions_of_any_number(tmp_path, number):
     cells = [answered(np.eye(2, 3), answer) for answer in ("red", "blue", None, "red", "red")][:number]
@@ -55,8 +87,49 @@ def test_no_predictions_is_an_error(tmp_path):
         plot_predictions([], tmp_path / "predictions.png")
 
 
+def test_retrieved_of_any_number(tmp_path):
+    plot_retrieved([retrieved("a red circle", 1)], tmp_path / "one.png")
+    assert_is_picture(tmp_path / "one.png")
+    plot_retrieved([retrieved("red", 10), retrieved(make_picture(), 2), retrieved("nothing", 0)], tmp_path / "many.png")
+    assert_is_picture(tmp_path / "many.png")
+    one, many = pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "many.png")
+    assert many.shape[0] > 2 * one.shape[0]
+    assert many.shape[1] > 4 * one.shape[1]
+
+
+def test_only_right_pictures_have_a_green_frame(tmp_path):
+    columns = {}
+    for name, matches in {"unknown": None, "none": [False] * 3, "last": [False, False, True]}.items():
+        plot_retrieved([retrieved("red", 3, matches)], tmp_path / "retrieved.png")
+        green = (pixels_of(tmp_path / "retrieved.png") == GREEN).all(axis=-1)
+        columns[name] = np.flatnonzero(green.any(axis=0)) / green.shape[1]
+    assert columns["unknown"].size == columns["none"].size == 0
+    assert columns["last"].min() > 2 / 3
+
+
+def test_retrieved_takes_texts_as_they_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    row = RetrievedPictures("from $5 to $6 " * 20, [make_picture()], ["from $5_ to $^6"], None)
+    plot_retrieved([row], tmp_path / "retrieved.png", title="$x_$")
+    drawn[0].draw_without_rendering()  # a bad formula would be an error here
+    query, found = drawn[0].axes
+    assert query.texts[0].get_text().startswith("from $5 to $6")
+    assert query.texts[0].get_text().endswith("...")
+    assert found.get_xlabel() == "from $5_ to $^6"
+
+
+def test_retrieved_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="no query to draw"):
+        plot_retrieved([], tmp_path / "retrieved.png")
+    for row in (retrieved("red", 2, [True]), retrieved("red", 2)._replace(captions=["0.9"])):
+        with pytest.raises(ValueError, match="row 1 has 2 pictures"):
+            plot_retrieved([retrieved("red", 1), row], tmp_path / "retrieved.png")
+
+
 def test_drawing_opens_no_figure_of_pyplot(tmp_path):
     plot_training(LOG_HISTORY, tmp_path / "training.png")
+    plot_retrieved([retrieved("red", 1)], tmp_path / "retrieved.png")
     assert pyplot.get_fignums() == []
 
 

@@ -1,0 +1,273 @@
+"""What a number means in image-text retrieval: rankings from scores, recall@K, and what chance would give.
+
+Everything here is a pure function over tensors and lists, with no model in sight. A ranking is a tensor of indices of
+candidates, one row a query, best first; B_i images and B_t texts are ranked in two directions:
+
+| direction | queries (the denominator) | candidates | a hit at K |
+|---|---|---|---|
+| image to text | B_i images | B_t texts | any text of the image is among the K best |
+| text to image | B_t texts | B_i images | the image of the text is among the K best |
+
+This recall@K is the hit rate of the papers (VSE++, Faghri et al. 2018; CLIP, ALBEF, BLIP; CLIP_benchmark), from
+Karpathy and Fei-Fei 2015. Libraries for document retrieval (torchmetrics `RetrievalRecall`) divide each query's hits
+by its number of matches instead, which for the five captions of an image gives at most 0.2 at K = 1.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+# Rows that are ranked at a time: full-size temporaries of a whole benchmark (5,000 x 25,000) would take gigabytes.
+_ROWS = 1024
+
+
+def best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
+    """The k best candidates of each query, best first; equal scores keep the order of the candidates, also at the cut.
+
+    Scores in half precision tie often, and `torch.topk` breaks ties as it likes, differently on each device.
+
+    Args:
+        scores: (queries, candidates), any float dtype and device; infinities are fine.
+        k: how many to keep, at least 1.
+
+    Returns:
+        (queries, min(k, candidates)) long, on the device of `scores`.
+
+    Raises:
+        ValueError: `scores` is not a matrix or holds NaN, or `k` is below 1.
+
+    >>> best_first(torch.tensor([[0.1, 0.7, 0.7, 0.9, 0.7]]), k=3)
+    tensor([[3, 1, 2]])
+    """
+    _check_scores(scores)
+    if k < 1:
+        raise ValueError(f"k: got {k}, expected at least 1.")
+    k = min(k, scores.shape[1])
+    return torch.cat([_best_first(rows, k) for rows in scores.split(_ROWS)])
+
+
+def _best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
+    values, kept = scores.topk(k, dim=1)
+    worst = values[:, -1:]
+    # Where more scores reach the k-th best than there is room for, topk took any of those equal to it: take the first.
+    cut_through_tie = (scores >= worst).sum(dim=1) > k
+    rows, worst = scores[cut_through_tie], worst[cut_through_tie]
+    better, equal = rows > worst, rows == worst
+    room = k - better.sum(dim=1, keepdim=True)
+    chosen = better | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    # (rows * k,) columns of the chosen, row by row -> (rows, k)
+    kept[cut_through_tie] = chosen.nonzero()[:, 1].view(len(rows), k)
+
+    kept = kept.sort(dim=1).values
+    order = scores.gather(1, kept).sort(dim=1, descending=True, stable=True).indices
+    return kept.gather(1, order)
+
+
+def rerank(candidates: torch.LongTensor, scores: torch.Tensor) -> torch.LongTensor:
+    """The same candidates by falling score, as a slow model scored them after a fast one had found them.
+
+    Args:
+        candidates: (queries, k), best first.
+        scores: (queries, m) with m <= k, new scores of the first m candidates. The others follow as they were.
+
+    Returns:
+        (queries, k); of equal scores the one that came first stays first.
+
+    Raises:
+        ValueError: the shapes do not fit, or `scores` holds NaN.
+
+    >>> rerank(torch.tensor([[3, 1, 2, 0]]), torch.tensor([[0.1, 0.5, 0.5]]))
+    tensor([[1, 2, 3, 0]])
+    """
+    _check_scores(scores)
+    if candidates.ndim != 2 or len(candidates) != len(scores) or candidates.shape[1] < scores.shape[1]:
+        raise ValueError(
+            f"scores: got shape {tuple(scores.shape)} for candidates of shape {tuple(candidates.shape)}; "
+            "expected (queries, m) for (queries, k) with m <= k."
+        )
+    head, tail = candidates.tensor_split([scores.shape[1]], dim=1)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return torch.cat([head.gather(1, order), tail], dim=1)
+
+
+def _check_scores(scores: torch.Tensor) -> None:
+    if scores.ndim != 2:
+        raise ValueError(f"scores: got shape {tuple(scores.shape)}, expected one row a query, one column a candidate.")
+    if scores.isnan().any():
+        raise ValueError("scores: NaN has no place in a ranking; look for the embeds or logits that it comes from.")
+
+
+def recall_at_k(
+    ranked: torch.LongTensor | Sequence[Sequence[int]],
+    matches: Sequence[Collection[int]],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Share of the queries with any of their matches among their k first candidates.
+
+    Args:
+        ranked: (queries, n), indices of candidates, best first; or lists, which may differ in length. What was not
+            ranked counts as not found, so n must reach the largest k unless there are no more candidates: that cannot
+            be seen from here.
+        matches: for each query the candidates that are right, in any order.
+        ks: the cut-offs, each at least 1.
+
+    Returns:
+        `recall@k` for each k, in [0, 1]; all queries are the denominator.
+
+    Raises:
+        ValueError: there is no query, `ranked` and `matches` differ in length, a query has no match, or `ks` is empty
+            or holds a k below 1.
+
+    >>> recall_at_k([[2, 0, 1], [1, 2, 0]], matches=[{0, 1}, {1}], ks=(1, 2))
+    {'recall@1': 0.5, 'recall@2': 1.0}
+    """
+    _check_ks(ks)
+    rows = ranked[:, : max(ks)].tolist() if isinstance(ranked, torch.Tensor) else ranked
+    if len(rows) != len(matches) or len(rows) == 0:
+        raise ValueError(f"ranked, matches: expected one each a query, got {len(rows)}, {len(matches)}.")
+    for query, right in enumerate(matches):
+        if len(right) == 0:
+            raise ValueError(f"matches: query {query} has none, so nothing could be found for it; leave it out.")
+
+    places = [
+        next((place for place, candidate in enumerate(row[: max(ks)]) if candidate in right), math.inf)
+        for row, right in zip(rows, matches, strict=True)
+    ]
+    return {f"recall@{k}": sum(place < k for place in places) / len(places) for k in ks}
+
+
+def retrieval_metrics(
+    image_to_text: torch.LongTensor,
+    text_to_image: torch.LongTensor,
+    image_of_text: Sequence[int],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Recall in both directions, from the rankings of all images and all texts.
+
+    Args:
+        image_to_text: (B_i, n), for each image indices of texts, best first.
+        text_to_image: (B_t, n), for each text indices of images, best first.
+        image_of_text: (B_t,), which image each text belongs to.
+        ks: the cut-offs, each at least 1.
+
+    Returns:
+        `image_to_text_recall@k` and `text_to_image_recall@k` for each k, and `mean_recall`, the mean of them all
+        (of six by default: r_mean of ALBEF and BLIP). All in [0, 1].
+
+    Raises:
+        ValueError: `image_of_text` names no image, or misses one; a ranking ends before the largest k although there
+            are more candidates; or `ks` is empty or holds a k below 1.
+
+    Two images with two texts each, so `image_of_text` is [0, 0, 1, 1]. Image 0 finds one of its texts (0 and 1) first,
+    image 1 finds text 0 before its own; texts 0, 1 and 3 find their image first, text 2 finds it second:
+
+    >>> image_to_text = torch.tensor([[1, 2], [0, 3]])
+    >>> text_to_image = torch.tensor([[0, 1], [0, 1], [0, 1], [1, 0]])
+    >>> retrieval_metrics(image_to_text, text_to_image, [0, 0, 1, 1], ks=(1,))
+    {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.75, 'mean_recall': 0.625}
+    """
+    _check_ks(ks)
+    num_images, num_texts = len(image_to_text), len(text_to_image)
+    if len(image_of_text) != num_texts:
+        raise ValueError(
+            f"image_of_text: got {len(image_of_text)} entries, expected one for each of the {num_texts} rows of "
+            "text_to_image."
+        )
+    for name, ranked, candidates in (
+        ("image_to_text", image_to_text, num_texts),
+        ("text_to_image", text_to_image, num_images),
+    ):
+        needed = min(max(ks), candidates)
+        if ranked.ndim != 2 or ranked.shape[1] < needed:
+            raise ValueError(
+                f"{name}: got shape {tuple(ranked.shape)}, expected (queries, n) with n at least {needed} for "
+                f"recall@{max(ks)} among {candidates} candidates; rank more of them."
+            )
+    texts_of_image: list[list[int]] = [[] for _ in range(num_images)]
+    for text, image in enumerate(image_of_text):
+        if not 0 <= image < num_images:
+            raise ValueError(f"image_of_text: text {text} has image {image}, expected 0 to {num_images - 1}.")
+        texts_of_image[image].append(text)
+    without = [image for image, texts in enumerate(texts_of_image) if not texts]
+    if without:
+        raise ValueError(f"image_of_text: no text belongs to image {without[0]}; leave such images out.")
+
+    return _both_directions(
+        recall_at_k(image_to_text, texts_of_image, ks),
+        recall_at_k(text_to_image, [[image] for image in image_of_text], ks),
+    )
+
+
+def chance_recall(
+    num_images: int, captions_per_image: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """What a random ranking would earn on average, exactly: the line that a model has to pass.
+
+    With N images and T texts, text to image: min(k, N) / N. Image to text, for an image with m of the texts:
+    1 - C(T - m, k) / C(T, k), where all k drawn texts belong to other images; then the mean over the images.
+
+    Args:
+        num_images: N.
+        captions_per_image: (N,), the number of texts of each image, at least 1.
+        ks: the cut-offs, each at least 1.
+
+    Returns:
+        The keys of `retrieval_metrics`, in [0, 1].
+
+    Raises:
+        ValueError: there is no image, `captions_per_image` is not one number each or holds one below 1, or `ks` is
+            empty or holds a k below 1.
+
+    >>> chance_recall(2, [2, 2], ks=(1,))
+    {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.5, 'mean_recall': 0.5}
+    """
+    _check_ks(ks)
+    if num_images < 1 or len(captions_per_image) != num_images or min(captions_per_image) < 1:
+        raise ValueError(
+            f"num_images, captions_per_image: got {num_images} images and {len(captions_per_image)} numbers of "
+            "captions; expected at least one image, and for each one number that is at least 1."
+        )
+    num_texts = sum(captions_per_image)
+    images_with = Counter(captions_per_image)
+    image_to_text = {}
+    for k in ks:
+        drawn = min(k, num_texts)
+        missed = sum(n * math.comb(num_texts - m, drawn) for m, n in images_with.items())
+        image_to_text[f"recall@{k}"] = 1 - missed / (num_images * math.comb(num_texts, drawn))
+    return _both_directions(image_to_text, {f"recall@{k}": min(k, num_images) / num_images for k in ks})
+
+
+def recall_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int] = (1, 5, 10)) -> str:
+    """A Markdown table of rankings side by side, in percent, which also reads well as it stands.
+
+    Args:
+        rows: by what ranked, metrics as `retrieval_metrics` or `chance_recall` gives them.
+        ks: the cut-offs.
+
+    >>> print(recall_table({"chance": chance_recall(2, [2, 2], ks=(1,))}, ks=(1,)))
+    |        | image to text R@1 | text to image R@1 | mean |
+    | :----- | ----------------: | ----------------: | ---: |
+    | chance |              50.0 |              50.0 | 50.0 |
+    """
+    keys = [f"{direction}_recall@{k}" for direction in ("image_to_text", "text_to_image") for k in ks]
+    names = [key.replace("_recall@", " R@").replace("_", " ") for key in keys]
+    head = ["", *(f"R@{k}" if k != ks[0] else name for name, k in zip(names, (*ks, *ks), strict=True)), "mean"]
+    body = [[name, *(f"{100 * row[key]:.1f}" for key in (*keys, "mean_recall"))] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = [[head[0].ljust(widths[0]), *map(str.rjust, head[1:], widths[1:])]]
+    lines.append([":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines += [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if len(ks) == 0 or min(ks) < 1:
+        raise ValueError(f"ks: got {list(ks)}, expected one or more cut-offs, each at least 1.")
+
+
+def _both_directions(image_to_text: dict[str, float], text_to_image: dict[str, float]) -> dict[str, float]:
+    metrics = {f"image_to_text_{name}": value for name, value in image_to_text.items()}
+    metrics |= {f"text_to_image_{name}": value for name, value in text_to_image.items()}
+    return metrics | {"mean_recall": sum(metrics.values()) / len(metrics)}
