@@ -23,12 +23,14 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -750,6 +752,37 @@ def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates)
     return type(states)(**mapped)
 
 
+def cat_states(batches: list[HiViLTImageStates] | list[HiViLTTextStates]) -> HiViLTImageStates | HiViLTTextStates:
+    """States of batches of one shape, as those of one batch; of the tensors that fusion reads, as [`map_states`]."""
+    joined = {}
+    for name, value in map_states(lambda x: x, batches[0]).items():
+        parts = [batch[name] for batch in batches]
+        joined[name] = tuple(map(torch.cat, zip(*parts, strict=True))) if isinstance(value, tuple) else torch.cat(parts)
+    return type(batches[0])(**joined)
+
+
+def in_chunks(function: Callable, chunk_size: int, *inputs: torch.Tensor | None) -> list:
+    """
+    What `function` gives for `chunk_size` rows of its inputs at a time. Nothing is kept for the backward pass, which
+    computes each chunk once more, under the same random state, just before it uses it: gradients are those of one large
+    batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
+
+    Args:
+        function: takes rows of the inputs.
+        chunk_size (`int`): rows at a time.
+        *inputs (`torch.Tensor` of shape `(rows, ...)`): `None` stays `None`.
+    """
+    rows = next(len(rows) for rows in inputs if rows is not None)
+    return [
+        checkpoint(
+            function,
+            *(None if x is None else x[start : start + chunk_size] for x in inputs),
+            use_reentrant=False,
+        )
+        for start in range(0, rows, chunk_size)
+    ]
+
+
 # Models
 
 
@@ -859,7 +892,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
         """
         Takes the weights of a checkpoint's file, too. Some encoders (ViT, DINOv2, Swin) go by older names there, which
-        `from_pretrained` translates; Trainer, when it resumes or returns to the best checkpoint, does not.
+        `from_pretrained` translates, and tied weights by one name only; Trainer, when it resumes or returns to the best
+        checkpoint, leaves both as they are.
         """
         if not state_dict.keys() <= self.state_dict().keys():
             translated, loading = type(self).from_pretrained(
@@ -867,6 +901,9 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             )
             found = {k: v for k, v in translated.state_dict().items() if k not in loading["missing_keys"]}
             state_dict = found | {name: state_dict[name] for name in loading["unexpected_keys"]}
+        # Tied weights are saved under one of their names (T5), which Trainer would report as missing under the other.
+        tied = {name: state_dict[kept] for name, kept in self.all_tied_weights_keys.items() if kept in state_dict}
+        state_dict = tied | dict(state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
     @classmethod
@@ -1357,7 +1394,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     """
     HiViLT for finding images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
     modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
-    by (design note, sections 3.4 and 3.5).
+    by (design note, sections 3.4 and 3.5). Both project by the same two matrices, so that fused states start from what
+    the embeddings know.
     """
 
     _keep_in_fp32_modules_strict = ["logit_scale", "matching_logit_scale"]
@@ -1367,8 +1405,6 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         self.model = HiViLTModel(config, add_global_mlp=False)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.fused_visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.fused_text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.matching_logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
@@ -1424,9 +1460,23 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         of shape `(pairs,)`. Runs fusion alone. Arguments and errors as in [`HiViLTModel.fuse`].
         """
         fused = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
-        vision = _embed(self.fused_visual_projection, fused.vision_global_state)
-        text = _embed(self.fused_text_projection, fused.text_global_state).to(vision.device)
+        vision = _embed(self.visual_projection, fused.vision_global_state)
+        text = _embed(self.text_projection, fused.text_global_state).to(vision.device)
         return (vision * text).sum(dim=-1)
+
+    def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.FloatTensor:
+        """
+        What to order a shortlist by: the mean of both similarities, weighted by their inverse temperatures, in [-1, 1].
+        Hard negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their
+        logits (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
+
+        Args:
+            similarity (`torch.Tensor` of any shape): cosines of `image_embeds` and `text_embeds`.
+            fused_similarity (`torch.Tensor` of the same shape): what [`HiViLTForRetrieval.score`] gives for these pairs.
+        """
+        weight = torch.stack([_logit_scale(self.logit_scale), _logit_scale(self.matching_logit_scale)])
+        weight = (weight / weight.sum()).to(similarity.device)
+        return weight[0] * similarity + weight[1] * fused_similarity
 
     @can_return_tuple
     def forward(
@@ -1442,6 +1492,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         text_states: HiViLTTextStates | None = None,
         interpolate_pos_encoding: bool = False,
         return_loss: bool = True,
+        chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTRetrievalOutput | tuple:
         """
@@ -1450,6 +1501,9 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 image; the texts of one are positives of the other, never negatives. Unset, all differ.
             return_loss (`bool`, defaults to `True`): compute the losses, where it is known which image each text
                 belongs to: from `image_index`, or row by row where there are as many images as texts.
+            chunk_size (`int`, *optional*): encode and match this many images, texts and pairs at a time, see
+                [`in_chunks`]: the loss and gradients of the whole batch in the memory of a chunk, for one more forward
+                pass. Encoders with batch norm see the statistics of a chunk. Leaves out what encoders record.
             input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
                 text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
                 [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
@@ -1462,10 +1516,21 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
         if text_states is not None and (input_ids is not None or inputs_embeds is not None):
             raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
         if image_states is None:
-            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            encode_images = partial(self.encode_images, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            if chunk_size is None:
+                image_states = encode_images(pixel_values)
+            else:
+                image_states = cat_states(in_chunks(encode_images, chunk_size, pixel_values))
         if text_states is None:
-            text_states = self.model.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+            texts = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+            encode_texts = partial(self.model.encode_texts, **kwargs)
+            if chunk_size is None:
+                text_states = encode_texts(*texts)
+            else:
+                text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
         image_embeds = _embed(self.visual_projection, image_states.global_state)
         text_embeds = _embed(self.text_projection, text_states.global_state).to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
@@ -1481,7 +1546,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         losses = {}
         if return_loss and paired:
             losses = self._losses(
-                image_states, text_states, image_embeds, text_embeds, image_index, image_ids, **kwargs
+                image_states, text_states, image_embeds, text_embeds, image_index, image_ids, chunk_size, **kwargs
             )
         return HiViLTRetrievalOutput(
             logits_per_image=logits_per_image,
@@ -1493,7 +1558,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         )
 
     def _losses(
-        self, image_states, text_states, image_embeds, text_embeds, image_index, image_ids, **kwargs
+        self, image_states, text_states, image_embeds, text_embeds, image_index, image_ids, chunk_size, **kwargs
     ) -> dict[str, torch.Tensor]:
         """
         `L = lambda_2 L_contrast + lambda_3 L_aux` over the batches of all processes: every process computes the whole
@@ -1530,13 +1595,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             own_images = image_index + first_image
             hard_images, text_counts = hard_negatives(logits.t()[own_texts], positives.t()[own_texts], self.training)
             hard_texts, image_counts = hard_negatives(logits[own_images], positives[own_images], self.training)
-            scores = _logit_scale(self.matching_logit_scale).to(device) * self.score(
-                map_states(everywhere, image_states),
-                map_states(everywhere, text_states),
-                torch.cat([own_images, hard_images, own_images]),
-                torch.cat([own_texts, own_texts, hard_texts]),
-                **kwargs,
-            ).to(device)
+            score = partial(
+                self.score, map_states(everywhere, image_states), map_states(everywhere, text_states), **kwargs
+            )
+            pairs = (torch.cat([own_images, hard_images, own_images]), torch.cat([own_texts, own_texts, hard_texts]))
+            scores = score(*pairs) if chunk_size is None else torch.cat(in_chunks(score, chunk_size, *pairs))
+            scores = _logit_scale(self.matching_logit_scale).to(device) * scores.to(device)
             match, with_hard_image, with_hard_text = scores.chunk(3)
             # Cross-entropy of choosing the match from the two, for either direction.
             rows = F.softplus(torch.stack([with_hard_image - match, with_hard_text - match], dim=1))

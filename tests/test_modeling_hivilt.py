@@ -1,7 +1,8 @@
 """The model against an independent reference, and what it promises about encoding, sparsity, losses and processes."""
 
+import json
+import math
 import os
-import socket
 import subprocess
 import sys
 
@@ -32,6 +33,7 @@ from hivilt.modeling_hivilt import (
     resample_grid,
     smooth_tokens,
 )
+from processes import free_port
 from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model
 
 FUSIONS = {
@@ -171,8 +173,8 @@ def test_score_equals_the_similarity_of_the_joint_forward(batch):
         text_states = model.encode_texts(batch["input_ids"], batch["attention_mask"])
         outputs = model.model(**batch)
         expected = F.cosine_similarity(
-            model.fused_visual_projection(outputs.vision_global_state),
-            model.fused_text_projection(outputs.text_global_state),
+            model.visual_projection(outputs.vision_global_state),
+            model.text_projection(outputs.text_global_state),
         )
         torch.testing.assert_close(model.score(image_states, text_states, batch["image_index"]), expected)
         # all pairs, text by text, and back in another order
@@ -341,6 +343,93 @@ def test_batches_without_negatives_still_train(rows, image_ids, training, batch)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def losses_and_gradients(model, **inputs):
+    """The loss of a batch and the gradient of every parameter."""
+    model.zero_grad()
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    return outputs.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("text", ["bert", "t5"])
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
+def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk_size, text, batch):
+    model = make_model(HiViLTForRetrieval, text=text, weight_scale=8.0 if text == "bert" else 1.0)
+    loss, gradients = losses_and_gradients(model, **batch, image_ids=torch.tensor([4, 9, 4]))
+    chunked_loss, chunked = losses_and_gradients(
+        model, **batch, image_ids=torch.tensor([4, 9, 4]), chunk_size=chunk_size
+    )
+    torch.testing.assert_close(chunked_loss, loss, atol=1e-5, rtol=1e-5)
+    assert chunked.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            chunked[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_chunks_draw_dropout_once_and_leave_frozen_encoders_alone(batch):
+    """The second pass over a chunk must see the units that the first one dropped, or the gradient is another model's."""
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, dropout=0.5).train()
+    model.freeze("vision")
+    whole = {**batch, "chunk_size": 8}
+    torch.manual_seed(3)
+    loss, gradients = losses_and_gradients(model, **whole)
+    torch.manual_seed(3)
+    again = model(**whole).loss
+    torch.testing.assert_close(again, loss)
+    # A step of a size epsilon along one direction changes the loss, under the same units, as the gradient says.
+    name, epsilon = "visual_projection.weight", 1e-3
+    parameter = dict(model.named_parameters())[name]
+    direction = gradients[name] / gradients[name].norm()
+    moved = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.add_(sign * epsilon * direction)
+            torch.manual_seed(3)
+            moved.append(model(**whole).loss)
+            parameter.sub_(sign * epsilon * direction)
+    assert (moved[0] - moved[1]).item() / (2 * epsilon) == pytest.approx(gradients[name].norm().item(), rel=2e-2)
+    assert not any(name.startswith("model.vision_model") for name in gradients)
+
+
+def test_memory_for_the_backward_pass_follows_the_chunk():
+    """What autograd keeps between the passes, for 12 pictures and texts."""
+    model = make_model(HiViLTForRetrieval)
+    inputs = {
+        "pixel_values": torch.randn(12, 3, 20, 20),
+        "input_ids": torch.randint(5, 61, (12, 7)),
+        "attention_mask": torch.ones(12, 7, dtype=torch.long),
+    }
+
+    def kept(**flags):
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = model(**inputs, **flags)
+        del outputs
+        return sum(storages.values()) - sum(p.numel() * p.element_size() for p in model.parameters())
+
+    assert kept(chunk_size=2) < kept() / 4
+
+
+def test_chunks_of_nothing_are_refused(batch):
+    with pytest.raises(ValueError, match="`chunk_size` must be at least 1.*got 0"):
+        make_model(HiViLTForRetrieval)(**batch, chunk_size=0)
+
+
+def test_ranking_score_weighs_both_similarities_by_their_temperatures():
+    model = make_model(HiViLTForRetrieval)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(15))
+        model.matching_logit_scale.fill_(math.log(5))
+        scores = model.ranking_score(torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0, 0.2]]))
+    torch.testing.assert_close(scores, torch.tensor([[0.625, -0.7]]))
+
+
 def test_loss_weights_are_applied(batch):
     labels = torch.tensor([0, 1, 2, 3, 4])
     plain = make_model(HiViLTForQuestionAnswering)(**batch, labels=labels).loss
@@ -423,8 +512,10 @@ own = {
     "pixel_values": batch["pixel_values"][images],
     "image_index": batch["image_index"][texts] - images[0],
 }
-if len(sys.argv) > 1:
+if "ids" in sys.argv:
     own["image_ids"] = torch.tensor([5, 5, 6])[images]
+if "chunks" in sys.argv:
+    own["chunk_size"] = 2
 parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
 outputs = parallel(**own)
 outputs.loss.backward()
@@ -435,16 +526,16 @@ print("RESULT" + json.dumps([rank, outputs.loss.item(), outputs.num_dropped_anch
 
 
 @pytest.mark.checklist("5")
-@pytest.mark.parametrize("image_ids", [None, [5, 5, 6]], ids=["images differ", "images repeat"])
-def test_two_processes_give_the_loss_and_gradients_of_one(image_ids, batch):
-    import json
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.mark.parametrize(
+    ("image_ids", "flags"),
+    [(None, []), ([5, 5, 6], ["ids"]), (None, ["chunks"])],
+    ids=["images differ", "images repeat", "in chunks"],
+)
+def test_two_processes_give_the_loss_and_gradients_of_one(image_ids, flags, batch):
+    port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _TWO_PROCESSES, *(["ids"] if image_ids else [])],
+            [sys.executable, "-c", _TWO_PROCESSES, *flags],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ

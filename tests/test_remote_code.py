@@ -157,10 +157,7 @@ def test_every_auto_class_opens_every_checkpoint(loaded, saved_by):
 HEADS = {
     "HiViLTModel": (),
     "HiViLTForQuestionAnswering": ("classifier.", "logit_scale", "visual_projection.", "text_projection."),
-    "HiViLTForRetrieval": (
-        *("logit_scale", "matching_logit_scale", "visual_projection.", "text_projection."),
-        *("fused_visual_projection.", "fused_text_projection."),
-    ),
+    "HiViLTForRetrieval": (*("logit_scale", "matching_logit_scale", "visual_projection.", "text_projection."),),
 }
 
 
