@@ -1,0 +1,630 @@
+"""Search by embedding, re-rank by fusion: a folder of pictures, found by words or by a picture.
+
+    folder of pictures -> image_embeds -> ImageIndex                  once, resumable
+    query -> text_embeds -> the nearest pictures by cosine            every picture, one product each
+          -> score_pairs -> the best of these in a new order          a shortlist, fusion alone
+
+`score_pairs` and `take_rows` also serve evaluations, which re-rank from states that were encoded batch by batch.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import datasets
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets.utils import tqdm
+from PIL import Image
+
+from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
+from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states
+
+logger = logging.getLogger(__name__)
+
+_EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
+
+# Of an image processor: which class read it, where from and where it runs, as opposed to what it does to a picture.
+_NOT_ABOUT_PICTURES = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_name_or_path"),
+    *("device", "return_tensors", "disable_grouping"),
+}
+
+# Pictures that are encoded at a time for re-ranking.
+_RERANK_BATCH = 32
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States in batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def take_rows(
+    batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates], index: torch.LongTensor
+) -> HiViLTImageStates | HiViLTTextStates:
+    """Rows of states that were encoded in several batches, as one batch; only the tensors that fusion reads.
+
+    Texts of batches of different lengths are padded with zeros, masked, to the longest batch that a row comes from.
+
+    Args:
+        batches: states of images of one size, or of texts of any length, all on one device.
+        index: (rows,), row numbers counted over all batches; any order, repetitions too.
+
+    Raises:
+        ValueError: there is no batch, or `index` is no list of row numbers of them.
+    """
+    ends = _ends("batches", batches)
+    index = _check_index("index", index, int(ends[-1]))
+    owners = torch.searchsorted(ends, index, right=True)
+    numbers = owners.unique().tolist() or [0]
+    parts = []
+    for number in numbers:
+        rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
+        parts.append(map_states(lambda x, rows=rows: x.index_select(0, rows.to(x.device)), batches[number]))
+    if isinstance(parts[0], HiViLTTextStates):
+        length = max(part.attention_mask.shape[1] for part in parts)
+        parts = [_pad_texts(part, length) for part in parts]
+
+    # The parts stand in the order of the batches; each row goes back to where `index` has it.
+    order = owners.argsort(stable=True).argsort()
+    return map_states(lambda x: x.index_select(0, order.to(x.device)), cat_states(parts))
+
+
+def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:
+    missing = length - states.attention_mask.shape[1]
+
+    def pad(x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, length, d)
+
+    padded = {"global_state": states.global_state, "attention_mask": F.pad(states.attention_mask, (0, missing))}
+    for name, value in states.items():
+        if name not in padded:
+            padded[name] = tuple(map(pad, value)) if isinstance(value, tuple) else pad(value)
+    return HiViLTTextStates(**padded)
+
+
+@torch.inference_mode()
+def score_pairs(
+    model: HiViLTForRetrieval,
+    image_batches: Sequence[HiViLTImageStates],
+    text_batches: Sequence[HiViLTTextStates],
+    image_index: torch.LongTensor,
+    text_index: torch.LongTensor,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> torch.FloatTensor:
+    """`model.score` of pairs of images and texts that were encoded in batches: fusion alone, each pair once.
+
+    Args:
+        model: in evaluation mode. The states may lie elsewhere: they are moved to `model.device` an image batch, and
+            the texts of `batch_size` pairs, at a time.
+        image_batches, text_batches: what `encode_images` and `encode_texts` gave.
+        image_index, text_index: (pairs,), row numbers counted over all batches.
+        batch_size: pairs that are fused at a time.
+        progress: show a bar.
+
+    Returns:
+        (pairs,) float32 on the CPU, in the order of the pairs.
+
+    Raises:
+        ValueError: an index does not fit the batches or the other index, there is no batch, or `model` is in training
+            mode.
+    """
+    _check_model(model)
+    _check_at_least("batch_size", batch_size, 1)
+    ends = _ends("image_batches", image_batches)
+    num_images, num_texts = int(ends[-1]), int(_ends("text_batches", text_batches)[-1])
+    images = _check_index("image_index", image_index, num_images)
+    texts = _check_index("text_index", text_index, num_texts)
+    if images.shape != texts.shape:
+        raise ValueError(f"image_index and text_index: got {len(images)} images and {len(texts)} texts; one of each.")
+
+    # By image batch, then by text, so that a batch is moved once and pairs fused together share their texts.
+    owners = torch.searchsorted(ends, images, right=True)
+    keys, places = ((owners * num_texts + texts) * num_images + images).unique(return_inverse=True)
+    images, texts = keys % num_images, keys // num_images % num_texts
+    owners = torch.searchsorted(ends, images, right=True)
+
+    scores = torch.empty(len(keys))
+    with tqdm(total=len(keys), unit="pair", desc="Scoring pairs", disable=not progress) as bar:
+        for number in owners.unique().tolist():
+            batch = image_batches[number]
+            first = ends[number] - len(batch.global_state)
+            image_states = map_states(lambda x: x.to(model.device), batch)
+            for chunk in (owners == number).nonzero().squeeze(1).split(batch_size):
+                text_rows, text_places = texts[chunk].unique(return_inverse=True)
+                text_states = map_states(lambda x: x.to(model.device), take_rows(text_batches, text_rows))
+                scores[chunk] = model.score(image_states, text_states, images[chunk] - first, text_places).float().cpu()
+                bar.update(len(chunk))
+    return scores[places]
+
+
+def _ends(name: str, batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates]) -> torch.LongTensor:
+    """For each batch the number of rows up to its end."""
+    if not batches:
+        raise ValueError(f"{name}: is empty; give the states of at least one encoded batch.")
+    return torch.tensor([len(batch.global_state) for batch in batches]).cumsum(0)
+
+
+def _check_index(name: str, index: torch.LongTensor, length: int) -> torch.LongTensor:
+    index = index.cpu()
+    if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: got {index.dtype} of shape {tuple(index.shape)}, expected whole numbers, (rows,).")
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+        raise ValueError(
+            f"{name}: got row numbers from {int(index.min())} to {int(index.max())}, expected 0 to {length - 1}."
+        )
+    return index.long().contiguous()
+
+
+def _check_model(model: HiViLTForRetrieval) -> None:
+    if model.training:
+        raise ValueError("model: is in training mode, where dropout makes every score random; call model.eval() first.")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: got {value}, expected at least {least}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A searchable folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Hit(NamedTuple):
+    """A picture that was found.
+
+    Args:
+        path: its file.
+        score: what it was ranked by, in [-1, 1]: `HiViLTForRetrieval.ranking_score`, of which fused similarity is a
+            part, if it was re-ranked, else `embedding_score`.
+        embedding_score: cosine of its embedding and the query's.
+    """
+
+    path: Path
+    score: float
+    embedding_score: float
+
+
+def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
+    """What tells one checkpoint from another: 32 hexadecimal digits (BLAKE2b) of all that makes its embeddings.
+
+    Read are the names, shapes and float32 values of the weights, the vision levels, and what the image processor does
+    to pictures; not the device, nor how and where from the checkpoint was loaded. A checkpoint loaded in half precision
+    has another fingerprint, as it has other weights.
+    """
+    settings = processor.image_processor.to_dict().items()
+    made_by = {
+        "image_processor": {name: value for name, value in settings if name not in _NOT_ABOUT_PICTURES},
+        "vision_levels": model.config.vision_level_layout,
+    }
+    digest = hashlib.blake2b(json.dumps(made_by, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.to("cpu", torch.float32).flatten().numpy())
+    return digest.hexdigest()
+
+
+class ImageIndex:
+    """The pictures of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
+
+    Args:
+        dataset: columns `image` (path below `folder`) and `embedding`, with the FAISS index of the latter.
+        folder: where the pictures are.
+        model, processor: the checkpoint that made the embeddings, `model` in evaluation mode.
+    """
+
+    def __init__(
+        self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor
+    ) -> None:
+        _check_model(model)
+        self.dataset = dataset
+        self.folder = folder
+        self.model = model
+        self.processor = processor
+        # States of the pictures met in re-ranking, on the CPU, and for each row of `dataset` its row among them.
+        self._image_states: list[HiViLTImageStates] = []
+        self._places: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @classmethod
+    @torch.inference_mode()
+    def build(
+        cls,
+        pictures: str | os.PathLike,
+        model: HiViLTForRetrieval,
+        processor: HiViLTProcessor,
+        output_dir: str | os.PathLike,
+        batch_size: int = 32,
+        on_bad_image: Literal["error", "skip"] = "error",
+        index_factory: str = "Flat",
+        shard_size: int = 1024,
+    ) -> "ImageIndex":
+        """Embeds the pictures below a folder, or only those that are new or have changed since an earlier build.
+
+        A build that was cut off goes on where it stopped when it is run again, and an index that is already there
+        serves until the new one is complete. Written are
+
+        - `embeddings/`: a `datasets` folder with columns `image` (path below `pictures`), `size` (bytes), `mtime_ns`
+          and `embedding` (`projection_dim` float32 numbers), sorted by path;
+        - `embeddings.faiss`: their FAISS index, by inner product;
+        - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped.
+
+        Args:
+            pictures: the folder. Every file below it with an ending that Pillow reads is taken, but hidden ones; links
+                to folders are not followed.
+            model: in evaluation mode.
+            processor: of the same checkpoint.
+            output_dir: where the index goes; made if missing.
+            batch_size: pictures that are encoded at a time.
+            on_bad_image: what to do about a file that cannot be read: stop, or leave it out.
+            index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
+                "Flat" is exact; "IVF256,Flat" and the like are trained here, and trade recall for speed. How hard they
+                search is set on `index.dataset.get_index("embedding").faiss_index`, e.g. its `nprobe`.
+            shard_size: pictures between two saves.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it has no readable picture, a picture is bad and `on_bad_image` is "error", or an argument is
+                out of range.
+        """
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("shard_size", shard_size, 1)
+        _check_model(model)
+        try:
+            faiss_index = faiss.index_factory(model.config.projection_dim, index_factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(
+                f"index_factory: FAISS cannot make {index_factory!r} of {model.config.projection_dim} dimensions; "
+                f'"Flat" always works. ({error})'
+            ) from error
+        if not Path(pictures).is_dir():
+            raise FileNotFoundError(f"pictures: there is no folder {os.fspath(pictures)!r}; check the path.")
+        folder, output_dir = Path(os.path.realpath(pictures)), Path(os.path.realpath(output_dir))
+        found = _find_pictures(folder)
+        if not found:
+            raise ValueError(f"pictures: there is no picture file below {folder}.")
+
+        info = {
+            "hivilt_version": __version__,
+            "fingerprint": fingerprint(model, processor),
+            "checkpoint": os.path.abspath(model.name_or_path)
+            if os.path.isdir(model.name_or_path)
+            else model.name_or_path,
+            "pictures": _path_from(output_dir, folder),
+            "index_factory": index_factory,
+        }
+        _publish(output_dir)
+        old = _read_info(output_dir)
+        same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "pictures"))
+        complete = [datasets.load_from_disk(str(output_dir / _EMBEDDINGS))] if same else []
+        # Named after what they belong to: shards of another checkpoint or folder are never mixed in.
+        key = hashlib.blake2b(f"{info['fingerprint']} {info['pictures']}".encode(), digest_size=8).hexdigest()
+        tables = complete + _read_shards(output_dir, key)
+        known = _rows(tables)
+        todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
+        skipped = {}
+        if todo:
+            save = partial(_write_shard, output_dir, key)
+            with tqdm(total=len(found), initial=len(found) - len(todo), unit="picture", desc="Embedding") as bar:
+                skipped = _embed_pictures(
+                    folder, todo, model, processor, batch_size, on_bad_image == "skip", shard_size, save, bar
+                )
+            tables = complete + _read_shards(output_dir, key)
+            known = _rows(tables)
+        if skipped:
+            where = output_dir / _INFO
+            logger.warning("%d of %d files are no readable pictures; %s lists them.", len(skipped), len(found), where)
+
+        rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
+        if not rows:
+            image, reason = next(iter(skipped.items()))
+            raise ValueError(f"pictures: none of the {len(found)} files could be read; {image}: {reason}")
+        info["num_pictures"] = len(rows)
+        info["skipped"] = [{"image": image, "reason": reason} for image, reason in skipped.items()]
+        if info != old or rows != list(range(len(complete[0]))):
+            _stage(output_dir, datasets.concatenate_datasets(tables).select(rows), faiss_index, info)
+            _publish(output_dir)
+        shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
+        return cls._open(output_dir, info, model, processor)
+
+    @classmethod
+    def load(cls, output_dir: str | os.PathLike, model: HiViLTForRetrieval, processor: HiViLTProcessor) -> "ImageIndex":
+        """Opens what [`ImageIndex.build`] has made.
+
+        Args:
+            output_dir: where it is.
+            model, processor: the checkpoint that it was built with, `model` in evaluation mode.
+
+        Raises:
+            FileNotFoundError: there is no complete index, or the pictures' folder is gone.
+            ValueError: another checkpoint made the index.
+        """
+        output_dir = Path(os.path.realpath(output_dir))
+        info = _read_info(output_dir)
+        if info is None:
+            begun = any((output_dir / name).exists() for name in (_INFO, _STAGING, _SHARDS))
+            what = (
+                "a whole index: build it again, it goes on where it stopped" if begun else "an index: build one there"
+            )
+            raise FileNotFoundError(f"output_dir: {output_dir} does not hold {what}, or check the path.")
+        own = fingerprint(model, processor)
+        if info["fingerprint"] != own:
+            raise ValueError(
+                f"The index in {output_dir} was made by another checkpoint (fingerprint {info['fingerprint']}) than the "
+                f"one loaded ({own}), so their embeddings cannot be compared: load the checkpoint that made it, in the "
+                "same precision, or build the index again."
+            )
+        return cls._open(output_dir, info, model, processor)
+
+    @staticmethod
+    def made_by(output_dir: str | os.PathLike) -> str:
+        """Name or folder of the checkpoint that an index was built with.
+
+        Raises:
+            FileNotFoundError: there is no index.
+            ValueError: it was built with a model that came from nowhere.
+        """
+        info = _read_info(Path(os.path.realpath(output_dir)))
+        if info is None:
+            raise FileNotFoundError(
+                f"output_dir: {output_dir} does not hold a whole index; build it, or check the path."
+            )
+        if not info["checkpoint"]:
+            raise ValueError(
+                f"The index in {output_dir} was built with a model that had not been saved; name its checkpoint."
+            )
+        return info["checkpoint"]
+
+    @classmethod
+    def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
+        folder = Path(os.path.realpath(output_dir / info["pictures"]))
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"The pictures of the index in {output_dir} were in {folder}, which is gone: put them back, or build "
+                "the index again from where they are now."
+            )
+        dataset = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
+        dataset.load_faiss_index("embedding", str(output_dir / _FAISS))
+        return cls(dataset, folder, model, processor)
+
+    @torch.inference_mode()
+    def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
+        """The pictures nearest to a text or to a picture.
+
+        Args:
+            query: a `str` is always a text; a `Path` or a PIL image is a picture.
+            top_k: how many pictures to give; fewer only if the index has, or finds, no more.
+            rerank_k: fuse this many of the nearest with the query and order them anew; the others follow by embedding. Texts only:
+                fusion needs two modalities. A picture is encoded the first time it is met, and its states stay in
+                memory, some 2.6 MB each with the base model.
+
+        Returns:
+            Best first; equal scores by path.
+
+        Raises:
+            ValueError: the text is empty, the picture (the query, or one to re-rank) cannot be read, `rerank_k` is
+                given for a picture, or a number is out of range.
+            FileNotFoundError: the query is a picture that is not there.
+            TypeError: it is something else.
+        """
+        _check_at_least("top_k", top_k, 1)
+        _check_at_least("rerank_k", rerank_k, 0)
+        if isinstance(query, str):
+            if not query.strip():
+                raise ValueError("query: the text is empty; say what to look for.")
+            inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
+            text_states = self.model.encode_texts(**inputs)
+            embeds = F.normalize(self.model.text_projection(text_states.global_state).float(), dim=-1)
+        elif isinstance(query, (os.PathLike, Image.Image)):
+            if rerank_k:
+                raise ValueError("rerank_k: a picture cannot be fused with pictures; search for a text, or leave it 0.")
+            pixel_values = self.processor(images=query, return_tensors="pt")["pixel_values"]
+            embeds = self.model.get_image_features(pixel_values.to(self.model.device)).pooler_output
+        else:
+            raise TypeError(f"query: got {type(query).__name__}, expected a text, a path or a PIL image.")
+
+        embedding = embeds[0].cpu().numpy()
+        _, rows = self.dataset.search("embedding", embedding, min(max(top_k, rerank_k), len(self)))
+        rows = np.sort(rows[rows >= 0])  # -1: an approximate index found no more
+        if not len(rows):
+            return []
+        found = self.dataset[rows.tolist()]
+        # Computed here, since a compressed index only knows them approximately.
+        cosines = np.asarray(found["embedding"], dtype=np.float32).reshape(len(rows), len(embedding)) @ embedding
+        order = np.argsort(-cosines, kind="stable")
+        scores = cosines.copy()
+        if rerank_k:
+            head, tail = order[:rerank_k], order[rerank_k:]
+            fused = self._fuse(text_states, rows[head], [found["image"][place] for place in head])
+            scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
+            order = np.concatenate([head[np.argsort(-scores[head], kind="stable")], tail])
+        return [
+            Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place]))
+            for place in order[:top_k]
+        ]
+
+    def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
+        """Fused similarity of one text and the pictures in some rows of `dataset`."""
+        new = {int(row): image for row, image in zip(rows, images, strict=True) if int(row) not in self._places}
+        for start in range(0, len(new), _RERANK_BATCH):
+            batch = list(new)[start : start + _RERANK_BATCH]
+            with ThreadPoolExecutor() as pool:
+                read = partial(_read_picture, self.folder, self.processor)
+                pixel_values = list(pool.map(read, (new[row] for row in batch)))
+            for row, pixels in zip(batch, pixel_values, strict=True):
+                if isinstance(pixels, Exception):
+                    raise ValueError(f"{new[row]}: {pixels} Or build the index again without it.") from pixels
+            states = self.model.encode_images(torch.cat(pixel_values).to(self.model.device))
+            self._image_states.append(map_states(lambda x: x.cpu(), states))
+            self._places.update(zip(batch, range(len(self._places), len(self._places) + len(batch)), strict=True))
+        places = torch.tensor([self._places[int(row)] for row in rows])
+        image_states = take_rows(self._image_states, places)
+        pairs = torch.arange(len(rows))
+        return score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _find_pictures(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size in bytes and time of change in ns of each picture file, by its path below the folder, sorted."""
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = {}
+    for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
+                try:
+                    stat = path.stat()
+                except OSError:  # a dead link; opening it says so
+                    found[path.relative_to(folder).as_posix()] = (0, 0)
+                else:
+                    found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+def _read_picture(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:
+    """`pixel_values` (1, channels, height, width), or why there are none."""
+    try:
+        image.encode()  # a name that is no text could not be stored
+        return processor(images=folder / image, return_tensors="pt")["pixel_values"]
+    except Exception as error:  # a broken file raises whatever the reader of its format stumbles on
+        return error
+
+
+def _embed_pictures(
+    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size, save, bar
+) -> dict[str, str]:
+    """Hands rows of embeddings to `save`, every `shard_size` or so and at the end, whatever ends it.
+
+    Returns:
+        The pictures that could not be read, with the reasons.
+    """
+    images, skipped, pending = list(todo), {}, []
+    read = partial(_read_picture, folder, processor)
+    try:
+        # Whole batches between saves, so that a resumed build forms the same batches.
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                pixel_values = dict(zip(batch, pool.map(read, batch), strict=True))
+                for image, pixels in list(pixel_values.items()):
+                    if isinstance(pixels, Exception):
+                        skipped[image] = str(pixels).replace(f"{folder}{os.sep}", "")
+                        del pixel_values[image]
+                        if not skip:
+                            raise ValueError(
+                                f"pictures: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
+                                "files, give --on_bad_image skip. The pictures before it need not be embedded again."
+                            ) from pixels
+                if pixel_values:
+                    inputs = torch.cat(list(pixel_values.values())).to(model.device)
+                    embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
+                    pending += [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)]
+                bar.update(len(batch))
+                if len(pending) >= shard_size:
+                    save(pending)
+                    pending = []
+    finally:
+        if pending:
+            save(pending)
+    return skipped
+
+
+def _write_shard(output_dir: Path, key: str, pending: list[tuple[str, int, int, np.ndarray]]) -> None:
+    (output_dir / _SHARDS).mkdir(parents=True, exist_ok=True)
+    number = len(list((output_dir / _SHARDS).glob(f"{key}-*.npz")))
+    path = output_dir / _SHARDS / f"{key}-{number:06d}.npz"
+    image, size, mtime_ns, embedding = zip(*pending, strict=True)
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        np.savez(file, image=image, size=size, mtime_ns=mtime_ns, embedding=np.stack(embedding))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def _read_shards(output_dir: Path, key: str) -> list[datasets.Dataset]:
+    """All shards as one table, in a list that is empty if there are none."""
+    shards = []
+    for path in sorted((output_dir / _SHARDS).glob(f"{key}-*.npz")):
+        with np.load(path) as arrays:
+            columns = {name: arrays[name] for name in arrays.files}
+        shards.append(datasets.Dataset.from_dict({**columns, "image": columns["image"].tolist()}))
+    if not shards:
+        return []
+    # Cast afterwards: told the length of the lists beforehand, `from_dict` is ten times slower.
+    embedding = datasets.List(datasets.Value("float32"), length=columns["embedding"].shape[1])
+    table = datasets.concatenate_datasets(shards)
+    return [table.cast(datasets.Features({**table.features, "embedding": embedding}))]
+
+
+def _rows(tables: list[datasets.Dataset]) -> dict[tuple[str, int, int], int]:
+    """The row of each picture, as it was when it was embedded, counted over all tables."""
+    pictures = []
+    for table in tables:
+        columns = table.select_columns(["image", "size", "mtime_ns"])[:]
+        pictures += zip(columns["image"], columns["size"], columns["mtime_ns"], strict=True)
+    return {picture: row for row, picture in enumerate(pictures)}
+
+
+def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
+    """Writes a whole index into `staging`; once its `index.json` is there, `_publish` can always finish."""
+    staging = output_dir / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    table.save_to_disk(str(staging / _EMBEDDINGS))
+    dataset = datasets.load_from_disk(str(staging / _EMBEDDINGS))
+    try:
+        train_size = None if faiss_index.is_trained else len(dataset)
+        dataset.add_faiss_index("embedding", custom_index=faiss_index, train_size=train_size)
+    except RuntimeError as error:
+        raise ValueError(
+            f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} pictures; take fewer lists, "
+            f'or "Flat". No picture need be embedded again. ({error})'
+        ) from error
+    dataset.save_faiss_index("embedding", str(staging / _FAISS))
+    text = json.dumps(info, indent=2)
+    (staging / "index.tmp").write_text(f"{text}\n", encoding="utf-8")
+    os.replace(staging / "index.tmp", staging / _INFO)
+
+
+def _publish(output_dir: Path) -> None:
+    """Moves a whole index out of `staging`, `index.json` last. May be cut anywhere, and is then done by the next."""
+    staging = output_dir / _STAGING
+    if (staging / _INFO).is_file():
+        if (staging / _EMBEDDINGS).is_dir():
+            shutil.rmtree(output_dir / _EMBEDDINGS, ignore_errors=True)
+            os.replace(staging / _EMBEDDINGS, output_dir / _EMBEDDINGS)
+        if (staging / _FAISS).is_file():
+            os.replace(staging / _FAISS, output_dir / _FAISS)
+        os.replace(staging / _INFO, output_dir / _INFO)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_info(output_dir: Path) -> dict | None:
+    """`index.json`; `None` if there is no index, or not all of it, or one that is half replaced."""
+    whole = all((output_dir / name).exists() for name in (_EMBEDDINGS, _FAISS, _INFO))
+    if not whole or (output_dir / _STAGING / _INFO).is_file():
+        return None
+    return json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+
+
+def _path_from(start: Path, path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, start)).as_posix()
+    except ValueError:  # another drive
+        return path.as_posix()

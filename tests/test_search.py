@@ -1,0 +1,566 @@
+"""Rows of batched states, pairs of them, and a folder of pictures that is indexed, cut off, changed and searched."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from datasets import List, Value, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hivilt import HiViLTForRetrieval, HiViLTProcessor
+from hivilt.modeling_hivilt import map_states
+from hivilt.search import Hit, ImageIndex, fingerprint, score_pairs, take_rows
+from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
+
+COLORS = ["red", "blue", "green", "yellow", "black", "white", "orange", "purple", "gray", "pink", "brown", "cyan"]
+TEXTS = ["red circle", "is there a blue square in the image?", "what color is the shape?", "two", "a red and blue"]
+
+MODEL = make_model(HiViLTForRetrieval, weight_scale=8.0)
+
+
+def encode_texts(model, texts):
+    with torch.no_grad():
+        return model.encode_texts(**make_processor()(text=texts, return_tensors="pt"))
+
+
+def encode_images(model, pixel_values):
+    with torch.no_grad():
+        return model.encode_images(pixel_values)
+
+
+def pixels(number, seed=0):
+    return torch.randn(number, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+# One big batch of each, and the same rows in batches of their own; texts then are of different lengths.
+IMAGES, TEXT_STATES = encode_images(MODEL, pixels(6)), encode_texts(MODEL, TEXTS)
+IMAGE_BATCHES = [encode_images(MODEL, part) for part in pixels(6).split([1, 3, 2])]
+TEXT_BATCHES = [encode_texts(MODEL, TEXTS[:2]), encode_texts(MODEL, TEXTS[2:4]), encode_texts(MODEL, TEXTS[4:])]
+
+
+def assert_same_states(states, expected):
+    for name in ("global_state", "level_states", "query", "key", "value", "attention_mask"):
+        value, wanted = states.get(name), expected.get(name)
+        assert (value is None) == (wanted is None)
+        for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (value, wanted)), strict=True):
+            assert one is other or torch.allclose(one.float(), other.float(), atol=1e-4), name
+
+
+class TestTakeRows:
+    @given(st.lists(st.integers(0, 5), max_size=9))
+    @settings(max_examples=30, deadline=None)
+    def test_images_equal_rows_of_one_batch(self, index):
+        index = torch.tensor(index, dtype=torch.long)
+        taken = take_rows(IMAGE_BATCHES, index)
+        assert taken.last_hidden_state is None
+        assert_same_states(taken, map_states(lambda x: x[index], IMAGES))
+
+    @given(st.lists(st.integers(0, 4), max_size=9))
+    @settings(max_examples=30, deadline=None)
+    def test_texts_equal_rows_of_one_batch_but_for_padding(self, index):
+        index = torch.tensor(index, dtype=torch.long)
+        taken, wanted = take_rows(TEXT_BATCHES, index), map_states(lambda x: x[index], TEXT_STATES)
+        length = taken.attention_mask.shape[1]
+        assert not wanted.attention_mask[:, length:].any()
+        assert torch.equal(taken.attention_mask, wanted.attention_mask[:, :length])
+        mask = taken.attention_mask[:, :, None]
+
+        def unpadded(x):
+            return x[:, :length] * mask if x.dim() == 3 else x[:, :length] if x.dtype == torch.bool else x
+
+        assert_same_states(map_states(unpadded, taken), map_states(unpadded, wanted))
+
+    def test_texts_are_padded_no_further_than_needed_and_with_zeros(self):
+        lengths = [batch.attention_mask.shape[1] for batch in TEXT_BATCHES]
+        assert len(set(lengths)) == 3
+        assert take_rows(TEXT_BATCHES, torch.tensor([3])).attention_mask.shape[1] == lengths[1]
+        both = take_rows(TEXT_BATCHES, torch.tensor([0, 4]))
+        assert both.attention_mask.shape[1] == lengths[0] > lengths[2]
+        assert not both.attention_mask[1, lengths[2] :].any()
+        assert not both.level_states[0][1, lengths[2] :].any()
+
+    @pytest.mark.parametrize(
+        ("batches", "index", "message"),
+        [
+            ([], torch.tensor([0]), "batches: is empty"),
+            (IMAGE_BATCHES, torch.tensor([6]), "from 6 to 6, expected 0 to 5"),
+            (IMAGE_BATCHES, torch.tensor([-1]), "expected 0 to 5"),
+            (IMAGE_BATCHES, torch.tensor([[0]]), r"expected whole numbers, \(rows,\)"),
+            (IMAGE_BATCHES, torch.tensor([0.5]), "expected whole numbers"),
+        ],
+    )
+    def test_bad_arguments(self, batches, index, message):
+        with pytest.raises(ValueError, match=message):
+            take_rows(batches, index)
+
+
+class TestScorePairs:
+    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=25), st.integers(1, 8))
+    @settings(max_examples=20, deadline=None)
+    def test_equals_the_scores_of_one_batch(self, pairs, batch_size):
+        images, texts = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        scores = score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, images, texts, batch_size)
+        assert scores.shape == (len(pairs),) and scores.dtype == torch.float32
+        if pairs:
+            with torch.no_grad():
+                wanted = MODEL.score(IMAGES, TEXT_STATES, images, texts)
+            torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
+
+    def test_a_pair_is_fused_once(self, monkeypatch):
+        fused = []
+        score = MODEL.score
+        monkeypatch.setattr(MODEL, "score", lambda *a: fused.append(len(a[2])) or score(*a))
+        index = torch.tensor([4, 0, 4, 4, 0])
+        scores = score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, index, index.clamp(max=3))
+        assert sum(fused) == 2
+        assert scores[0] == scores[2] == scores[3] != scores[1] == scores[4]
+
+    @pytest.mark.parametrize("fusion", [{"use_local_fusion": False}, {"use_global_fusion": False}, {"fusion_top_k": 2}])
+    def test_ablations(self, fusion):
+        model = make_model(HiViLTForRetrieval, weight_scale=8.0, **fusion)
+        images, texts = [encode_images(model, pixels(3))], [encode_texts(model, [text]) for text in TEXTS]
+        image_index, text_index = torch.cartesian_prod(torch.arange(3), torch.arange(5)).unbind(1)
+        scores = score_pairs(model, images, texts, image_index, text_index)
+        with torch.no_grad():
+            wanted = model.score(images[0], encode_texts(model, TEXTS), image_index, text_index)
+        torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
+
+    def test_bad_arguments(self):
+        none, two = torch.tensor([], dtype=torch.long), torch.tensor([0, 1])
+        with pytest.raises(ValueError, match="got 0 images and 2 texts"):
+            score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, none, two)
+        with pytest.raises(ValueError, match="text_index: got row numbers from 0 to 5"):
+            score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, two, torch.tensor([0, 5]))
+        with pytest.raises(ValueError, match="batch_size: got 0"):
+            score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, two, two, batch_size=0)
+        with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+            score_pairs(make_model(HiViLTForRetrieval).train(), IMAGE_BATCHES, TEXT_BATCHES, two, two)
+
+
+class TestFingerprint:
+    @pytest.mark.parametrize(("vision", "text"), [("vit", "bert"), ("swin", "t5"), ("convnext", "clip")])
+    def test_survives_saving_and_loading(self, tmp_path, vision, text):
+        assert vision in VISION_CONFIGS and text in TEXT_CONFIGS
+        model, processor = make_model(HiViLTForRetrieval, vision=vision, text=text), make_processor()
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        loaded = HiViLTForRetrieval.from_pretrained(tmp_path), HiViLTProcessor.from_pretrained(tmp_path)
+        assert fingerprint(*loaded) == fingerprint(model, processor)
+
+    def test_tells_weights_settings_and_levels_apart(self):
+        processor = make_processor()
+        model = make_model(HiViLTForRetrieval)
+        other_weight = make_model(HiViLTForRetrieval)
+        with torch.no_grad():
+            other_weight.visual_projection.weight[0, 0] += 1e-3
+        other_size = make_processor()
+        other_size.image_processor.image_mean = [0.4, 0.5, 0.5]
+        other_levels = make_model(HiViLTForRetrieval, vision_levels=[1, 2])
+        prints = [fingerprint(model, processor), fingerprint(other_weight, processor)]
+        prints += [fingerprint(model, other_size), fingerprint(other_levels, processor)]
+        assert len(set(prints)) == 4
+        assert fingerprint(make_model(HiViLTForRetrieval), make_processor()) == prints[0]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve pictures in three folders, in several formats; and what is no picture, hidden, or a loop of links."""
+    folder = tmp_path / "pictures"
+    for number, color in enumerate(COLORS):
+        suffix = [".png", ".jpg", ".WEBP"][number % 3]
+        path = folder / ["", "Größe", "a/日本"][number // 4] / f"{color}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_picture(color).save(path)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden").mkdir()
+    make_picture("red").save(folder / ".hidden" / "red.png")
+    make_picture("red").save(folder / ".red.png")
+    (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def model():
+    """One of its own for each test, to count in: `encoded` holds the number of pictures of each call."""
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    model.encoded = []
+    encode = model.model.encode_images
+    model.model.encode_images = lambda x, **kwargs: model.encoded.append(len(x)) or encode(x, **kwargs)
+    return model
+
+
+def build(pictures, model, **kwargs):
+    output_dir = kwargs.pop("output_dir", pictures.parent / "index")
+    return ImageIndex.build(
+        pictures, model, make_processor(), output_dir, **{"batch_size": 2, "shard_size": 4, **kwargs}
+    )
+
+
+def names(index):
+    return index.dataset["image"][:]
+
+
+def embeddings(index):
+    return np.array(index.dataset["embedding"][:], dtype=np.float32)
+
+
+def files_of(pictures):
+    paths = [path for path in pictures.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".webp")]
+    return sorted(p.relative_to(pictures).as_posix() for p in paths if "/." not in str(p) and "loop" not in p.parts)
+
+
+class TestBuild:
+    def test_every_picture_with_its_embedding_sorted_by_path(self, pictures, model):
+        index = build(pictures, model, batch_size=5)
+        assert names(index) == files_of(pictures) and len(index) == 12
+        assert model.encoded == [5, 5, 2]
+        for name, embedding in zip(names(index), embeddings(index), strict=True):
+            inputs = make_processor()(images=pictures / name, return_tensors="pt")
+            with torch.no_grad():
+                wanted = model.get_image_features(**inputs).pooler_output[0]
+            np.testing.assert_allclose(embedding, wanted, atol=1e-5)
+
+    def test_what_is_written(self, pictures, model):
+        build(pictures, model)
+        output_dir = pictures.parent / "index"
+        assert sorted(path.name for path in output_dir.iterdir()) == ["embeddings", "embeddings.faiss", "index.json"]
+        info = json.loads((output_dir / "index.json").read_text())
+        features = load_from_disk(output_dir / "embeddings").features
+        assert features["embedding"] == List(Value("float32"), length=model.config.projection_dim)
+        assert info["pictures"] == "../pictures" and info["num_pictures"] == 12 and info["skipped"] == []
+        assert faiss.read_index(str(output_dir / "embeddings.faiss")).metric_type == faiss.METRIC_INNER_PRODUCT
+
+    def test_folder_and_index_may_move_together(self, pictures, model, tmp_path):
+        build(pictures, model)
+        moved = shutil.move(
+            shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} copy", symlinks=True), tmp_path
+        )
+        shutil.rmtree(pictures)
+        index = ImageIndex.load(Path(moved, "index"), model, make_processor())
+        assert all(hit.path.is_file() for hit in index.search("red", top_k=12))
+        with pytest.raises(FileNotFoundError, match="put them back, or build the index again"):
+            ImageIndex.load(tmp_path / "index", model, make_processor())
+
+    @pytest.mark.parametrize("stop_after", [1, 3, 5])
+    def test_an_interrupted_build_goes_on_where_it_stopped(self, pictures, model, stop_after, monkeypatch):
+        whole = build(pictures, model, output_dir=pictures.parent / "whole")
+        model.encoded.clear()
+        encode = model.encode_images
+
+        def interrupted(*args, **kwargs):
+            if len(model.encoded) == stop_after:
+                raise KeyboardInterrupt
+            return encode(*args, **kwargs)
+
+        monkeypatch.setattr(model, "encode_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(pictures, model)
+        with pytest.raises(FileNotFoundError, match="goes on where it stopped"):
+            ImageIndex.load(pictures.parent / "index", model, make_processor())
+
+        monkeypatch.undo()
+        index = build(pictures, model)
+        assert sum(model.encoded) == 12
+        assert names(index) == names(whole)
+        np.testing.assert_array_equal(embeddings(index), embeddings(whole))
+        assert (pictures.parent / "index/embeddings.faiss").read_bytes() == (
+            pictures.parent / "whole/embeddings.faiss"
+        ).read_bytes()
+
+    def test_a_killed_process_loses_less_than_a_shard(self, pictures, model, tmp_path):
+        code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from hivilt.search import ImageIndex
+from hivilt import HiViLTForRetrieval
+from tiny import make_model, make_processor
+model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+encode, calls = model.encode_images, []
+def killed(*args, **kwargs):
+    calls.append(0)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(*args, **kwargs)
+model.encode_images = killed
+ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "index")!r}, batch_size=2, shard_size=4)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+        index = build(pictures, model)
+        assert sum(model.encoded) == 12 - 4
+        whole = build(pictures, model, output_dir=tmp_path / "whole")
+        np.testing.assert_array_equal(embeddings(index), embeddings(whole))
+
+    @pytest.mark.parametrize("step", range(10))
+    def test_a_rebuild_cut_off_anywhere_loses_nothing(self, pictures, model, monkeypatch, step):
+        """Cuts before the step-th of the moves, removals and writes that put a new index in the place of an old one."""
+        build(pictures, model)
+        model.encoded.clear()
+        make_picture("magenta").save(pictures / "new.png")
+        taken = []
+
+        def cut(function):
+            def wrapper(*args, **kwargs):
+                taken.append(function)
+                if len(taken) > step:
+                    raise KeyboardInterrupt
+                return function(*args, **kwargs)
+
+            return wrapper
+
+        with monkeypatch.context() as patch:
+            patch.setattr("hivilt.search.os.replace", cut(os.replace))
+            patch.setattr("hivilt.search.shutil.rmtree", cut(shutil.rmtree))
+            with pytest.raises(KeyboardInterrupt):
+                build(pictures, model)
+        try:
+            # Until the new index is in place, the old one serves, or says that it is unfinished.
+            assert len(ImageIndex.load(pictures.parent / "index", model, make_processor())) in (12, 13)
+        except FileNotFoundError as error:
+            assert "goes on where it stopped" in str(error)
+        index = build(pictures, model)
+        assert len(index) == 13 and sum(model.encoded) == (2 if step == 1 else 1)
+        assert index.search(pictures / "new.png", top_k=1)[0].path.name == "new.png"
+
+    def test_only_what_changed_is_embedded_again(self, pictures, model):
+        build(pictures, model)
+        model.encoded.clear()
+        make_picture("magenta").save(pictures / "red.png")
+        make_picture("black").save(pictures / "Größe" / "another.png")
+        (pictures / "blue.jpg").unlink()
+        index = build(pictures, model)
+        assert sum(model.encoded) == 2
+        assert names(index) == files_of(pictures) and len(index) == 12
+        (found, *_) = index.search(make_picture("magenta"), top_k=1)
+        assert found.path == pictures / "red.png" and found.score == pytest.approx(1, abs=1e-5)
+
+    def test_a_build_with_nothing_to_do_writes_nothing(self, pictures, model):
+        build(pictures, model)
+        before = {path: path.stat().st_mtime_ns for path in (pictures.parent / "index").rglob("*")}
+        index = build(pictures, model)
+        assert sum(model.encoded) == 12 and len(index) == 12
+        assert {path: path.stat().st_mtime_ns for path in (pictures.parent / "index").rglob("*")} == before
+
+    def test_another_kind_of_index_needs_no_embedding(self, pictures, model):
+        flat = build(pictures, model).search("red circle")
+        index = build(pictures, model, index_factory="IVF2,Flat")
+        assert sum(model.encoded) == 12
+        index.dataset.get_index("embedding").faiss_index.nprobe = 2
+        assert index.search("red circle") == flat
+
+    def test_another_checkpoint_embeds_anew(self, pictures, model):
+        build(pictures, model)
+        other = make_model(HiViLTForRetrieval, seed=1, weight_scale=8.0)
+        index = build(pictures, other)
+        assert index.search(pictures / "red.png", top_k=1)[0].score == pytest.approx(1, abs=1e-5)
+        with pytest.raises(ValueError, match="another checkpoint"):
+            ImageIndex.load(pictures.parent / "index", model, make_processor())
+
+    def test_bad_files_stop_the_build_which_keeps_what_it_has(self, pictures, model):
+        (pictures / "notes.png").write_text("no picture")
+        with pytest.raises(ValueError, match=r"notes\.png.*--on_bad_image skip"):
+            build(pictures, model, batch_size=1)
+        done = sum(model.encoded)
+        assert 0 < done < 12
+        (pictures / "notes.png").unlink()
+        assert len(build(pictures, model)) == 12
+        assert sum(model.encoded) == 12
+
+    def test_bad_files_are_skipped_and_listed(self, pictures, model):
+        (pictures / "notes.png").write_text("no picture")
+        (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
+        os.mkfifo(pictures / "pipe.png")
+        whole = (pictures / "red.png").read_bytes()
+        (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+        index = build(pictures, model, on_bad_image="skip")
+        assert len(index) == 12 and index.search(pictures / "red.png", top_k=1)[0].path.name == "red.png"
+        skipped = json.loads((pictures.parent / "index/index.json").read_text())["skipped"]
+        assert [one["image"] for one in skipped] == ["cut.png", "dead.png", "notes.png", "pipe.png"]
+        assert all(one["reason"] and str(pictures) not in one["reason"] for one in skipped)
+
+        before = (pictures.parent / "index/embeddings.faiss").stat().st_mtime_ns
+        model.encoded.clear()
+        build(pictures, model, on_bad_image="skip")
+        assert model.encoded == []
+        assert (pictures.parent / "index/embeddings.faiss").stat().st_mtime_ns == before
+
+    def test_nothing_to_index(self, tmp_path, model):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            build(tmp_path / "missing", model)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="no picture file below"):
+            build(tmp_path / "empty", model)
+        (tmp_path / "empty" / "bad.png").write_text("no picture")
+        with pytest.raises(ValueError, match=r"none of the 1 files could be read; bad\.png"):
+            build(tmp_path / "empty", model, on_bad_image="skip")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"on_bad_image": "ignore"}, "on_bad_image: got 'ignore'"),
+            ({"batch_size": 0}, "batch_size: got 0"),
+            ({"shard_size": 0}, "shard_size: got 0"),
+            ({"index_factory": "Flattest"}, "FAISS cannot make 'Flattest'"),
+            ({"index_factory": "IVF64,Flat"}, "cannot train 'IVF64,Flat' on 12 pictures"),
+        ],
+    )
+    def test_bad_arguments(self, pictures, model, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            build(pictures, model, **arguments)
+
+    def test_an_index_knows_its_checkpoint(self, pictures, model, tmp_path):
+        with pytest.raises(FileNotFoundError, match="does not hold a whole index"):
+            ImageIndex.made_by(tmp_path / "index")
+        build(pictures, model)
+        with pytest.raises(ValueError, match="had not been saved; name its checkpoint"):
+            ImageIndex.made_by(tmp_path / "index")
+        model.save_pretrained(tmp_path / "checkpoint")
+        build(pictures, HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint"))
+        assert ImageIndex.made_by(tmp_path / "index") == str(tmp_path / "checkpoint")
+
+    def test_dropout_is_refused(self, pictures, model):
+        with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+            build(pictures, model.train())
+
+
+class TestLoad:
+    def test_a_loaded_index_finds_the_same_in_a_new_model(self, pictures, model, tmp_path):
+        found = build(pictures, model).search("red circle", rerank_k=4)
+        model.save_pretrained(tmp_path / "checkpoint")
+        make_processor().save_pretrained(tmp_path / "checkpoint")
+        loaded = HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint")
+        processor = HiViLTProcessor.from_pretrained(tmp_path / "checkpoint")
+        again = ImageIndex.load(tmp_path / "index", loaded, processor).search("red circle", rerank_k=4)
+        assert [hit.path for hit in again] == [hit.path for hit in found]
+        np.testing.assert_allclose([hit[1:] for hit in again], [hit[1:] for hit in found], atol=1e-6)
+
+    def test_refuses_what_is_no_index(self, tmp_path, model):
+        with pytest.raises(FileNotFoundError, match="does not hold an index: build one there"):
+            ImageIndex.load(tmp_path, model, make_processor())
+
+    @pytest.mark.parametrize("name", ["embeddings.faiss", "embeddings", "index.json"])
+    def test_refuses_half_an_index_until_it_is_built_again(self, pictures, model, name):
+        path = pictures.parent / "index" / name
+        build(pictures, model)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(FileNotFoundError, match="does not hold"):
+            ImageIndex.load(pictures.parent / "index", model, make_processor())
+        assert len(build(pictures, model)) == 12
+
+    def test_refuses_another_checkpoint(self, pictures, model):
+        build(pictures, model)
+        with pytest.raises(ValueError, match="load the checkpoint that made it.*or build the index again"):
+            ImageIndex.load(pictures.parent / "index", make_model(HiViLTForRetrieval, seed=1), make_processor())
+
+
+class TestSearch:
+    @pytest.fixture
+    def index(self, pictures, model):
+        index = build(pictures, model)
+        model.encoded.clear()
+        return index
+
+    @pytest.mark.parametrize("factory", ["Flat", "IVF3,Flat", "HNSW8"])
+    def test_a_picture_finds_itself_first(self, pictures, model, factory):
+        index = build(pictures, model, index_factory=factory)
+        for name in names(index):
+            (first, *_) = index.search(pictures / name, top_k=12)
+            assert first.path == pictures / name
+            assert first.score == first.embedding_score == pytest.approx(1, abs=1e-4)
+        with Image.open(pictures / "blue.jpg") as picture:
+            assert index.search(picture, top_k=1)[0].path == pictures / "blue.jpg"
+
+    def test_scores_of_a_compressed_index_are_exact(self, pictures, model):
+        exact = {hit.path: hit.score for hit in build(pictures, model).search("red circle", top_k=12)}
+        hits = build(pictures, model, index_factory="PQ3x2").search("red circle", top_k=12)
+        assert len(hits) == 12 and [hit.score for hit in hits] == sorted([hit.score for hit in hits], reverse=True)
+        assert {hit.path: hit.score for hit in hits} == pytest.approx(exact, abs=1e-6)
+
+    def test_an_approximate_index_may_find_fewer_or_none(self, pictures, model):
+        index = build(pictures, model, index_factory="IVF4,Flat")
+        assert 0 < len(index.search("red circle", top_k=12)) < 12
+        lists = index.dataset.get_index("embedding").faiss_index
+        lists.reset()
+        assert index.search("red circle") == index.search("red circle", rerank_k=3) == []
+
+    def test_a_text_is_ranked_by_cosine(self, index, model):
+        with torch.no_grad():
+            embeds = model.get_text_features(**make_processor()(text=["red circle"], return_tensors="pt")).pooler_output
+        cosines = embeddings(index) @ embeds[0].numpy()
+        hits = index.search("red circle", top_k=5)
+        assert [hit.path.relative_to(index.folder).as_posix() for hit in hits] == [
+            names(index)[row] for row in np.argsort(-cosines)[:5]
+        ]
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1][:5], atol=1e-6)
+        assert all(isinstance(hit, Hit) and isinstance(hit.score, float) and hit.path.is_file() for hit in hits)
+
+    def test_gives_no_more_than_there_are(self, index):
+        assert len(index.search("red", top_k=100)) == len(index.search("red", top_k=100, rerank_k=100)) == 12
+
+    @pytest.mark.parametrize(("top_k", "rerank_k"), [(12, 12), (12, 5), (3, 7), (7, 3)])
+    def test_reranks_with_fused_similarity(self, index, model, top_k, rerank_k):
+        orders = []
+        for text in TEXTS:
+            by_embedding = index.search(text, top_k=12)
+            hits = index.search(text, top_k, rerank_k)
+            assert len(hits) == top_k
+
+            # The same similarity, from the joint inputs.
+            inputs = make_processor()(images=[hit.path for hit in by_embedding], text=[text] * 12, return_tensors="pt")
+            with torch.no_grad():
+                images = model.encode_images(inputs["pixel_values"])
+                fused = model.score(images, model.encode_texts(inputs["input_ids"], inputs["attention_mask"]))
+                fused = model.ranking_score(torch.tensor([hit.embedding_score for hit in by_embedding]), fused)
+            orders.append(fused[:rerank_k].argsort(descending=True).tolist() + list(range(rerank_k, 12)))
+            for hit, row in zip(hits, orders[-1], strict=False):
+                path, _, embedding_score = by_embedding[row]
+                assert hit.path == path
+                assert hit.embedding_score == pytest.approx(embedding_score, abs=1e-5)
+                assert hit.score == pytest.approx(fused[row].item() if row < rerank_k else embedding_score, abs=1e-5)
+        assert orders != [list(range(12))] * len(TEXTS)
+
+    def test_a_picture_is_encoded_once_however_many_queries_meet_it(self, index, model):
+        index.search("red circle")
+        assert model.encoded == []
+        index.search("red circle", rerank_k=5)
+        assert model.encoded == [5]
+        first = index.search("blue square", rerank_k=12)
+        assert sum(model.encoded) == 12
+        assert index.search("blue square", rerank_k=12) == first
+        assert sum(model.encoded) == 12
+
+    def test_a_text_that_names_a_file_is_a_text(self, index, pictures, model):
+        assert index.search(str(pictures / "red.png")) == index.search(str(pictures / "red.png"))
+        assert model.encoded == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"query": "  "}, ValueError, "query: the text is empty"),
+            ({"query": Path("missing.png")}, FileNotFoundError, "missing.png"),
+            ({"query": Path(__file__)}, ValueError, "not a readable picture"),
+            ({"query": ["red"]}, TypeError, "query: got list"),
+            ({"query": "red", "top_k": 0}, ValueError, "top_k: got 0"),
+            ({"query": "red", "rerank_k": -1}, ValueError, "rerank_k: got -1"),
+            ({"query": make_picture(), "rerank_k": 3}, ValueError, "rerank_k: a picture cannot be fused"),
+        ],
+    )
+    def test_bad_arguments(self, index, arguments, error, message):
+        with pytest.raises(error, match=message):
+            index.search(**arguments)
+
+    def test_a_picture_that_is_gone_is_named_when_it_is_needed(self, index, pictures):
+        (pictures / "red.png").unlink()
+        assert len(index.search("red")) == 10
+        with pytest.raises(ValueError, match=r"red\.png.*build the index again"):
+            index.search("red", rerank_k=12)
