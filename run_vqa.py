@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import set_seed
 
@@ -28,9 +27,7 @@ from hivilt.data.vqa import (
     VQADataset,
     VQAExample,
     build_answer_vocabulary,
-    check_pictures,
     drop_unknown_answers,
-    hold_out_images,
     read_easy_vqa,
     read_file,
     read_table,
@@ -38,15 +35,16 @@ from hivilt.data.vqa import (
 from hivilt.evaluation.plots import plot_predictions
 from hivilt.evaluation.vqa import answer_coverage, canonical_answer, exact_match
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
+from hivilt.trainers import QuestionAnsweringTrainer, answer_and_look
 from hivilt.training import (
     HiViLTTrainingArguments,
-    QuestionAnsweringTrainer,
     TaskArguments,
-    answer_and_look,
     collect_results,
     load_or_build,
     parameter_table,
     parse_arguments,
+    prepare_splits,
+    read_splits,
     run,
     write_model_card,
 )
@@ -77,60 +75,17 @@ class VQAArguments(TaskArguments):
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
 
 
-def read_splits(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
-    """The name of the data and its splits: "train", "validation" and "test", those that there are."""
+def read_data(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
+    """The name of the data and its splits: what the arguments name, or easy-VQA."""
     columns = Columns(
         args.image_column, args.question_column, args.answer_column, args.image_id_column, args.question_id_column
     )
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    files = {split: Path(file) for split, file in files.items() if file}
-    if files:
-        # Files are called train or test; it is their folder that has a name.
-        name = next(iter(files.values())).resolve().parent.name
-        return name, {split: read_file(file, columns, split != "test") for split, file in files.items()}
-    if args.dataset_name or args.data_dir:
-        name = args.dataset_name or args.data_dir
-        # A folder goes by its own name, wherever it lies.
-        name = Path(name).name if Path(name).exists() else name
-        tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
-        named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-        return name, {
-            split: read_table(tables[table], columns, f"{name}, {table}", answers_needed=split != "test")
-            for split, table in named.items()
-            if table in tables
-        }
-    return "easy-VQA", {"train": read_easy_vqa("train"), "test": read_easy_vqa("test")}
-
-
-def prepare_splits(
-    args: VQAArguments, training_args: HiViLTTrainingArguments
-) -> tuple[str, dict[str, list[VQAExample]], dict[str, list[str]]]:
-    """The name of the data, the splits that this run needs, and which of their pictures are bad."""
-    needed = {
-        "train": training_args.do_train,
-        "validation": training_args.do_train or training_args.do_eval,
-        "test": training_args.do_predict,
-    }
-    # The main process writes what `datasets` caches; the others find it there.
-    with training_args.main_process_first(desc="reading the data"):
-        name, splits = read_splits(args)
-    if needed["validation"] and "validation" not in splits and "train" in splits:
-        splits["train"], splits["validation"] = hold_out_images(splits["train"], seed=training_args.seed)
-    missing = [split for split in needed if needed[split] and split not in splits]
-    if missing == ["test"] and training_args.do_train:
-        logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
-    elif missing:
-        flags = " and ".join(f"--{split}_file (or --{split}_split of a dataset)" for split in missing)
-        raise ValueError(
-            f"{name}: this run needs {', '.join(missing)} data, there is only {', '.join(splits)}: give {flags}."
-        )
-
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    used, bad_pictures = {}, {}
-    for split in [split for split in splits if needed[split]]:
-        examples = splits[split][: limits[split]]
-        used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
-    return name, used, bad_pictures
+    named = read_splits(
+        args,
+        lambda path, split: read_file(path, columns, answers_needed=split != "test"),
+        lambda table, source, split: read_table(table, columns, source, answers_needed=split != "test"),
+    )
+    return named or ("easy-VQA", {"train": read_easy_vqa("train"), "test": read_easy_vqa("test")})
 
 
 def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, train: list[VQAExample] | None):
@@ -232,6 +187,8 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
         ),
         results=results,
         log_history=trainer.state.log_history,
+        metric="accuracy",
+        picture="![Questions, answers and where the model looked](predictions.png)",
     )
 
 
@@ -244,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict:
     torch.set_num_threads(args.num_threads)
     set_seed(training_args.seed)
 
-    name, splits, bad_pictures = prepare_splits(args, training_args)
+    name, splits, bad_pictures = prepare_splits(args, training_args, lambda: read_data(args))
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}

@@ -1,4 +1,4 @@
-"""What every run does: read its arguments, build a model, train, save, draw, evaluate, and write down what it measured."""
+"""What every run does: read its arguments and data, build a model, train, save, draw, evaluate, write down what it measured."""
 
 import json
 import logging
@@ -6,19 +6,17 @@ import os
 import platform
 import resource
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
-import torch.nn.functional as F
 import transformers
 import yaml
-from accelerate.utils import gather_object
+from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard, ModelCardData
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -32,14 +30,13 @@ from transformers import (
     TrainingArguments,
     ViTImageProcessorPil,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 import hivilt
-from hivilt.data.vqa import IGNORED_LABEL, VQAExample, open_picture
-from hivilt.evaluation.plots import AnsweredQuestion, attention_map, plot_training
-from hivilt.evaluation.vqa import majority_answer, vqa_metrics
+from hivilt.data.tables import check_pictures, hold_out_images
+from hivilt.evaluation.plots import plot_training
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.trainers import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +178,90 @@ def _flags_in_file(path: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_splits(
+    args: TaskArguments, read_file: Callable[[Path, str], list], read_table: Callable[[Dataset, str, str], list]
+) -> tuple[str, dict[str, list]] | None:
+    """The data that the arguments name: its name and its splits "train", "validation" and "test", those that there are.
+
+    Args:
+        args: where the data is.
+        read_file: examples of a file, given its path and the split.
+        read_table: examples of a table of `datasets`, given what to call it and the split.
+
+    Returns:
+        `None` where the arguments name no data.
+    """
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    files = {split: Path(file) for split, file in files.items() if file}
+    if files:
+        # Files are called train or test; it is their folder that has a name.
+        name = next(iter(files.values())).resolve().parent.name
+        return name, {split: read_file(file, split) for split, file in files.items()}
+    if args.dataset_name or args.data_dir:
+        name = args.dataset_name or args.data_dir
+        # A folder goes by its own name, wherever it lies.
+        name = Path(name).name if Path(name).exists() else name
+        tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
+        named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+        return name, {
+            split: read_table(tables[table], f"{name}, {table}", split)
+            for split, table in named.items()
+            if table in tables
+        }
+    return None
+
+
+def prepare_splits(
+    args: TaskArguments,
+    training_args: HiViLTTrainingArguments,
+    read: Callable[[], tuple[str, dict[str, list]]],
+) -> tuple[str, dict[str, list], dict[str, list[str]]]:
+    """The splits that this run needs, with pictures held out of training where there is nothing else to choose by.
+
+    Args:
+        args: how many examples to use, and what to do about bad pictures.
+        training_args: what is asked for: training, evaluation, prediction.
+        read: gives the name of the data and all its splits.
+
+    Returns:
+        The name of the data, its splits, and which of their pictures are bad.
+
+    Raises:
+        ValueError: a split that is needed is not there.
+        FileNotFoundError: pictures are missing.
+    """
+    needed = {
+        "train": training_args.do_train,
+        "validation": training_args.do_train or training_args.do_eval,
+        "test": training_args.do_predict,
+    }
+    # The main process writes what is cached; the others find it there.
+    with training_args.main_process_first(desc="reading the data"):
+        name, splits = read()
+    if needed["validation"] and "validation" not in splits and "train" in splits:
+        splits["train"], splits["validation"] = hold_out_images(splits["train"], seed=training_args.seed)
+    missing = [split for split in needed if needed[split] and split not in splits]
+    if missing == ["test"] and training_args.do_train:
+        logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
+    elif missing:
+        flags = " and ".join(f"--{split}_file (or --{split}_split of a dataset)" for split in missing)
+        raise ValueError(
+            f"{name}: this run needs {', '.join(missing)} data, there is only {', '.join(splits)}: give {flags}."
+        )
+
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    used, bad_pictures = {}, {}
+    for split in [split for split in splits if needed[split]]:
+        examples = splits[split][: limits[split]]
+        used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
+    return name, used, bad_pictures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Models
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -305,205 +386,6 @@ def parameter_table(model: HiViLTPreTrainedModel) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Trainers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class HiViLTTrainer(Trainer):
-    """`Trainer` that leaves the model card alone: the scripts write their own, from measured values."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.n_gpu > 1:
-            # nn.DataParallel cuts every tensor into as many pieces, but pictures and texts differ in number.
-            raise ValueError(
-                f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
-                "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
-            )
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
-
-
-class QuestionAnsweringTrainer(HiViLTTrainer):
-    """Trains and evaluates on a `VQADataset`, whose unit is a picture while losses and metrics count questions.
-
-    The loss of a step is the mean over all its questions: over pictures with few and many of them, over accumulated
-    batches and over processes. Evaluation keeps the best few answers of each question, not the scores of all answers,
-    and gives exactly one prediction a question, in order, on any number of processes.
-
-    Args:
-        top_k: how many answers to keep for each question.
-        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
-    """
-
-    def __init__(self, *args, top_k: int = 3, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.top_k = top_k
-        self.num_questions_trained = 0
-        self.seconds_evaluating = 0.0
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step, and how many questions with an answer they hold, on all processes together."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_questions = torch.tensor([sum(int(_answered(batch["labels"]).sum()) for batch in batches)], device=device)
-        num_questions = self.accelerator.gather(num_questions).sum()
-        self.num_questions_trained += int(num_questions)
-        return batches, num_questions
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss, weighted by the share of this batch in the questions of the step."""
-        num_questions = int(_answered(inputs["labels"]).sum())
-        inputs = {name: value for name, value in inputs.items() if name != "question_index"}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if num_items_in_batch is not None:
-            # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
-            share = num_questions / num_items_in_batch.clamp(min=1)
-            loss = loss * share * self.current_gradient_accumulation_steps * self.args.world_size
-        return (loss, outputs) if return_outputs else loss
-
-    def evaluation_loop(
-        self,
-        dataloader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Answers every question of a `VQADataset`; replaces the loop of `Trainer`, whose gathering counts batch rows
-        in the dataset's units and would cut the last batch to a number of pictures.
-
-        Returns:
-            `predictions`: for each question, in the dataset's order, `{"answer": str, "score": float}` of the `top_k`
-            best. `metrics`: those of `vqa_metrics`, and `loss`, the mean classification loss of the questions whose
-            answer is in the vocabulary. `num_samples`: the number of questions.
-        """
-        start = time.perf_counter()
-        model = self.model.eval()
-        if hasattr(self.optimizer, "eval"):
-            self.optimizer.eval()  # schedule-free optimizers evaluate at other weights than they train at
-        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
-            model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
-        if self.args.world_size > 1:
-            # Batch norms of each process have seen other pictures; those of the main process are what is saved.
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        self.callback_handler.eval_dataloader = dataloader
-
-        records = []
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            question_index = inputs.pop("question_index").tolist()
-            labels = inputs.pop("labels", None)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                logits = model(**inputs).logits
-            losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
-            records += zip(question_index, losses, self._best_answers(logits), strict=True)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-        # The last batches of several processes are filled up with pictures from the front: keep one of each question.
-        by_index = {index: (loss, answers) for index, loss, answers in gather_object(records)}
-        examples = dataloader.dataset.examples
-        if sorted(by_index) != list(range(len(examples))):
-            raise RuntimeError(f"{description}: {len(by_index)} of {len(examples)} questions were answered.")
-        predictions = [by_index[index][1] for index in range(len(examples))]
-
-        metrics = vqa_metrics(
-            [[answer["answer"] for answer in answers] for answers in predictions],
-            [example.answers for example in examples],
-        )
-        losses = [loss for loss, _ in by_index.values() if loss is not None]
-        if losses:
-            metrics["loss"] = sum(losses) / len(losses)
-        if self.is_in_train:
-            self.seconds_evaluating += time.perf_counter() - start
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions, None, metrics, len(examples))
-
-    def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
-        config = self.model.config
-        return self.processing_class.post_process_question_answering(
-            logits,
-            top_k=self.top_k,
-            id2label=config.id2label,
-            multi_label=config.problem_type == "multi_label_classification",
-        )
-
-
-def _answered(labels: torch.Tensor) -> torch.BoolTensor:
-    """Rows with an answer in the vocabulary, (B_t,), of integer labels (B_t,) or soft ones (B_t, num_labels)."""
-    return (labels > 0).any(dim=-1) if labels.is_floating_point() else labels != IGNORED_LABEL
-
-
-def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-    """The classification loss of each question by itself; their mean is the loss of the batch.
-
-    Args:
-        logits: (B_t, num_labels).
-        labels: (B_t,) integers with -100 for no answer, or (B_t, num_labels) soft scores, all zero for none.
-
-    Returns:
-        One number a question; `None` for those without an answer.
-    """
-    if labels.is_floating_point():
-        losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(dim=-1)
-    else:
-        losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
-    return [loss if answered else None for loss, answered in zip(losses.tolist(), _answered(labels), strict=True)]
-
-
-@torch.no_grad()
-def answer_and_look(
-    model: HiViLTPreTrainedModel, processor: HiViLTProcessor, examples: Sequence[VQAExample], top_k: int = 3
-) -> list[AnsweredQuestion]:
-    """Answers questions and keeps where their words looked in the picture, at the finest fusion stage.
-
-    Args:
-        model: a `HiViLTForQuestionAnswering`; switched to eager attention, which alone shows its weights, meanwhile.
-        processor: its processor.
-        examples: the questions, few enough for one batch.
-        top_k: how many answers to keep for each.
-    """
-    model.eval()
-    pictures = [open_picture(example.image) for example in examples]
-    texts = [[example.question] for example in examples]
-    inputs = processor(images=pictures, text=texts, return_tensors="pt").to(model.device)
-    # Each part goes back to its own: not every encoder has the implementation of the whole.
-    config = model.config
-    parts = {"": config, "vision_config": config.vision_config, "text_config": config.text_config}
-    usual = {name: part._attn_implementation for name, part in parts.items()}
-    model.set_attn_implementation("eager")
-    try:
-        image_states = model.encode_images(inputs.pop("pixel_values"))
-        outputs = model(**inputs, image_states=image_states, output_attentions=True)
-    finally:
-        model.set_attn_implementation(usual)
-
-    # Without local fusion there are no stages, and nothing to see.
-    attentions = outputs.cross_attentions[0].float().cpu().numpy() if outputs.cross_attentions else [None] * len(texts)
-    grid = tuple(image_states.level_states[0].shape[1:3])
-    masks = inputs["attention_mask"].cpu().numpy()
-    answers = processor.post_process_question_answering(
-        outputs.logits,
-        top_k=top_k,
-        id2label=config.id2label,
-        multi_label=config.problem_type == "multi_label_classification",
-    )
-    return [
-        AnsweredQuestion(
-            image=picture,
-            question=example.question,
-            predictions=predictions,
-            answer=majority_answer(example.answers) if example.answers else None,
-            attention=None if attention is None else attention_map(attention, mask, grid),
-        )
-        for picture, example, predictions, attention, mask in zip(
-            pictures, examples, answers, attentions, masks, strict=True
-        )
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Runs
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -525,7 +407,7 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
-            plot_training(trainer.state.log_history, folder / "training.png")
+            plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
         metrics["validation"] = trainer.evaluate()
     if args.do_predict and test_dataset is not None:
@@ -574,6 +456,9 @@ def write_model_card(
     limits: str,
     results: Mapping[str, Any],
     log_history: Sequence[Mapping[str, Any]],
+    metric: str,
+    picture: str,
+    measured: str | None = None,
 ) -> None:
     """Writes `README.md`: front matter, use, results, course of training, limits, settings. All numbers are measured.
 
@@ -585,8 +470,16 @@ def write_model_card(
         limits: what it cannot do, a list.
         results: as `results.json` has it; `train`, `validation` and `test` where they were measured.
         log_history: `trainer.state.log_history`.
+        metric: what the best checkpoint was chosen by, without `eval_`.
+        picture: line that shows what the model does, in Markdown; left out if its file is not in the folder.
+        measured: the results as Markdown; unset, a table of all of `validation` and `test`.
     """
-    measured = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
+    if measured is None:
+        rows = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
+        measured = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "None was measured."
+    shown = [measured.strip()]
+    if Path(folder, picture.split("](")[1].rstrip(")")).exists():
+        shown.append(picture)
     # A card is shared: the names of files here, without where this machine keeps them.
     settings = {
         name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
@@ -594,13 +487,16 @@ def write_model_card(
         if value not in (None, [])
     }
     # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
-    evaluated = {
-        entry["step"]: entry for entry in reversed(log_history) if {"eval_loss", "eval_accuracy"} <= set(entry)
-    }
-    epochs = [
-        f"| {entry['epoch']:.2f} | {step} | {_number(entry['eval_loss'])} | {_number(entry['eval_accuracy'])} |"
-        for step, entry in sorted(evaluated.items())
-    ]
+    key = f"eval_{metric}"
+    evaluated = {entry["step"]: entry for entry in reversed(log_history) if {"eval_loss", key} <= set(entry)}
+    course = [f"![Loss and {metric.replace('_', ' ')}](training.png)"]
+    if evaluated:
+        epochs = [
+            f"| {entry['epoch']:.2f} | {step} | {_number(entry['eval_loss'])} | {_number(entry[key])} |"
+            for step, entry in sorted(evaluated.items())
+        ]
+        head = [f"| epoch | step | held-out loss | held-out {metric.replace('_', ' ')} |", "|---|---|---|---|"]
+        course.append("\n".join([*head, *epochs]))
     content = f"""---
 {data.to_yaml()}
 ---
@@ -617,19 +513,11 @@ def write_model_card(
 
 ## Results
 
-| split | metric | value |
-|---|---|---|
-{chr(10).join(measured)}
-
-![Questions, answers and where the model looked](predictions.png)
+{_paragraphs(shown)}
 
 ## Training
 
-![Loss and accuracy](training.png)
-
-| epoch | step | held-out loss | held-out accuracy |
-|---|---|---|---|
-{chr(10).join(epochs)}
+{_paragraphs(course)}
 
 ```json
 {json.dumps(settings, indent=2)}
@@ -645,13 +533,11 @@ Measured on:
 
 {limits.strip()}
 """
-    if not measured:
-        content = content.replace("| split | metric | value |\n|---|---|---|\n\n", "None was measured.\n\n")
-    if not epochs:
-        content = content.replace("| epoch | step | held-out loss | held-out accuracy |\n|---|---|---|---|\n\n", "")
-    if not Path(folder, "predictions.png").exists():
-        content = content.replace("![Questions, answers and where the model looked](predictions.png)\n\n", "")
     ModelCard(content).save(Path(folder, "README.md"))
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "\n\n".join(texts)
 
 
 def _metrics(results: Mapping[str, Any]) -> Iterable[tuple[str, str, float]]:
@@ -681,7 +567,7 @@ def collect_results(
         if split == "train":
             continue
         names = {name.split("_", 1)[1]: value for name, value in found.items() if "_" in name}
-        names["seconds"], names["questions_per_second"] = names.pop("runtime"), names.pop("samples_per_second")
+        names["seconds"], names[f"{trainer.unit}_per_second"] = names.pop("runtime"), names.pop("samples_per_second")
         results[split] = {name: value for name, value in names.items() if name != "steps_per_second"}
     if "train" in metrics:
         # Evaluations within training are counted apart; saving is not.
@@ -690,9 +576,9 @@ def collect_results(
             "loss": metrics["train"]["train_loss"],
             "epochs": trainer.state.epoch,
             "steps": trainer.state.global_step,
-            "questions": trainer.num_questions_trained,
+            trainer.unit: trainer.num_examples_trained,
             "seconds": seconds,
-            "questions_per_second": trainer.num_questions_trained / seconds,
+            f"{trainer.unit}_per_second": trainer.num_examples_trained / seconds,
         }
     parameters = list(trainer.model.parameters())
     results["parameters"] = {

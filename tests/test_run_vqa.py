@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -22,6 +18,7 @@ from transformers import Trainer, ViTImageProcessorPil, ViTModel, pipeline
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.evaluation.vqa import exact_match
 from hivilt.run_vqa import main
+from processes import launch
 from tiny import VISION_CONFIGS, make_config, make_picture, make_processor
 
 COLORS = ["red", "blue", "green", "white"]
@@ -332,17 +329,6 @@ def test_pushing_keeps_the_card(data, tmp_path, monkeypatch):
 # Two processes
 
 
-def launch(num_processes, arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    distributed = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_addr=127.0.0.1"]
-    command = [sys.executable, *distributed, f"--master_port={port}", "-m", "hivilt.run_vqa", *arguments]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_two_processes_do_what_one_does(data, tmp_path):
     """Two processes with batches of two pictures train as one with four, and answer every question once, in order.
 
@@ -352,7 +338,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
     encoder = ("--vision_model", str(tmp_path / "vit"))
     main(flags(data, tmp_path / "one", *encoder))
-    printed = launch(2, flags(data, tmp_path / "two", *encoder, "--per_device_train_batch_size", "2"))
+    printed = launch("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *encoder, "--per_device_train_batch_size", "2"))
     assert printed.count("test accuracy") == 1
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     for step in (1, 2):
@@ -373,7 +359,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
 def test_two_processes_answer_with_the_model_they_save(data, tmp_path):
     """Batch norms of each process have seen other pictures; what is measured must be what is saved."""
     more = ("--max_steps", "1", "--load_best_model_at_end", "false", "--per_device_train_batch_size", "2")
-    launch(2, flags(data, tmp_path / "two", *more))
+    launch("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *more))
     files = ["--test_file", str(data / "test.jsonl"), "--use_cpu", "--output_dir", str(tmp_path / "again")]
     main(["--model_name_or_path", str(tmp_path / "two"), "--do_predict", *files])
     together, alone = (read_lines(tmp_path / name / "predictions.jsonl") for name in ("two", "again"))

@@ -1,0 +1,378 @@
+"""Trains and evaluates HiViLT on finding pictures by words and words by pictures, and searches folders of pictures.
+
+    python run_retrieval.py                                        OpenMoji, everything with defaults
+    python run_retrieval.py --train_file train.jsonl --test_file test.jsonl --output_dir outputs/mine
+    python run_retrieval.py --karpathy_file dataset_flickr30k.json --image_dir flickr30k-images --output_dir outputs/f30k
+    python run_retrieval.py --index ~/Pictures --output_dir outputs/index
+    python run_retrieval.py --query "red heart" --output_dir outputs/index
+    accelerate launch --num_processes 2 run_retrieval.py           several devices
+
+Training leaves in --output_dir: the checkpoint with its code and processor, README.md, results.json, predictions.jsonl,
+training.png and retrieval.png. A search prints the best pictures and leaves search.png.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+from transformers import set_seed
+
+from hivilt.data.captions import (
+    CaptionCollator,
+    CaptionColumns,
+    CaptionDataset,
+    CaptionedImage,
+    read_caption_file,
+    read_caption_table,
+    read_karpathy,
+    read_openmoji,
+)
+from hivilt.data.tables import open_picture
+from hivilt.evaluation.plots import RetrievedPictures, plot_retrieved
+from hivilt.evaluation.retrieval import chance_recall, recall_table
+from hivilt.modeling_hivilt import HiViLTForRetrieval
+from hivilt.search import ImageIndex
+from hivilt.trainers import RetrievalTrainer
+from hivilt.training import (
+    HiViLTTrainingArguments,
+    TaskArguments,
+    collect_results,
+    load_or_build,
+    parameter_table,
+    parse_arguments,
+    prepare_splits,
+    read_splits,
+    run,
+    write_model_card,
+)
+
+logger = logging.getLogger("hivilt")
+
+DEFAULTS = {
+    "output_dir": "outputs/retrieval",
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 1.5e-3,
+    "adam_beta2": 0.98,
+    "weight_decay": 0.05,
+    "warmup_steps": 0.1,  # a share of all steps
+    "metric_for_best_model": "mean_recall",
+}
+
+
+@dataclass
+class RetrievalArguments(TaskArguments):
+    """What only retrieval has."""
+
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of a caption or of a list of them; or columns, comma between."}
+    )
+    karpathy_file: str | None = field(
+        default=None, metadata={"help": "Karpathy's JSON of Flickr8k, Flickr30k or COCO, which names its splits."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the pictures of karpathy_file. Unset: the one that the file is in."}
+    )
+    captions_per_image: int = field(
+        default=1, metadata={"help": "Captions of a picture in one training batch, drawn anew in every epoch."}
+    )
+    similar_per_batch: int = field(
+        default=4,
+        metadata={"help": "Pictures with similar captions that share a training batch, as hard negatives; 1: none do."},
+    )
+    rerank_k: int = field(
+        default=16, metadata={"help": "Candidates of each query that fusion re-ranks; 0 ranks by embeddings alone."}
+    )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Train in chunks of this many pictures and captions, for batches larger than the memory."},
+    )
+    index: str | None = field(default=None, metadata={"help": "Folder of pictures to embed for searching."})
+    index_factory: str = field(
+        default="Flat", metadata={"help": "FAISS index to search with; Flat is exact, 'IVF256,Flat' faster."}
+    )
+    query: str | None = field(default=None, metadata={"help": "Words, or the path of a picture, to search for."})
+    top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
+    rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.karpathy_file and (self.dataset_name or self.data_dir or self.train_file or self.test_file):
+            raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
+        if self.image_dir and not self.karpathy_file:
+            raise ValueError("image_dir goes with karpathy_file; an image folder with its own metadata is data_dir.")
+        if self.rerank_k < 0:
+            raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
+
+
+def read_data(args: RetrievalArguments) -> tuple[str, dict[str, list[CaptionedImage]]]:
+    """The name of the data and its splits: what the arguments name, or OpenMoji."""
+    splits = ("train", "validation", "test")
+    if args.karpathy_file:
+        path = Path(args.karpathy_file)
+        return path.stem, {split: read_karpathy(path, split, args.image_dir) for split in splits}
+    columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
+    named = read_splits(
+        args,
+        lambda path, split: read_caption_file(path, columns),
+        lambda table, source, split: read_caption_table(table, columns, source),
+    )
+    return named or ("OpenMoji", {split: read_openmoji(split, size=args.image_size) for split in splits})
+
+
+def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArguments, train: list[CaptionedImage] | None):
+    """The model and its processor."""
+    if train is None and not args.model_name_or_path:
+        raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
+    captions = [caption for one in train or () for caption in one.captions]
+    model, processor = load_or_build(args, HiViLTForRetrieval, captions)
+    for part in args.freeze:
+        model.freeze(part)
+    # Without fused matching nothing trains the fusion.
+    training_args.ddp_find_unused_parameters = model.config.auxiliary_loss_weight == 0
+    return model, processor
+
+
+def describe(dataset: CaptionDataset, bad_pictures: list[str]) -> dict:
+    """What a split holds, for the log and for `results.json`, with what a random ranking would score on it."""
+    counts = [len(one.captions) for one in dataset.examples]
+    return {
+        "pictures": len(dataset),
+        "captions": len(dataset.captions),
+        "chance": chance_recall(len(dataset), counts),
+        "bad_pictures": bad_pictures,
+    }
+
+
+def write_predictions(path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], top_k: int = 10) -> None:
+    """One JSON object a query: every caption with its best pictures, then every picture with its best captions."""
+    ids = [one.image_id for one in dataset.examples]
+    with path.open("w", encoding="utf-8") as file:
+        for caption, best in enumerate(rankings["text_to_image"][:, :top_k].tolist()):
+            own = dataset.image_of_caption[caption]
+            row = {"caption": dataset.captions[caption], "image": ids[own], "images": [ids[place] for place in best]}
+            file.write(json.dumps({**row, "correct": own in best[:1]}, ensure_ascii=False) + "\n")
+        for picture, best in enumerate(rankings["image_to_text"][:, :top_k].tolist()):
+            row = {"image": ids[picture], "captions": [dataset.captions[place] for place in best]}
+            correct = dataset.image_of_caption[best[0]] == picture
+            file.write(json.dumps({**row, "correct": correct}, ensure_ascii=False) + "\n")
+
+
+def draw_retrieval(
+    path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], num_queries: int = 8
+) -> None:
+    """A grid of captions from all over the split with the pictures found for them."""
+    places = torch.linspace(0, len(dataset.captions) - 1, min(num_queries, len(dataset.captions))).int().tolist()
+    rows = []
+    for place in places:
+        best = rankings["text_to_image"][place, :8].tolist()
+        rows.append(
+            RetrievedPictures(
+                query=dataset.captions[place],
+                pictures=[open_picture(dataset.examples[picture].image) for picture in best],
+                captions=[dataset.examples[picture].captions[0] for picture in best],
+                matches=[picture == dataset.image_of_caption[place] for picture in best],
+            )
+        )
+    plot_retrieved(rows, path, title="Captions and the pictures found for them, best first; the right one is framed")
+
+
+def tables_of(results: dict) -> dict[str, str]:
+    """Markdown table of recall for each split that was evaluated."""
+    tables = {}
+    for split in ("validation", "test"):
+        if split in results:
+            found = results[split]
+            rows = {"chance": results["data"][split]["chance"]}
+            kinds = {"embeddings": "embedding_", "fusion alone": "fused_", "re-ranked": ""}
+            for name, prefix in kinds.items():
+                row = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+                if "mean_recall" in row and (name != "re-ranked" or "fused_mean_recall" in found):
+                    rows[name] = row
+            tables[split] = recall_table(rows)
+    return tables
+
+
+def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dict) -> None:
+    """`README.md` of the checkpoint."""
+    folder = Path(trainer.args.output_dir)
+    # Cards are shared: they say where a reader finds the model, not where this machine keeps it.
+    model = trainer.args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
+    name, train = results["data"]["name"], results["data"]["train"]
+    measured = [split for split in ("test", "validation") if split in results]
+    recalls = [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            task_name="Image-text retrieval",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=split,
+            metric_type="recall",
+            metric_name=f"{direction.replace('_', ' ')} R@1",
+            metric_value=round(results[split][f"{direction}_recall@1"], 6),
+        )
+        for split in measured[:1]
+        for direction in ("image_to_text", "text_to_image")
+    ]
+    # Hub names only: what lies in a folder here is of no use to a reader.
+    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
+    dataset = args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None
+    captions = trainer.eval_dataset.captions
+    tables = [
+        f"{split}: {results['data'][split]['pictures']:,} pictures, {results['data'][split]['captions']:,} captions, "
+        f"the best {args.rerank_k} of each query re-ranked. In percent.\n\n{table}"
+        for split, table in tables_of(results).items()
+    ]
+    write_model_card(
+        folder,
+        ModelCardData(
+            model_name=f"HiViLT for retrieval, trained on {name}",
+            library_name="transformers",
+            pipeline_tag="zero-shot-image-classification",
+            license="apache-2.0",
+            tags=["custom_code", "hivilt", "vision-language", "image-text-retrieval"],
+            datasets=dataset,
+            base_model=encoders or None,
+            eval_results=recalls or None,
+        ),
+        summary=(
+            f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It finds "
+            "pictures by words and words by pictures: by embeddings, and re-ranked by fusing picture and words. It was "
+            f"trained on {train['captions']:,} captions of {train['pictures']:,} pictures of {name}."
+        ),
+        usage=(
+            "from transformers import pipeline\n\n"
+            "# A folder or a name on the Hub.\n"
+            f'name = "{model}"\n'
+            'classify = pipeline("zero-shot-image-classification", model=name, trust_remote_code=True)\n'
+            f'classify("picture.png", candidate_labels={json.dumps(list(dict.fromkeys(captions))[:3])}, '
+            'hypothesis_template="{}")'
+        ),
+        limits=(
+            f"- It was {'measured' if measured else 'trained'} on {name} alone: words that its training captions do "
+            "not have mean nothing to it, and other pictures may be embedded anywhere.\n"
+            "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
+            "the right picture still has a best one."
+        ),
+        results=results,
+        log_history=trainer.state.log_history,
+        metric="mean_recall",
+        picture="![Captions and the pictures found for them](retrieval.png)",
+        measured="\n\n".join(tables) or "None was measured.",
+    )
+
+
+def read_query(query: str) -> str | Path:
+    """Words as they are, a picture as a path.
+
+    Raises:
+        ValueError: it is a folder.
+    """
+    if os.path.isdir(query):
+        raise ValueError(f"query: {query!r} is a folder; give words or a picture, or embed the folder with --index.")
+    is_picture = os.path.isfile(query) or Path(query).suffix.lower() in Image.registered_extensions()
+    return Path(query) if is_picture else query
+
+
+def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
+    """Embeds the pictures of a folder, or finds some among those embedded before; gives what was found."""
+    folder = Path(training_args.output_dir)
+    if args.model_name_or_path is None:
+        args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else DEFAULTS["output_dir"]
+    model, processor = load_or_build(args, HiViLTForRetrieval)
+    model = model.to(training_args.device).eval()
+    if args.index is not None:
+        index = ImageIndex.build(
+            args.index,
+            model,
+            processor,
+            folder,
+            batch_size=training_args.per_device_eval_batch_size,
+            on_bad_image=args.on_bad_image,
+            index_factory=args.index_factory,
+        )
+        print(f"{len(index):,} pictures of {args.index} in {folder}")
+    if args.query is None:
+        return []
+    index = ImageIndex.load(folder, model, processor)
+    query = read_query(args.query)
+    hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
+    row = RetrievedPictures(
+        query=open_picture(str(query)) if isinstance(query, Path) else query,
+        pictures=[open_picture(str(hit.path)) for hit in hits],
+        captions=[f"{hit.score:.3f}" for hit in hits],
+        matches=None,
+    )
+    plot_retrieved([row], folder / "search.png", title="Best pictures with their scores")
+    return hits
+
+
+def main(argv: list[str] | None = None) -> dict | list:
+    """Runs as the flags ask (`argv`; unset, the command line); returns what `results.json` holds, or what was found."""
+    start = time.perf_counter()
+    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, RetrievalArguments, DEFAULTS)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    torch.set_num_threads(args.num_threads)
+    set_seed(training_args.seed)
+    if args.index is not None or args.query is not None:
+        return search(args, training_args)
+
+    name, splits, bad_pictures = prepare_splits(args, training_args, lambda: read_data(args))
+    model, processor = prepare_model(args, training_args, splits.get("train"))
+    logger.info(parameter_table(model))
+    datasets = {
+        split: CaptionDataset(
+            examples, captions_per_image=args.captions_per_image if split == "train" else None, seed=training_args.seed
+        )
+        for split, examples in splits.items()
+    }
+    data = {split: describe(dataset, bad_pictures[split]) for split, dataset in datasets.items()}
+    for split, found in data.items():
+        logger.info(f"{split}: {found['captions']:,} captions of {found['pictures']:,} pictures")
+    trainer = RetrievalTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        data_collator=CaptionCollator(processor),
+        processing_class=processor,
+        rerank_k=args.rerank_k,
+        similar_per_batch=args.similar_per_batch,
+        contrastive_chunk_size=args.contrastive_chunk_size,
+    )
+    metrics, rankings = run(trainer, datasets.get("test"))
+
+    if trainer.is_world_process_zero():
+        folder = Path(training_args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if rankings is not None:
+            write_predictions(folder / "predictions.jsonl", datasets["test"], rankings)
+            draw_retrieval(folder / "retrieval.png", datasets["test"], rankings)
+        results = collect_results(trainer, args, metrics, data={"name": name, **data})
+        results["wall_seconds"] = time.perf_counter() - start
+        if training_args.do_train:
+            write_card(trainer, args, results)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for split, table in tables_of(results).items():
+            found = data[split]
+            print(
+                f"{split}: R@K in percent, {found['pictures']:,} pictures and {found['captions']:,} captions\n{table}"
+            )
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return results if trainer.is_world_process_zero() else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""`run_retrieval.py` from the command line to its output folder, on a miniature of every layout it reads."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import ViTImageProcessorPil, ViTModel, pipeline
+
+from hivilt import HiViLTForRetrieval
+from hivilt.run_retrieval import main
+from hivilt.search import ImageIndex
+from processes import launch
+from tiny import VISION_CONFIGS, make_model, make_picture, make_processor
+
+COLORS = ["red", "blue", "green", "white", "yellow", "black"]
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
+
+
+def caption(number, turn):
+    return f"{['a', 'the', 'one'][turn]} {COLORS[number % 6]} picture" + (f", number {number}" if number > 5 else "")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train, validation and test files of JSON lines: 10, 5 and 7 pictures, one to three captions each."""
+    folder = tmp_path / "data"
+    for split, num_pictures in (("train", 10), ("validation", 5), ("test", 7)):
+        (folder / split).mkdir(parents=True)
+        rows = []
+        for number in range(num_pictures):
+            make_picture(COLORS[number % 6], size=(31, 23 + number)).save(folder / split / f"{number}.png")
+            captions = [caption(number, turn) for turn in range(1 + number % 3)]
+            rows.append({"image": f"{split}/{number}.png", "caption": captions})
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def karpathy(tmp_path):
+    """Karpathy's layout of COCO over invented pictures: 6 to train on, 2 of restval, 3 to choose by, 5 to test."""
+    splits = ["train"] * 6 + ["restval"] * 2 + ["val"] * 3 + ["test"] * 5
+    images = []
+    for number, split in enumerate(splits):
+        name, folder = f"COCO_{number:012d}.jpg", "train2014" if split == "train" else "val2014"
+        (tmp_path / "coco" / folder).mkdir(parents=True, exist_ok=True)
+        make_picture(COLORS[number % 6]).save(tmp_path / "coco" / folder / name)
+        said = [caption(number, turn) for turn in range(3)][: 3 if number % 2 else 2]
+        sentences = [
+            {"raw": raw, "tokens": raw.split(), "imgid": number, "sentid": turn} for turn, raw in enumerate(said)
+        ]
+        images.append(
+            {"filename": name, "filepath": folder, "split": split, "imgid": number, "cocoid": 900 + number}
+            | {"sentences": sentences, "sentids": list(range(len(said)))}
+        )
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return ["--karpathy_file", str(tmp_path / "dataset_coco.json"), "--image_dir", str(tmp_path / "coco")]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A saved retrieval model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_model(HiViLTForRetrieval, weight_scale=8.0).save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def files(data, splits=("train", "validation", "test")):
+    return [part for split in splits for part in (f"--{split}_file", str(data / f"{split}.jsonl"))]
+
+
+def flags(out, *more):
+    return [
+        *("--output_dir", str(out), "--fusion", json.dumps(TINY), "--image_size", "32", "--use_cpu"),
+        *("--disable_tqdm", "true", "--rerank_k", "3", "--max_steps", "2", "--logging_steps", "1"),
+        *("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"),
+        *("--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", *more),
+    ]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "outputs/tiny"
+    monkeypatch.chdir(tmp_path)
+    results = main([*files(data), *flags(Path("outputs/tiny"))])
+    promised = ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"]
+    promised += ["configuration_hivilt.py", "modeling_hivilt.py", "processing_hivilt.py"]
+    promised += ["results.json", "predictions.jsonl", "training.png", "retrieval.png", "trainer_state.json"]
+    assert set(promised) <= {path.name for path in out.iterdir()}
+    for name in ("training.png", "retrieval.png"):
+        Image.open(out / name).verify()
+
+    # predictions.jsonl: each query once, in order, and the recalls that are reported follow from it.
+    given, found = read_lines(data / "test.jsonl"), read_lines(out / "predictions.jsonl")
+    captions = [(row["image"], said) for row in given for said in row["caption"]]
+    assert [(row["image"], row["caption"]) for row in found[:-7]] == captions
+    assert [row["image"] for row in found[-7:]] == [row["image"] for row in given]
+    assert all(sorted(row["images"]) == sorted(one["image"] for one in given) for row in found[:-7])
+    recall = sum(row["images"][0] == row["image"] for row in found[:-7]) / len(captions)
+    assert results["test"]["text_to_image_recall@1"] == recall == sum(row["correct"] for row in found[:-7]) / 13
+    own = {row["image"]: row["caption"] for row in given}
+    recall = sum(row["captions"][0] in own[row["image"]] for row in found[-7:]) / 7
+    assert results["test"]["image_to_text_recall@1"] == recall
+
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["data"]["test"]["pictures"] == results["test"]["num_pictures"] == 7
+    assert results["data"]["test"]["captions"] == results["test"]["num_captions"] == 13
+    assert results["data"]["test"]["chance"]["text_to_image_recall@1"] == pytest.approx(1 / 7)
+    assert results["train"]["captions"] == 8
+    for stage in ("encode", "search", "rerank"):
+        assert results["test"][f"{stage}_seconds"] > 0
+    printed = capsys.readouterr().out
+    for split in ("validation", "test"):
+        assert f"{split}: R@K in percent" in printed
+    assert re.search(r"\| re-ranked +\|( +\d+\.\d \|){7}", printed)
+
+    card = ModelCard.load(out / "README.md")
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    assert [one.metric_name for one in card.data.eval_results] == ["image to text R@1", "text to image R@1"]
+    assert "| re-ranked" in card.text and "retrieval.png" in card.text and str(tmp_path) not in card.content
+
+
+def test_the_card_shows_code_that_runs(data, tmp_path, monkeypatch):
+    main([*files(data), *flags(tmp_path / "out")])
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "out/README.md").read_text(), re.DOTALL)[1]
+    make_picture("blue").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    labels = names["classify"]("picture.png", candidate_labels=["a red picture", "a blue picture"])
+    assert sum(one["score"] for one in labels) == pytest.approx(1, abs=1e-4)
+
+
+def test_zero_shot_scores_are_those_of_the_embeddings(checkpoint):
+    labels = ["red circle", "blue square", "image"]
+    picture = make_picture("blue")
+    classify = pipeline("zero-shot-image-classification", model=checkpoint, trust_remote_code=True)
+    said = {one["label"]: one["score"] for one in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+    model = HiViLTForRetrieval.from_pretrained(checkpoint).eval()
+    inputs = make_processor()(images=[picture], text=labels, return_tensors="pt")
+    del inputs["image_index"]
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image.softmax(-1)[0]
+    assert [said[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_karpathy_files_run_through_the_same_command(karpathy, tmp_path):
+    results = main([*karpathy, *flags(tmp_path / "out")])
+    assert {split: results["data"][split]["pictures"] for split in ("train", "validation", "test")} == {
+        "train": 8,
+        "validation": 3,
+        "test": 5,
+    }
+    assert results["data"]["name"] == "dataset_coco"
+    assert results["test"]["num_captions"] == 13
+    assert [row["image"] for row in read_lines(tmp_path / "out/predictions.jsonl")[-5:]] == [
+        str(911 + number) for number in range(5)
+    ]
+
+
+def test_image_folder_with_metadata(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        rows = read_lines(data / f"{split}.jsonl")
+        lines = [
+            json.dumps({"file_name": Path(row["image"]).name, "text": said})
+            for row in rows
+            for said in row["caption"][:1]
+        ]
+        (data / split / "metadata.jsonl").write_text("\n".join(lines))
+    for name in ("validation",):
+        shutil.rmtree(data / name)
+    results = main(["--data_dir", str(data), "--caption_column", "text", *flags(tmp_path / "out")])
+    assert {split: results["data"][split]["pictures"] for split in ("train", "validation", "test")} == {
+        "train": 9,
+        "validation": 1,
+        "test": 7,
+    }
+
+
+def test_without_arguments_it_reads_openmoji(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = ("--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "6")
+    results = main(flags(tmp_path / "out", *few))
+    assert results["data"]["name"] == "OpenMoji"
+    assert results["data"]["test"]["pictures"] == 6
+
+
+@pytest.mark.parametrize("more", [(), ("--rerank_k", "0")], ids=["re-ranked", "embeddings alone"])
+def test_a_checkpoint_can_be_measured(data, tmp_path, checkpoint, more, capsys):
+    base = ["--model_name_or_path", checkpoint, "--use_cpu", "--disable_tqdm", "true", "--rerank_k", "3"]
+    results = main([*base, *files(data), "--do_eval", "--do_predict", "--output_dir", str(tmp_path / "out"), *more])
+    assert "train" not in results and not (tmp_path / "out/README.md").exists()
+    printed = capsys.readouterr().out
+    assert ("re-ranked" in printed) == (more == ())
+    assert results["test"]["embedding_mean_recall"] > 0
+    assert ("fused_mean_recall" in results["test"]) == (more == ())
+
+
+def test_resuming_continues_exactly(data, tmp_path):
+    whole = main([*files(data), *flags(tmp_path / "whole", "--max_steps", "4", "--captions_per_image", "2")])
+    main([*files(data), *flags(tmp_path / "cut", "--max_steps", "4", "--captions_per_image", "2")])
+    shutil.rmtree(tmp_path / "cut/checkpoint-4", ignore_errors=True)
+    more = ("--max_steps", "4", "--captions_per_image", "2", "--save_total_limit", "3")
+    first = main([*files(data), *flags(tmp_path / "again", *more)])
+    shutil.rmtree(tmp_path / "again/checkpoint-4")
+    second = main([*files(data), *flags(tmp_path / "again", *more, "--resume_from_checkpoint", "last")])
+    assert second["test"]["loss"] == pytest.approx(first["test"]["loss"], rel=1e-6)
+    assert whole["test"]["loss"] == pytest.approx(first["test"]["loss"], rel=1e-6)
+
+
+def test_batches_of_one_train(data, tmp_path):
+    more = ("--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1", "--contrastive_chunk_size", "1")
+    more += ("--image_size", "64")  # batch norm needs more than one value
+    results = main([*files(data), *flags(tmp_path / "out", *more)])
+    assert results["train"]["captions"] == 2
+
+
+def test_one_picture_with_all_captions(data, tmp_path):
+    few = ("--max_eval_samples", "1", "--max_predict_samples", "1", "--max_train_samples", "3")
+    results = main([*files(data), *flags(tmp_path / "out", *few, "--captions_per_image", "3")])
+    assert results["test"]["image_to_text_recall@1"] == results["test"]["text_to_image_recall@1"] == 1
+
+
+# Search
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for color in COLORS:
+        make_picture(color).save(folder / f"{color}.png")
+    return folder
+
+
+def search_flags(checkpoint, out):
+    return ["--model_name_or_path", checkpoint, "--output_dir", str(out), "--use_cpu"]
+
+
+def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path, capsys):
+    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+    assert "6 pictures" in capsys.readouterr().out
+    index = ImageIndex.load(tmp_path / "index", HiViLTForRetrieval.from_pretrained(checkpoint).eval(), make_processor())
+
+    # The index knows its checkpoint.
+    hits = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--top_k", "4"])
+    assert hits == index.search("red circle", top_k=4)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    for rank, (line, hit) in enumerate(zip(printed, hits, strict=True), 1):
+        assert line.split() == [str(rank), f"{hit.score:.4f}", str(hit.path)]
+    Image.open(tmp_path / "index/search.png").verify()
+
+    picture = ["--query", str(pictures / "blue.png"), "--output_dir", str(tmp_path / "index"), "--use_cpu"]
+    assert main(picture)[0].path.name == "blue.png"
+    reranked = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--rerank"])
+    assert reranked == index.search("red circle", rerank_k=16)
+
+
+def test_an_index_of_another_checkpoint_is_refused(pictures, checkpoint, tmp_path):
+    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+    make_model(HiViLTForRetrieval, seed=1).save_pretrained(tmp_path / "other")
+    make_processor().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="made by another checkpoint.*load the checkpoint that made it"):
+        main(["--query", "red", *search_flags(str(tmp_path / "other"), tmp_path / "index")])
+
+
+def test_bad_pictures_stop_the_index_or_are_listed(pictures, checkpoint, tmp_path):
+    (pictures / "broken.png").write_bytes(b"no picture")
+    command = ["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")]
+    with pytest.raises(ValueError, match="broken.png.*--on_bad_image skip"):
+        main(command)
+    main([*command, "--on_bad_image", "skip"])
+    info = json.loads((tmp_path / "index/index.json").read_text())
+    assert info["num_pictures"] == 6 and [one["image"] for one in info["skipped"]] == ["broken.png"]
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "message"),
+    [
+        ("  ", ValueError, "the text is empty"),
+        ("nowhere/picture.png", FileNotFoundError, "There is no picture file 'nowhere/picture.png'"),
+        ("{folder}", ValueError, "is a folder.*--index"),
+        ("{folder}/notes.txt", ValueError, "not a readable picture"),
+    ],
+)
+def test_queries_that_are_neither_words_nor_a_picture(query, error, message, pictures, checkpoint, tmp_path):
+    (pictures / "notes.txt").write_text("words")
+    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+    with pytest.raises(error, match=message):
+        main(["--query", query.format(folder=pictures), *search_flags(checkpoint, tmp_path / "index")])
+
+
+def test_there_is_no_index_to_search(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not hold an index"):
+        main(["--query", "red", *search_flags(checkpoint, tmp_path)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no picture file"):
+        main(["--index", str(tmp_path / "empty"), *search_flags(checkpoint, tmp_path / "index")])
+
+
+# Two processes
+
+
+def test_two_processes_do_what_one_does(data, tmp_path):
+    """Two processes with batches of two pictures train as one with four, and rank every query once, in order.
+
+    With an encoder that treats each picture by itself, and without fused matching, whose negatives each process draws.
+    """
+    ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
+    encoder = ("--vision_model", str(tmp_path / "vit"), "--captions_per_image", "2")
+    encoder += ("--fusion", json.dumps({**TINY, "auxiliary_loss_weight": 0.0, "dropout": 0.0}))
+    alone = main([*files(data), *flags(tmp_path / "one", *encoder)])
+    command = [*files(data), *flags(tmp_path / "two", *encoder, "--per_device_train_batch_size", "2")]
+    printed = launch("hivilt.run_retrieval", 2, command)
+    assert printed.count("test: R@K") == 1
+    together = json.loads((tmp_path / "two/results.json").read_text())
+    assert together["train"]["captions"] == alone["train"]["captions"]
+    assert together["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-3)
+    for split in ("validation", "test"):
+        for name, value in alone[split].items():
+            if "recall" in name or name.startswith("num_"):
+                assert together[split][name] == pytest.approx(value), (split, name)
+    rankings = [read_lines(tmp_path / name / "predictions.jsonl") for name in ("one", "two")]
+    assert rankings[0] == rankings[1]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--caption_column", "description"], "no column 'description'.*--caption_column"),
+        (["--karpathy_file", "x.json"], "one source, got karpathy_file and another"),
+        (["--image_dir", "x"], "image_dir goes with karpathy_file"),
+        (["--rerank_k", "-1"], "rerank_k: expected 0 or more"),
+        (["--similar_per_batch", "0"], "group_size: expected at least 1"),
+        (["--contrastive_chunk_size", "0"], "`chunk_size` must be at least 1"),
+        (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(data, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        main([*files(data), *flags(tmp_path / "out", *more)])
+
+
+def test_nothing_to_evaluate(data, tmp_path):
+    with pytest.raises(ValueError, match="give --model_name_or_path a checkpoint, or --do_train"):
+        main(["--do_predict", *files(data, ["test"]), "--output_dir", str(tmp_path / "out")])
+
+
+def test_missing_pictures_are_named_before_training(karpathy, tmp_path):
+    shutil.rmtree(tmp_path / "coco/val2014")
+    with pytest.raises(FileNotFoundError, match="of .* picture files are missing"):
+        main([*karpathy, *flags(tmp_path / "out")])

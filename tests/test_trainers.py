@@ -1,0 +1,387 @@
+"""What counts questions and captions where Trainer counts rows."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, set_seed
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.modeling_hivilt import classification_loss
+from hivilt.trainers import (
+    HiViLTTrainer,
+    QuestionAnsweringTrainer,
+    RetrievalTrainer,
+    answer_and_look,
+    question_losses,
+)
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments
+from tiny import make_config, make_model, make_picture, make_processor
+
+ANSWERS = ["yes", "no", "red", "blue"]
+# Questions a picture: few and many, so that a mean over batches is not the mean over questions.
+COUNTS = [3, 1, 4, 1, 2, 1, 5]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Seven pictures with 17 questions; the picture of a question is not next to it in the data."""
+    examples = []
+    for turn in range(max(COUNTS)):
+        for number, count in enumerate(COUNTS):
+            if turn < count:
+                path = tmp_path / f"{number}.png"
+                make_picture("red" if number % 2 else "blue").save(path)
+                question = "is there a red circle in the image" if turn % 2 else "what color"
+                answer = ANSWERS[(turn + number) % 4] if (turn, number) != (0, 1) else "green"
+                examples.append(VQAExample(f"{number}-{turn}", str(number), str(path), question, (answer,)))
+    return VQADataset(examples)
+
+
+def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **arguments):
+    if model is None:
+        set_seed(0)
+        model = HiViLTForQuestionAnswering(
+            make_config(id2label=dict(enumerate(ANSWERS)), dropout=0.0, initializer_range=0.3)
+        )
+        model.config.vision_config.hidden_dropout_prob = 0.0
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.config.text_config.attention_probs_dropout_prob = 0.0
+    arguments = {
+        **COMMON_DEFAULTS,
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "per_device_eval_batch_size": 2,
+        **arguments,
+    }
+    processor = make_processor()
+    return QuestionAnsweringTrainer(
+        model=model,
+        args=HiViLTTrainingArguments(**arguments),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=VQACollator(processor, {answer: label for label, answer in enumerate(ANSWERS)}, soft),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+# Training
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_question_losses_average_to_the_loss_of_the_model(soft):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 3, -100, 1, 1, -100])
+    if soft:
+        labels = torch.rand(6, 4) * torch.tensor([1, 1, 0, 1, 1, 0])[:, None]
+    losses = question_losses(logits, labels)
+    assert [place for place, loss in enumerate(losses) if loss is None] == [2, 5]
+    known = [loss for loss in losses if loss is not None]
+    assert sum(known) / len(known) == pytest.approx(classification_loss(logits, labels).item())
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, dataset, soft):
+    """One step over the first four pictures, which have 3, 1, 4 and 1 questions, in one batch, two and four."""
+    first = VQADataset([example for example in dataset.examples if int(example.image_id) < 4])
+    found = []
+    for batch_size, accumulation in [(4, 1), (2, 2), (1, 4)]:
+        recorder = Recorder()
+        make_trainer(
+            tmp_path,
+            first,
+            callbacks=[recorder],
+            soft=soft,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            eval_strategy="no",
+        ).train()
+        found.append((recorder.logs[0]["loss"], recorder.logs[0]["grad_norm"]))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_model_card_is_left_alone(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    card = "---\nlicense: apache-2.0\npipeline_tag: visual-question-answering\n---\n\n# Mine\n"
+    (tmp_path / "out/README.md").write_text(card)
+    trainer.create_model_card(model_name="other", license="mit")
+    assert (tmp_path / "out/README.md").read_text() == card
+
+
+def test_several_devices_in_one_process_are_refused(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(HiViLTTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="sees 2 devices.*accelerate launch"):
+        HiViLTTrainer(
+            model=HiViLTForQuestionAnswering(make_config()),
+            args=HiViLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        )
+
+
+def test_removed_columns_are_explained(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset, remove_unused_columns=True)
+    rows = Dataset.from_list([{"image": "a.png", "question": "q", "labels": 0}])
+    with pytest.raises(TypeError, match="remove_unused_columns=False"):
+        trainer.evaluate(rows)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_every_question_gets_one_prediction_in_order(tmp_path, dataset, batch_size):
+    """Seven pictures with 17 questions: gathering by rows would cut the last batch to `7 % batch_size` questions."""
+    trainer = make_trainer(tmp_path, dataset, per_device_eval_batch_size=batch_size)
+    output = trainer.predict(dataset)
+    assert len(output.predictions) == len(dataset.examples) == 17
+    model, processor = trainer.model.eval(), trainer.processing_class
+    for example, best in zip(dataset.examples, output.predictions, strict=True):
+        inputs = processor(images=[example.image], text=[example.question], return_tensors="pt")
+        probabilities = model(**inputs).logits.softmax(-1)[0]
+        top = probabilities.topk(3)
+        assert [one["answer"] for one in best] == [ANSWERS[label] for label in top.indices]
+        torch.testing.assert_close(torch.tensor([one["score"] for one in best]), top.values)
+
+
+def test_evaluation_loss_and_accuracy(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    metrics = trainer.evaluate()
+    model, processor = trainer.model.eval(), trainer.processing_class
+    losses, right = [], 0
+    for example in dataset.examples:
+        inputs = processor(images=[example.image], text=[example.question], return_tensors="pt")
+        scores = model(**inputs).logits[0].log_softmax(-1)
+        if example.answers[0] in ANSWERS:  # "green" is no class: no loss, but a wrong answer
+            losses.append(-scores[ANSWERS.index(example.answers[0])].item())
+            right += int(ANSWERS[scores.argmax()] == example.answers[0])
+    assert len(losses) == 16
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 16, rel=1e-5)
+    assert metrics["eval_accuracy"] == right / 17
+    assert metrics["eval_num_questions"] == 17
+    assert metrics["eval_samples_per_second"] > 0
+
+
+def test_evaluation_without_answers(tmp_path, dataset):
+    unanswered = VQADataset([example._replace(answers=()) for example in dataset.examples])
+    output = make_trainer(tmp_path, dataset).predict(unanswered)
+    assert len(output.predictions) == 17
+    assert output.metrics["test_num_questions"] == 0
+    assert "test_accuracy" not in output.metrics
+    assert "test_loss" not in output.metrics
+
+
+def test_evaluation_encodes_each_picture_once(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    encoded = []
+    trainer.model.base_model.vision_model.register_forward_hook(
+        lambda module, args, kwargs, output: encoded.append(len(kwargs.get("pixel_values", args[0] if args else None))),
+        with_kwargs=True,
+    )
+    trainer.evaluate()
+    assert sum(encoded) == 7
+
+
+def test_looking_shows_the_finest_stage_and_restores_the_model(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    model = trainer.model
+    before = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
+    looked = answer_and_look(model, trainer.processing_class, dataset.examples[:3])
+    after = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
+    assert before == after
+    assert [one.question for one in looked] == [example.question for example in dataset.examples[:3]]
+    for one in looked:
+        assert one.attention.shape == (5, 5)  # 20 pixels in patches of 4
+        assert one.attention.sum() == pytest.approx(1, abs=1e-5)
+        assert len(one.predictions) == 3
+
+
+# Retrieval
+
+# Captions a picture; the third and the fifth share one, so that scores tie.
+CAPTIONS = [
+    ("a red circle", "circle in the image"),
+    ("two blue",),
+    ("the square", "a square", "three red and blue"),
+    ("no yes",),
+    ("the square", "what is there"),
+]
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Five pictures with nine captions."""
+    examples = []
+    for number, captions in enumerate(CAPTIONS):
+        path = tmp_path / f"{number}.png"
+        make_picture(["red", "blue", "green", "white", "yellow"][number], size=(31 - number, 23 + 2 * number)).save(
+            path
+        )
+        examples.append(CaptionedImage(str(number), str(path), captions))
+    return examples
+
+
+def make_retrieval_trainer(tmp_path, captioned, rerank_k=2, captions_per_image=None, callbacks=None, **arguments):
+    arguments = {
+        **COMMON_DEFAULTS,
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "per_device_eval_batch_size": 2,
+        **arguments,
+    }
+    processor = make_processor()
+    return RetrievalTrainer(
+        model=make_model(HiViLTForRetrieval, weight_scale=8.0),
+        args=HiViLTTrainingArguments(**arguments),
+        train_dataset=CaptionDataset(captioned, captions_per_image),
+        eval_dataset=CaptionDataset(captioned),
+        data_collator=CaptionCollator(processor),
+        processing_class=processor,
+        rerank_k=rerank_k,
+        callbacks=callbacks,
+    )
+
+
+def all_similarities(trainer, captioned):
+    """Cosines of embeddings and fused similarities of all pairs, (5, 9) each, pair by pair from the raw inputs."""
+    model, processor = trainer.model.eval(), trainer.processing_class
+    cosines, fused = torch.zeros(5, 9), torch.zeros(5, 9)
+    captions = [caption for one in captioned for caption in one.captions]
+    with torch.no_grad():
+        for i, one in enumerate(captioned):
+            for t, caption in enumerate(captions):
+                inputs = processor(images=[one.image], text=[caption], return_tensors="pt")
+                outputs = model(**inputs)
+                cosines[i, t] = outputs.image_embeds[0] @ outputs.text_embeds[0]
+                texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+                fused[i, t] = model.score(model.encode_images(inputs["pixel_values"]), texts)[0]
+    return cosines, fused
+
+
+@pytest.mark.checklist("10")
+@pytest.mark.parametrize("rerank_k", [0, 1, 2, 20])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_rankings_are_those_of_all_pairs_scored_one_by_one(tmp_path, captioned, rerank_k, batch_size):
+    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k, per_device_eval_batch_size=batch_size)
+    found = trainer.predict(trainer.eval_dataset)
+    cosines, fused = all_similarities(trainer, captioned)
+    # The same caption of two pictures gives the same scores but for the last bits, which must not decide.
+    cosines, fused = cosines.double().round(decimals=5), fused.double().round(decimals=5)
+    scores = trainer.model.ranking_score(cosines, fused)
+    for name, cosine, score in (("image_to_text", cosines, scores), ("text_to_image", cosines.t(), scores.t())):
+        for query, ranked in enumerate(found.predictions[name].tolist()):
+            first = sorted(range(cosine.shape[1]), key=lambda c, q=query, m=cosine: (-m[q, c], c))
+            head = sorted(first[:rerank_k], key=lambda c, q=query, m=score: (-m[q, c], first.index(c)))
+            assert ranked == head + first[rerank_k:], (name, query)
+    assert "test_fused_mean_recall" in found.metrics or rerank_k == 0
+
+
+def test_metrics_tell_the_stages_apart(tmp_path, captioned):
+    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k=20)
+    metrics = trainer.evaluate()
+    cosines, fused = all_similarities(trainer, captioned)
+    owner = torch.tensor(trainer.eval_dataset.image_of_caption)
+    stages = {"embedding_": cosines, "fused_": fused, "": trainer.model.ranking_score(cosines, fused)}
+    for name, scores in stages.items():
+        hits = (scores.argmax(1)[:, None] == torch.arange(9)) & (owner == torch.arange(5)[:, None])
+        assert metrics[f"eval_{name}image_to_text_recall@1"] == pytest.approx(hits.any(1).float().mean().item())
+        hits = scores.argmax(0) == owner
+        assert metrics[f"eval_{name}text_to_image_recall@1"] == pytest.approx(hits.float().mean().item())
+        assert metrics[f"eval_{name}text_to_image_recall@5"] == 1
+    assert metrics["eval_num_pictures"] == 5 and metrics["eval_num_captions"] == 9
+    assert metrics["eval_num_fused_pairs"] == 45
+    assert metrics["eval_loss"] > 0
+
+
+@pytest.mark.checklist("10")
+def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only(tmp_path, captioned):
+    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k=2)
+    counts = {"vision_model": 0, "text_model": 0}
+    for name in counts:
+        getattr(trainer.model.base_model, name).register_forward_hook(
+            lambda module, args, kwargs, output, name=name: counts.update(
+                {name: counts[name] + len(output.last_hidden_state)}
+            ),
+            with_kwargs=True,
+        )
+    metrics = trainer.evaluate()
+    assert counts == {"vision_model": 5, "text_model": 9}
+    assert 9 <= metrics["eval_num_fused_pairs"] <= 2 * 5 + 2 * 9
+
+
+def test_training_logs_both_losses_and_counts_captions(tmp_path, captioned):
+    recorder = Recorder()
+    trainer = make_retrieval_trainer(
+        tmp_path, captioned, callbacks=[recorder], eval_strategy="no", max_steps=2, per_device_train_batch_size=5
+    )
+    trainer.train()
+    assert trainer.num_examples_trained == 18
+    for entry in recorder.logs[:2]:
+        assert entry["loss"] == pytest.approx(entry["contrastive_loss"] + entry["auxiliary_loss"], abs=2e-4)
+
+
+def test_chunks_train_to_the_same_weights(tmp_path, captioned):
+    trained = []
+    for chunk_size in (None, 2):
+        trainer = make_retrieval_trainer(
+            tmp_path,
+            captioned,
+            eval_strategy="no",
+            max_steps=1,
+            per_device_train_batch_size=5,
+            optim="sgd",
+            learning_rate=1e-3,
+        )
+        # Units to drop and negatives to match are drawn, and chunks draw in another order.
+        trainer.model.config.auxiliary_loss_weight = 0.0
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.model.config.text_config.attention_probs_dropout_prob = 0.0
+        trainer.contrastive_chunk_size = chunk_size
+        trainer.train()
+        trained.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+    for name, parameter in trained[0].items():
+        torch.testing.assert_close(trained[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_every_epoch_draws_other_captions(tmp_path, captioned):
+    trainer = make_retrieval_trainer(
+        tmp_path,
+        captioned,
+        captions_per_image=1,
+        eval_strategy="no",
+        num_train_epochs=12,
+        per_device_train_batch_size=5,
+    )
+    drawn, collate = [], trainer.data_collator
+
+    def recording(items):
+        drawn.append(tuple(sorted(place for item in items for place in item["caption_index"])))
+        return collate(items)
+
+    trainer.data_collator = recording
+    trainer.train()
+    assert len(drawn) == 12 and all(len(places) == 5 for places in drawn)
+    assert len(set(drawn)) > 4
+    assert set().union(*drawn) == set(range(9))

@@ -1,0 +1,415 @@
+"""What counts as one example, one batch and one prediction, for each head: `Trainer` counts rows, HiViLT's data has
+pictures with several texts."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import ModelOutput
+
+from hivilt.data.captions import SimilarCaptionsSampler
+from hivilt.data.tables import open_picture
+from hivilt.data.vqa import IGNORED_LABEL, VQAExample
+from hivilt.evaluation.plots import AnsweredQuestion, attention_map
+from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
+from hivilt.evaluation.vqa import majority_answer, vqa_metrics
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel, map_states
+from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.search import score_pairs
+
+logger = logging.getLogger(__name__)
+
+
+class HiViLTTrainer(Trainer):
+    """What both heads ask of `Trainer`. It leaves the model card alone: the scripts write their own, from measured values.
+
+    The trainer of a head has a method `measure(model, dataloader, description)` that gives the predictions, metrics and
+    number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together; `seconds_evaluating` is the part
+    of training that went into evaluation.
+    """
+
+    unit: str  # what the head is trained and measured on, in the plural
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_examples_trained = 0
+        self.seconds_evaluating = 0.0
+        if self.args.n_gpu > 1:
+            # nn.DataParallel cuts every tensor into as many pieces, but pictures and texts differ in number.
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
+                "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
+            )
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
+
+    def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
+        """Evaluates a whole split; replaces the loop of `Trainer`, whose gathering counts batch rows in the dataset's
+        units and would cut the last batch to a number of pictures.
+
+        Returns:
+            What `measure` found, as an `EvalLoopOutput`.
+        """
+        start = time.perf_counter()
+        model = self.model.eval()
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()  # schedule-free optimizers evaluate at other weights than they train at
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+        if self.args.world_size > 1:
+            # Batch norms of each process have seen other pictures; those of the main process are what is saved.
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        self.callback_handler.eval_dataloader = dataloader
+        with torch.no_grad(), self.compute_loss_context_manager():
+            predictions, metrics, num_samples = self.measure(model, dataloader, description)
+        if self.is_in_train:
+            self.seconds_evaluating += time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, None, metrics, num_samples)
+
+
+class QuestionAnsweringTrainer(HiViLTTrainer):
+    """Trains and evaluates on a `VQADataset`, whose unit is a picture while losses and metrics count questions.
+
+    The loss of a step is the mean over all its questions: over pictures with few and many of them, over accumulated
+    batches and over processes. Evaluation keeps the best few answers of each question, not the scores of all answers,
+    and gives exactly one prediction a question, in order, on any number of processes.
+
+    Args:
+        top_k: how many answers to keep for each question.
+        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+    """
+
+    unit = "questions"
+
+    def __init__(self, *args, top_k: int = 3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.top_k = top_k
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step, and how many questions with an answer they hold, on all processes together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_questions = torch.tensor([sum(int(_answered(batch["labels"]).sum()) for batch in batches)], device=device)
+        num_questions = self.accelerator.gather(num_questions).sum()
+        self.num_examples_trained += int(num_questions)
+        return batches, num_questions
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss, weighted by the share of this batch in the questions of the step."""
+        num_questions = int(_answered(inputs["labels"]).sum())
+        inputs = {name: value for name, value in inputs.items() if name != "question_index"}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if num_items_in_batch is not None:
+            # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
+            share = num_questions / num_items_in_batch.clamp(min=1)
+            loss = loss * share * self.current_gradient_accumulation_steps * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def measure(self, model, dataloader, description):
+        """Answers every question of a `VQADataset`.
+
+        Returns:
+            For each question, in the dataset's order, `{"answer": str, "score": float}` of the `top_k` best; the metrics
+            of `vqa_metrics`, and `loss`, the mean classification loss of the questions whose answer is in the
+            vocabulary; the number of questions.
+        """
+        records = []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            question_index = inputs.pop("question_index").tolist()
+            labels = inputs.pop("labels", None)
+            logits = model(**inputs).logits
+            losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
+            records += zip(question_index, losses, self._best_answers(logits), strict=True)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        # The last batches of several processes are filled up with pictures from the front: keep one of each question.
+        by_index = {index: (loss, answers) for index, loss, answers in gather_object(records)}
+        examples = dataloader.dataset.examples
+        if sorted(by_index) != list(range(len(examples))):
+            raise RuntimeError(f"{description}: {len(by_index)} of {len(examples)} questions were answered.")
+        predictions = [by_index[index][1] for index in range(len(examples))]
+
+        metrics = vqa_metrics(
+            [[answer["answer"] for answer in answers] for answers in predictions],
+            [example.answers for example in examples],
+        )
+        losses = [loss for loss, _ in by_index.values() if loss is not None]
+        if losses:
+            metrics["loss"] = sum(losses) / len(losses)
+        return predictions, metrics, len(examples)
+
+    def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
+        config = self.model.config
+        return self.processing_class.post_process_question_answering(
+            logits,
+            top_k=self.top_k,
+            id2label=config.id2label,
+            multi_label=config.problem_type == "multi_label_classification",
+        )
+
+
+def _answered(labels: torch.Tensor) -> torch.BoolTensor:
+    """Rows with an answer in the vocabulary, (B_t,), of integer labels (B_t,) or soft ones (B_t, num_labels)."""
+    return (labels > 0).any(dim=-1) if labels.is_floating_point() else labels != IGNORED_LABEL
+
+
+def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
+    """The classification loss of each question by itself; their mean is the loss of the batch.
+
+    Args:
+        logits: (B_t, num_labels).
+        labels: (B_t,) integers with -100 for no answer, or (B_t, num_labels) soft scores, all zero for none.
+
+    Returns:
+        One number a question; `None` for those without an answer.
+    """
+    if labels.is_floating_point():
+        losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(dim=-1)
+    else:
+        losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
+    return [loss if answered else None for loss, answered in zip(losses.tolist(), _answered(labels), strict=True)]
+
+
+@torch.no_grad()
+def answer_and_look(
+    model: HiViLTPreTrainedModel, processor: HiViLTProcessor, examples: Sequence[VQAExample], top_k: int = 3
+) -> list[AnsweredQuestion]:
+    """Answers questions and keeps where their words looked in the picture, at the finest fusion stage.
+
+    Args:
+        model: a `HiViLTForQuestionAnswering`; switched to eager attention, which alone shows its weights, meanwhile.
+        processor: its processor.
+        examples: the questions, few enough for one batch.
+        top_k: how many answers to keep for each.
+    """
+    model.eval()
+    pictures = [open_picture(example.image) for example in examples]
+    texts = [[example.question] for example in examples]
+    inputs = processor(images=pictures, text=texts, return_tensors="pt").to(model.device)
+    # Each part goes back to its own: not every encoder has the implementation of the whole.
+    config = model.config
+    parts = {"": config, "vision_config": config.vision_config, "text_config": config.text_config}
+    usual = {name: part._attn_implementation for name, part in parts.items()}
+    model.set_attn_implementation("eager")
+    try:
+        image_states = model.encode_images(inputs.pop("pixel_values"))
+        outputs = model(**inputs, image_states=image_states, output_attentions=True)
+    finally:
+        model.set_attn_implementation(usual)
+
+    # Without local fusion there are no stages, and nothing to see.
+    attentions = outputs.cross_attentions[0].float().cpu().numpy() if outputs.cross_attentions else [None] * len(texts)
+    grid = tuple(image_states.level_states[0].shape[1:3])
+    masks = inputs["attention_mask"].cpu().numpy()
+    answers = processor.post_process_question_answering(
+        outputs.logits,
+        top_k=top_k,
+        id2label=config.id2label,
+        multi_label=config.problem_type == "multi_label_classification",
+    )
+    return [
+        AnsweredQuestion(
+            image=picture,
+            question=example.question,
+            predictions=predictions,
+            answer=majority_answer(example.answers) if example.answers else None,
+            attention=None if attention is None else attention_map(attention, mask, grid),
+        )
+        for picture, example, predictions, attention, mask in zip(
+            pictures, examples, answers, attentions, masks, strict=True
+        )
+    ]
+
+
+class _NewDraws(TrainerCallback):
+    """Tells the training data of each epoch before it begins; on several processes accelerate tells only the sampler."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+class RetrievalTrainer(HiViLTTrainer):
+    """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
+
+    Evaluation encodes every picture and every caption once, ranks by their embeddings, and re-ranks the best `rerank_k`
+    of each query from the encoded states, by `HiViLTForRetrieval.ranking_score`. A pair that is on the shortlist of its
+    picture and of its caption is fused once.
+
+    Args:
+        rerank_k: candidates of each query to re-rank; 0 ranks by the embeddings alone.
+        similar_per_batch: pictures with similar captions to train on together, see `SimilarCaptionsSampler`.
+        contrastive_chunk_size: `chunk_size` of `HiViLTForRetrieval.forward` in training.
+        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+    """
+
+    unit = "captions"
+
+    def __init__(
+        self,
+        *args,
+        rerank_k: int = 16,
+        similar_per_batch: int = 1,
+        contrastive_chunk_size: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.rerank_k = rerank_k
+        self.similar_per_batch = similar_per_batch
+        self.contrastive_chunk_size = contrastive_chunk_size
+        self._losses: dict[str, list[torch.Tensor]] = {}
+        self.add_callback(_NewDraws)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SimilarCaptionsSampler(train_dataset or self.train_dataset, self.similar_per_batch)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step; counts their captions."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_captions = torch.tensor([sum(len(batch["input_ids"]) for batch in batches)], device=device)
+        self.num_examples_trained += int(self.accelerator.gather(num_captions).sum())
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; its parts go to the log."""
+        inputs = {name: value for name, value in inputs.items() if name != "caption_index"}
+        loss, outputs = super().compute_loss(
+            model, {**inputs, "chunk_size": self.contrastive_chunk_size}, return_outputs=True
+        )
+        for name in ("contrastive_loss", "auxiliary_loss"):
+            if outputs.get(name) is not None:
+                self._losses.setdefault(name, []).append(outputs[name])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the parts of the training loss, mean since the last time."""
+        if "loss" in logs:
+            logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._losses.items()}}
+            self._losses = {}
+        super().log(logs, *args, **kwargs)
+
+    def measure(self, model, dataloader, description):
+        """Ranks all captions for every picture and all pictures for every caption of a `CaptionDataset`.
+
+        Returns:
+            `{"image_to_text": LongTensor (B_i, n), "text_to_image": LongTensor (B_t, n)}`, places in the split, best
+            first; metrics: those of `retrieval_metrics` for the final ranking, the same with `embedding_` and `fused_` in
+            front for the ranking by embeddings alone and by fused similarity alone, `loss`, seconds of each stage and how
+            many pairs were fused; the number of captions.
+        """
+        start = time.perf_counter()
+        images, texts, losses = _Encoded(), _Encoded(), []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            pairs = {name: inputs.pop(name) for name in ("image_index", "image_ids")}
+            caption_index = inputs.pop("caption_index")
+            image_states = model.encode_images(inputs.pop("pixel_values"))
+            text_states = model.encode_texts(**inputs)
+            outputs = model(image_states=image_states, text_states=text_states, **pairs)
+            losses.append((outputs.loss.item(), len(caption_index)))
+            images.add(pairs["image_ids"], outputs.image_embeds, image_states if self.rerank_k else None)
+            texts.add(caption_index, outputs.text_embeds, text_states if self.rerank_k else None)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        dataset, losses = dataloader.dataset, gather_object(losses)
+        images.gather(len(dataset), f"{description}: pictures")
+        texts.gather(len(dataset.captions), f"{description}: captions")
+        encoded = time.perf_counter()
+
+        # (B_i, projection_dim), (B_t, projection_dim) -> (B_i, B_t)
+        similarity = images.embeds.to(self.args.device) @ texts.embeds.to(self.args.device).t()
+        shortlist = max(10, self.rerank_k)
+        rankings = {
+            "embedding_": (best_first(similarity, shortlist).cpu(), best_first(similarity.t(), shortlist).cpu())
+        }
+        searched = time.perf_counter()
+
+        num_pairs = 0
+        if self.rerank_k:
+            candidates = rankings["embedding_"]
+            *fused, num_pairs = self._fuse_shortlists(model, images, texts, *candidates)
+            cosines = [
+                scores.cpu().gather(1, best)
+                for scores, best in zip((similarity, similarity.t()), candidates, strict=True)
+            ]
+            combined = [
+                model.ranking_score(cosine[:, : self.rerank_k], score)
+                for cosine, score in zip(cosines, fused, strict=True)
+            ]
+            rankings["fused_"] = tuple(map(rerank, candidates, fused))
+            rankings[""] = tuple(map(rerank, candidates, combined))
+        else:
+            rankings[""] = rankings["embedding_"]
+
+        metrics = {"loss": sum(loss * count for loss, count in losses) / sum(count for _, count in losses)}
+        for name, (image_to_text, text_to_image) in rankings.items():
+            found = retrieval_metrics(image_to_text, text_to_image, dataset.image_of_caption)
+            metrics |= {f"{name}{metric}": value for metric, value in found.items()}
+        metrics |= {
+            "num_pictures": len(dataset),
+            "num_captions": len(dataset.captions),
+            "num_fused_pairs": num_pairs,
+            "encode_seconds": encoded - start,
+            "search_seconds": searched - encoded,
+            "rerank_seconds": time.perf_counter() - searched,
+        }
+        return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), metrics, len(dataset.captions)
+
+    def _fuse_shortlists(self, model, images, texts, image_to_text, text_to_image):
+        """Fused similarities of the first `rerank_k` of both rankings, (B_i, k) and (B_t, k), and how many were computed.
+
+        A pair on both shortlists is fused once; processes share the pairs between them.
+        """
+        image_to_text, text_to_image = image_to_text[:, : self.rerank_k], text_to_image[:, : self.rerank_k]
+        image_index = torch.arange(len(image_to_text))[:, None].expand_as(image_to_text)
+        text_index = torch.arange(len(text_to_image))[:, None].expand_as(text_to_image)
+        keys = torch.cat(
+            [
+                (image_index * len(text_to_image) + image_to_text).flatten(),
+                (text_to_image * len(text_to_image) + text_index).flatten(),
+            ]
+        )
+        keys, places = keys.unique(return_inverse=True)
+        own = keys.tensor_split(self.args.world_size)[self.args.process_index]
+        scores = score_pairs(
+            model,
+            images.states,
+            texts.states,
+            images.rows[own // len(text_to_image)],
+            texts.rows[own % len(text_to_image)],
+            progress=not self.args.disable_tqdm,
+        )
+        scores = torch.cat(gather_object([scores]))[places]
+        by_image, by_text = scores.tensor_split([image_to_text.numel()])
+        return by_image.view_as(image_to_text), by_text.view_as(text_to_image), len(keys)
+
+
+class _Encoded:
+    """Embeddings and states of one modality, as evaluation finds them batch by batch, on one process or several."""
+
+    def __init__(self):
+        self.batches = []
+
+    def add(self, numbers: torch.Tensor, embeds: torch.Tensor, states: ModelOutput | None) -> None:
+        """A batch: places in the split (B,), embeddings (B, projection_dim) and, if they are to be fused, states."""
+        states = None if states is None else map_states(torch.Tensor.cpu, states)
+        self.batches.append((numbers.cpu(), embeds.float().cpu(), states))
+
+    def gather(self, length: int, what: str) -> None:
+        """Sets `embeds` (length, projection_dim) in the split's order, `states` batch by batch, and `rows` (length,):
+        where each item lies in the batches. The last batches of several processes repeat items from the front."""
+        numbers, embeds, self.states = zip(*gather_object(self.batches), strict=True)
+        rows: dict[int, int] = {}
+        for row, number in enumerate(torch.cat(numbers).tolist()):
+            rows.setdefault(number, row)
+        if sorted(rows) != list(range(length)):
+            raise RuntimeError(f"{what}: {len(rows)} of {length} were encoded.")
+        self.rows = torch.tensor([rows[number] for number in range(length)])
+        self.embeds = torch.cat(embeds)[self.rows]
