@@ -284,6 +284,8 @@ def read_query(query: str) -> str | Path:
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
     """Embeds the pictures of a folder, or finds some among those embedded before; gives what was found."""
+    if training_args.world_size > 1:
+        raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     folder = Path(training_args.output_dir)
     if args.model_name_or_path is None:
         args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else DEFAULTS["output_dir"]

@@ -205,3 +205,25 @@ def _draw_picture(axes: Any, picture: Image.Image, caption: str, frame: str, lin
     axes.spines[:].set(edgecolor=frame, linewidth=linewidth)
     caption = "\n".join(textwrap.wrap(caption, 22, max_lines=2, placeholder=" ..."))
     axes.set_xlabel(caption, fontsize=8, parse_math=False)
+
+
+def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Seconds of evaluating collections of different sizes, in two stages and by fusing all pairs.
+
+    Args:
+        collections: `num_pictures`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
+        path: the PNG file to write.
+    """
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sizes = [one["num_pictures"] for one in collections]
+    axes.plot(sizes, [one["seconds"] for one in collections], marker="o", label="HiViLT, two stages (measured)")
+    for model, label in (("hivilt", "HiViLT, all pairs (from a slice)"), ("vilt", "ViLT, all pairs (from a slice)")):
+        times = [one["all_pairs_seconds"][model] for one in collections]
+        axes.plot(sizes, times, marker="o", linestyle="--", label=label)
+    for seconds, unit in ((60, "a minute"), (3600, "an hour"), (86400, "a day")):
+        axes.axhline(seconds, color="0.85", linewidth=1, zorder=0)
+        axes.annotate(unit, (sizes[0], seconds), color="0.6", fontsize=8, va="bottom")
+    axes.set(xscale="log", yscale="log", xlabel="pictures, five captions each", ylabel="seconds, one thread")
+    axes.legend()
+    figure.savefig(path, dpi=120)

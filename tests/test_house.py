@@ -1,6 +1,8 @@
 """The house rules that a test can hold: what remote code may contain, where tests lie, which versions are allowed."""
 
 import ast
+import doctest
+import importlib
 import re
 import sys
 import tomllib
@@ -118,6 +120,17 @@ def test_every_file_has_its_tests(package):
     folder = Path(*package.split(".")[1:])
     files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
     assert {f"test_{name}" for name in files} <= {path.name for path in (ROOT / "tests" / folder).glob("*.py")}
+
+
+EXAMPLES = [
+    path for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")) if ">>> " in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.parent.name != "tests"], ids=lambda path: path.stem)
+def test_examples_in_docstrings_give_what_they_show(path):
+    name = ".".join(["hivilt", *path.relative_to(ROOT).with_suffix("").parts])
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_every_folder_of_the_package_is_installed():

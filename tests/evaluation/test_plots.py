@@ -12,6 +12,7 @@ from hivilt.evaluation.plots import (
     attention_map,
     plot_predictions,
     plot_retrieved,
+    plot_scaling,
     plot_training,
 )
 from tiny import make_picture
@@ -150,3 +151,20 @@ def test_attention_map_refuses_what_does_not_fit():
         attention_map(np.zeros((2, 3, 6)), np.ones(4), (2, 3))
     with pytest.raises(ValueError, match="every token is padding"):
         attention_map(np.zeros((2, 3, 6)), np.zeros(3), (2, 3))
+
+
+# Scaling
+
+
+def test_scaling_is_drawn_for_one_collection_and_several(tmp_path):
+    rows = [
+        {
+            "num_pictures": 10**n,
+            "seconds": 3.0 * 10**n,
+            "all_pairs_seconds": {"hivilt": 5.0 * 100**n, "vilt": 9.0 * 100**n},
+        }
+        for n in (1, 2, 3)
+    ]
+    for number in (1, 3):
+        plot_scaling(rows[:number], tmp_path / "scaling.png")
+        assert np.asarray(Image.open(tmp_path / "scaling.png").convert("L")).std() > 10

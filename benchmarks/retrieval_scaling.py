@@ -1,0 +1,215 @@
+"""What evaluating and searching a collection costs as it grows, beside fusing all pairs as a single-stream model must.
+
+    python benchmarks/retrieval_scaling.py                         100, 1,000 and 5,000 pictures with five captions each
+    python benchmarks/retrieval_scaling.py --pictures 100 --output_dir /tmp/quick
+
+The models have the design note's base sizes cut down (`SIZES`), with random weights, which speed does not depend on:
+HiViLT as `run_retrieval.py` evaluates it, from picture files to R@K; fusion of every pair from states encoded once, and
+transformers' ViLT, which encodes both again for every pair, both measured on a slice and extrapolated. Every collection
+is evaluated in a process of its own, whose peak memory is that of the whole evaluation. One thread.
+
+It leaves a JSON file and a picture, with the processor in their names, in benchmarks/results.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import re
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import datasets
+import faiss
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval, ViTConfig, ViTImageProcessorPil
+
+from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTProcessor
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.evaluation.plots import plot_scaling
+from hivilt.search import ImageIndex
+from hivilt.trainers import RetrievalTrainer
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, environment, peak_memory_bytes, train_tokenizer
+
+# ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the picture's side.
+SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
+IMAGE_SIZE, PATCH_SIZE, NUM_TOKENS = 80, 16, 16
+WORDS = [f"word{number}" for number in range(500)]
+
+
+def make_model() -> HiViLTForRetrieval:
+    """A retrieval model in evaluation mode."""
+    torch.manual_seed(0)
+    config = HiViLTConfig.from_vision_text_configs(
+        ViTConfig(**SIZES, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE),
+        BertConfig(**SIZES, vocab_size=len(WORDS) + 100),
+        hidden_size=64,
+        num_attention_heads=8,
+        projection_dim=256,
+    )
+    return HiViLTForRetrieval(config).eval()
+
+
+def make_processor() -> HiViLTProcessor:
+    """Pictures of `IMAGE_SIZE`, and a word to a token."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return HiViLTProcessor(ViTImageProcessorPil(size=size), train_tokenizer(WORDS, max_length=NUM_TOKENS))
+
+
+def make_collection(folder: Path, num_pictures: int, captions_per_picture: int) -> list[CaptionedImage]:
+    """Pictures of noise and captions of `NUM_TOKENS` tokens, two of them special."""
+    draw, pixels = random.Random(0), np.random.default_rng(0)
+    examples = []
+    for number in range(num_pictures):
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels.integers(0, 255, (14, 14, 3), dtype=np.uint8)).resize((128, 96)).save(path)
+        captions = [" ".join(draw.choices(WORDS, k=NUM_TOKENS - 2)) for _ in range(captions_per_picture)]
+        examples.append(CaptionedImage(str(number), str(path), tuple(captions)))
+    return examples
+
+
+def evaluate(num_pictures: int, captions_per_picture: int, rerank_k: int) -> dict:
+    """Seconds of each stage and peak memory of the evaluation of a whole collection."""
+    torch.set_num_threads(1)
+    model, processor = make_model(), make_processor()
+    before = peak_memory_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = CaptionDataset(make_collection(Path(folder), num_pictures, captions_per_picture))
+        arguments = {**COMMON_DEFAULTS, "eval_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
+        trainer = RetrievalTrainer(
+            model=model,
+            args=HiViLTTrainingArguments(output_dir=folder, per_device_eval_batch_size=32, **arguments),
+            eval_dataset=dataset,
+            data_collator=CaptionCollator(processor),
+            processing_class=processor,
+            rerank_k=rerank_k,
+        )
+        encoded = {"vision_model": 0, "text_model": 0}
+        for name in encoded:
+            getattr(model.base_model, name).register_forward_hook(
+                lambda module, args, kwargs, output, name=name: encoded.update(
+                    {name: encoded[name] + len(output.last_hidden_state)}
+                ),
+                with_kwargs=True,
+            )
+        metrics = trainer.evaluate()
+    found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    kept = ("num_pictures", "num_captions", "num_fused_pairs", "encode_seconds", "search_seconds", "rerank_seconds")
+    return {
+        **{name: found[name] for name in kept},
+        "seconds": found["runtime"],
+        "pictures_encoded": encoded["vision_model"],
+        "captions_encoded": encoded["text_model"],
+        "peak_memory_bytes": peak_memory_bytes(),
+        "memory_bytes_before": before,
+    }
+
+
+@torch.inference_mode()
+def pairs_per_second(num_pairs: int, batch_size: int = 64) -> dict[str, float]:
+    """Pairs a second of fusion from cached states, and of a ViLT of the same size; medians over batches, alternating."""
+    torch.manual_seed(0)
+    hivilt = make_model()
+    vilt = ViltForImageAndTextRetrieval(
+        ViltConfig(
+            **SIZES,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            vocab_size=len(WORDS) + 100,
+            max_position_embeddings=NUM_TOKENS,
+            max_image_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        )
+    ).eval()
+    pixel_values = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
+    input_ids = torch.randint(5, len(WORDS), (batch_size, NUM_TOKENS))
+    images, texts = hivilt.encode_images(pixel_values), hivilt.encode_texts(input_ids)
+    runs = {
+        "hivilt": lambda: hivilt.score(images, texts),
+        "vilt": lambda: vilt(input_ids=input_ids, pixel_values=pixel_values),
+    }
+    seconds = {name: [] for name in runs}
+    for _ in range(max(3, num_pairs // batch_size)):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: batch_size / median(times) for name, times in seconds.items()}
+
+
+def search_milliseconds(num_embeddings: int, num_queries: int) -> dict[str, float]:
+    """Milliseconds of a search by words among random embeddings, exact, text encoder and look-up of the files included."""
+    model, processor = make_model(), make_processor()
+    embeddings = np.random.default_rng(0).standard_normal((num_embeddings, model.config.projection_dim), np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    table = datasets.Dataset.from_dict({"image": [f"{number}.png" for number in range(num_embeddings)]})
+    table = table.add_column("embedding", list(embeddings))
+    table.add_faiss_index("embedding", string_factory="Flat", metric_type=faiss.METRIC_INNER_PRODUCT)
+    index = ImageIndex(table, Path(), model, processor)
+    times = []
+    for query in range(num_queries):
+        start = time.perf_counter()
+        index.search(" ".join(WORDS[query : query + 5]))
+        times.append(1000 * (time.perf_counter() - start))
+    return {"num_embeddings": num_embeddings, "median": median(times), "most": max(times[1:])}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measures, writes and draws; returns what the JSON file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--captions", type=int, default=5, help="captions a picture")
+    parser.add_argument("--rerank_k", type=int, default=16)
+    parser.add_argument("--slice", type=int, default=1280, help="pairs to measure all-pairs fusion on")
+    parser.add_argument("--embeddings", type=int, default=100_000, help="embeddings to search")
+    parser.add_argument("--queries", type=int, default=200, help="searches to time")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+
+    rates = pairs_per_second(args.slice)
+    results = {
+        "environment": environment(),
+        "captions_per_picture": args.captions,
+        "rerank_k": args.rerank_k,
+        "pairs_per_second": rates,
+        "search_milliseconds": search_milliseconds(args.embeddings, args.queries),
+        "collections": [],
+    }
+    # Spawned, so that no collection inherits another's memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for num_pictures in args.pictures:
+            found = pool.submit(evaluate, num_pictures, args.captions, args.rerank_k).result()
+            all_pairs = found["num_pictures"] * found["num_captions"]
+            found["all_pairs_seconds"] = {
+                # With every picture and caption encoded once before.
+                "hivilt": all_pairs / rates["hivilt"] + found["encode_seconds"],
+                "vilt": all_pairs / rates["vilt"],
+            }
+            results["collections"].append(found)
+            print(
+                f"{num_pictures:6,} pictures: {found['seconds']:8.1f} s "
+                f"(encode {found['encode_seconds']:.1f}, search {found['search_seconds']:.2f}, "
+                f"re-rank {found['rerank_seconds']:.1f}), {found['peak_memory_bytes'] / 2**30:.2f} GiB; all pairs: "
+                f"{found['all_pairs_seconds']['hivilt']:,.0f} s by HiViLT, {found['all_pairs_seconds']['vilt']:,.0f} s by ViLT"
+            )
+    search = results["search_milliseconds"]
+    print(
+        f"search among {search['num_embeddings']:,} embeddings: {search['median']:.1f} ms, {search['most']:.1f} at most"
+    )
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
+    path = args.output_dir / f"retrieval_scaling-{name}.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plot_scaling(results["collections"], path.with_suffix(".png"))
+    return results
+
+
+if __name__ == "__main__":
+    main()
