@@ -109,6 +109,9 @@ class HiViLTConfig(PreTrainedConfig):
         auxiliary_loss_weight (`float`, *optional*):
             Weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset means 1.0, and a
             contrastive term on the unfused embeddings in question answering, where unset means none.
+        num_hard_negatives (`int`, defaults to 1):
+            Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from
+            the batch. Fused matching costs as many pairs.
         gather_negatives (`bool`, defaults to `True`):
             Retrieval: take negatives from every process when `torch.distributed` runs, with gradient.
 
@@ -166,6 +169,7 @@ class HiViLTConfig(PreTrainedConfig):
     classification_loss_weight: float | int = 1.0
     contrastive_loss_weight: float | int = 1.0
     auxiliary_loss_weight: float | int | None = None
+    num_hard_negatives: int = 1
     gather_negatives: bool = True
 
     def __post_init__(self, **kwargs):
@@ -267,6 +271,7 @@ class HiViLTConfig(PreTrainedConfig):
             "num_fusion_stages",
             "fusion_intermediate_size",
             "projection_dim",
+            "num_hard_negatives",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -689,26 +689,43 @@ def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor
 
 
 def hard_negatives(
-    logits: torch.Tensor, positives: torch.BoolTensor, sample: bool
+    logits: torch.Tensor, positives: torch.BoolTensor, sample: bool, count: int = 1
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    For each row a column that does not match it, the more similar the likelier (ALBEF, arXiv 2107.07651, section 3.2).
+    For each row different columns that do not match it, the more similar the likelier (ALBEF, arXiv 2107.07651, section
+    3.2).
 
     Args:
         logits (`torch.Tensor` of shape `(rows, columns)`): similarities.
         positives (`torch.BoolTensor` of the same shape): matches, never chosen.
-        sample (`bool`): draw with probability softmax(logits); otherwise take the most similar, which is deterministic.
+        sample (`bool`): draw with probability softmax(logits), without replacement; otherwise take the most similar,
+            which is deterministic.
+        count (`int`, defaults to 1): columns to choose, as far as there are so many.
 
     Returns:
-        The chosen column of each row, and whether the row has any column to choose.
+        The chosen columns, `(rows, min(count, columns))`, and which of these are negatives: a row may have fewer.
     """
-    has_negative = (~positives).any(dim=-1)
-    # float32, and finite where half precision overflowed or a row has no candidate: its choice is never used.
-    limit = torch.finfo(torch.float32).max
-    scores = logits.detach().float().clamp(-limit, limit).masked_fill(positives, float("-inf"))
-    scores = torch.where(has_negative.unsqueeze(-1), scores, 0.0)
-    chosen = torch.multinomial(scores.softmax(dim=-1), 1).squeeze(-1) if sample else scores.argmax(dim=-1)
-    return chosen, has_negative
+    # float32, and finite where half precision overflowed.
+    limit = torch.finfo(torch.float32).max / 2
+    scores = logits.detach().float().clamp(-limit, limit)
+    if sample:
+        # The largest of logits with Gumbel noise are a draw by their softmax.
+        scores = scores - torch.empty_like(scores).exponential_().log()
+    scores, chosen = scores.masked_fill(positives, float("-inf")).topk(min(count, scores.shape[1]), dim=-1)
+    return chosen, scores.isfinite()
+
+
+def matching_loss(match: torch.Tensor, others: torch.Tensor, valid: torch.BoolTensor) -> torch.Tensor:
+    """
+    Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other.
+
+    Args:
+        match (`torch.FloatTensor` of shape `(rows,)`): scaled similarity of the pair that matches.
+        others (`torch.FloatTensor` of shape `(rows, count)`): of pairs that do not.
+        valid (`torch.BoolTensor` of the same shape): which of these to choose from.
+    """
+    candidates = torch.cat([match[:, None], others.masked_fill(~valid, float("-inf"))], dim=1)
+    return candidates.logsumexp(dim=1) - match
 
 
 class _AllGather(torch.autograd.Function):
@@ -1590,21 +1607,30 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
         auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
         if auxiliary_weight:
-            # Each matching pair against the same text with a hard image, and the same image with a hard text.
+            # Each matching pair against the same text with hard images, and the same image with hard texts.
             own_texts = torch.arange(num_texts, device=device) + first_text
             own_images = image_index + first_image
-            hard_images, text_counts = hard_negatives(logits.t()[own_texts], positives.t()[own_texts], self.training)
-            hard_texts, image_counts = hard_negatives(logits[own_images], positives[own_images], self.training)
+            mine = partial(hard_negatives, sample=self.training, count=config.num_hard_negatives)
+            hard_images, image_valid = mine(logits.t()[own_texts], positives.t()[own_texts])
+            hard_texts, text_valid = mine(logits[own_images], positives[own_images])
+            pair_images = [own_images, hard_images.flatten(), own_images.repeat_interleave(hard_texts.shape[1])]
+            pair_texts = [own_texts, own_texts.repeat_interleave(hard_images.shape[1]), hard_texts.flatten()]
             score = partial(
                 self.score, map_states(everywhere, image_states), map_states(everywhere, text_states), **kwargs
             )
-            pairs = (torch.cat([own_images, hard_images, own_images]), torch.cat([own_texts, own_texts, hard_texts]))
+            pairs = (torch.cat(pair_images), torch.cat(pair_texts))
             scores = score(*pairs) if chunk_size is None else torch.cat(in_chunks(score, chunk_size, *pairs))
             scores = _logit_scale(self.matching_logit_scale).to(device) * scores.to(device)
-            match, with_hard_image, with_hard_text = scores.chunk(3)
-            # Cross-entropy of choosing the match from the two, for either direction.
-            rows = F.softplus(torch.stack([with_hard_image - match, with_hard_text - match], dim=1))
-            counts = everywhere(torch.stack([text_counts, image_counts], dim=1).to(rows.dtype))
+            match, with_images, with_texts = scores.split([len(rows) for rows in pair_texts])
+            rows = torch.stack(
+                [
+                    matching_loss(match, with_images.view(hard_images.shape), image_valid),
+                    matching_loss(match, with_texts.view(hard_texts.shape), text_valid),
+                ],
+                dim=1,
+            )
+            counts = torch.stack([image_valid.any(dim=1), text_valid.any(dim=1)], dim=1)
+            counts = everywhere(counts.to(rows.dtype))
             auxiliary = (everywhere(rows) * counts).sum() / counts.sum().clamp(min=1)
             loss = loss + auxiliary_weight * auxiliary
             losses["auxiliary_loss"] = auxiliary.detach()

@@ -57,7 +57,7 @@ logger = logging.getLogger("hivilt")
 
 DEFAULTS = {
     "output_dir": "outputs/retrieval",
-    "num_train_epochs": 20,
+    "num_train_epochs": 12,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 64,
     "learning_rate": 1.5e-3,
@@ -88,6 +88,9 @@ class RetrievalArguments(TaskArguments):
         default=4,
         metadata={"help": "Pictures with similar captions that share a training batch, as hard negatives; 1: none do."},
     )
+    num_hard_negatives: int = field(
+        default=3, metadata={"help": "Other pictures of the batch to match a caption against, and captions a picture."}
+    )
     rerank_k: int = field(
         default=16, metadata={"help": "Candidates of each query that fusion re-ranks; 0 ranks by embeddings alone."}
     )
@@ -111,6 +114,8 @@ class RetrievalArguments(TaskArguments):
             raise ValueError("image_dir goes with karpathy_file; an image folder with its own metadata is data_dir.")
         if self.rerank_k < 0:
             raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
+        if self.num_hard_negatives < 1:
+            raise ValueError(f"num_hard_negatives: expected at least 1, got {self.num_hard_negatives}.")
 
 
 def read_data(args: RetrievalArguments) -> tuple[str, dict[str, list[CaptionedImage]]]:
@@ -134,6 +139,7 @@ def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArgumen
         raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
     captions = [caption for one in train or () for caption in one.captions]
     model, processor = load_or_build(args, HiViLTForRetrieval, captions)
+    model.config.num_hard_negatives = args.num_hard_negatives
     for part in args.freeze:
         model.freeze(part)
     # Without fused matching nothing trains the fusion.

@@ -295,34 +295,52 @@ def test_texts_of_the_same_image_do_not_repel_each_other():
 def test_hard_negatives_never_match_and_survive_extremes(dtype):
     logits = torch.tensor([[9e4, 1.0, 0.0], [-9e4, -9e4, 9e4], [0.0, 0.0, 0.0]]).to(dtype)
     positives = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 1, 1]]).bool()
-    chosen, has_negative = hard_negatives(logits, positives, sample=False)
-    assert has_negative.tolist() == [True, True, False]
+    chosen, valid = hard_negatives(logits, positives, sample=False)
+    assert valid.tolist() == [[True], [True], [False]]
     assert chosen[0] == 1 and chosen[1] in (0, 1)
     torch.manual_seed(0)
-    for _ in range(20):
-        sampled, _ = hard_negatives(logits, positives, sample=True)
-        assert not positives[torch.arange(2), sampled[:2]].any()
+    for count in (1, 2, 5):
+        for _ in range(20):
+            sampled, valid = hard_negatives(logits, positives, sample=True, count=count)
+            assert sampled.shape == (3, min(count, 3))
+            assert valid.sum(1).tolist() == [min(count, 2), min(count, 2), 0]
+            assert not positives.gather(1, sampled)[valid].any()
+            assert all(len(set(row)) == len(row) for row in sampled.tolist())
 
 
-def test_fused_matching_equals_a_loop_over_pairs(batch):
-    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+def test_hard_negatives_are_drawn_by_their_probability():
+    logits = torch.tensor([[9.0, 2.0, 1.0, 0.0]]).expand(4000, 4)
+    positives = torch.tensor([[True, False, False, False]]).expand(4000, 4)
+    torch.manual_seed(0)
+    chosen, _ = hard_negatives(logits, positives, sample=True, count=2)
+    expected = torch.tensor([2.0, 1.0, 0.0]).softmax(0)
+    shares = torch.bincount(chosen[:, 0], minlength=4)[1:] / 4000
+    torch.testing.assert_close(shares, expected, atol=0.03, rtol=0)
+    # After the first is gone, the second is drawn from the others.
+    second = chosen[chosen[:, 0] == 1, 1]
+    assert (second == 2).float().mean() == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_fused_matching_equals_a_loop_over_pairs(count, batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=count)
     with torch.no_grad():
         outputs = model(**batch)
         image_states = model.encode_images(batch["pixel_values"])
         text_states = model.encode_texts(batch["input_ids"], batch["attention_mask"])
-        score = lambda i, t: model.score(image_states, text_states, torch.tensor([i]), torch.tensor([t]))[0]
-        scale = model.matching_logit_scale.exp()
+        score = lambda i, t: model.score(image_states, text_states, torch.tensor([i]), torch.tensor([t]))[0].double()
+        scale = model.matching_logit_scale.exp().double()
         losses = []
         owner = batch["image_index"].tolist()
         for text, image in enumerate(owner):
-            match = score(image, text)
-            others = [i for i in range(3) if i != image]
-            hard_image = max(others, key=lambda i: outputs.logits_per_image[i, text])
-            losses.append(torch.log(1 + torch.exp(scale * (score(hard_image, text) - match))))
+            match = torch.exp(scale * score(image, text))
+            others = sorted({0, 1, 2} - {image}, key=lambda i: -outputs.logits_per_image[i, text])[:count]
+            losses.append(-torch.log(match / (match + sum(torch.exp(scale * score(i, text)) for i in others))))
             others = [t for t in range(5) if owner[t] != image]
-            hard_text = max(others, key=lambda t: outputs.logits_per_image[image, t])
-            losses.append(torch.log(1 + torch.exp(scale * (score(image, hard_text) - match))))
-    torch.testing.assert_close(outputs.auxiliary_loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+            others = sorted(others, key=lambda t: -outputs.logits_per_image[image, t])[:count]
+            losses.append(-torch.log(match / (match + sum(torch.exp(scale * score(image, t)) for t in others))))
+    expected = torch.stack(losses).mean().float()
+    torch.testing.assert_close(outputs.auxiliary_loss, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(outputs.loss, outputs.contrastive_loss + outputs.auxiliary_loss)
     assert outputs.num_dropped_anchors == 0
 
@@ -354,7 +372,7 @@ def losses_and_gradients(model, **inputs):
 @pytest.mark.parametrize("text", ["bert", "t5"])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
 def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk_size, text, batch):
-    model = make_model(HiViLTForRetrieval, text=text, weight_scale=8.0 if text == "bert" else 1.0)
+    model = make_model(HiViLTForRetrieval, text=text, weight_scale=8.0 if text == "bert" else 1.0, num_hard_negatives=2)
     loss, gradients = losses_and_gradients(model, **batch, image_ids=torch.tensor([4, 9, 4]))
     chunked_loss, chunked = losses_and_gradients(
         model, **batch, image_ids=torch.tensor([4, 9, 4]), chunk_size=chunk_size
@@ -500,7 +518,7 @@ from hivilt import HiViLTForRetrieval
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
 batch = make_batch()
 # uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
 images = [[0, 1], [2]][rank]
@@ -547,7 +565,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(image_ids, flags, batc
     printed = [process.communicate(timeout=240)[0] for process in processes]
     results = [json.loads(text.split("RESULT")[1].splitlines()[0]) for text in printed]
 
-    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
     outputs = model(**batch, image_ids=None if image_ids is None else torch.tensor(image_ids))
     outputs.loss.backward()
     for _, loss, dropped, gradients, norms in results:

@@ -346,6 +346,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         (["--karpathy_file", "x.json"], "one source, got karpathy_file and another"),
         (["--image_dir", "x"], "image_dir goes with karpathy_file"),
         (["--rerank_k", "-1"], "rerank_k: expected 0 or more"),
+        (["--num_hard_negatives", "0"], "num_hard_negatives: expected at least 1"),
         (["--similar_per_batch", "0"], "group_size: expected at least 1"),
         (["--contrastive_chunk_size", "0"], "`chunk_size` must be at least 1"),
         (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),
