@@ -14,15 +14,13 @@ training.png and retrieval.png. A search prints the best pictures and leaves sea
 import json
 import logging
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 from PIL import Image
-from transformers import set_seed
 
 from hivilt.data.captions import (
     CaptionCollator,
@@ -43,13 +41,14 @@ from hivilt.trainers import RetrievalTrainer
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
+    begin_run,
     collect_results,
     load_or_build,
     parameter_table,
-    parse_arguments,
     prepare_splits,
     read_splits,
     run,
+    shared_name,
     write_model_card,
 )
 
@@ -209,9 +208,6 @@ def tables_of(results: dict) -> dict[str, str]:
 
 def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dict) -> None:
     """`README.md` of the checkpoint."""
-    folder = Path(trainer.args.output_dir)
-    # Cards are shared: they say where a reader finds the model, not where this machine keeps it.
-    model = trainer.args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
     name, train = results["data"]["name"], results["data"]["train"]
     measured = [split for split in ("test", "validation") if split in results]
     recalls = [
@@ -228,9 +224,6 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
         for split in measured[:1]
         for direction in ("image_to_text", "text_to_image")
     ]
-    # Hub names only: what lies in a folder here is of no use to a reader.
-    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
-    dataset = args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None
     captions = trainer.eval_dataset.captions
     tables = [
         f"{split}: {results['data'][split]['pictures']:,} pictures, {results['data'][split]['captions']:,} captions, "
@@ -238,17 +231,15 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
         for split, table in tables_of(results).items()
     ]
     write_model_card(
-        folder,
-        ModelCardData(
-            model_name=f"HiViLT for retrieval, trained on {name}",
-            library_name="transformers",
-            pipeline_tag="zero-shot-image-classification",
-            license="apache-2.0",
-            tags=["custom_code", "hivilt", "vision-language", "image-text-retrieval"],
-            datasets=dataset,
-            base_model=encoders or None,
-            eval_results=recalls or None,
-        ),
+        trainer,
+        args,
+        results,
+        task="retrieval",
+        data={
+            "pipeline_tag": "zero-shot-image-classification",
+            "tags": ["image-text-retrieval"],
+            "eval_results": recalls or None,
+        },
         summary=(
             f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It finds "
             "pictures by words and words by pictures: by embeddings, and re-ranked by fusing picture and words. It was "
@@ -257,8 +248,9 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
         usage=(
             "from transformers import pipeline\n\n"
             "# A folder or a name on the Hub.\n"
-            f'name = "{model}"\n'
-            'classify = pipeline("zero-shot-image-classification", model=name, trust_remote_code=True)\n'
+            "classify = pipeline(\n"
+            f'    "zero-shot-image-classification", model="{shared_name(trainer.args)}", trust_remote_code=True\n'
+            ")\n"
             f'classify("picture.png", candidate_labels={json.dumps(list(dict.fromkeys(captions))[:3])}, '
             'hypothesis_template="{}")'
         ),
@@ -268,9 +260,6 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
             "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
             "the right picture still has a best one."
         ),
-        results=results,
-        log_history=trainer.state.log_history,
-        metric="mean_recall",
         picture="![Captions and the pictures found for them](retrieval.png)",
         measured="\n\n".join(tables) or "None was measured.",
     )
@@ -328,11 +317,7 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
 def main(argv: list[str] | None = None) -> dict | list:
     """Runs as the flags ask (`argv`; unset, the command line); returns what `results.json` holds, or what was found."""
     start = time.perf_counter()
-    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, RetrievalArguments, DEFAULTS)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
-    torch.set_num_threads(args.num_threads)
-    set_seed(training_args.seed)
+    args, training_args = begin_run(argv, RetrievalArguments, DEFAULTS)
     if args.index is not None or args.query is not None:
         return search(args, training_args)
 

@@ -12,14 +12,12 @@ predictions.jsonl, training.png and predictions.png.
 
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
-from transformers import set_seed
+from huggingface_hub import EvalResult
 
 from hivilt.data.vqa import (
     Columns,
@@ -39,13 +37,14 @@ from hivilt.trainers import QuestionAnsweringTrainer, answer_and_look
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
+    begin_run,
     collect_results,
     load_or_build,
     parameter_table,
-    parse_arguments,
     prepare_splits,
     read_splits,
     run,
+    shared_name,
     write_model_card,
 )
 
@@ -136,9 +135,6 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
 
 def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: dict) -> None:
     """`README.md` of the checkpoint."""
-    folder = Path(trainer.args.output_dir)
-    # Cards are shared: they say where a reader finds the model, not where this machine keeps it.
-    model = trainer.args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
     question = trainer.eval_dataset.examples[0].question
     name, train = results["data"]["name"], results["data"]["train"]
     measured = [split for split in ("test", "validation") if "accuracy" in results.get(split, {})]
@@ -153,21 +149,12 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
         )
         for split in measured[:1]
     ]
-    # Hub names only: what lies in a folder here is of no use to a reader.
-    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
-    dataset = args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None
     write_model_card(
-        folder,
-        ModelCardData(
-            model_name=f"HiViLT for question answering, trained on {name}",
-            library_name="transformers",
-            pipeline_tag="visual-question-answering",
-            license="apache-2.0",
-            tags=["custom_code", "hivilt", "vision-language"],
-            datasets=dataset,
-            base_model=encoders or None,
-            eval_results=accuracy or None,
-        ),
+        trainer,
+        args,
+        results,
+        task="question answering",
+        data={"pipeline_tag": "visual-question-answering", "eval_results": accuracy or None},
         summary=(
             f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It answers "
             f"questions about pictures with one of {results['num_answers']} answers, and was trained on "
@@ -176,18 +163,15 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
         usage=(
             "from transformers import pipeline\n\n"
             "# A folder or a name on the Hub.\n"
-            f'vqa = pipeline("visual-question-answering", model="{model}", trust_remote_code=True)\n'
+            f'vqa = pipeline("visual-question-answering", model="{shared_name(trainer.args)}", trust_remote_code=True)\n'
             f'vqa("picture.png", {json.dumps(question)}, top_k=3)'
         ),
         limits=(
             f"- It chooses from the {results['num_answers']} answers of its training data (`config.id2label`) and "
             "cannot give another.\n"
-            f"- It was {'measured' if measured else 'trained'} on {name} alone; other pictures or wordings may get a wrong answer with a high "
-            "probability."
+            f"- It was {'measured' if measured else 'trained'} on {name} alone; other pictures or wordings may get a "
+            "wrong answer with a high probability."
         ),
-        results=results,
-        log_history=trainer.state.log_history,
-        metric="accuracy",
         picture="![Questions, answers and where the model looked](predictions.png)",
     )
 
@@ -195,11 +179,7 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
 def main(argv: list[str] | None = None) -> dict:
     """Runs as the flags ask (`argv`; unset, the command line) and returns what `results.json` holds."""
     start = time.perf_counter()
-    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, VQAArguments, DEFAULTS)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
-    torch.set_num_threads(args.num_threads)
-    set_seed(training_args.seed)
+    args, training_args = begin_run(argv, VQAArguments, DEFAULTS)
 
     name, splits, bad_pictures = prepare_splits(args, training_args, lambda: read_data(args))
     model, processor = prepare_model(args, training_args, splits.get("train"))

@@ -29,6 +29,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
     ViTImageProcessorPil,
+    set_seed,
 )
 
 import hivilt
@@ -162,6 +163,18 @@ def parse_arguments(
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
         argv = _flags_in_file(Path(argv[0]))
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
+
+
+def begin_run(
+    argv: Sequence[str] | None, task_class: type[TaskArguments], defaults: Mapping[str, Any]
+) -> tuple[TaskArguments, HiViLTTrainingArguments]:
+    """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say."""
+    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, task_class, defaults)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    torch.set_num_threads(args.num_threads)
+    set_seed(training_args.seed)
+    return args, training_args
 
 
 def _flags_in_file(path: Path) -> list[str]:
@@ -448,32 +461,49 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def shared_name(training_args: HiViLTTrainingArguments) -> str:
+    """Where a reader of a card finds the model: its name on the Hub, or its folder, not where this machine keeps it."""
+    folder = Path(training_args.output_dir)
+    return training_args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
+
+
 def write_model_card(
-    folder: str | os.PathLike,
-    data: ModelCardData,
+    trainer: HiViLTTrainer,
+    args: TaskArguments,
+    results: Mapping[str, Any],
+    task: str,
+    data: Mapping[str, Any],
     summary: str,
     usage: str,
     limits: str,
-    results: Mapping[str, Any],
-    log_history: Sequence[Mapping[str, Any]],
-    metric: str,
     picture: str,
     measured: str | None = None,
 ) -> None:
     """Writes `README.md`: front matter, use, results, course of training, limits, settings. All numbers are measured.
 
     Args:
-        folder: the checkpoint's.
-        data: the front matter.
+        trainer: after training; the card goes to its `output_dir`.
+        args: the script's arguments.
+        results: as `results.json` has it; `train`, `validation` and `test` where they were measured.
+        task: what the model is for, for the title.
+        data: front matter that the task adds: `pipeline_tag`, `tags`, `eval_results`.
         summary: what the model is, a paragraph.
         usage: Python code that works as it stands, beside the folder.
         limits: what it cannot do, a list.
-        results: as `results.json` has it; `train`, `validation` and `test` where they were measured.
-        log_history: `trainer.state.log_history`.
-        metric: what the best checkpoint was chosen by, without `eval_`.
         picture: line that shows what the model does, in Markdown; left out if its file is not in the folder.
         measured: the results as Markdown; unset, a table of all of `validation` and `test`.
     """
+    folder, metric, name = Path(trainer.args.output_dir), trainer.args.metric_for_best_model, results["data"]["name"]
+    # Hub names only: what lies in a folder here is of no use to a reader.
+    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
+    front_matter = ModelCardData(
+        model_name=f"HiViLT for {task}, trained on {name}",
+        library_name="transformers",
+        license="apache-2.0",
+        datasets=args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None,
+        base_model=encoders or None,
+        **{**data, "tags": ["custom_code", "hivilt", "vision-language", *data.get("tags", [])]},
+    )
     if measured is None:
         rows = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
         measured = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "None was measured."
@@ -488,7 +518,9 @@ def write_model_card(
     }
     # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
     key = f"eval_{metric}"
-    evaluated = {entry["step"]: entry for entry in reversed(log_history) if {"eval_loss", key} <= set(entry)}
+    evaluated = {
+        entry["step"]: entry for entry in reversed(trainer.state.log_history) if {"eval_loss", key} <= set(entry)
+    }
     course = [f"![Loss and {metric.replace('_', ' ')}](training.png)"]
     if evaluated:
         epochs = [
@@ -498,10 +530,10 @@ def write_model_card(
         head = [f"| epoch | step | held-out loss | held-out {metric.replace('_', ' ')} |", "|---|---|---|---|"]
         course.append("\n".join([*head, *epochs]))
     content = f"""---
-{data.to_yaml()}
+{front_matter.to_yaml()}
 ---
 
-# {data.model_name}
+# {front_matter.model_name}
 
 {summary}
 

@@ -39,6 +39,12 @@ def dataset(tmp_path):
     return VQADataset(examples)
 
 
+def make_arguments(tmp_path, **arguments):
+    quiet = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "per_device_eval_batch_size": 2}
+    unsaved = {"save_strategy": "no", "load_best_model_at_end": False, "output_dir": str(tmp_path / "out")}
+    return HiViLTTrainingArguments(**{**COMMON_DEFAULTS, **quiet, **unsaved, **arguments})
+
+
 def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **arguments):
     if model is None:
         set_seed(0)
@@ -50,21 +56,10 @@ def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **ar
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.config.text_config.attention_probs_dropout_prob = 0.0
-    arguments = {
-        **COMMON_DEFAULTS,
-        "output_dir": str(tmp_path / "out"),
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_steps": 1,
-        "per_device_eval_batch_size": 2,
-        **arguments,
-    }
     processor = make_processor()
     return QuestionAnsweringTrainer(
         model=model,
-        args=HiViLTTrainingArguments(**arguments),
+        args=make_arguments(tmp_path, **arguments),
         train_dataset=dataset,
         eval_dataset=dataset,
         data_collator=VQACollator(processor, {answer: label for label, answer in enumerate(ANSWERS)}, soft),
@@ -238,21 +233,10 @@ def captioned(tmp_path):
 
 
 def make_retrieval_trainer(tmp_path, captioned, rerank_k=2, captions_per_image=None, callbacks=None, **arguments):
-    arguments = {
-        **COMMON_DEFAULTS,
-        "output_dir": str(tmp_path / "out"),
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_steps": 1,
-        "per_device_eval_batch_size": 2,
-        **arguments,
-    }
     processor = make_processor()
     return RetrievalTrainer(
         model=make_model(HiViLTForRetrieval, weight_scale=8.0),
-        args=HiViLTTrainingArguments(**arguments),
+        args=make_arguments(tmp_path, **arguments),
         train_dataset=CaptionDataset(captioned, captions_per_image),
         eval_dataset=CaptionDataset(captioned),
         data_collator=CaptionCollator(processor),
