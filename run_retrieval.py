@@ -23,6 +23,7 @@ from huggingface_hub import EvalResult
 from PIL import Image
 
 from hivilt.data.captions import (
+    OPENMOJI_CREDIT,
     CaptionCollator,
     CaptionColumns,
     CaptionDataset,
@@ -53,6 +54,8 @@ from hivilt.training import (
 )
 
 logger = logging.getLogger("hivilt")
+
+OPENMOJI = "OpenMoji"
 
 DEFAULTS = {
     "output_dir": "outputs/retrieval",
@@ -129,7 +132,7 @@ def read_data(args: RetrievalArguments) -> tuple[str, dict[str, list[CaptionedIm
         lambda path, split: read_caption_file(path, columns),
         lambda table, source, split: read_caption_table(table, columns, source),
     )
-    return named or ("OpenMoji", {split: read_openmoji(split, size=args.image_size) for split in splits})
+    return named or (OPENMOJI, {split: read_openmoji(split, size=args.image_size) for split in splits})
 
 
 def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArguments, train: list[CaptionedImage] | None):
@@ -259,6 +262,7 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
             "not have mean nothing to it, and other pictures may be embedded anywhere.\n"
             "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
             "the right picture still has a best one."
+            + (f"\n- {OPENMOJI_CREDIT}" if name == OPENMOJI else "")
         ),
         picture="![Captions and the pictures found for them](retrieval.png)",
         measured="\n\n".join(tables) or "None was measured.",

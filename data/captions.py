@@ -41,6 +41,8 @@ Split = Literal["train", "validation", "test"]
 # COCO's "restval" is what was left of its validation pictures; every published run trains on it.
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
+OPENMOJI_CREDIT = "The pictures are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
+
 SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
 # Asks for the coloured rather than the black and white drawing of a sign; names of files have it or not.
 COLORED = "\N{VARIATION SELECTOR-16}"

@@ -193,6 +193,7 @@ def test_without_arguments_it_reads_openmoji(tmp_path, monkeypatch):
     results = main(flags(tmp_path / "out", *few))
     assert results["data"]["name"] == "OpenMoji"
     assert results["data"]["test"]["pictures"] == 6
+    assert "OpenMoji's (https://openmoji.org), CC BY-SA 4.0" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("more", [(), ("--rerank_k", "0")], ids=["re-ranked", "embeddings alone"])
