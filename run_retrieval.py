@@ -261,8 +261,7 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
             f"- It was {'measured' if measured else 'trained'} on {name} alone: words that its training captions do "
             "not have mean nothing to it, and other pictures may be embedded anywhere.\n"
             "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
-            "the right picture still has a best one."
-            + (f"\n- {OPENMOJI_CREDIT}" if name == OPENMOJI else "")
+            "the right picture still has a best one." + (f"\n- {OPENMOJI_CREDIT}" if name == OPENMOJI else "")
         ),
         picture="![Captions and the pictures found for them](retrieval.png)",
         measured="\n\n".join(tables) or "None was measured.",

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -186,3 +187,14 @@ def test_environment_and_memory():
     assert found["num_threads"] == torch.get_num_threads()
     assert all(value not in (None, "") for value in found.values())
     assert math.log2(peak_memory_bytes()) > 26
+
+
+def test_peak_memory_is_of_this_process_alone():
+    block = bytearray(300 * 2**20)
+    block[::4096] = b"x" * len(block[::4096])
+    program = "from hivilt.training import peak_memory_bytes; print(peak_memory_bytes())"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
+    assert int(started.stdout) < peak_memory_bytes() - len(block) // 2
