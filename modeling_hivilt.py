@@ -1269,7 +1269,7 @@ def _logit_scale(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.float().clamp(0, MAX_LOGIT_SCALE).exp()
 
 
-def _embed(projection: nn.Linear, state: torch.Tensor) -> torch.Tensor:
+def embed(projection: nn.Linear, state: torch.Tensor) -> torch.Tensor:
     """L2-normalised projection, in float32 so that similarities do not depend on autocast."""
     return F.normalize(projection(state).float(), dim=-1)
 
@@ -1355,8 +1355,8 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         if labels is not None:
             loss = self.config.classification_loss_weight * classification_loss(logits, labels)
         if auxiliary:
-            image_embeds = _embed(self.visual_projection, image_states.global_state)
-            text_embeds = _embed(self.text_projection, text_states.global_state).to(image_embeds.device)
+            image_embeds = embed(self.visual_projection, image_states.global_state)
+            text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
             positives = _pairs(image_embeds, text_embeds, image_index)
             similarity = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
             auxiliary_loss = self.config.auxiliary_loss_weight * contrastive_loss(similarity, positives)
@@ -1440,7 +1440,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last_hidden_state,
-            pooler_output=_embed(self.visual_projection, states.global_state),
+            pooler_output=embed(self.visual_projection, states.global_state),
             hidden_states=states.hidden_states,
             attentions=states.attentions,
         )
@@ -1459,7 +1459,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         states = self.encode_texts(input_ids, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last_hidden_state,
-            pooler_output=_embed(self.text_projection, states.global_state),
+            pooler_output=embed(self.text_projection, states.global_state),
             hidden_states=states.hidden_states,
             attentions=states.attentions,
         )
@@ -1477,8 +1477,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         of shape `(pairs,)`. Runs fusion alone. Arguments and errors as in [`HiViLTModel.fuse`].
         """
         fused = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
-        vision = _embed(self.visual_projection, fused.vision_global_state)
-        text = _embed(self.text_projection, fused.text_global_state).to(vision.device)
+        vision = embed(self.visual_projection, fused.vision_global_state)
+        text = embed(self.text_projection, fused.text_global_state).to(vision.device)
         return (vision * text).sum(dim=-1)
 
     def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.FloatTensor:
@@ -1548,8 +1548,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 text_states = encode_texts(*texts)
             else:
                 text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
-        image_embeds = _embed(self.visual_projection, image_states.global_state)
-        text_embeds = _embed(self.text_projection, text_states.global_state).to(image_embeds.device)
+        image_embeds = embed(self.visual_projection, image_states.global_state)
+        text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
 
         _check_index("image_index", image_index, image_embeds.shape[0], "images")

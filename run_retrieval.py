@@ -110,7 +110,8 @@ class RetrievalArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.karpathy_file and (self.dataset_name or self.data_dir or self.train_file or self.test_file):
+        files = self.train_file or self.validation_file or self.test_file
+        if self.karpathy_file and (self.dataset_name or self.data_dir or files):
             raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
         if self.image_dir and not self.karpathy_file:
             raise ValueError("image_dir goes with karpathy_file; an image folder with its own metadata is data_dir.")
@@ -199,13 +200,12 @@ def tables_of(results: dict) -> dict[str, str]:
     for split in ("validation", "test"):
         if split in results:
             found = results[split]
-            rows = {"chance": results["data"][split]["chance"]}
-            kinds = {"embeddings": "embedding_", "fusion alone": "fused_", "re-ranked": ""}
-            for name, prefix in kinds.items():
-                row = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-                if "mean_recall" in row and (name != "re-ranked" or "fused_mean_recall" in found):
-                    rows[name] = row
-            tables[split] = recall_table(rows)
+            chance = results["data"][split]["chance"]
+            stages = {"embeddings": "embedding_"}
+            if "fused_mean_recall" in found:
+                stages |= {"fusion alone": "fused_", "re-ranked": ""}
+            rows = {name: {key: found[f"{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
+            tables[split] = recall_table({"chance": chance, **rows})
     return tables
 
 
@@ -300,9 +300,10 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
             index_factory=args.index_factory,
         )
         print(f"{len(index):,} pictures of {args.index} in {folder}")
-    if args.query is None:
-        return []
-    index = ImageIndex.load(folder, model, processor)
+        if args.query is None:
+            return []
+    else:
+        index = ImageIndex.load(folder, model, processor)
     query = read_query(args.query)
     hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
     for rank, hit in enumerate(hits, 1):

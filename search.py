@@ -27,7 +27,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states
+from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states
 
 logger = logging.getLogger(__name__)
 
@@ -428,7 +428,7 @@ class ImageIndex:
                 raise ValueError("query: the text is empty; say what to look for.")
             inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
             text_states = self.model.encode_texts(**inputs)
-            embeds = F.normalize(self.model.text_projection(text_states.global_state).float(), dim=-1)
+            embeds = embed(self.model.text_projection, text_states.global_state)
         elif isinstance(query, (os.PathLike, Image.Image)):
             if rerank_k:
                 raise ValueError("rerank_k: a picture cannot be fused with pictures; search for a text, or leave it 0.")

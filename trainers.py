@@ -1,7 +1,6 @@
 """What counts as one example, one batch and one prediction, for each head: `Trainer` counts rows, HiViLT's data has
 pictures with several texts."""
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,15 +22,13 @@ from hivilt.modeling_hivilt import HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import score_pairs
 
-logger = logging.getLogger(__name__)
-
 
 class HiViLTTrainer(Trainer):
     """What both heads ask of `Trainer`. It leaves the model card alone: the scripts write their own, from measured values.
 
     The trainer of a head has a method `measure(model, dataloader, description)` that gives the predictions, metrics and
-    number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together; `seconds_evaluating` is the part
-    of training that went into evaluation.
+    number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together;
+    `seconds_evaluating` is the part of training that went into evaluation.
     """
 
     unit: str  # what the head is trained and measured on, in the plural
@@ -336,13 +333,10 @@ class RetrievalTrainer(HiViLTTrainer):
             candidates = rankings["embedding_"]
             *fused, num_pairs = self._fuse_shortlists(model, images, texts, *candidates)
             cosines = [
-                scores.cpu().gather(1, best)
+                scores.gather(1, best[:, : self.rerank_k].to(scores.device)).cpu()
                 for scores, best in zip((similarity, similarity.t()), candidates, strict=True)
             ]
-            combined = [
-                model.ranking_score(cosine[:, : self.rerank_k], score)
-                for cosine, score in zip(cosines, fused, strict=True)
-            ]
+            combined = map(model.ranking_score, cosines, fused)
             rankings["fused_"] = tuple(map(rerank, candidates, fused))
             rankings[""] = tuple(map(rerank, candidates, combined))
         else:

@@ -512,9 +512,9 @@ def write_model_card(
     if measured is None:
         rows = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
         measured = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "None was measured."
-    shown = [measured.strip()]
+    shown = measured.strip()
     if Path(folder, picture.split("](")[1].rstrip(")")).exists():
-        shown.append(picture)
+        shown += f"\n\n{picture}"
     # A card is shared: the names of files here, without where this machine keeps them.
     settings = {
         name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
@@ -526,14 +526,14 @@ def write_model_card(
     evaluated = {
         entry["step"]: entry for entry in reversed(trainer.state.log_history) if {"eval_loss", key} <= set(entry)
     }
-    course = [f"![Loss and {metric.replace('_', ' ')}](training.png)"]
+    course = f"![Loss and {metric.replace('_', ' ')}](training.png)"
     if evaluated:
         epochs = [
             f"| {entry['epoch']:.2f} | {step} | {_number(entry['eval_loss'])} | {_number(entry[key])} |"
             for step, entry in sorted(evaluated.items())
         ]
         head = [f"| epoch | step | held-out loss | held-out {metric.replace('_', ' ')} |", "|---|---|---|---|"]
-        course.append("\n".join([*head, *epochs]))
+        course = "\n".join([f"{course}\n", *head, *epochs])
     content = f"""---
 {front_matter.to_yaml()}
 ---
@@ -550,11 +550,11 @@ def write_model_card(
 
 ## Results
 
-{_paragraphs(shown)}
+{shown}
 
 ## Training
 
-{_paragraphs(course)}
+{course}
 
 ```json
 {json.dumps(settings, indent=2)}
@@ -571,10 +571,6 @@ Measured on:
 {limits.strip()}
 """
     ModelCard(content).save(Path(folder, "README.md"))
-
-
-def _paragraphs(texts: Sequence[str]) -> str:
-    return "\n\n".join(texts)
 
 
 def _metrics(results: Mapping[str, Any]) -> Iterable[tuple[str, str, float]]:
