@@ -1,6 +1,7 @@
 """Trains and evaluates HiViLT on finding pictures by words and words by pictures, and searches folders of pictures.
 
     python run_retrieval.py                                        OpenMoji, everything with defaults
+    python run_retrieval.py --benchmark flickr30k --data_dir F30K   a data set of the field, its official files or the Hub's
     python run_retrieval.py --train_file train.jsonl --test_file test.jsonl --output_dir outputs/mine
     python run_retrieval.py --karpathy_file dataset_flickr30k.json --image_dir flickr30k-images --output_dir outputs/f30k
     python run_retrieval.py --index ~/Pictures --output_dir outputs/index
@@ -15,13 +16,16 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult
 from PIL import Image
 
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import (
     OPENMOJI_CREDIT,
     CaptionCollator,
@@ -42,6 +46,7 @@ from hivilt.trainers import RetrievalTrainer
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
+    augmentation_of,
     begin_run,
     collect_results,
     load_or_build,
@@ -55,8 +60,6 @@ from hivilt.training import (
 
 logger = logging.getLogger("hivilt")
 
-OPENMOJI = "OpenMoji"
-
 DEFAULTS = {
     "output_dir": "outputs/retrieval",
     "num_train_epochs": 12,
@@ -68,20 +71,31 @@ DEFAULTS = {
     "warmup_steps": 0.1,  # a share of all steps
     "metric_for_best_model": "mean_recall",
 }
+# What a benchmark does by itself; its resolution, learning rates and epochs are in runs/.
+BENCHMARK_DEFAULTS = {
+    name: {"rerank_k": benchmark.rerank_k}
+    for name, benchmark in CAPTION_BENCHMARKS.items()
+    if benchmark.rerank_k is not None
+}
 
 
 @dataclass
 class RetrievalArguments(TaskArguments):
     """What only retrieval has."""
 
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless "
+            "other data is named.",
+            "choices": list(CAPTION_BENCHMARKS),
+        },
+    )
     caption_column: str = field(
         default="caption", metadata={"help": "Column of a caption or of a list of them; or columns, comma between."}
     )
     karpathy_file: str | None = field(
-        default=None, metadata={"help": "Karpathy's JSON of Flickr8k, Flickr30k or COCO, which names its splits."}
-    )
-    image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the pictures of karpathy_file. Unset: the one that the file is in."}
+        default=None, metadata={"help": "JSON in Karpathy's layout, which names its splits; pictures in image_dir."}
     )
     captions_per_image: int = field(
         default=1, metadata={"help": "Captions of a picture in one training batch, drawn anew in every epoch."}
@@ -110,30 +124,37 @@ class RetrievalArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        files = self.train_file or self.validation_file or self.test_file
-        if self.karpathy_file and (self.dataset_name or self.data_dir or files):
+        if self.karpathy_file and self.names_data():
             raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
-        if self.image_dir and not self.karpathy_file:
-            raise ValueError("image_dir goes with karpathy_file; an image folder with its own metadata is data_dir.")
+        if not (self.names_data() or self.karpathy_file):
+            self.benchmark = "openmoji"
+        if self.image_dir and not (self.karpathy_file or self.benchmark):
+            raise ValueError(
+                "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
+            )
         if self.rerank_k < 0:
             raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
         if self.num_hard_negatives < 1:
             raise ValueError(f"num_hard_negatives: expected at least 1, got {self.num_hard_negatives}.")
 
 
-def read_data(args: RetrievalArguments) -> tuple[str, dict[str, list[CaptionedImage]]]:
-    """The name of the data and its splits: what the arguments name, or OpenMoji."""
-    splits = ("train", "validation", "test")
+def read_data(args: RetrievalArguments, splits: Collection[str]) -> tuple[str, dict[str, list[CaptionedImage]]]:
+    """The name of the data that the arguments name, and those of these splits that there are."""
     if args.karpathy_file:
         path = Path(args.karpathy_file)
         return path.stem, {split: read_karpathy(path, split, args.image_dir) for split in splits}
+    benchmark = CAPTION_BENCHMARKS.get(args.benchmark)
+    if args.benchmark == "openmoji":
+        # Drawn at the size that they are looked at.
+        benchmark = replace(benchmark, read_package=partial(read_openmoji, size=args.image_size))
     columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
-    named = read_splits(
+    return read_splits(
         args,
+        splits,
         lambda path, split: read_caption_file(path, columns),
         lambda table, source, split: read_caption_table(table, columns, source),
+        benchmark,
     )
-    return named or (OPENMOJI, {split: read_openmoji(split, size=args.image_size) for split in splits})
 
 
 def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArguments, train: list[CaptionedImage] | None):
@@ -206,6 +227,11 @@ def tables_of(results: dict) -> dict[str, str]:
                 stages |= {"fusion alone": "fused_", "re-ranked": ""}
             rows = {name: {key: found[f"{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
             tables[split] = recall_table({"chance": chance, **rows})
+            if "num_folds" in found:
+                rows = {name: {key: found[f"fold_{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
+                tables[split] += (
+                    f"\n\nMean over {found['num_folds']} folds of {found['fold_size']:,} pictures:\n\n{recall_table(rows)}"
+                )
     return tables
 
 
@@ -261,7 +287,8 @@ def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dic
             f"- It was {'measured' if measured else 'trained'} on {name} alone: words that its training captions do "
             "not have mean nothing to it, and other pictures may be embedded anywhere.\n"
             "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
-            "the right picture still has a best one." + (f"\n- {OPENMOJI_CREDIT}" if name == OPENMOJI else "")
+            "the right picture still has a best one."
+            + (f"\n- {OPENMOJI_CREDIT}" if args.benchmark == "openmoji" else "")
         ),
         picture="![Captions and the pictures found for them](retrieval.png)",
         measured="\n\n".join(tables) or "None was measured.",
@@ -321,19 +348,22 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
 def main(argv: list[str] | None = None) -> dict | list:
     """Runs as the flags ask (`argv`; unset, the command line); returns what `results.json` holds, or what was found."""
     start = time.perf_counter()
-    args, training_args = begin_run(argv, RetrievalArguments, DEFAULTS)
+    args, training_args = begin_run(argv, RetrievalArguments, DEFAULTS, BENCHMARK_DEFAULTS)
     if args.index is not None or args.query is not None:
         return search(args, training_args)
 
-    name, splits, bad_pictures = prepare_splits(args, training_args, lambda: read_data(args))
+    name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     datasets = {
         split: CaptionDataset(
-            examples, captions_per_image=args.captions_per_image if split == "train" else None, seed=training_args.seed
+            examples,
+            captions_per_image=args.captions_per_image if split == "train" else None,
+            seed=training_args.seed if split == "train" else None,
         )
         for split, examples in splits.items()
     }
+    benchmark = CAPTION_BENCHMARKS.get(args.benchmark)
     data = {split: describe(dataset, bad_pictures[split]) for split, dataset in datasets.items()}
     for split, found in data.items():
         logger.info(f"{split}: {found['captions']:,} captions of {found['pictures']:,} pictures")
@@ -342,8 +372,11 @@ def main(argv: list[str] | None = None) -> dict | list:
         args=training_args,
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("validation"),
-        data_collator=CaptionCollator(processor),
+        data_collator=CaptionCollator(processor, augmentation_of(args)),
         processing_class=processor,
+        vision_learning_rate=args.vision_learning_rate,
+        text_learning_rate=args.text_learning_rate,
+        fold_size=benchmark and benchmark.fold_size,
         rerank_k=args.rerank_k,
         similar_per_batch=args.similar_per_batch,
         contrastive_chunk_size=args.contrastive_chunk_size,

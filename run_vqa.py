@@ -1,19 +1,22 @@
 """Trains and evaluates HiViLT on questions about pictures.
 
     python run_vqa.py                                              easy-VQA, everything with defaults
+    python run_vqa.py --benchmark gqa --data_dir GQA               a data set of the field, its official files or the Hub's
     python run_vqa.py --train_file train.jsonl --test_file test.jsonl --output_dir outputs/mine
     python run_vqa.py --model_name_or_path outputs/vqa --test_file test.csv --do_predict --output_dir outputs/test
     python run_vqa.py settings.yaml                                the same flags in one file
     accelerate launch --num_processes 2 run_vqa.py                 several devices
 
 It leaves in --output_dir: the checkpoint with its code, processor and pipeline, README.md, results.json,
-predictions.jsonl, training.png and predictions.png.
+predictions.jsonl, training.png and predictions.png; for a benchmark with a server also submission.json.
 """
 
 import json
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -26,17 +29,19 @@ from hivilt.data.vqa import (
     VQAExample,
     build_answer_vocabulary,
     drop_unknown_answers,
-    read_easy_vqa,
+    read_answers_file,
     read_file,
     read_table,
 )
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS, VQABenchmark
 from hivilt.evaluation.plots import plot_predictions
-from hivilt.evaluation.vqa import answer_coverage, canonical_answer, exact_match
+from hivilt.evaluation.vqa import answer_ceiling, answer_coverage, canonical_answer, exact_match
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.trainers import QuestionAnsweringTrainer, answer_and_look
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
+    augmentation_of,
     begin_run,
     collect_results,
     load_or_build,
@@ -61,47 +66,87 @@ DEFAULTS = {
     "warmup_steps": 0.1,  # a share of all steps
     "metric_for_best_model": "accuracy",
 }
+# What a benchmark does by itself; its resolution, learning rates and epochs are in runs/.
+BENCHMARK_DEFAULTS = {
+    name: {"metric_for_best_model": benchmark.metric, "min_answer_count": benchmark.min_answer_count}
+    for name, benchmark in VQA_BENCHMARKS.items()
+}
 
 
 @dataclass
 class VQAArguments(TaskArguments):
     """What only question answering has."""
 
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless "
+            "other data is named.",
+            "choices": list(VQA_BENCHMARKS),
+        },
+    )
     question_column: str = field(default="question", metadata={"help": "Column of questions."})
     question_id_column: str | None = field(default=None, metadata={"help": "Column copied to predictions.jsonl."})
     answer_column: str = field(default="answer", metadata={"help": "Column of an answer, or of a list of them."})
+    answer_file: str | None = field(
+        default=None,
+        metadata={"help": "Answers to choose from, one a line. Unset: the benchmark's, or those of the training data."},
+    )
     min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.names_data():
+            self.benchmark = "easy-vqa"
+        if self.image_dir and not self.benchmark:
+            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
 
-def read_data(args: VQAArguments) -> tuple[str, dict[str, list[VQAExample]]]:
-    """The name of the data and its splits: what the arguments name, or easy-VQA."""
+
+def read_data(args: VQAArguments, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
+    """The name of the data that the arguments name, and those of these splits that there are."""
     columns = Columns(
         args.image_column, args.question_column, args.answer_column, args.image_id_column, args.question_id_column
     )
-    named = read_splits(
+    return read_splits(
         args,
+        splits,
         lambda path, split: read_file(path, columns, answers_needed=split != "test"),
         lambda table, source, split: read_table(table, columns, source, answers_needed=split != "test"),
+        VQA_BENCHMARKS.get(args.benchmark),
     )
-    return named or ("easy-VQA", {"train": read_easy_vqa("train"), "test": read_easy_vqa("test")})
+
+
+def answers_to_choose_from(args: VQAArguments, train: list[VQAExample]) -> list[str]:
+    """The classes: a list that is named, that of the benchmark, or the answers of the training data."""
+    benchmark = VQA_BENCHMARKS.get(args.benchmark)
+    file = args.answer_file or (benchmark and benchmark.answer_file)
+    if file is not None:
+        return read_answers_file(file)
+    answers = [one.answers for one in train]
+    return build_answer_vocabulary(answers, args.min_answer_count, args.max_answers, normalize=several_answers(train))
+
+
+def several_answers(examples: list[VQAExample]) -> bool:
+    """Whether questions have several answers each, so that labels are soft and VQA accuracy is what counts."""
+    return any(len(one.answers) > 1 for one in examples)
 
 
 def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, train: list[VQAExample] | None):
-    """The model and its processor; if it trains, its classes are the answers of the training data."""
+    """The model and its processor; if it trains, with the answers to choose from as its classes."""
     if train is None:
         if not args.model_name_or_path:
             raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
         return load_or_build(args, HiViLTForQuestionAnswering)
 
-    vocabulary = build_answer_vocabulary([one.answers for one in train], args.min_answer_count, args.max_answers)
+    vocabulary = answers_to_choose_from(args, train)
     questions = [one.question for one in train]
     model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, id2label=dict(enumerate(vocabulary)))
     known = set(model.config.id2label.values())
     if known != set(vocabulary):
         logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(known & set(vocabulary))}.")
         model.resize_answer_head(vocabulary)
-    soft = any(len(one.answers) > 1 for one in train)
+    soft = several_answers(train)
     model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
     for part in args.freeze:
         model.freeze(part)
@@ -110,12 +155,30 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
 
 def describe(examples: list[VQAExample], label2id: dict[str, int], bad_pictures: list[str]) -> dict:
     """What a split holds, for the log and for `results.json`."""
-    return {
+    answers = [one.answers for one in examples]
+    found = {
         "pictures": len({one.image_id for one in examples}),
         "questions": len(examples),
-        "answer_coverage": answer_coverage([one.answers for one in examples], label2id),
+        "answer_coverage": answer_coverage(answers, label2id) if any(answers) else None,
         "bad_pictures": bad_pictures,
     }
+    return found | ({"answer_ceiling": answer_ceiling(answers, label2id)} if several_answers(examples) else {})
+
+
+def describe_coverage(found: dict, split: str) -> str:
+    """What `describe` found about the answers, in words."""
+    if found["answer_coverage"] is None:
+        return "their answers are not known"
+    text = f"the answers to choose from cover {found['answer_coverage']:.2%} of the questions"
+    if "answer_ceiling" in found:
+        return f"{text}, for {found['answer_ceiling']:.2%} VQA accuracy at most"
+    return text if split == "train" else f"{text}, which no accuracy can pass"
+
+
+def headline(training_args: HiViLTTrainingArguments) -> str:
+    """The metric that is printed, and that checkpoints are chosen by unless that is the loss."""
+    metric = training_args.metric_for_best_model.removeprefix("eval_")
+    return DEFAULTS["metric_for_best_model"] if metric == "loss" else metric
 
 
 def write_predictions(path: Path, examples: list[VQAExample], predictions: list[list[dict]]) -> None:
@@ -133,19 +196,38 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, predictions: list[list[dict]]) -> None:
+    """The files that the benchmark's server takes."""
+    for name, rows in benchmark.submissions(predictions, test.examples).items():
+        (folder / name).write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        logger.info(f"{name}: {len(rows):,} answers for the server of {benchmark.title}; it wants all of its split")
+
+
+def summary_of(results: dict, split: str, metric: str) -> str:
+    """The number that counts, and accuracy by type of question where the data tells types, as lines of text."""
+    found = results[split]
+    lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
+    for name, accuracies in found.items():
+        if isinstance(accuracies, dict):
+            shown = ", ".join(f"{kind} {accuracy:.4f}" for kind, accuracy in accuracies.items())
+            lines.append(f"  {name.replace('_', ' ')}: {shown}")
+    return "\n".join(lines)
+
+
 def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: dict) -> None:
     """`README.md` of the checkpoint."""
     question = trainer.eval_dataset.examples[0].question
     name, train = results["data"]["name"], results["data"]["train"]
-    measured = [split for split in ("test", "validation") if "accuracy" in results.get(split, {})]
+    metric = headline(trainer.args)
+    measured = [split for split in ("test", "validation") if metric in results.get(split, {})]
     accuracy = [
         EvalResult(
             task_type="visual-question-answering",
             dataset_type=name,
             dataset_name=name,
             dataset_split=split,
-            metric_type="accuracy",
-            metric_value=round(results[split]["accuracy"], 6),
+            metric_type=metric,
+            metric_value=round(results[split][metric], 6),
         )
         for split in measured[:1]
     ]
@@ -179,17 +261,19 @@ def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: d
 def main(argv: list[str] | None = None) -> dict:
     """Runs as the flags ask (`argv`; unset, the command line) and returns what `results.json` holds."""
     start = time.perf_counter()
-    args, training_args = begin_run(argv, VQAArguments, DEFAULTS)
+    args, training_args = begin_run(argv, VQAArguments, DEFAULTS, BENCHMARK_DEFAULTS)
+    benchmark, metric = VQA_BENCHMARKS.get(args.benchmark), headline(training_args)
 
-    name, splits, bad_pictures = prepare_splits(args, training_args, lambda: read_data(args))
+    by = benchmark.hold_out_by if benchmark is not None else attrgetter("image_id")
+    name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), by)
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
     data = {split: describe(examples, label2id, bad_pictures[split]) for split, examples in splits.items()}
     for split, found in data.items():
         logger.info(
-            f"{split}: {found['questions']:,} questions about {found['pictures']:,} pictures; the {len(label2id)} answers "
-            f"cover {found['answer_coverage']:.2%}" + (", which no accuracy can pass" if split != "train" else "")
+            f"{split}: {found['questions']:,} questions about {found['pictures']:,} pictures; "
+            f"{describe_coverage(found, split)} ({len(label2id):,} answers)"
         )
     if training_args.do_train:
         kept = drop_unknown_answers(splits["train"], label2id)
@@ -198,14 +282,22 @@ def main(argv: list[str] | None = None) -> dict:
             logger.info(f"train: dropped {len(splits['train']) - len(kept):,} questions with no answer among them")
         splits["train"] = kept
 
-    datasets = {split: VQADataset(examples) for split, examples in splits.items()}
+    datasets = {
+        split: VQADataset(examples, seed=training_args.seed if split == "train" else None)
+        for split, examples in splits.items()
+    }
+    soft = model.config.problem_type == "multi_label_classification"
     trainer = QuestionAnsweringTrainer(
         model=model,
         args=training_args,
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("validation"),
-        data_collator=VQACollator(processor, label2id, model.config.problem_type == "multi_label_classification"),
+        data_collator=VQACollator(processor, label2id, soft, augmentation_of(args)),
         processing_class=processor,
+        vision_learning_rate=args.vision_learning_rate,
+        text_learning_rate=args.text_learning_rate,
+        watched_answer=benchmark and benchmark.watched_answer,
+        official_metrics=benchmark and benchmark.official_metrics,
     )
     metrics, predictions = run(trainer, datasets.get("test"))
 
@@ -215,6 +307,8 @@ def main(argv: list[str] | None = None) -> dict:
         if predictions is not None:
             test = datasets["test"]
             write_predictions(folder / "predictions.jsonl", test.examples, predictions)
+            if benchmark is not None and benchmark.submissions is not None:
+                write_submission(folder, benchmark, test, predictions)
             # Pictures from all over the split, and of each another question.
             shown = [
                 test.groups[place] for place in torch.linspace(0, len(test) - 1, min(12, len(test))).int().tolist()
@@ -227,10 +321,8 @@ def main(argv: list[str] | None = None) -> dict:
             write_card(trainer, args, results)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for split in ("validation", "test"):
-            if "accuracy" in results.get(split, {}):
-                print(
-                    f"{split} accuracy: {results[split]['accuracy']:.4f} on {results[split]['num_questions']:,} questions"
-                )
+            if metric in results.get(split, {}):
+                print(summary_of(results, split, metric))
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results if trainer.is_world_process_zero() else {}

@@ -2,7 +2,7 @@
 pictures with several texts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import ModelOutput
 
 from hivilt.data.captions import SimilarCaptionsSampler
-from hivilt.data.tables import open_picture
+from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQAExample
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
@@ -23,26 +23,63 @@ from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import score_pairs
 
 
+class _NewDraws(TrainerCallback):
+    """Tells the training data of each epoch before it begins, also when it is resumed half-way; on several processes
+    accelerate tells only the sampler."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(train_dataloader.dataset, EpochDataset):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
 class HiViLTTrainer(Trainer):
     """What both heads ask of `Trainer`. It leaves the model card alone: the scripts write their own, from measured values.
 
     The trainer of a head has a method `measure(model, dataloader, description)` that gives the predictions, metrics and
     number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together;
     `seconds_evaluating` is the part of training that went into evaluation.
+
+    Args:
+        vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
+            pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
+        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
     """
 
     unit: str  # what the head is trained and measured on, in the plural
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self, *args, vision_learning_rate: float | None = None, text_learning_rate: float | None = None, **kwargs
+    ):
         super().__init__(*args, **kwargs)
+        rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
+        self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
+        self.add_callback(_NewDraws)
         if self.args.n_gpu > 1:
             # nn.DataParallel cuts every tensor into as many pieces, but pictures and texts differ in number.
             raise ValueError(
                 f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
                 "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
             )
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Trainer's optimizer; an encoder that has a learning rate of its own is a group of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.encoder_learning_rates:
+            rates = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                # "base_model.model.hivilt.vision_model.encoder.weight", whatever wraps it
+                encoder = next((part for part in name.split(".") if part in self.encoder_learning_rates), None)
+                rates[id(parameter)] = self.encoder_learning_rates.get(encoder, self.args.learning_rate)
+            optimizer.param_groups[:] = [
+                {**group, "params": params, "lr": rate}
+                for group in optimizer.param_groups
+                for rate in sorted(set(rates.values()))
+                if (params := [parameter for parameter in group["params"] if rates[id(parameter)] == rate])
+            ]
+        return optimizer
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
@@ -82,14 +119,27 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
 
     Args:
         top_k: how many answers to keep for each question.
-        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+        watched_answer: an answer to keep with its probability for every question, after the best ones if it is not
+            among them.
+        official_metrics: the metrics of a benchmark, given the answers that were kept and the examples; they go beside
+            those of `vqa_metrics`, or in their place. Accuracies by type are left out of evaluations within training.
+        **kwargs: as `HiViLTTrainer`.
     """
 
     unit = "questions"
 
-    def __init__(self, *args, top_k: int = 3, **kwargs):
+    def __init__(
+        self,
+        *args,
+        top_k: int = 3,
+        watched_answer: str | None = None,
+        official_metrics: Callable[[list[list[dict]], list[VQAExample]], Mapping[str, Any]] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.top_k = top_k
+        self.watched_answer = watched_answer
+        self.official_metrics = official_metrics
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one step, and how many questions with an answer they hold, on all processes together."""
@@ -115,8 +165,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
 
         Returns:
             For each question, in the dataset's order, `{"answer": str, "score": float}` of the `top_k` best; the metrics
-            of `vqa_metrics`, and `loss`, the mean classification loss of the questions whose answer is in the
-            vocabulary; the number of questions.
+            of `vqa_metrics` and `official_metrics`, and `loss`, the mean classification loss of the questions whose
+            answer is in the vocabulary; the number of questions.
         """
         records = []
         for inputs in dataloader:
@@ -139,6 +189,11 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             [[answer["answer"] for answer in answers] for answers in predictions],
             [example.answers for example in examples],
         )
+        if self.official_metrics is not None:
+            official = self.official_metrics(predictions, examples)
+            metrics |= {
+                name: value for name, value in official.items() if not (self.is_in_train and isinstance(value, dict))
+            }
         losses = [loss for loss, _ in by_index.values() if loss is not None]
         if losses:
             metrics["loss"] = sum(losses) / len(losses)
@@ -146,12 +201,16 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
 
     def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
         config = self.model.config
-        return self.processing_class.post_process_question_answering(
-            logits,
-            top_k=self.top_k,
-            id2label=config.id2label,
-            multi_label=config.problem_type == "multi_label_classification",
+        multi_label = config.problem_type == "multi_label_classification"
+        best = self.processing_class.post_process_question_answering(
+            logits, top_k=self.top_k, id2label=config.id2label, multi_label=multi_label
         )
+        if self.watched_answer in config.label2id:
+            scores = logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
+            for answers, score in zip(best, scores[:, config.label2id[self.watched_answer]].tolist(), strict=True):
+                if all(answer["answer"] != self.watched_answer for answer in answers):
+                    answers.append({"answer": self.watched_answer, "score": score})
+        return best
 
 
 def _answered(labels: torch.Tensor) -> torch.BoolTensor:
@@ -227,13 +286,6 @@ def answer_and_look(
     ]
 
 
-class _NewDraws(TrainerCallback):
-    """Tells the training data of each epoch before it begins; on several processes accelerate tells only the sampler."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        train_dataloader.dataset.set_epoch(int(state.epoch))
-
-
 class RetrievalTrainer(HiViLTTrainer):
     """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
 
@@ -245,7 +297,11 @@ class RetrievalTrainer(HiViLTTrainer):
         rerank_k: candidates of each query to re-rank; 0 ranks by the embeddings alone.
         similar_per_batch: pictures with similar captions to train on together, see `SimilarCaptionsSampler`.
         contrastive_chunk_size: `chunk_size` of `HiViLTForRetrieval.forward` in training.
-        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+        fold_size: also report recall as the mean over consecutive folds of so many pictures with their captions, each
+            ranked and re-ranked by itself, of splits with at least two; what is left after the last whole one counts in
+            none. MS-COCO's "1K test" is five folds of 1,000 (Karpathy and Fei-Fei 2015; VSE++). Evaluations within
+            training do without.
+        **kwargs: as `HiViLTTrainer`.
     """
 
     unit = "captions"
@@ -256,14 +312,17 @@ class RetrievalTrainer(HiViLTTrainer):
         rerank_k: int = 16,
         similar_per_batch: int = 1,
         contrastive_chunk_size: int | None = None,
+        fold_size: int | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if fold_size is not None and fold_size < 1:
+            raise ValueError(f"fold_size: expected at least 1 picture, or None for no folds, got {fold_size}.")
         self.rerank_k = rerank_k
         self.similar_per_batch = similar_per_batch
         self.contrastive_chunk_size = contrastive_chunk_size
+        self.fold_size = fold_size
         self._losses: dict[str, list[torch.Tensor]] = {}
-        self.add_callback(_NewDraws)
 
     def _get_train_sampler(self, train_dataset=None):
         return SimilarCaptionsSampler(train_dataset or self.train_dataset, self.similar_per_batch)
@@ -300,7 +359,8 @@ class RetrievalTrainer(HiViLTTrainer):
             `{"image_to_text": LongTensor (B_i, n), "text_to_image": LongTensor (B_t, n)}`, places in the split, best
             first; metrics: those of `retrieval_metrics` for the final ranking, the same with `embedding_` and `fused_` in
             front for the ranking by embeddings alone and by fused similarity alone, `loss`, seconds of each stage and how
-            many pairs were fused; the number of captions.
+            many pairs were fused; with folds their number, and the means of all recalls over them with `fold_` in front,
+            while seconds and pairs are those of the split and its folds together; the number of captions.
         """
         start = time.perf_counter()
         images, texts, losses = _Encoded(), _Encoded(), []
@@ -320,6 +380,39 @@ class RetrievalTrainer(HiViLTTrainer):
         texts.gather(len(dataset.captions), f"{description}: captions")
         encoded = time.perf_counter()
 
+        rankings, recalls, costs = self._rank(model, images, texts, dataset.image_of_caption)
+        metrics = {"loss": sum(loss * count for loss, count in losses) / sum(count for _, count in losses), **recalls}
+        if self.fold_size is not None and not self.is_in_train and len(dataset) >= 2 * self.fold_size:
+            folds = []
+            for fold in self._folds(images, texts, dataset.image_of_caption):
+                _, found, more = self._rank(model, *fold)
+                folds.append(found)
+                costs = {name: cost + more[name] for name, cost in costs.items()}
+            metrics |= {f"fold_{name}": sum(found[name] for found in folds) / len(folds) for name in recalls}
+            metrics |= {"num_folds": len(folds), "fold_size": self.fold_size}
+        metrics |= {
+            "num_pictures": len(dataset),
+            "num_captions": len(dataset.captions),
+            "encode_seconds": encoded - start,
+            **costs,
+        }
+        return rankings, metrics, len(dataset.captions)
+
+    def _folds(self, images, texts, image_of_caption):
+        """Consecutive `fold_size` pictures, their captions, and for each of these its picture's place in the fold."""
+        owners = torch.tensor(image_of_caption)
+        for start in range(0, len(images.rows) - self.fold_size + 1, self.fold_size):
+            stop = start + self.fold_size
+            places = ((owners >= start) & (owners < stop)).nonzero().squeeze(1)
+            yield images.take(torch.arange(start, stop)), texts.take(places), (owners[places] - start).tolist()
+
+    def _rank(self, model, images, texts, image_of_caption):
+        """Ranks all texts for every picture and all pictures for every text, from what was encoded.
+
+        Returns:
+            The final rankings, as `measure` gives them; the recalls of every stage; pairs that were fused and seconds.
+        """
+        start = time.perf_counter()
         # (B_i, projection_dim), (B_t, projection_dim) -> (B_i, B_t)
         similarity = images.embeds.to(self.args.device) @ texts.embeds.to(self.args.device).t()
         shortlist = max(10, self.rerank_k)
@@ -342,19 +435,16 @@ class RetrievalTrainer(HiViLTTrainer):
         else:
             rankings[""] = rankings["embedding_"]
 
-        metrics = {"loss": sum(loss * count for loss, count in losses) / sum(count for _, count in losses)}
+        recalls = {}
         for name, (image_to_text, text_to_image) in rankings.items():
-            found = retrieval_metrics(image_to_text, text_to_image, dataset.image_of_caption)
-            metrics |= {f"{name}{metric}": value for metric, value in found.items()}
-        metrics |= {
-            "num_pictures": len(dataset),
-            "num_captions": len(dataset.captions),
+            found = retrieval_metrics(image_to_text, text_to_image, image_of_caption)
+            recalls |= {f"{name}{metric}": value for metric, value in found.items()}
+        costs = {
             "num_fused_pairs": num_pairs,
-            "encode_seconds": encoded - start,
-            "search_seconds": searched - encoded,
+            "search_seconds": searched - start,
             "rerank_seconds": time.perf_counter() - searched,
         }
-        return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), metrics, len(dataset.captions)
+        return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), recalls, costs
 
     def _fuse_shortlists(self, model, images, texts, image_to_text, text_to_image):
         """Fused similarities of the first `rerank_k` of both rankings, (B_i, k) and (B_t, k), and how many were computed.
@@ -407,3 +497,9 @@ class _Encoded:
             raise RuntimeError(f"{what}: {len(rows)} of {length} were encoded.")
         self.rows = torch.tensor([rows[number] for number in range(length)])
         self.embeds = torch.cat(embeds)[self.rows]
+
+    def take(self, places: torch.LongTensor) -> "_Encoded":
+        """The items at these places of the split; they share their states."""
+        taken = _Encoded()
+        taken.embeds, taken.rows, taken.states = self.embeds[places], self.rows[places], self.states
+        return taken

@@ -1,14 +1,17 @@
 """What every run does: read its arguments and data, build a model, train, save, draw, evaluate, write down what it measured."""
 
+import argparse
 import json
 import logging
 import os
 import platform
+import re
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ from transformers import (
 )
 
 import hivilt
-from hivilt.data.tables import check_pictures, hold_out_images
+from hivilt.data.augmentation import Augmentation
+from hivilt.data.benchmarks import Benchmark
+from hivilt.data.tables import check_pictures, hold_out
 from hivilt.evaluation.plots import plot_training
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -67,17 +72,30 @@ class TaskArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with a tokenizer or image processor from the Hub."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder of one."})
+    benchmark: str | None = field(default=None, metadata={"help": "Data set of the field, by name."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hub, or a folder of one; of a benchmark, another copy of it."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
-    data_dir: str | None = field(default=None, metadata={"help": "Image folder with metadata.jsonl or metadata.csv."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Image folder with metadata.jsonl or metadata.csv; of a benchmark, its official files."},
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the pictures of a benchmark, if they do not lie in data_dir."}
+    )
     train_file: str | None = field(default=None, metadata={"help": "Training data: JSON, JSONL, CSV or Parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "Data for choosing, likewise."})
     test_file: str | None = field(default=None, metadata={"help": "Data for the final measurement, likewise."})
-    train_split: str = field(default="train", metadata={"help": "Name of the split in a dataset or image folder."})
-    validation_split: str = field(
-        default="validation", metadata={"help": "Likewise; if absent, pictures are held out."}
+    train_split: str | None = field(
+        default=None,
+        metadata={"help": "Name of the training split: 'train', or the benchmark's; 'train+val' joins two of it."},
     )
-    test_split: str = field(default="test", metadata={"help": "Likewise."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "Likewise: 'validation', or the benchmark's; if absent, pictures are held out."},
+    )
+    test_split: str | None = field(default=None, metadata={"help": "Likewise: 'test', or the benchmark's."})
     image_column: str = field(default="image", metadata={"help": "Column of pictures or of their paths."})
     image_id_column: str | None = field(default=None, metadata={"help": "Column that tells pictures apart, if any."})
     on_bad_image: str = field(
@@ -90,6 +108,26 @@ class TaskArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many at most."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Choose by this many at most."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Measure on this many at most."})
+    random_crop: float | None = field(
+        default=None, metadata={"help": "Train on random crops of at least this share of a picture's area, say 0.5."}
+    )
+    random_flip: str | None = field(
+        default=None,
+        metadata={
+            "help": "Mirror half of the training pictures: never where a text says left or right ('skip'), or with these "
+            "words swapped ('swap').",
+            "choices": ["skip", "swap"],
+        },
+    )
+    rand_augment: list[int] | None = field(
+        default=None, metadata={"help": "RandAugment of training pictures: how many operations, and how strong: 2 7."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision encoder, if it is to differ from learning_rate."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text encoder, likewise."}
+    )
     num_threads: int = field(default=1, metadata={"help": "CPU threads of one process; small tensors want few."})
 
     def __post_init__(self):
@@ -103,10 +141,19 @@ class TaskArguments:
         given = [name for name, value in sources.items() if value]
         if len(given) > 1:
             raise ValueError(f"Data can come from one source, got {' and '.join(given)}; drop all but one.")
+        if self.benchmark and given == ["train_file, validation_file, test_file"]:
+            raise ValueError(
+                "A benchmark has its own files: drop benchmark, or train_file, validation_file, test_file."
+            )
         if self.model_name_or_path and (self.vision_model or self.text_model or self.fusion):
             raise ValueError(
                 "model_name_or_path names a whole HiViLT; drop vision_model, text_model and fusion, which build a new one."
             )
+
+    def names_data(self) -> bool:
+        """Whether any data is named; else the script has its own."""
+        files = self.train_file or self.validation_file or self.test_file
+        return bool(self.benchmark or self.dataset_name or self.data_dir or files)
 
 
 @dataclass
@@ -145,31 +192,41 @@ COMMON_DEFAULTS = {
 
 
 def parse_arguments(
-    argv: Sequence[str], task_class: type[TaskArguments], defaults: Mapping[str, Any]
+    argv: Sequence[str],
+    task_class: type[TaskArguments],
+    defaults: Mapping[str, Any],
+    benchmark_defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[TaskArguments, HiViLTTrainingArguments]:
     """Arguments from flags, or from one JSON or YAML file.
 
     Args:
         argv: the command line without the program's name.
         task_class: the script's own arguments.
-        defaults: the script's defaults for `TrainingArguments`, over `COMMON_DEFAULTS`.
+        defaults: the script's defaults for any of the flags, over `COMMON_DEFAULTS`.
+        benchmark_defaults: what is otherwise where `--benchmark` names one, by its name.
 
     Raises:
         ValueError: an argument is unknown.
     """
     parser = HfArgumentParser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
-    defaults = {**COMMON_DEFAULTS, **defaults}
-    parser.set_defaults(**defaults)
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
         argv = _flags_in_file(Path(argv[0]))
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--benchmark")
+    benchmark = first.parse_known_args(argv)[0].benchmark
+    parser.set_defaults(**{**COMMON_DEFAULTS, **defaults, **(benchmark_defaults or {}).get(benchmark, {})})
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
 
 
 def begin_run(
-    argv: Sequence[str] | None, task_class: type[TaskArguments], defaults: Mapping[str, Any]
+    argv: Sequence[str] | None,
+    task_class: type[TaskArguments],
+    defaults: Mapping[str, Any],
+    benchmark_defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[TaskArguments, HiViLTTrainingArguments]:
     """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say."""
-    args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, task_class, defaults)
+    argv = sys.argv[1:] if argv is None else argv
+    args, training_args = parse_arguments(argv, task_class, defaults, benchmark_defaults)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads)
@@ -196,49 +253,67 @@ def _flags_in_file(path: Path) -> list[str]:
 
 
 def read_splits(
-    args: TaskArguments, read_file: Callable[[Path, str], list], read_table: Callable[[Dataset, str, str], list]
-) -> tuple[str, dict[str, list]] | None:
-    """The data that the arguments name: its name and its splits "train", "validation" and "test", those that there are.
+    args: TaskArguments,
+    splits: Collection[str],
+    read_file: Callable[[Path, str], list],
+    read_table: Callable[[Dataset, str, str], list],
+    benchmark: Benchmark | None = None,
+) -> tuple[str, dict[str, list]]:
+    """The data that the arguments name: its name and those of the splits that there are.
 
     Args:
-        args: where the data is.
+        args: where the data is: of a benchmark, in files, or in tables of `datasets`.
+        splits: which to read of "train", "validation" and "test".
         read_file: examples of a file, given its path and the split.
         read_table: examples of a table of `datasets`, given what to call it and the split.
-
-    Returns:
-        `None` where the arguments name no data.
+        benchmark: the one to read if the arguments name no files and no tables of their own.
     """
+    if benchmark is not None:
+        return benchmark.title, _read_benchmark(args, splits, benchmark)
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     files = {split: Path(file) for split, file in files.items() if file}
     if files:
         # Files are called train or test; it is their folder that has a name.
         name = next(iter(files.values())).resolve().parent.name
-        return name, {split: read_file(file, split) for split, file in files.items()}
-    if args.dataset_name or args.data_dir:
-        name = args.dataset_name or args.data_dir
-        # A folder goes by its own name, wherever it lies.
-        name = Path(name).name if Path(name).exists() else name
-        tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
-        named = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-        return name, {
-            split: read_table(tables[table], f"{name}, {table}", split)
-            for split, table in named.items()
-            if table in tables
-        }
-    return None
+        return name, {split: read_file(file, split) for split, file in files.items() if split in splits}
+    name = args.dataset_name or args.data_dir
+    # A folder goes by its own name, wherever it lies.
+    name = Path(name).name if Path(name).exists() else name
+    tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
+    named = {split: official or split for split, official in _named_splits(args).items()}
+    return name, {
+        split: read_table(tables[table], f"{name}, {table}", split)
+        for split, table in named.items()
+        if split in splits and table in tables
+    }
+
+
+def _named_splits(args: TaskArguments) -> dict[str, str | None]:
+    return {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+
+
+def _read_benchmark(args: TaskArguments, splits: Collection[str], benchmark: Benchmark) -> dict[str, list]:
+    official = {split: named or benchmark.splits.get(split) for split, named in _named_splits(args).items()}
+    if args.validation_split is None and (official["validation"] or "") in official["train"].split("+"):
+        # What is trained on cannot be chosen by: pictures are held out instead.
+        official["validation"] = None
+    where = (args.data_dir, args.image_dir, args.dataset_name, args.dataset_config_name)
+    return {split: benchmark.read(name, *where) for split, name in official.items() if name and split in splits}
 
 
 def prepare_splits(
     args: TaskArguments,
     training_args: HiViLTTrainingArguments,
-    read: Callable[[], tuple[str, dict[str, list]]],
+    read: Callable[[Collection[str]], tuple[str, dict[str, list]]],
+    hold_out_by: Callable[[Any], str] = attrgetter("image_id"),
 ) -> tuple[str, dict[str, list], dict[str, list[str]]]:
-    """The splits that this run needs, with pictures held out of training where there is nothing else to choose by.
+    """The splits that this run needs, with examples held out of training where there is nothing else to choose by.
 
     Args:
         args: how many examples to use, and what to do about bad pictures.
         training_args: what is asked for: training, evaluation, prediction.
-        read: gives the name of the data and all its splits.
+        read: gives the name of the data and, of the splits it is asked for, those that there are.
+        hold_out_by: what stays on one side when examples are held out; default: pictures.
 
     Returns:
         The name of the data, its splits, and which of their pictures are bad.
@@ -254,17 +329,18 @@ def prepare_splits(
     }
     # The main process writes what is cached; the others find it there.
     with training_args.main_process_first(desc="reading the data"):
-        name, splits = read()
+        name, splits = read([split for split in needed if needed[split]])
+        if needed["validation"] and "validation" not in splits and "train" not in splits:
+            splits |= read(["train"])[1]
     if needed["validation"] and "validation" not in splits and "train" in splits:
-        splits["train"], splits["validation"] = hold_out_images(splits["train"], seed=training_args.seed)
+        splits["train"], splits["validation"] = hold_out(splits["train"], seed=training_args.seed, by=hold_out_by)
     missing = [split for split in needed if needed[split] and split not in splits]
     if missing == ["test"] and training_args.do_train:
         logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
     elif missing:
         flags = " and ".join(f"--{split}_file (or --{split}_split of a dataset)" for split in missing)
-        raise ValueError(
-            f"{name}: this run needs {', '.join(missing)} data, there is only {', '.join(splits)}: give {flags}."
-        )
+        there = f"there is only {', '.join(splits)}" if splits else "there is none of it"
+        raise ValueError(f"{name}: this run needs {', '.join(missing)} data, {there}: give {flags}.")
 
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     used, bad_pictures = {}, {}
@@ -272,6 +348,18 @@ def prepare_splits(
         examples = splits[split][: limits[split]]
         used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
     return name, used, bad_pictures
+
+
+def augmentation_of(args: TaskArguments) -> Augmentation | None:
+    """What the arguments say to do to training pictures; `None` for nothing.
+
+    Raises:
+        ValueError: a value is out of range; names its flag.
+    """
+    if args.random_crop is None and args.random_flip is None and args.rand_augment is None:
+        return None
+    rand_augment = None if args.rand_augment is None else tuple(args.rand_augment)
+    return Augmentation(random_crop=args.random_crop, random_flip=args.random_flip, rand_augment=rand_augment)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -444,6 +532,24 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
+    """Writes what a benchmark measured to `<name>-<hardware>.json`.
+
+    Args:
+        folder: where; made if need be.
+        name: of the benchmark.
+        results: with what `environment` gives under "environment".
+
+    Returns:
+        The file's path; a picture of the results goes beside it, with another ending.
+    """
+    hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{hardware}.json"
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 def _processor_name() -> str:
@@ -630,7 +736,7 @@ def collect_results(
         "lr_scheduler_type",
         "optim",
     )
-    named += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size")
+    named += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
     results["settings"] = {**asdict(args), **{name: getattr(trainer.args, name) for name in named}}
     results["environment"] = environment()
     return results

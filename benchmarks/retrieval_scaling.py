@@ -12,10 +12,8 @@ It leaves a JSON file and a picture, with the processor in their names, in bench
 """
 
 import argparse
-import json
 import multiprocessing
 import random
-import re
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +32,14 @@ from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.evaluation.plots import plot_scaling
 from hivilt.search import ImageIndex
 from hivilt.trainers import RetrievalTrainer
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, environment, peak_memory_bytes, train_tokenizer
+from hivilt.training import (
+    COMMON_DEFAULTS,
+    HiViLTTrainingArguments,
+    environment,
+    peak_memory_bytes,
+    train_tokenizer,
+    write_result_file,
+)
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the picture's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
@@ -203,10 +208,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"search among {search['num_embeddings']:,} embeddings: {search['median']:.1f} ms, {search['most']:.1f} at most"
     )
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
-    path = args.output_dir / f"retrieval_scaling-{name}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    path = write_result_file(args.output_dir, "retrieval_scaling", results)
     plot_scaling(results["collections"], path.with_suffix(".png"))
     return results
 

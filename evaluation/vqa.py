@@ -1,4 +1,4 @@
-"""What a number means in visual question answering: the official answer normaliser, VQA accuracy and exact match.
+"""What a number means in visual question answering: answer normalizers, VQA accuracy, exact match, soft labels.
 
 Everything here is a pure function over strings and lists, so it needs no network and can be called twice on the same
 answers with the same result (the official tool rewrites its ground truths in place).
@@ -7,27 +7,31 @@ VQA accuracy of a prediction p against the answers a_1..a_n of n people (https:/
 
     acc(p) = 1/n * sum_i min(1, |{j != i : a_j = p}| / 3)
 
-With ten answers and k of them equal to p this is 0, 0.3, 0.6, 0.9, 1 for k = 0, 1, 2, 3, 4 or more. Both sides are
-normalised first; which sides and when is the `normalisation` argument:
+With ten answers and k of them equal to p this is 0, 0.3, 0.6, 0.9, 1 for k = 0, 1, 2, 3, 4 or more. Before they are
+compared, both sides are normalized; how is the `normalization` argument:
 
-| normalisation | prediction | answers | used by |
+| normalization | prediction | answers | used by |
 |---|---|---|---|
-| `"always"` | punctuation and words | punctuation and words | MMF and lmms-eval; the default here |
+| `"always"` | punctuation and words | punctuation and words | lmms-eval on VQAv2; the default here |
 | `"official"` | as the answers | untouched if all are identical, else punctuation and words | VQA tool since 2021 |
 | `"legacy"` | punctuation and words | punctuation only, and only if they differ | VQA tool until 2021; ALBEF, LAVIS |
+| `"mmf"` | MMF's tokenizer, punctuation, words | as the prediction | TextVQA; lmms-eval on VizWiz, OK-VQA |
+| `"vizwiz"` | punctuation and words | untouched, ends included | VizWiz tool |
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
+from statistics import fmean
 from typing import Literal, get_args
 
-Normalisation = Literal["official", "legacy", "always"]
+Normalization = Literal["official", "legacy", "always", "mmf", "vizwiz"]
 
 PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
-ARTICLES = ("a", "an", "the")
+ARTICLES = frozenset(("a", "an", "the"))
 
 # The official table, slips included ("somebody'd", and capitals that lower-casing has made unreachable).
 _CONTRACTIONS = """
@@ -53,8 +57,20 @@ _CONTRACTIONS = """
 """
 CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
 
+# No number is an article or a contraction, so that one look-up does for both.
+_WORDS = CONTRACTIONS | NUMBER_WORDS
+
+_MARK = re.compile("[" + re.escape("".join(PUNCTUATION)) + "]")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+
+# A split repeats its answers; this many distinct ones are remembered, some 15 MB.
+_REMEMBERED = 2**16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Normalizers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def strip_punctuation(text: str) -> str:
@@ -63,28 +79,30 @@ def strip_punctuation(text: str) -> str:
     A mark is deleted where it touches a space anywhere in `text`, or where `text` has a comma between digits; otherwise
     it becomes a space: "yes,no" -> "yes no", "yes, it is" -> "yes it is", "10,000" -> "10000".
     """
-    comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
     stripped = text
-    for mark in PUNCTUATION:
-        delete = comma_in_number or f"{mark} " in text or f" {mark}" in text
-        stripped = stripped.replace(mark, "" if delete else " ")
+    marks = _MARK.findall(text)
+    if marks:
+        comma_in_number = "," in marks and _COMMA_IN_NUMBER.search(text) is not None
+        for mark in set(marks):
+            delete = comma_in_number or f"{mark} " in text or f" {mark}" in text
+            stripped = stripped.replace(mark, "" if delete else " ")
     # The official code passes a regex flag where the count belongs (re.UNICODE == 32); kept for equality.
-    return _FULL_STOP.sub("", stripped, count=32)
+    return _FULL_STOP.sub("", stripped, count=32) if "." in stripped else stripped
 
 
-def normalise_words(text: str) -> str:
+def normalize_words(text: str) -> str:
     """The official word pass: lower case, number words to digits, no articles, contractions with their apostrophes."""
-    words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join([_WORDS.get(word, word) for word in text.lower().split() if word not in ARTICLES])
 
 
 def clean_whitespace(text: str) -> str:
-    """Newlines and tabs to spaces, none at the ends: the only step that is never skipped."""
+    """Newlines and tabs to spaces, none at the ends: the step that only the VizWiz tool skips, and only for answers."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def normalise_answer(text: str) -> str:
-    """The official normaliser in full.
+@lru_cache(_REMEMBERED)
+def normalize_answer(text: str) -> str:
+    """The official normalizer in full.
 
     Args:
         text: an answer as a person typed it or a model gave it.
@@ -92,73 +110,156 @@ def normalise_answer(text: str) -> str:
     Returns:
         The answer to compare; may be empty, since articles are dropped ("a" -> "").
 
-    >>> normalise_answer("Two t-shirts.")
+    >>> normalize_answer("Two t-shirts.")
     '2 t shirts'
     """
-    return normalise_words(strip_punctuation(clean_whitespace(text)))
+    return normalize_words(strip_punctuation(clean_whitespace(text)))
 
 
-def _check_answers(answers: Sequence[str]) -> None:
-    if isinstance(answers, str):
-        raise TypeError(f"answers: expected a list of strings, got the string {answers!r}; wrap it in a list.")
-    if len(answers) == 0:
-        raise ValueError("answers: got an empty list; a question without a known answer has no accuracy, leave it out.")
+@lru_cache(_REMEMBERED)
+def normalize_answer_mmf(text: str) -> str:
+    """MMF's normalizer (`EvalAIAnswerProcessor`), by which TextVQA is scored: the official one after a tokenizer.
+
+    The tokenizer lower-cases, deletes commas and question marks, and splits off "'s", so that "yes,no" is one word and
+    "dog's" two.
+
+    Args:
+        text: an answer as a person typed it or a model gave it.
+
+    Returns:
+        The answer to compare; may be empty.
+
+    >>> normalize_answer_mmf("The dog's, yes?")
+    "dog 's yes"
+    """
+    tokens = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalize_words(strip_punctuation(clean_whitespace(tokens)))
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str], normalisation: Normalisation = "always") -> float:
+def canonical_answer(answer: str) -> str:
+    """How an answer is written in the vocabulary and compared for exact match: lower case, single spaces."""
+    return " ".join(answer.lower().split())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VQA accuracy
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str], normalization: Normalization = "always") -> float:
     """VQA accuracy of one prediction, leaving out one answer at a time by its index.
 
     Args:
         prediction: the answer to judge.
         answers: what people said, with repetitions. Fewer than ten stand for ten in the same proportions, as OK-VQA
             doubles its five: a single answer gives 1 on a match and 0 otherwise.
-        normalisation: see the table at the top of this file.
+        normalization: see the table at the top of this file.
 
     Returns:
         A float in [0, 1].
 
     Raises:
         TypeError: `answers` is a single string.
-        ValueError: `answers` is empty, or `normalisation` is unknown.
+        ValueError: `answers` is empty, or `normalization` is unknown.
 
     >>> vqa_accuracy("two", ["2", "two", "three", "3", "3", "3", "3", "3", "3", "3"])
     0.6
     """
     _check_answers(answers)
-    prediction, answers = clean_whitespace(prediction), [clean_whitespace(answer) for answer in answers]
-    unanimous = len(set(answers)) == 1
-    if normalisation == "always" or (normalisation == "official" and not unanimous):
-        prediction, answers = normalise_answer(prediction), [normalise_answer(answer) for answer in answers]
-    elif normalisation == "legacy":
-        prediction = normalise_answer(prediction)
-        answers = answers if unanimous else [strip_punctuation(answer) for answer in answers]
-    elif normalisation != "official":
-        raise ValueError(f"normalisation: expected one of {get_args(Normalisation)}, got {normalisation!r}.")
+    return _score_of(_count_equal(prediction, answers, normalization), len(answers))
 
-    total = max(len(answers), 10)
-    equal = answers.count(prediction) * total / len(answers)
+
+def vqa_accuracies(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], normalization: Normalization = "always"
+) -> list[float]:
+    """`vqa_accuracy` of each question of a split.
+
+    Args:
+        predictions: the answer to judge, one a question.
+        answers: for each question what people said, at least one answer.
+        normalization: see the table at the top of this file.
+
+    Returns:
+        A float in [0, 1] for each question.
+
+    Raises:
+        TypeError: a prediction is no string, or the answers of a question are a single one.
+        ValueError: the lengths differ, a question has no answer, or `normalization` is unknown.
+    """
+    check_strings("predictions", predictions)
+    check_lengths(predictions, answers=answers)
+    for question, said in enumerate(answers):
+        _check_answers(said, question)
+    return [
+        _score_of(_count_equal(prediction, said, normalization), len(said))
+        for prediction, said in zip(predictions, answers, strict=True)
+    ]
+
+
+def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """How the prediction, and how each answer, is written before they are compared."""
+    if normalization == "always":
+        return normalize_answer, normalize_answer
+    if normalization == "mmf":
+        return normalize_answer_mmf, normalize_answer_mmf
+    if normalization == "vizwiz":
+        return normalize_answer, str
+    first = clean_whitespace(answers[0])
+    unanimous = all(clean_whitespace(answer) == first for answer in answers)
+    if normalization == "official":
+        return (clean_whitespace, clean_whitespace) if unanimous else (normalize_answer, normalize_answer)
+    if normalization == "legacy":
+        return normalize_answer, clean_whitespace if unanimous else _strip_punctuation_and_ends
+    raise ValueError(f"normalization: expected one of {get_args(Normalization)}, got {normalization!r}.")
+
+
+def _strip_punctuation_and_ends(text: str) -> str:
+    return strip_punctuation(clean_whitespace(text))
+
+
+def _count_equal(prediction: str, answers: Sequence[str], normalization: Normalization) -> int:
+    write_prediction, write_answer = _forms(normalization, answers)
+    return [write_answer(answer) for answer in answers].count(write_prediction(prediction))
+
+
+@cache
+def _score_of(count: int, num_answers: int) -> float:
+    """VQA accuracy of a prediction that equals `count` of the answers."""
+    total = max(num_answers, 10)
+    equal = count * total / num_answers
     # `equal` of the turns leave out one that agrees, the other turns leave out one that does not.
     score = (equal * min(1.0, (equal - 1) / 3) + (total - equal) * min(1.0, equal / 3)) / total if equal else 0.0
     return round(score, 12)
 
 
-def answer_scores(answers: Sequence[str]) -> dict[str, float]:
-    """Soft target of each distinct answer: the VQA accuracy that predicting it would earn.
-
-    Training on these is training on the metric: with ten answers, counts 1, 2, 3, 4+ give 0.3, 0.6, 0.9, 1.
+def accuracy_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
+    """The mean score of each type of question.
 
     Args:
-        answers: what people said, with repetitions.
+        scores: one a question, as `vqa_accuracies` gives them.
+        types: one a question; `None` where it is not known, which leaves the question out.
 
     Returns:
-        Each distinct answer, as `canonical_answer` writes it, with a score in (0, 1].
+        The types in alphabetical order, each with its mean.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    >>> accuracy_by_type([1.0, 0.3, 0.0], ["yes/no", "number", "yes/no"])
+    {'number': 0.3, 'yes/no': 0.5}
     """
-    return {canonical_answer(answer): vqa_accuracy(answer, answers) for answer in dict.fromkeys(answers)}
+    if len(types) != len(scores):
+        raise ValueError(f"types: expected one a score, got {len(types)} for {len(scores)}.")
+    by_type: dict[str, list[float]] = {}
+    for score, kind in zip(scores, types, strict=True):
+        if kind is not None:
+            by_type.setdefault(kind, []).append(score)
+    return {kind: fmean(by_type[kind]) for kind in sorted(by_type)}
 
 
-def canonical_answer(answer: str) -> str:
-    """How an answer is written in the vocabulary and compared for exact match: lower case, single spaces."""
-    return " ".join(answer.lower().split())
+# ---------------------------------------------------------------------------------------------------------------------
+# Majority answer and exact match
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def majority_answer(answers: Sequence[str]) -> str:
@@ -185,14 +286,14 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 def vqa_metrics(
     predictions: Sequence[Sequence[str]],
     answers: Sequence[Sequence[str]],
-    normalisation: Normalisation = "always",
+    normalization: Normalization = "always",
 ) -> dict[str, float]:
     """Metrics of a whole split.
 
     Args:
         predictions: for each question its answers in falling order of probability; the first one counts.
         answers: for each question what people said; an empty list where it is not known, which leaves it out.
-        normalisation: see the table at the top of this file.
+        normalization: see the table at the top of this file.
 
     Returns:
         `accuracy` (exact match of the first prediction), `top3_accuracy` (the answer is among the first three) and,
@@ -209,24 +310,146 @@ def vqa_metrics(
     if not known:
         return metrics
 
-    metrics["accuracy"] = sum(exact_match(given[0], said) for given, said in known) / len(known)
-    metrics["top3_accuracy"] = sum(any(exact_match(one, said) for one in given[:3]) for given, said in known) / len(
-        known
+    first = [given[0] for given, _ in known]
+    answers = [said for _, said in known]
+    majority = [majority_answer(said) for said in answers]
+    metrics["accuracy"] = fmean(canonical_answer(one) == right for one, right in zip(first, majority, strict=True))
+    metrics["top3_accuracy"] = fmean(
+        right in map(canonical_answer, given[:3]) for (given, _), right in zip(known, majority, strict=True)
     )
-    if any(len(said) > 1 for _, said in known):
-        metrics["vqa_accuracy"] = sum(vqa_accuracy(given[0], said, normalisation) for given, said in known) / len(known)
+    if any(len(said) > 1 for said in answers):
+        metrics["vqa_accuracy"] = fmean(vqa_accuracies(first, answers, normalization))
     return metrics
 
 
-def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
-    """Share of the questions whose answer is in the vocabulary: the accuracy no classifier over it can pass.
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def answer_label(answer: str, label2id: Mapping[str, int]) -> int | None:
+    """The label of an answer: as `canonical_answer` writes it, else as `normalize_answer` does.
+
+    Args:
+        answer: what somebody said.
+        label2id: the vocabulary.
+
+    Returns:
+        The label, or `None` if the vocabulary has neither.
+
+    >>> answer_label("Two", {"2": 7})
+    7
+    """
+    text = _label_text(answer, label2id)
+    return None if text is None else label2id[text]
+
+
+def _label_text(answer: str, label2id: Mapping[str, int]) -> str | None:
+    canonical = canonical_answer(answer)
+    if canonical in label2id:
+        return canonical
+    normalized = normalize_answer(answer)
+    return normalized if normalized in label2id else None
+
+
+def soft_scores(answers: Sequence[str], label2id: Mapping[str, int]) -> dict[int, float]:
+    """Soft target of a question: for each label that one of its answers has, what predicting it would earn.
+
+    Training on these is training on the metric: with ten answers, counts 1, 2, 3, 4+ give 0.3, 0.6, 0.9, 1.
+
+    Args:
+        answers: what people said, with repetitions; may be empty.
+        label2id: the vocabulary, see `answer_label`.
+
+    Returns:
+        Labels with the VQA accuracy ("always") of their texts, in [0, 1].
+
+    Raises:
+        TypeError: `answers` is a single string.
+
+    >>> soft_scores(["two", "2", "three"], {"2": 0, "red": 1})
+    {0: 1.0}
+    """
+    _check_list(answers)
+    texts = dict.fromkeys(_label_text(answer, label2id) for answer in answers)
+    return {label2id[text]: vqa_accuracy(text, answers, "always") for text in texts if text is not None}
+
+
+def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
+    """The VQA accuracy ("always") that no classifier over the vocabulary can pass.
 
     Args:
         answers: for each question what people said; empty lists are left out.
-        label2id: the vocabulary, written as `canonical_answer` does.
+        label2id: the vocabulary.
+
+    Returns:
+        The mean over the questions of the best score that a label earns, in [0, 1]; 1 if no answer is known.
+
+    Raises:
+        TypeError: the answers of a question are a single string.
+    """
+    # A label is judged as any prediction, so it earns what people said in other words too.
+    reachable = {normalize_answer(label) for label in label2id}
+    best = []
+    for question, said in enumerate(answers):
+        _check_list(said, question)
+        if len(said) > 0:
+            counts = Counter(normalize_answer(answer) for answer in said)
+            most = max((count for text, count in counts.items() if text in reachable), default=0)
+            best.append(_score_of(most, len(said)))
+    return fmean(best) if best else 1.0
+
+
+def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
+    """Share of the questions whose majority answer has a label: those that a classifier can be taught.
+
+    Args:
+        answers: for each question what people said; empty lists are left out.
+        label2id: the vocabulary, see `answer_label`.
 
     Returns:
         A float in [0, 1]; 1 if no answer is known.
     """
-    known = [said for said in answers if len(said) > 0]
-    return sum(majority_answer(said) in label2id for said in known) / len(known) if known else 1.0
+    known = [answer_label(majority_answer(said), label2id) is not None for said in answers if len(said) > 0]
+    return fmean(known) if known else 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_list(answers: Sequence[str], question: int | None = None) -> None:
+    if isinstance(answers, str):
+        where = "" if question is None else f" for question {question}"
+        raise TypeError(f"answers: expected a list of strings{where}, got the string {answers!r}; wrap it in a list.")
+
+
+def _check_answers(answers: Sequence[str], question: int | None = None) -> None:
+    _check_list(answers, question)
+    if len(answers) == 0:
+        where = "" if question is None else f" for question {question}"
+        raise ValueError(
+            f"answers: got an empty list{where}; a question without a known answer has no accuracy, leave it out."
+        )
+
+
+def check_strings(name: str, values: Sequence[str]) -> None:
+    if isinstance(values, str):
+        raise TypeError(f"{name}: expected a list, one string a question, got the string {values!r}.")
+    wrong = next((place for place, value in enumerate(values) if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise TypeError(f"{name}: expected one string a question, got {values[wrong]!r} for question {wrong}.")
+
+
+def check_lengths(predictions: Sequence[str], **given: Sequence | None) -> None:
+    for name, values in given.items():
+        if values is not None and len(values) != len(predictions):
+            raise ValueError(f"{name}: expected one a question, got {len(values)} for {len(predictions)} predictions.")
+
+
+def check_split(predictions: Sequence[str], answers: Sequence, **types: Sequence | None) -> None:
+    check_strings("predictions", predictions)
+    check_lengths(predictions, answers=answers, **types)
+    if len(predictions) == 0:
+        raise ValueError("predictions: got an empty list; there is no accuracy without a question.")

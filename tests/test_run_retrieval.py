@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import ViTImageProcessorPil, ViTModel, pipeline
 
+from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTForRetrieval
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.run_retrieval import main
 from hivilt.search import ImageIndex
 from processes import launch
@@ -165,6 +168,41 @@ def test_karpathy_files_run_through_the_same_command(karpathy, tmp_path):
     assert [row["image"] for row in read_lines(tmp_path / "out/predictions.jsonl")[-5:]] == [
         str(911 + number) for number in range(5)
     ]
+
+
+@pytest.mark.parametrize("name", list(CAPTION_BENCHMARKS))
+def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path, capsys):
+    make_caption_miniature(name, tmp_path / "data")
+    asked = ["--benchmark", name, "--data_dir", str(tmp_path / "data"), "--do_train", "--do_eval", "--do_predict"]
+    results = main([*asked, *flags(tmp_path / "out")])
+    assert results["data"]["name"] == CAPTION_BENCHMARKS[name].title
+    for split in ("validation", "test"):
+        assert results["data"][split]["pictures"] == results[split]["num_pictures"] >= 3
+        assert results["data"][split]["captions"] == results[split]["num_captions"]
+        assert 0 <= results[split]["mean_recall"] <= 1
+    assert "num_folds" not in results["test"]  # the miniature has fewer than two thousand pictures
+    assert f"test: R@K in percent, {results['test']['num_pictures']} pictures" in capsys.readouterr().out
+
+
+def test_folds_have_a_table_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CAPTION_BENCHMARKS, "coco", replace(CAPTION_BENCHMARKS["coco"], fold_size=2))
+    make_caption_miniature("coco", tmp_path / "data")
+    asked = ["--benchmark", "coco", "--data_dir", str(tmp_path / "data")]
+    results = main([*asked, *flags(tmp_path / "out")])
+    assert results["data"]["train"]["pictures"] == 10  # restval among them
+    assert results["test"]["num_folds"] == 2
+    printed = capsys.readouterr().out
+    assert "Mean over 2 folds of 2 pictures" in printed
+    shown = f"{100 * results['test']['fold_text_to_image_recall@1']:.1f}"
+    assert shown in printed.split("test: R@K")[1].split("Mean over")[1]
+    assert "Mean over 2 folds" in ModelCard.load(tmp_path / "out/README.md").text
+
+
+def test_a_benchmark_has_the_shortlist_of_its_field(tmp_path):
+    make_caption_miniature("flickr30k", tmp_path / "data")
+    asked = [part for part in flags(tmp_path / "out") if part not in ("--rerank_k", "3")]
+    results = main(["--benchmark", "flickr30k", "--data_dir", str(tmp_path / "data"), *asked])
+    assert results["settings"]["rerank_k"] == CAPTION_BENCHMARKS["flickr30k"].rerank_k == 128
 
 
 def test_image_folder_with_metadata(data, tmp_path, monkeypatch):

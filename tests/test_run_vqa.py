@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from transformers import Trainer, ViTImageProcessorPil, ViTModel, pipeline
 
 from hivilt import HiViLTForQuestionAnswering
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import exact_match
-from hivilt.run_vqa import main
+from hivilt.run_vqa import VQAArguments, main, read_data
+from hivilt.training import parse_arguments, prepare_splits
+from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch
 from tiny import VISION_CONFIGS, make_config, make_picture, make_processor
 
@@ -53,6 +56,15 @@ def data(tmp_path):
         rows = make_rows(split, num_pictures, folder)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A saved model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    HiViLTForQuestionAnswering(make_config()).save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return str(folder)
 
 
 def flags(data, out, *more, splits=("train", "validation", "test")):
@@ -226,7 +238,7 @@ def test_answers_outside_the_vocabulary_count_as_wrong(data, tmp_path, caplog):
     assert results["test"]["num_questions"] == 13
     assert results["test"]["accuracy"] <= 6 / 13
     assert "train: dropped 10 questions with no answer among them" in caplog.text
-    assert "cover 46.15%, which no accuracy can pass" in caplog.text
+    assert "cover 46.15% of the questions, which no accuracy can pass" in caplog.text
 
 
 def test_several_answers_a_question_train_on_soft_labels(data, tmp_path):
@@ -306,6 +318,135 @@ def test_defaults_read_easy_vqa(tmp_path, monkeypatch):
     assert results["parameters"]["all"] <= 3_000_000
 
 
+OFFICIAL = {
+    "easy-vqa": {"accuracy"},
+    "vqav2": {"vqa_accuracy", "by_answer_type", "by_question_type"},
+    "gqa": {"accuracy", "open_accuracy", "binary_accuracy", "by_structural", "by_semantic", "by_detailed"},
+    "vizwiz": {"vqa_accuracy", "by_answer_type", "answerable_vqa_accuracy"},
+    "textvqa": {"vqa_accuracy"},
+    "ok-vqa": {"vqa_accuracy", "by_answer_type", "by_question_type"},
+    "vqa-rad": {"accuracy", "open_accuracy", "closed_accuracy", "num_open", "num_closed"},
+    "clevr": {"accuracy", "by_family"},
+}
+SUBMISSIONS = {"vqav2": ("question_id", "answer"), "textvqa": ("question_id", "answer")}
+SUBMISSIONS |= {"gqa": ("questionId", "prediction"), "vizwiz": ("image", "answer")}
+
+
+@pytest.mark.parametrize("name", list(VQA_BENCHMARKS))
+def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path, capsys, caplog):
+    make_vqa_miniature(name, tmp_path / "data")
+    asked = ["--benchmark", name, "--data_dir", str(tmp_path / "data"), "--do_train", "--do_eval", "--do_predict"]
+    results = main([*asked, *flags(tmp_path, tmp_path / "out", splits=())])
+    benchmark, printed = VQA_BENCHMARKS[name], capsys.readouterr().out
+    assert results["data"]["name"] == benchmark.title
+    assert results["settings"]["metric_for_best_model"] == benchmark.metric
+
+    # The official number, of validation where there is one with answers, and of test where its answers are public.
+    hidden = benchmark.splits["test"] in benchmark.hidden
+    for split in ("validation",) if hidden else ("validation", "test"):
+        assert OFFICIAL[name] <= set(results[split])
+        assert 0 <= results[split][benchmark.metric] <= 1
+        words = f"{split} {benchmark.metric.replace('_', ' ')}: {results[split][benchmark.metric]:.4f} on"
+        assert words in printed
+        for kind, accuracy in results[split].get("by_answer_type", {}).items():
+            assert f"{kind} {accuracy:.4f}" in printed
+    if hidden:
+        assert results["test"]["num_questions"] == 0
+        assert "test: " in caplog.text and "their answers are not known" in caplog.text
+        (measured,) = ModelCard.load(tmp_path / "out/README.md").data.eval_results
+        assert (measured.dataset_split, measured.metric_type) == ("validation", benchmark.metric)
+
+    # Every question of the test split is answered; where there is a server, in its format.
+    predictions = read_lines(tmp_path / "out/predictions.jsonl")
+    assert len(predictions) == results["data"]["test"]["questions"]
+    submission = tmp_path / "out/submission.json"
+    assert submission.exists() == (name in SUBMISSIONS)
+    if name in SUBMISSIONS:
+        question, answer = SUBMISSIONS[name]
+        rows = json.loads(submission.read_text())
+        assert [row[answer] for row in rows] == [one["predictions"][0]["answer"] for one in predictions]
+        assert [str(row[question]) for row in rows] == [one["question_id"] for one in predictions]
+    num_answers = {"vqav2": 3129, "gqa": 1842}
+    assert results["num_answers"] == num_answers.get(name, results["num_answers"])
+
+
+def test_vizwiz_measures_answerability(tmp_path):
+    make_vqa_miniature("vizwiz", tmp_path / "data")
+    train = json.loads((tmp_path / "data/Annotations/train.json").read_text())
+    for row in train[:2]:
+        row["answers"] = [{"answer": "unanswerable", "answer_confidence": "yes"}] * 10
+    (tmp_path / "data/Annotations/train.json").write_text(json.dumps(train))
+    validation = json.loads((tmp_path / "data/Annotations/val.json").read_text())
+    validation[0] |= {"answerable": 0, "answer_type": "unanswerable"}
+    (tmp_path / "data/Annotations/val.json").write_text(json.dumps(validation))
+    asked = ["--benchmark", "vizwiz", "--data_dir", str(tmp_path / "data")]
+    results = main([*asked, *flags(tmp_path, tmp_path / "out", splits=())])
+    assert 0 < results["validation"]["answerability_average_precision"] <= 1
+    rows = json.loads((tmp_path / "out/submission_answerability.json").read_text())
+    predictions = read_lines(tmp_path / "out/predictions.jsonl")
+    for row, one in zip(rows, predictions, strict=True):
+        score = next(given["score"] for given in one["predictions"] if given["answer"] == "unanswerable")
+        assert row == {"image": one["question_id"], "answerable": pytest.approx(1 - score)}
+
+
+def test_joined_splits_hold_pictures_out(tmp_path):
+    make_vqa_miniature("vqav2", tmp_path / "data")
+    asked = ["--benchmark", "vqav2", "--data_dir", str(tmp_path / "data"), "--train_split", "train+val"]
+    asked += ["--do_train", "--test_split", "test-dev"]
+    results = main([*asked, *flags(tmp_path, tmp_path / "out", splits=()), "--per_device_train_batch_size", "5"])
+    assert results["data"]["train"]["pictures"] + results["data"]["validation"]["pictures"] == 6
+    assert results["data"]["validation"]["pictures"] == 1
+    assert "test" not in results["data"]
+
+
+def test_a_copy_on_the_hub_stands_for_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_hub_copy("gqa", tmp_path / "copy")
+    asked = ["--benchmark", "gqa", "--dataset_name", str(tmp_path / "copy")]
+    results = main([*asked, *flags(tmp_path, tmp_path / "out", splits=())])
+    assert results["test"]["num_questions"] == results["data"]["test"]["questions"] > 0
+    assert "by_structural" in results["test"]
+
+
+def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
+    """Its test split asks about training pictures, but never what training asks in other words."""
+    make_vqa_miniature("vqa-rad", tmp_path / "data")
+    args, training_args = parse_arguments(
+        ["--benchmark", "vqa-rad", "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path), "--use_cpu"],
+        VQAArguments,
+        {},
+    )
+    benchmark = VQA_BENCHMARKS["vqa-rad"]
+    _, splits, _ = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), benchmark.hold_out_by)
+    train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
+    assert held_out and not train & held_out
+    assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}
+
+
+def test_answers_from_a_file(data, tmp_path):
+    (tmp_path / "answers.txt").write_text("yes\nno\nmauve\n")
+    results = main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "answers.txt")))
+    assert results["num_answers"] == 3
+    assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == {"0": "yes", "1": "no", "2": "mauve"}
+    (tmp_path / "answers.txt").write_text("yes\nYes\n")
+    with pytest.raises(ValueError, match="answer_file: answers.txt has 'yes' more than once"):
+        main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "answers.txt")))
+    with pytest.raises(FileNotFoundError, match="answer_file: .*none.txt is not a file"):
+        main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "none.txt")))
+
+
+def test_augmentation_changes_training_and_nothing_else(data, tmp_path):
+    plain = main(flags(data, tmp_path / "plain", "--learning_rate", "0"))
+    more = ("--random_crop", "0.5", "--random_flip", "skip", "--rand_augment", "2", "7")
+    results = main(flags(data, tmp_path / "augmented", "--learning_rate", "0", *more))
+    assert losses(tmp_path / "augmented") != losses(tmp_path / "plain")
+    again = main(flags(data, tmp_path / "again", "--learning_rate", "0", *more, "--dataloader_num_workers", "1"))
+    assert losses(tmp_path / "again") == losses(tmp_path / "augmented")
+    assert again["data"] == results["data"] == plain["data"]
+    # Batch norms have seen other pictures; the pictures that are measured on are the same.
+    assert results["test"]["num_questions"] == plain["test"]["num_questions"]
+
+
 def test_pushing_keeps_the_card(data, tmp_path, monkeypatch):
     uploaded = []
 
@@ -375,6 +516,27 @@ def test_two_processes_answer_with_the_model_they_save(data, tmp_path):
 def test_nothing_to_evaluate(data, tmp_path):
     with pytest.raises(ValueError, match="give --model_name_or_path a checkpoint, or --do_train"):
         main(["--do_predict", "--test_file", str(data / "test.jsonl"), "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--benchmark", "gqa", "--test_file", "x.json"], "drop benchmark, or train_file"),
+        (["--image_dir", "pictures", "--test_file", "x.json"], "image_dir goes with a benchmark"),
+        (["--benchmark", "gqa", "--data_dir", "a", "--dataset_name", "b"], "one source, got dataset_name and data_dir"),
+        (["--benchmark", "gqa", "--data_dir", "nowhere", "--test_split", "minival"], "'challenge'.*got 'minival'"),
+        (["--random_crop", "2", "--do_train"], "random_crop: expected .* got 2.0"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(more, message, tmp_path, checkpoint):
+    with pytest.raises(ValueError, match=message):
+        main(["--output_dir", str(tmp_path), "--use_cpu", "--do_predict", "--model_name_or_path", checkpoint, *more])
+
+
+def test_missing_official_files_are_named(tmp_path, checkpoint):
+    asked = ["--benchmark", "gqa", "--data_dir", str(tmp_path), "--do_predict", "--model_name_or_path", checkpoint]
+    with pytest.raises(FileNotFoundError, match="testdev_balanced_questions.json"):
+        main([*asked, "--output_dir", str(tmp_path), "--use_cpu"])
 
 
 def test_missing_split_names_the_flag(data, tmp_path):

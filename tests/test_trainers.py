@@ -1,5 +1,10 @@
 """What counts questions and captions where Trainer counts rows."""
 
+import json
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -17,6 +22,7 @@ from hivilt.trainers import (
     question_losses,
 )
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments
+from processes import launch
 from tiny import make_config, make_model, make_picture, make_processor
 
 ANSWERS = ["yes", "no", "red", "blue"]
@@ -45,6 +51,9 @@ def make_arguments(tmp_path, **arguments):
     return HiViLTTrainingArguments(**{**COMMON_DEFAULTS, **quiet, **unsaved, **arguments})
 
 
+OURS = ("vision_learning_rate", "text_learning_rate", "top_k", "watched_answer", "official_metrics")
+
+
 def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **arguments):
     if model is None:
         set_seed(0)
@@ -57,7 +66,9 @@ def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **ar
                 module.p = 0.0
         model.config.text_config.attention_probs_dropout_prob = 0.0
     processor = make_processor()
+    ours = {name: arguments.pop(name) for name in OURS if name in arguments}
     return QuestionAnsweringTrainer(
+        **ours,
         model=model,
         args=make_arguments(tmp_path, **arguments),
         train_dataset=dataset,
@@ -111,6 +122,46 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, dataset, soft
         found.append((recorder.logs[0]["loss"], recorder.logs[0]["grad_norm"]))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     assert found[2] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_encoders_learn_at_their_own_rates(tmp_path, dataset, frozen):
+    trainer = make_trainer(
+        tmp_path, dataset, learning_rate=1e-2, vision_learning_rate=1e-4, text_learning_rate=0.0, weight_decay=0.1
+    )
+    if frozen:
+        trainer.model.freeze("vision")
+    optimizer = trainer.create_optimizer()
+    plain = make_trainer(tmp_path, dataset, model=trainer.model, weight_decay=0.1).create_optimizer()
+    rate_of = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    decay_of = {parameter: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+
+    rates = {"vision_model": 1e-4, "text_model": 0.0}
+    for name, parameter in trainer.model.named_parameters():
+        expected = next((rate for part, rate in rates.items() if f".{part}." in f".{name}"), 1e-2)
+        assert rate_of.get(parameter) == (expected if parameter.requires_grad else None), name
+    assert decay_of == {
+        parameter: group["weight_decay"] for group in plain.param_groups for parameter in group["params"]
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rate_of)
+
+
+def test_rates_of_encoders_follow_the_schedule_and_survive_resuming(tmp_path, dataset):
+    """A text encoder with rate 0 stays as it was; the rest learns, in a run that is resumed too."""
+    rates = {"vision_learning_rate": 1e-3, "text_learning_rate": 0.0}
+    arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    arguments["eval_strategy"] = "no"
+    trainer = make_trainer(tmp_path, dataset, learning_rate=1e-2, **rates, **arguments)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert "vision_model" in changed
+    assert "text_model" not in changed
+
+    again = make_trainer(tmp_path, dataset, learning_rate=1e-2, **rates, **arguments)
+    again.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    assert all(torch.equal(value, after[name]) for name, value in again.model.state_dict().items())
 
 
 def test_model_card_is_left_alone(tmp_path, dataset):
@@ -173,6 +224,40 @@ def test_evaluation_loss_and_accuracy(tmp_path, dataset):
     assert metrics["eval_samples_per_second"] > 0
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_watched_answer_is_kept_with_its_probability(tmp_path, dataset, soft):
+    trainer = make_trainer(tmp_path, dataset, soft=soft, top_k=4)
+    trainer.model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
+    all_answers = trainer.predict(dataset).predictions
+    watching = make_trainer(tmp_path, dataset, trainer.model, soft=soft, top_k=1, watched_answer="no")
+    for given, every in zip(watching.predict(dataset).predictions, all_answers, strict=True):
+        score = next(answer["score"] for answer in every if answer["answer"] == "no")
+        assert given[0] == every[0]
+        assert given[-1] == {"answer": "no", "score": pytest.approx(score)}
+        assert len(given) == (1 if every[0]["answer"] == "no" else 2)
+    # A vocabulary without it has nothing to watch.
+    other = make_trainer(tmp_path, dataset, trainer.model, soft=soft, top_k=1, watched_answer="unanswerable")
+    assert {len(given) for given in other.predict(dataset).predictions} == {1}
+
+
+def test_official_metrics_take_the_place_of_ours_and_types_wait_for_the_end(tmp_path, dataset):
+    seen = []
+
+    def official(predictions, examples):
+        seen.append((len(predictions), examples))
+        return {"accuracy": 0.25, "by_family": {"exist": 0.5}}
+
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path, dataset, official_metrics=official, callbacks=[recorder], num_train_epochs=1, eval_strategy="epoch"
+    )
+    trainer.train()
+    assert [log["eval_accuracy"] for log in recorder.logs if "eval_accuracy" in log] == [0.25]
+    assert not [log for log in recorder.logs if "eval_by_family" in log]
+    assert trainer.evaluate()["eval_by_family"] == {"exist": 0.5}
+    assert seen == [(17, dataset.examples)] * 2
+
+
 def test_evaluation_without_answers(tmp_path, dataset):
     unanswered = VQADataset([example._replace(answers=()) for example in dataset.examples])
     output = make_trainer(tmp_path, dataset).predict(unanswered)
@@ -232,16 +317,19 @@ def captioned(tmp_path):
     return examples
 
 
-def make_retrieval_trainer(tmp_path, captioned, rerank_k=2, captions_per_image=None, callbacks=None, **arguments):
+def make_retrieval_trainer(
+    tmp_path, captioned, rerank_k=2, captions_per_image=None, callbacks=None, fold_size=None, **arguments
+):
     processor = make_processor()
     return RetrievalTrainer(
         model=make_model(HiViLTForRetrieval, weight_scale=8.0),
         args=make_arguments(tmp_path, **arguments),
-        train_dataset=CaptionDataset(captioned, captions_per_image),
+        train_dataset=CaptionDataset(captioned, captions_per_image, seed=0),
         eval_dataset=CaptionDataset(captioned),
         data_collator=CaptionCollator(processor),
         processing_class=processor,
         rerank_k=rerank_k,
+        fold_size=fold_size,
         callbacks=callbacks,
     )
 
@@ -298,8 +386,9 @@ def test_metrics_tell_the_stages_apart(tmp_path, captioned):
 
 
 @pytest.mark.checklist("10")
-def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only(tmp_path, captioned):
-    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k=2)
+@pytest.mark.parametrize("fold_size", [None, 2])
+def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only(tmp_path, captioned, fold_size):
+    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k=2, fold_size=fold_size)
     counts = {"vision_model": 0, "text_model": 0}
     for name in counts:
         getattr(trainer.model.base_model, name).register_forward_hook(
@@ -310,7 +399,65 @@ def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only
         )
     metrics = trainer.evaluate()
     assert counts == {"vision_model": 5, "text_model": 9}
-    assert 9 <= metrics["eval_num_fused_pairs"] <= 2 * 5 + 2 * 9
+    # Folds of 2 pictures with 3 and 4 captions fuse at most all their pairs.
+    assert 9 <= metrics["eval_num_fused_pairs"] <= 2 * 5 + 2 * 9 + (0 if fold_size is None else 2 * 3 + 2 * 4)
+
+
+@pytest.mark.parametrize("rerank_k", [0, 1, 20])
+def test_folds_are_evaluated_each_by_itself(tmp_path, captioned, rerank_k):
+    """Two folds of two pictures; the fifth picture is in none."""
+    trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k, fold_size=2, per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    alone = make_retrieval_trainer(tmp_path, captioned, rerank_k)
+    folds = [alone.evaluate(CaptionDataset(captioned[start : start + 2])) for start in (0, 2)]
+    whole = alone.evaluate()
+    recalls = [name for name in whole if "recall" in name]
+    assert len(recalls) == (14 if rerank_k == 0 else 21)
+    for name in recalls:
+        assert metrics[name] == whole[name]
+        mean = (folds[0][name] + folds[1][name]) / 2
+        assert metrics[name.replace("eval_", "eval_fold_")] == pytest.approx(mean), name
+    assert metrics["eval_fold_text_to_image_recall@1"] != metrics["eval_text_to_image_recall@1"]
+    assert metrics["eval_num_folds"] == 2 and metrics["eval_num_pictures"] == 5
+    pairs = [one["eval_num_fused_pairs"] for one in (whole, *folds)]
+    assert metrics["eval_num_fused_pairs"] == sum(pairs)
+    assert {name for name in metrics if name not in whole} == {
+        "eval_num_folds",
+        "eval_fold_size",
+        *(name.replace("eval_", "eval_fold_") for name in recalls),
+    }
+
+
+def test_folds_need_two_and_are_left_out_while_training(tmp_path, captioned):
+    recorder = Recorder()
+    trainer = make_retrieval_trainer(
+        tmp_path, captioned, callbacks=[recorder], fold_size=2, max_steps=1, eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    (found,) = [log for log in recorder.logs if "eval_mean_recall" in log]
+    assert not [name for name in found if "fold" in name]
+    assert "eval_fold_mean_recall" in trainer.evaluate()
+    trainer.fold_size = 3
+    assert not [name for name in trainer.evaluate() if "fold" in name]
+    with pytest.raises(ValueError, match="fold_size: expected at least 1 picture, or None for no folds, got 0"):
+        make_retrieval_trainer(tmp_path, captioned, fold_size=0)
+
+
+def evaluate_in_folds(tmp_path, captioned):
+    """Metrics with folds of one picture, some of which are one pair, and of two."""
+    trainers = [make_retrieval_trainer(tmp_path, captioned, fold_size=fold_size) for fold_size in (1, 2)]
+    return [trainer.evaluate() for trainer in trainers]
+
+
+def test_folds_on_two_processes(tmp_path, captioned, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    launch(Path(__file__).stem, 2, [str(tmp_path)])
+    together = json.loads((tmp_path / "metrics.json").read_text())
+    for found, expected in zip(together, evaluate_in_folds(tmp_path, captioned), strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            if "recall" in name or "num_" in name:
+                assert found[name] == pytest.approx(value), name
 
 
 def test_training_logs_both_losses_and_counts_captions(tmp_path, captioned):
@@ -369,3 +516,12 @@ def test_every_epoch_draws_other_captions(tmp_path, captioned):
     assert len(drawn) == 12 and all(len(places) == 5 for places in drawn)
     assert len(set(drawn)) > 4
     assert set().union(*drawn) == set(range(9))
+
+
+if __name__ == "__main__":  # one of the processes of `test_folds_on_two_processes`
+    folder = Path(sys.argv[1])
+    metrics = evaluate_in_folds(
+        folder, [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
+    )
+    if os.environ["RANK"] == "0":
+        (folder / "metrics.json").write_text(json.dumps(metrics))

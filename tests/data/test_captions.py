@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import random
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import hivilt.data.captions
+from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import (
     CaptionCollator,
     CaptionColumns,
@@ -262,17 +264,16 @@ def test_coco_trains_on_restval(folder):
 def test_a_karpathy_file_is_known_when_it_comes_as_any_file(folder):
     path = coco(folder)
     assert read_caption_file(path, split="train", image_dir="x") == read_karpathy(path, "train", "x")
-    with pytest.raises(
-        ValueError, match="dataset_coco.json has nothing for None; .* 'train', 'restval', 'val', 'test'"
-    ):
+    with pytest.raises(ValueError, match="or 'test' of dataset_coco.json, got None"):
         read_caption_file(path)
 
 
 def test_karpathy_errors(folder):
     path = flickr30k(folder)
-    for split in ("test", "val"):
-        with pytest.raises(ValueError, match=f"nothing for '{split}'; its own splits are 'train', 'val'. Expected"):
-            read_karpathy(path, split)
+    with pytest.raises(ValueError, match="dataset_flickr30k.json has no 'test'; its splits are 'train', 'val'."):
+        read_karpathy(path, "test")
+    with pytest.raises(ValueError, match=r"'validation' \('val'\) or 'test' of dataset_flickr30k.json, got 'val'"):
+        read_karpathy(path, "val")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_karpathy(folder / "none.json", "train")
 
@@ -477,8 +478,39 @@ def test_draws_change_with_epoch_and_seed_and_are_fair():
     assert len({place % 5 for (place,) in epochs[0]}) == 5
 
 
+def test_a_seed_draws_what_it_always_drew():
+    """Written down once: other captions, or another order, would make other models of the same seed."""
+    dataset = CaptionDataset(many(4), 2, seed=3)
+    dataset.set_epoch(2)
+    assert drawn(dataset) == [[4, 1], [8, 9], [10, 14], [15, 18]]
+    dataset = CaptionDataset(many(8), 2, seed=7)
+    dataset.set_epoch(5)
+    assert list(SimilarCaptionsSampler(dataset, 3)) == [4, 5, 6, 7, 1, 2, 3, 0]
+
+
+def test_only_training_items_say_how_to_augment_them():
+    dataset = CaptionDataset(many(3), seed=5)
+    draws = [dataset[number]["draw"] for number in range(3)]
+    again = CaptionDataset(many(3), 1, seed=5)
+    assert [again[number]["draw"] for number in range(3)] == draws
+    dataset.set_epoch(1)
+    draws += [dataset[number]["draw"] for number in range(3)] + [CaptionDataset(many(1), seed=6)[0]["draw"]]
+    assert len(set(draws)) == 7
+    assert "draw" not in CaptionDataset(many(3))[0]
+
+
+def test_which_captions_are_drawn_says_nothing_about_the_augmentation():
+    """From one and the same seed, each caption would always meet the same crops."""
+    dataset = CaptionDataset(many(2000), 1, seed=0)
+    first_numbers = [[] for _ in range(5)]
+    for item in (dataset[number] for number in range(2000)):
+        first_numbers[item["caption_index"][0] % 5].append(random.Random(item["draw"]).random())
+    for numbers in first_numbers:
+        assert abs(sum(numbers) / len(numbers) - 0.5) < 0.06
+
+
 def test_workers_that_stay_hear_of_the_next_epoch():
-    dataset, here = CaptionDataset(many(8), 1), CaptionDataset(many(8), 1)
+    dataset, here = CaptionDataset(many(8), 1, seed=0), CaptionDataset(many(8), 1, seed=0)
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=4, collate_fn=caption_index_of, num_workers=2, persistent_workers=True
     )
@@ -494,7 +526,8 @@ def caption_index_of(items):
 
 def test_accelerate_sets_the_epoch_and_a_resumed_one_draws_the_same():
     def loader():
-        plain = torch.utils.data.DataLoader(CaptionDataset(many(8), 1), batch_size=2, collate_fn=caption_index_of)
+        dataset = CaptionDataset(many(8), 1, seed=0)
+        plain = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=caption_index_of)
         return prepare_data_loader(plain, put_on_device=False)
 
     whole = loader()
@@ -511,7 +544,9 @@ def test_bad_datasets_are_refused(examples):
     with pytest.raises(ValueError, match="picture 'r' has no caption"):
         CaptionDataset([examples[0]._replace(captions=())])
     with pytest.raises(ValueError, match="captions_per_image: expected at least 1, or None for all, got 0"):
-        CaptionDataset(examples, 0)
+        CaptionDataset(examples, 0, seed=0)
+    with pytest.raises(ValueError, match="captions_per_image: drawing 1 of .* needs a seed, got None"):
+        CaptionDataset(examples, 1)
 
 
 # Batches
@@ -536,21 +571,87 @@ def test_a_batch_ships_each_picture_once(examples, monkeypatch):
 
 
 def test_a_batch_of_one(examples):
-    batch = CaptionCollator(make_processor())([CaptionDataset(examples, 1)[1]])
+    batch = CaptionCollator(make_processor())([CaptionDataset(examples, 1, seed=0)[1]])
     assert [batch[name].shape[0] for name in batch] == [1] * 6
 
 
-def test_augmentation_changes_each_picture_once(examples):
-    seen = []
+FULL = Augmentation(random_crop=0.5, random_flip="swap", rand_augment=(2, 7))
 
-    def to_blue(picture):
-        seen.append(picture.getpixel(CORNER))
-        return make_picture("blue")
 
-    dataset = CaptionDataset(examples)
-    batch = CaptionCollator(make_processor(), to_blue)([dataset[0], dataset[1]])
-    assert seen == [(255, 0, 0), (0, 0, 255)]
-    torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][1])
+class Heard:
+    """A processor that keeps the texts it was given."""
+
+    def __init__(self):
+        self.processor = make_processor()
+
+    def __call__(self, images, text, **options):
+        self.texts = text
+        return self.processor(images=images, text=text, **options)
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A picture of the size that the processor gives, so that no pixel is computed, with captions for and against."""
+    make_picture("red", (IMAGE_SIZE, IMAGE_SIZE)).save(tmp_path / "square.png")
+    return CaptionedImage("s", str(tmp_path / "square.png"), ("a Dark corner on the Left", "a red image"))
+
+
+def test_a_mirrored_picture_has_left_and_right_swapped_in_its_captions(beside):
+    dataset, processor = CaptionDataset([beside], seed=0), Heard()
+    plain = CaptionCollator(processor)([dataset[0]])["pixel_values"]
+    collator, mirrored = CaptionCollator(processor, Augmentation(random_flip="swap")), 0
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        pixels = collator([dataset[0]])["pixel_values"]
+        if torch.equal(pixels, plain):
+            assert processor.texts == [["a Dark corner on the Left", "a red image"]]
+        else:
+            assert torch.equal(pixels, plain.flip(-1))
+            assert processor.texts == [["a Dark corner on the Right", "a red image"]]
+            mirrored += 1
+    assert 0 < mirrored < 20
+
+
+def test_pictures_stay_as_they_are_where_a_caption_says_left(beside):
+    dataset, processor = CaptionDataset([beside], captions_per_image=1, seed=0), Heard()
+    plain = CaptionCollator(processor)([dataset[0]])["pixel_values"]
+    collator, mirrored = CaptionCollator(processor, Augmentation(random_flip="skip")), {}
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        pixels = collator([dataset[0]])["pixel_values"]
+        mirrored.setdefault(processor.texts[0][0], set()).add(not torch.equal(pixels, plain))
+    assert mirrored == {"a Dark corner on the Left": {False}, "a red image": {False, True}}
+
+
+def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(examples):
+    train, test = CaptionDataset(examples, seed=0), CaptionDataset(examples)
+    plain = CaptionCollator(make_processor())([test[0], test[1]])
+    same = [
+        CaptionCollator(make_processor())([train[0], train[1]]),
+        CaptionCollator(make_processor(), Augmentation())([train[0], train[1]]),
+        CaptionCollator(make_processor(), FULL)([test[0], test[1]]),
+    ]
+    for batch in same:
+        assert batch.keys() == plain.keys()
+        assert all(torch.equal(batch[name], plain[name]) for name in plain)
+    changed = CaptionCollator(make_processor(), FULL)([train[0], train[1]])
+    assert changed.keys() == plain.keys()
+    assert all((changed["pixel_values"][row] != plain["pixel_values"][row]).any() for row in range(2))
+    assert torch.equal(changed["caption_index"], plain["caption_index"])
+
+
+def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(examples):
+    dataset, epochs = CaptionDataset(examples, 1, seed=0), []
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        batches = [
+            list(torch.utils.data.DataLoader(dataset, 1, collate_fn=CaptionCollator(make_processor(), FULL), **workers))
+            for workers in ({"num_workers": 0}, {"num_workers": 2})
+        ]
+        for own, foreign in zip(*batches, strict=True):
+            assert all(torch.equal(own[name], foreign[name]) for name in own)
+        epochs.append(torch.cat([batch["pixel_values"] for batch in batches[0]]))
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_collator_names_the_setting_that_spoils_its_items():
@@ -567,8 +668,8 @@ def test_an_unreadable_picture_is_named_with_the_way_out(examples, folder):
 
 
 def test_batches_from_spawned_workers_are_the_same(examples):
-    dataset = CaptionDataset(examples, 1)
-    collator = pickle.loads(pickle.dumps(CaptionCollator(make_processor())))
+    dataset = CaptionDataset(examples, 1, seed=0)
+    collator = pickle.loads(pickle.dumps(CaptionCollator(make_processor(), FULL)))
     spawned = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
     loaders = [
         torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator, **workers) for workers in ({}, spawned)
@@ -628,3 +729,8 @@ def test_groups_begin_elsewhere_in_every_epoch():
 def test_groups_of_nothing_are_refused():
     with pytest.raises(ValueError, match="group_size: expected at least 1, got 0"):
         SimilarCaptionsSampler(alphabet(3), 0)
+
+
+def test_an_order_without_a_seed_is_refused():
+    with pytest.raises(ValueError, match="dataset: expected a training split, got one without a seed"):
+        SimilarCaptionsSampler(CaptionDataset(many(3)), 1)

@@ -18,7 +18,7 @@ from hivilt.data.tables import (
     check_items,
     check_pictures,
     column_names,
-    hold_out_images,
+    hold_out,
     open_batch,
     open_picture,
     read_rows,
@@ -143,18 +143,18 @@ def test_a_column_that_holds_no_pictures():
 
 def test_holding_out_is_by_picture_and_seeded():
     examples = [Record(str(n % 20), "", n) for n in range(100)]
-    train, held_out = hold_out_images(examples, seed=3)
+    train, held_out = hold_out(examples, seed=3)
     assert len({one.image_id for one in held_out}) == 2
     assert len(held_out) == 10
-    assert hold_out_images(examples, seed=3)[1] == held_out != hold_out_images(examples, seed=4)[1]
+    assert hold_out(examples, seed=3)[1] == held_out != hold_out(examples, seed=4)[1]
     with pytest.raises(ValueError, match="only 1.*--validation_file"):
-        hold_out_images(examples[:1])
+        hold_out(examples[:1])
 
 
 @given(st.lists(st.integers(0, 9), min_size=2), st.floats(0, 1), st.integers(0, 5))
 def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
     examples = [Record(str(one), "", n) for n, one in enumerate(ids + [10, 11])]
-    train, held_out = hold_out_images(examples, fraction, seed)
+    train, held_out = hold_out(examples, fraction, seed)
     assert Counter(train + held_out) == Counter(examples)
     assert held_out
     assert not {one.image_id for one in train} & {one.image_id for one in held_out}

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 
+from hivilt.data.augmentation import Augmentation
 from hivilt.data.tables import TablePicture, open_picture
 from hivilt.data.vqa import (
     Columns,
@@ -15,9 +16,7 @@ from hivilt.data.vqa import (
     VQADataset,
     VQAExample,
     build_answer_vocabulary,
-    convert_vqav2,
     drop_unknown_answers,
-    read_easy_vqa,
     read_file,
     read_table,
 )
@@ -135,37 +134,6 @@ def test_csv_cells_stay_as_they_are_written(folder):
     assert [one.answers for one in read_file(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
 
 
-def test_vqav2_files_join(folder):
-    questions = {"questions": [{"image_id": 9, "question": "what?", "question_id": 9001}]}
-    people = [{"answer": "red", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
-    annotations = {"annotations": [{"question_id": 9001, "image_id": 9, "answers": people}]}
-    (folder / "q.json").write_text(json.dumps(questions))
-    (folder / "a.json").write_text(json.dumps(annotations))
-    pattern = "val2014/COCO_val2014_{:012d}.jpg"
-    assert convert_vqav2(folder / "q.json", folder / "a.json", pattern, folder / "val.jsonl") == 1
-    (example,) = read_file(folder / "val.jsonl", Columns(image_id="image_id", question_id="question_id"))
-    picture = str(folder / "val2014/COCO_val2014_000000000009.jpg")
-    assert example == VQAExample("9001", "9", picture, "what?", ("red",) * 10)
-
-    assert convert_vqav2(folder / "q.json", None, pattern, folder / "test.jsonl") == 1
-    assert read_file(folder / "test.jsonl")[0].answers == ()
-    (folder / "a.json").write_text(json.dumps({"annotations": []}))
-    with pytest.raises(ValueError, match="1 of 1 questions have no annotation, question_id 9001"):
-        convert_vqav2(folder / "q.json", folder / "a.json", pattern, folder / "val.jsonl")
-
-
-def test_easy_vqa_has_its_published_size():
-    train, test = read_easy_vqa("train"), read_easy_vqa("test")
-    assert (len(train), len(VQADataset(train))) == (38575, 4000)
-    assert (len(test), len(VQADataset(test))) == (9673, 1000)
-    assert train[0].question == "what is the blue shape?"
-    assert train[0].answers == ("rectangle",)
-    assert open_picture(train[0].image).size == (64, 64)
-    assert len(build_answer_vocabulary([one.answers for one in train])) == 13
-    with pytest.raises(ValueError, match="'train' and 'test', got 'val'"):
-        read_easy_vqa("val")
-
-
 # Bad input
 
 
@@ -268,6 +236,126 @@ def test_questions_without_answers_have_no_labels(folder):
     rows = [row | {"answer": None} for row in ROWS]
     dataset = VQADataset(read_file(write(folder, ".json", rows)))
     assert "labels" not in VQACollator(make_processor(), {"yes": 0})([dataset[0]])
+
+
+FULL = Augmentation(random_crop=0.5, random_flip="swap", rand_augment=(2, 7))
+SIDES = {"right": 0, "left": 1, "red": 2}
+
+
+class Heard:
+    """A processor that keeps the texts it was given."""
+
+    def __init__(self):
+        self.processor = make_processor()
+
+    def __call__(self, images, text, **options):
+        self.texts = text
+        return self.processor(images=images, text=text, **options)
+
+
+def beside(folder, *questions):
+    """Questions and answers about a picture of the size that the processor gives, so that no pixel is computed."""
+    make_picture("red", (IMAGE_SIZE, IMAGE_SIZE)).save(folder / "square.png")
+    return [
+        VQAExample(str(number), "square", str(folder / "square.png"), question, tuple(answers))
+        for number, (question, answers) in enumerate(questions)
+    ]
+
+
+def collated_epochs(examples, augmentation, soft_labels=False, epochs=range(20)):
+    """Whether the picture of these questions is mirrored in an epoch, the texts that the processor got, and labels."""
+    dataset, processor = VQADataset(examples, seed=0), Heard()
+    plain = VQACollator(processor, SIDES)([dataset[0]])["pixel_values"]
+    collator = VQACollator(processor, SIDES, soft_labels, augmentation)
+    for epoch in epochs:
+        dataset.set_epoch(epoch)
+        batch = collator([dataset[0]])
+        mirrored = not torch.equal(batch["pixel_values"], plain)
+        assert torch.equal(batch["pixel_values"], plain.flip(-1) if mirrored else plain)
+        yield mirrored, processor.texts, batch["labels"].tolist()
+
+
+def test_a_mirrored_picture_has_left_and_right_swapped_in_questions_and_labels(folder):
+    examples = beside(folder, ("Is the corner Left or right?", ["left"] * 10), ("what color", ["red"]))
+    found = list(collated_epochs(examples, Augmentation(random_flip="swap")))
+    assert {mirrored for mirrored, _, _ in found} == {False, True}
+    for mirrored, texts, labels in found:
+        assert texts == [["Is the corner Right or left?" if mirrored else "Is the corner Left or right?", "what color"]]
+        assert labels == ([0, 2] if mirrored else [1, 2])
+    assert examples[0].answers == ("left",) * 10
+
+
+def test_soft_labels_of_a_mirrored_picture_are_swapped(folder):
+    examples = beside(folder, ("which side", ["left"] * 8 + ["right"] * 2))
+    found = list(collated_epochs(examples, Augmentation(random_flip="swap"), soft_labels=True))
+    assert {mirrored for mirrored, _, _ in found} == {False, True}
+    for mirrored, _, labels in found:
+        torch.testing.assert_close(labels, [[1.0, 0.6, 0.0]] if mirrored else [[0.6, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("questions", "may_be_mirrored"),
+    [
+        ([("what color", ["red"]), ("is it bright", ["red"])], True),
+        ([("what color", ["red"]), ("what is left of it", ["red"])], False),
+        ([("what color", ["red"]), ("which side", ["red"] * 9 + ["Left"])], False),
+    ],
+)
+def test_all_questions_and_answers_decide_whether_their_picture_is_mirrored(folder, questions, may_be_mirrored):
+    examples = beside(folder, *questions)
+    found = list(collated_epochs(examples, Augmentation(random_flip="skip")))
+    assert {mirrored for mirrored, _, _ in found} == ({False, True} if may_be_mirrored else {False})
+    assert all(texts == [[example.question for example in examples]] for _, texts, _ in found)
+
+
+def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(folder):
+    examples = read_file(write(folder, ".json"))
+    train, test = VQADataset(examples, seed=0), VQADataset(examples)
+    assert "draw" in train[0] and "draw" not in test[0]
+    labels = {"yes": 0, "no": 1}
+    plain = VQACollator(make_processor(), labels)([test[0], test[1]])
+    same = [
+        VQACollator(make_processor(), labels)([train[0], train[1]]),
+        VQACollator(make_processor(), labels, augmentation=Augmentation())([train[0], train[1]]),
+        VQACollator(make_processor(), labels, augmentation=FULL)([test[0], test[1]]),
+    ]
+    for batch in same:
+        assert batch.keys() == plain.keys()
+        assert all(torch.equal(batch[name], plain[name]) for name in plain)
+    changed = VQACollator(make_processor(), labels, augmentation=FULL)([train[0], train[1]])
+    assert changed.keys() == plain.keys()
+    assert all((changed["pixel_values"][row] != plain["pixel_values"][row]).any() for row in range(2))
+    assert all(torch.equal(changed[name], plain[name]) for name in plain if name != "pixel_values")
+
+
+def test_draws_depend_on_seed_epoch_and_picture_alone(folder):
+    examples = read_file(write(folder, ".json"))
+    draws = []
+    for seed in (0, 1):
+        dataset, fewer = VQADataset(examples, seed=seed), VQADataset(examples[2:] + examples[1:2], seed=seed)
+        for epoch in (0, 1):
+            dataset.set_epoch(epoch)
+            fewer.set_epoch(epoch)
+            draws += [dataset[place]["draw"] for place in range(2)]
+            assert [fewer[place]["draw"] for place in range(2)] == draws[-2:]
+    assert len(set(draws)) == 8
+
+
+def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(folder):
+    dataset, epochs = VQADataset(read_file(write(folder, ".json")), seed=0), []
+    collator = VQACollator(make_processor(), {"yes": 0, "no": 1}, augmentation=FULL)
+    loaders = [
+        torch.utils.data.DataLoader(dataset, collate_fn=collator, **workers)
+        for workers in ({"num_workers": 0}, {"num_workers": 2, "persistent_workers": True})
+    ]
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        batches = [list(loader) for loader in loaders]
+        for own, foreign in zip(*batches, strict=True):
+            assert own.keys() == foreign.keys()
+            assert all(torch.equal(own[name], foreign[name]) for name in own)
+        epochs.append(torch.cat([batch["pixel_values"] for batch in batches[0]]))
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_collator_names_the_setting_that_spoils_its_items(folder):

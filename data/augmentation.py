@@ -1,0 +1,212 @@
+"""Random changes of training pictures, and of the words that a mirrored picture makes wrong.
+
+Everything is PIL and a `random.Random` that the caller seeds: torchvision is optional, and its transforms draw from
+a global generator, which depends on the number of workers. Pictures are RGB, as `hivilt.data.tables.open_picture` gives
+them, and keep their resolution: resizing is the image processor's.
+"""
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, ImageEnhance, ImageOps
+
+MAX_MAGNITUDE = 10
+GRAY = (128, 128, 128)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def random_resized_crop(picture: Image.Image, draw: random.Random, min_scale: float) -> Image.Image:
+    """A random part of a picture, as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015, section 6), not
+    yet resized.
+
+    Its share of the area is uniform in [`min_scale`, 1], its aspect ratio log-uniform in [3/4, 4/3]. If ten draws do
+    not fit into the picture, it is the largest centred part with an aspect ratio in that range.
+
+    Raises:
+        ValueError: `min_scale` is not above 0 and at most 1.
+    """
+    _check_scale("min_scale", min_scale)
+    width, height = picture.size
+    for _ in range(10):
+        area = width * height * draw.uniform(min_scale, 1)
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+            return picture.crop((left, top, left + w, top + h))
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return picture.crop((left, top, left + w, top + h))
+
+
+def flip(picture: Image.Image) -> Image.Image:
+    """The picture with left and right exchanged."""
+    return ImageOps.mirror(picture)
+
+
+def rand_augment(picture: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
+    """RandAugment (Cubuk et al. 2020) with ALBEF's operations, ranges and probability.
+
+    `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. They are identity,
+    auto-contrast, equalize, brightness, sharpness, shear and translate along x or y, and rotate. Those made to change
+    colours or to hide parts (colour, invert, posterize, solarize, cutout) are left out, since answers name colours and
+    things; auto-contrast and equalize stretch each channel by itself, so they can still tint a picture.
+
+    At magnitude 10 pictures are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side (ALBEF: by
+    10 pixels of 384), to either side with equal probability, in proportion below; what is uncovered becomes gray
+    (128, 128, 128). Brightness and sharpness go from 0.1 at magnitude 0 over 1, no change, at 5 to 1.9 at 10.
+
+    Args:
+        num_ops: at least 1.
+        magnitude: 0 to 10.
+
+    Raises:
+        ValueError: `num_ops` or `magnitude` is out of range.
+    """
+    _check_operations("num_ops, magnitude", num_ops, magnitude)
+    for operation in draw.choices(list(_OPERATIONS.values()), k=num_ops):
+        if draw.random() < 0.5:
+            picture = operation(picture, magnitude / MAX_MAGNITUDE, draw.choice((-1, 1)))
+    return picture
+
+
+def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
+
+
+# Each takes the picture, the strength in [0, 1] and a sign.
+_OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
+    "identity": lambda picture, strength, sign: picture,
+    "auto_contrast": lambda picture, strength, sign: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, strength, sign: ImageOps.equalize(picture),
+    "brightness": lambda picture, strength, sign: ImageEnhance.Brightness(picture).enhance(0.1 + 1.8 * strength),
+    "sharpness": lambda picture, strength, sign: ImageEnhance.Sharpness(picture).enhance(0.1 + 1.8 * strength),
+    "shear_x": lambda picture, strength, sign: _affine(picture, 1, sign * 0.3 * strength, 0, 0, 1, 0),
+    "shear_y": lambda picture, strength, sign: _affine(picture, 1, 0, 0, sign * 0.3 * strength, 1, 0),
+    "translate_x": lambda picture, strength, sign: _affine(
+        picture, 1, 0, sign * strength * picture.width * 10 / 384, 0, 1, 0
+    ),
+    "translate_y": lambda picture, strength, sign: _affine(
+        picture, 1, 0, 0, 0, 1, sign * strength * picture.height * 10 / 384
+    ),
+    "rotate": lambda picture, strength, sign: picture.rotate(
+        sign * 30 * strength, Image.Resampling.BILINEAR, fillcolor=GRAY
+    ),
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Whole words, so neither "bright" nor "upright", "leftover" or "rights"; an underscore ends a word as a hyphen does.
+_SIDE = re.compile(
+    r"(?<![^\W_])((?:top|bottom|upper|lower|far|mid|middle|center)?)(left|right)"
+    r"(?=(?:most|est|hand|handed|side|wards?|y)?(?![^\W_]))",
+    re.IGNORECASE,
+)
+
+
+def says_left_or_right(text: str) -> bool:
+    """Whether an English text has a word for one side: left, right, or a compound such as left-hand, rightmost,
+    leftward or topleft. "Right" for correct and "left" for remaining count too: a word does not tell."""
+    return _SIDE.search(text) is not None
+
+
+def swap_left_and_right(text: str) -> str:
+    """The text with left and right exchanged in the words of `says_left_or_right`, small and capital as they were.
+
+    >>> swap_left_and_right("Left of the rightmost cup")
+    'Right of the leftmost cup'
+    """
+    return _SIDE.sub(lambda match: match[1] + _other_side(match[2]), text)
+
+
+def _other_side(side: str) -> str:
+    other = "right" if side[0] in "lL" else "left"
+    if side.isupper():
+        return other.upper()
+    return other.capitalize() if side[0].isupper() else other
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training picture, in this order; by default nothing.
+
+    Published recipes: ALBEF and BLIP crop from 0.5 and flip whatever the text says, with `rand_augment` (2, 7) and
+    (2, 5); BridgeTower does not flip for VQA; X-VLM skips the flip where the text says left or right.
+
+    Attributes:
+        random_crop: see `random_resized_crop`; `None`: no crop.
+        random_flip: mirrors half of the pictures. `"skip"` leaves those alone whose texts say left or right, `"swap"` mirrors
+            them too, and the caller exchanges the words. Neither knows what else turns with a picture, such as writing,
+            clocks and arrows. `None`: no flip.
+        rand_augment: `num_ops` and `magnitude` of the function of that name; `None`: not used.
+
+    Raises:
+        ValueError: a field is out of range; names it.
+    """
+
+    random_crop: float | None = None
+    random_flip: Literal["skip", "swap"] | None = None
+    rand_augment: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.random_crop is not None:
+            _check_scale("random_crop", self.random_crop)
+        if self.random_flip not in (None, "skip", "swap"):
+            raise ValueError(f"random_flip: expected 'skip', 'swap' or None for no flip, got {self.random_flip!r}.")
+        if self.rand_augment is not None:
+            if not isinstance(self.rand_augment, tuple | list) or len(self.rand_augment) != 2:
+                raise ValueError(
+                    f"rand_augment: expected (num_ops, magnitude), such as (2, 7), got {self.rand_augment!r}."
+                )
+            _check_operations("rand_augment", *self.rand_augment)
+
+    def __call__(self, picture: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
+        """Changes one picture.
+
+        Args:
+            picture: RGB.
+            texts: everything that is said about it: questions and answers, or captions.
+            draw: makes every choice; in the same state, it gives the same picture.
+
+        Returns:
+            The new picture, and whether it was mirrored, so that `texts` need `swap_left_and_right`.
+        """
+        if self.random_crop is not None:
+            picture = random_resized_crop(picture, draw, self.random_crop)
+        # Drawn whatever the texts say, so that they do not change the draws that follow.
+        flipped = self.random_flip is not None and draw.random() < 0.5
+        if flipped and self.random_flip == "skip":
+            flipped = not any(says_left_or_right(text) for text in texts)
+        if flipped:
+            picture = flip(picture)
+        if self.rand_augment is not None:
+            picture = rand_augment(picture, draw, *self.rand_augment)
+        return picture, flipped
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(
+            f"{name}: expected the least share of a picture's area to keep, above 0 and at most 1, got {value!r}."
+        )
+
+
+def _check_operations(name: str, num_ops: int, magnitude: int) -> None:
+    if not isinstance(num_ops, int) or num_ops < 1:
+        raise ValueError(f"{name}: expected at least 1 operation, got {num_ops!r}.")
+    if not isinstance(magnitude, int) or not 0 <= magnitude <= MAX_MAGNITUDE:
+        raise ValueError(f"{name}: expected a magnitude from 0 to {MAX_MAGNITUDE}, a whole number, got {magnitude!r}.")

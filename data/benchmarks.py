@@ -1,0 +1,248 @@
+"""What a named benchmark is: its splits, its official files, and its copies on the Hub.
+
+Both forms are read into rows with the same columns, and one function makes examples of these. The tables of benchmarks
+are in `hivilt.data.vqa_benchmarks` and `hivilt.data.caption_benchmarks`.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Generic, NamedTuple
+
+import datasets
+
+from hivilt.data.tables import Record, TablePicture, TableRow, column_names, rows_with_pictures
+
+logger = logging.getLogger(__name__)
+
+Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
+
+
+class HubTable(NamedTuple):
+    """A split as the Hub has it, in tables: `datasets` runs no loading scripts any more.
+
+    Attributes:
+        dataset, split, config, revision: as `datasets.load_dataset` takes them.
+        columns: the benchmark's columns that are called otherwise there, `{ours: theirs}`; `None`: it has none such.
+        where: a column and the value that its rows must have, for a table that holds several splits.
+        images_config: the config that holds the pictures, in columns `id` and `image`, for the `image_id` of the rows.
+    """
+
+    dataset: str
+    split: str
+    config: str | None = None
+    revision: str | None = None
+    columns: Mapping[str, str | None] = {}
+    where: tuple[str, str] | None = None
+    images_config: str | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark(Generic[Record]):
+    """A data set of the field with its official splits.
+
+    Attributes:
+        title: its name, as papers write it.
+        splits: which official split, or several with "+", is "train", "validation" and "test"; without "validation",
+            pictures are held out.
+        read_folder: rows of the official files, given their folder, an official split, and the folder of the pictures
+            if they lie elsewhere. The picture in the column `image` is a path.
+        read_rows: makes the examples.
+        columns: the columns that the rows of every split have, `image` among them.
+        other_columns: those that they may have besides; all others of a copy on the Hub are left out. `None`: none are.
+        image_id_column: the column that tells pictures apart, if there is one.
+        answer_column: a column that is needed too, and filled, but in the splits named in `hidden`.
+        hidden: official splits whose answers are not public.
+        hub: copies of the official splits on the Hub, the best first.
+        read_package: the examples of an official split, where a package on PyPI holds the data.
+        hold_out_by: what stays on one side when examples are held out to choose by: as in the test split.
+    """
+
+    title: str
+    splits: Mapping[str, str]
+    read_folder: Callable[[Path, str, Path | None], Sequence[Mapping[str, Any]]]
+    read_rows: Callable[[Iterable[TableRow]], list[Record]]
+    columns: tuple[str, ...]
+    other_columns: tuple[str, ...] | None = None
+    image_id_column: str | None = None
+    answer_column: str | None = None
+    hidden: tuple[str, ...] = ()
+    hub: Mapping[str, Sequence[HubTable]] = field(default_factory=dict)
+    read_package: Callable[[str], list[Record]] | None = None
+    hold_out_by: Callable[[Record], str] = attrgetter("image_id")
+
+    def read(
+        self,
+        split: str,
+        data_dir: Path | None = None,
+        image_dir: Path | None = None,
+        dataset_name: str | None = None,
+        dataset_config_name: str | None = None,
+    ) -> list[Record]:
+        """The examples of an official split, or of several: "train+val".
+
+        Args:
+            split: the official name.
+            data_dir: folder of the official files.
+            image_dir: folder of the pictures, if they do not lie there.
+            dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`.
+            dataset_config_name: the config of that copy.
+
+        Raises:
+            FileNotFoundError: an official file is not there.
+            ValueError: there is no such split, no copy could be read, or a column or value is not as expected; names
+                which.
+        """
+        examples = []
+        for name in split.split("+"):
+            if name not in self.official_splits:
+                raise ValueError(
+                    f"split: {self.title} has the official splits {', '.join(map(repr, self.official_splits))}, "
+                    f"got {name!r}."
+                )
+            if data_dir is None and dataset_name is None and self.read_package is not None:
+                examples += self.read_package(name)
+                continue
+            if data_dir is not None:
+                rows, source = self._read_files(name, Path(data_dir), image_dir), f"{self.title}, {name}"
+            else:
+                rows, source = self._read_hub(name, dataset_name, dataset_config_name)
+            image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
+            with_pictures = rows_with_pictures(rows, "image", image_id, source, ".")
+            examples += self.read_rows(with_pictures if name in self.hidden else self._answered(with_pictures))
+        return examples
+
+    @property
+    def official_splits(self) -> list[str]:
+        """Names of all splits, also of those that neither train, choose nor test by default."""
+        joined = (name for names in self.splits.values() for name in names.split("+"))
+        return list(dict.fromkeys([*joined, *self.hidden, *self.hub]))
+
+    def _answered(self, rows: Iterable[TableRow]) -> Iterator[TableRow]:
+        for row in rows:
+            if self.answer_column is not None and row.values.get(self.answer_column) in (None, "", [], ()):
+                raise ValueError(
+                    f"{row.where}: {self.answer_column!r} is empty or missing; splits without public answers are "
+                    f"{', '.join(map(repr, self.hidden)) or 'none'}."
+                )
+            yield row
+
+    def _read_files(self, split: str, folder: Path, image_dir: Path | None) -> Rows:
+        try:
+            return self.read_folder(folder, split, None if image_dir is None else Path(image_dir))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"data_dir: an official file of {self.title}, {split}, is not laid out as expected ({error!r}); "
+                "is it of this data set and version?"
+            ) from error
+
+    def _read_hub(self, split: str, dataset: str | None, config: str | None) -> tuple[Rows, str]:
+        tables = list(self.hub.get(split, ()))
+        if dataset is not None:
+            # A name that is not known may be laid out like any known one, or have our columns.
+            known = [table for table in tables if table.dataset == dataset]
+            alike = [table._replace(dataset=dataset, revision=None) for table in tables]
+            own = HubTable(dataset, split, columns={} if self.image_id_column is None else {self.image_id_column: None})
+            tables = known or [*alike, own]
+        if config is not None:
+            tables = [table._replace(config=config) for table in tables]
+        tables = [table for place, table in enumerate(tables) if table not in tables[:place]]
+        if not tables:
+            raise ValueError(
+                f"{self.title} has no {split!r} split with pictures on the Hub; those that have are "
+                f"{', '.join(map(repr, self.hub)) or 'none'}. Give its official files with --data_dir, or name a copy "
+                "with --dataset_name."
+            )
+        failures = []
+        for table in tables:
+            try:
+                return self._load(table, split)
+            # What `datasets` says where a name, config or split is not there, is a script, or cannot be reached.
+            except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+                failures.append(f"{table.dataset}{f', {table.config}' if table.config else ''}, {table.split}: {error}")
+                logger.warning(f"{self.title}, {split}: cannot read {failures[-1]}")
+        raise ValueError(
+            "\n- ".join([f"{self.title}, {split}: no copy on the Hub could be read.", *failures])
+            + "\nName another one with --dataset_name, or give the official files with --data_dir."
+        )
+
+    def _load(self, table: HubTable, split: str) -> tuple[Rows, str]:
+        rows = datasets.load_dataset(table.dataset, table.config, split=table.split, revision=table.revision)
+        if table.where is not None:
+            column, value = table.where
+            _check(rows, [column])
+            rows = rows.select([place for place, found in enumerate(rows[column]) if found == value])
+        names = {theirs: ours for ours, theirs in table.columns.items() if theirs in rows.column_names}
+        rows = rows.remove_columns([name for name in names.values() if name in rows.column_names])
+        rows = rows.rename_columns(names)
+
+        answers = () if split in self.hidden else (self.answer_column,)
+        needed = [name for name in (*self.columns, self.image_id_column, *answers) if name is not None]
+        # Called as they are there, for the message.
+        theirs = {name: table.columns.get(name, name) for name in needed if name not in rows.column_names}
+        elsewhere = None if table.images_config is None else "image"
+        _check(rows, [name for ours, name in theirs.items() if name is not None and ours != elsewhere])
+        if self.other_columns is not None:
+            used = (*needed, *self.other_columns, self.answer_column)
+            rows = rows.select_columns([name for name in rows.column_names if name in used])
+        if table.images_config is not None:
+            rows = self._join(rows, table)
+        return rows, f"{table.dataset}, {table.split}"
+
+    def _join(self, rows: datasets.Dataset, table: HubTable) -> list[dict[str, Any]]:
+        """Rows with their pictures out of another config."""
+        pictures = datasets.load_dataset(table.dataset, table.images_config, split=table.split, revision=table.revision)
+        _check(pictures, ["id", "image"])
+        pictures = pictures.cast_column("image", datasets.Image(decode=False))
+        places = {name: place for place, name in enumerate(pictures["id"])}
+        unknown = [row for row in rows[self.image_id_column] if row not in places]
+        if unknown:
+            raise ValueError(f"{table.images_config} lacks {len(unknown)} pictures, {unknown[0]!r} first.")
+        return [{**row, "image": TablePicture(pictures, places[row[self.image_id_column]], "image")} for row in rows]
+
+
+def _check(rows: datasets.Dataset, columns: Sequence[str]) -> None:
+    if not set(columns) <= set(rows.column_names):
+        raise ValueError(
+            f"expected columns {', '.join(map(repr, columns))}, it has {', '.join(map(repr, rows.column_names))}."
+        )
+
+
+def find_file(folder: Path, *names: str) -> Path:
+    """The first of these files in a folder, or in a folder of it.
+
+    Raises:
+        FileNotFoundError: none is there.
+    """
+    path = _first(folder, names, Path.is_file)
+    if path is None:
+        raise FileNotFoundError(
+            f"data_dir: {folder} lacks {' or '.join(names)}; is it the folder of the official files?"
+        )
+    return path
+
+
+def find_folder(folder: Path, *names: str) -> Path:
+    """The first of these folders in a folder or in a folder of it, else where the first should be: whether pictures
+    are there is looked at later."""
+    return _first(folder, names, Path.is_dir) or folder / names[0]
+
+
+def _first(folder: Path, names: Iterable[str], there: Callable[[Path], bool]) -> Path | None:
+    paths = (path for name in names for path in (folder / name, *sorted(folder.glob(f"*/{name}"))))
+    return next((path for path in paths if there(path)), None)
+
+
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name}: is not JSON ({error}).") from error

