@@ -204,9 +204,12 @@ def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, pr
 
 
 def summary_of(results: dict, split: str, metric: str) -> str:
-    """The number that counts, and accuracy by type of question where the data tells types, as lines of text."""
+    """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
     found = results[split]
     lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
+    others = [name for name in found if name.endswith(("accuracy", "precision", "f1")) and name != metric]
+    if others:
+        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.4f}" for name in others))
     for name, accuracies in found.items():
         if isinstance(accuracies, dict):
             shown = ", ".join(f"{kind} {accuracy:.4f}" for kind, accuracy in accuracies.items())

@@ -128,7 +128,9 @@ def read_table(
 
     examples = []
     for index, row in enumerate(rows_with_pictures(rows, columns.image, columns.image_id, source, folder)):
-        question_id = index if columns.question_id is None else row.values.get(columns.question_id, index)
+        question_id = index if columns.question_id is None else row.values.get(columns.question_id)
+        if question_id is None:
+            raise ValueError(f"{row.where}: the question's id in column {columns.question_id!r} is empty; write one.")
         question = read_question(row.values.get(columns.question), columns.question, row.where)
         answers = read_answers(row.values.get(columns.answer), columns.answer, row.where)
         examples.append(VQAExample(str(question_id), row.image_id, row.image, question, answers))

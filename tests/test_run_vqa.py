@@ -348,6 +348,8 @@ def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path, capsys, cap
         assert 0 <= results[split][benchmark.metric] <= 1
         words = f"{split} {benchmark.metric.replace('_', ' ')}: {results[split][benchmark.metric]:.4f} on"
         assert words in printed
+        for part in OFFICIAL[name] & {"open_accuracy", "closed_accuracy", "answerable_vqa_accuracy"}:
+            assert f"{part.replace('_', ' ')} {results[split][part]:.4f}" in printed
         for kind, accuracy in results[split].get("by_answer_type", {}).items():
             assert f"{kind} {accuracy:.4f}" in printed
     if hidden:

@@ -1,4 +1,4 @@
-"""CLEVR's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.clevr_metrics`.
+"""CLEVR's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.clevr_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

@@ -1,4 +1,4 @@
-"""GQA's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.gqa_metrics`.
+"""GQA's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.gqa_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

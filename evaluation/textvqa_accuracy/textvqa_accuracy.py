@@ -1,4 +1,4 @@
-"""TextVQA's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.textvqa_metrics`.
+"""TextVQA's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.textvqa_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

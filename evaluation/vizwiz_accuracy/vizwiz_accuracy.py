@@ -1,4 +1,4 @@
-"""VizWiz's metrics for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.vizwiz_metrics`.
+"""VizWiz's metrics for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.vizwiz_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

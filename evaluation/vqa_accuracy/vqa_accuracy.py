@@ -1,4 +1,4 @@
-"""VQA accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.vqav2_metrics`.
+"""VQA accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.vqav2_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

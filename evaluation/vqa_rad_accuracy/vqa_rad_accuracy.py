@@ -1,4 +1,4 @@
-"""VQA-RAD's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa.vqa_rad_metrics`.
+"""VQA-RAD's accuracy for the `evaluate` library, a thin layer over `hivilt.evaluation.vqa_benchmarks.vqa_rad_metrics`.
 
 `evaluate.load` copies this file alone into its cache, so the function itself stays in the installed package.
 """

@@ -1,22 +1,15 @@
 """Two seeds of a run that is small enough for a test."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks/retrieval_seeds.py"
 
-
-def test_tells_what_re_ranking_adds(tmp_path, capsys, monkeypatch):
+def test_tells_what_re_ranking_adds(benchmark, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spec = importlib.util.spec_from_file_location("retrieval_seeds", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     few = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "6", "--max_steps", "1"]
     more = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--use_cpu"]
-    results = module.main(["--seeds", "3", "4", "--output_dir", str(tmp_path), *few, *more])
+    results = benchmark.main(["--seeds", "3", "4", "--output_dir", str(tmp_path), *few, *more])
     assert [run["seed"] for run in results["runs"]] == [3, 4]
     found = results["runs"][0]["test"]
     both = (found["image_to_text_recall@1"] + found["text_to_image_recall@1"]) / 2

@@ -17,6 +17,7 @@ from hivilt.data.vqa import (
     VQAExample,
     build_answer_vocabulary,
     drop_unknown_answers,
+    read_answers_file,
     read_file,
     read_table,
 )
@@ -156,6 +157,14 @@ def test_bad_values_name_row_and_column(folder, change, error, message):
         read_file(write(folder, ".json", [ROWS[0], ROWS[1] | change]))
 
 
+@pytest.mark.parametrize("key", ["question", "image", "id"])
+def test_a_row_that_lacks_a_key_is_named(folder, key):
+    rows = [row | {"id": str(place)} for place, row in enumerate(ROWS[:2])]
+    del rows[1][key]
+    with pytest.raises((ValueError, TypeError), match=f"row 2: .*column '{key}'"):
+        read_file(write(folder, ".json", rows), Columns(question_id="id"))
+
+
 @pytest.mark.parametrize("kind", [".json", ".csv", ".parquet"])
 def test_unknown_column_lists_those_present(folder, kind):
     path = write(folder, kind)
@@ -188,6 +197,31 @@ def test_an_unreadable_picture_is_named_with_the_way_out(folder):
 
 
 # Answers
+
+
+def test_a_normalized_vocabulary_joins_what_the_metric_joins():
+    answers = [["Two dogs"] * 3, ["2 dogs"], ["a cat."], ["the cat", "dog"]]
+    assert build_answer_vocabulary(answers, normalize=True) == ["2 dogs", "cat"]
+    assert build_answer_vocabulary(answers, min_count=2, normalize=True, max_size=1) == ["2 dogs"]
+    assert build_answer_vocabulary(answers) == ["2 dogs", "a cat.", "the cat", "two dogs"]
+
+
+def test_labels_find_answers_as_the_metric_writes_them(folder):
+    """VQAv2's 3,129 answers are normalized, what people said is not."""
+    ten = ["Two"] * 4 + ["2"] * 3 + ["a few"] * 3
+    examples = [VQAExample("1", "red", str(folder / "pictures/red.png"), "how many?", tuple(ten))]
+    label2id = {"": 0, "2": 1, "few": 2, "red": 3}
+    assert drop_unknown_answers(examples, label2id) == examples
+    assert drop_unknown_answers(examples, {"red": 0}) == []
+    soft = VQACollator(make_processor(), label2id, soft_labels=True)([VQADataset(examples)[0]])["labels"]
+    assert soft.tolist() == [[0, 1, pytest.approx(0.9), 0]]
+    hard = VQACollator(make_processor(), label2id)([VQADataset(examples)[0]])["labels"]
+    assert hard.tolist() == [1]
+
+
+def test_lists_of_answers_are_read_line_by_line(tmp_path):
+    (tmp_path / "answers.txt").write_text("\nyes\nred hat\n")
+    assert read_answers_file(tmp_path / "answers.txt") == ["", "yes", "red hat"]
 
 
 def test_vocabulary_counts_the_majority_answer():
