@@ -174,7 +174,11 @@ class Benchmark(Generic[Record]):
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
-            rows = rows.select([place for place, found in enumerate(rows[column]) if found == value])
+            values = list(rows[column])
+            if value not in values:
+                there = ", ".join(map(repr, sorted(set(values))))
+                raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
+            rows = rows.select([place for place, found in enumerate(values) if found == value])
         names = {theirs: ours for ours, theirs in table.columns.items() if theirs in rows.column_names}
         rows = rows.remove_columns([name for name in names.values() if name in rows.column_names])
         rows = rows.rename_columns(names)

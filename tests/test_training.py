@@ -12,8 +12,10 @@ import torch
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt.data.augmentation import Augmentation
 from hivilt.training import (
     TaskArguments,
+    augmentation_of,
     environment,
     load_or_build,
     parameter_table,
@@ -44,6 +46,37 @@ def test_asking_for_one_does_no_other(asked):
     # Training evaluates as it goes, and Trainer calls that do_eval.
     expected = {"do_train", "do_eval"} if asked == "do_train" else {asked}
     assert {name for name in ("do_train", "do_eval", "do_predict") if getattr(training, name)} == expected
+
+
+def test_a_benchmark_brings_its_defaults_and_flags_win(tmp_path):
+    defaults, of_benchmarks = {"learning_rate": 0.5, "seed": 7}, {"gqa": {"learning_rate": 0.1, "num_threads": 2}}
+    parse = lambda *argv: parse_arguments(argv, TaskArguments, defaults, of_benchmarks)
+    for argv in (["--benchmark", "gqa"], ["--benchmark=gqa", "--seed", "7"]):
+        task, training = parse(*argv)
+        assert (task.benchmark, task.num_threads, training.learning_rate, training.seed) == ("gqa", 2, 0.1, 7)
+    assert parse("--benchmark", "gqa", "--learning_rate", "0.3")[1].learning_rate == 0.3
+    assert parse("--benchmark", "clevr")[1].learning_rate == parse()[1].learning_rate == 0.5
+    (tmp_path / "settings.yaml").write_text("benchmark: gqa\n")
+    assert parse(str(tmp_path / "settings.yaml"))[1].learning_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], None),
+        (["--random_crop", "0.5"], Augmentation(random_crop=0.5)),
+        (["--random_flip", "swap"], Augmentation(random_flip="swap")),
+        (["--rand_augment", "2", "7"], Augmentation(rand_augment=(2, 7))),
+    ],
+)
+def test_augmentation_is_off_unless_asked_for(flags, expected):
+    assert augmentation_of(parse_arguments(flags, TaskArguments, {})[0]) == expected
+
+
+@pytest.mark.parametrize("flags", [["--random_crop", "0"], ["--rand_augment", "2"], ["--rand_augment", "0", "7"]])
+def test_augmentation_out_of_range_names_the_flag(flags):
+    with pytest.raises(ValueError, match=f"^{flags[0][2:]}: expected"):
+        augmentation_of(parse_arguments(flags, TaskArguments, {})[0])
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])

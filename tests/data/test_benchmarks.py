@@ -223,6 +223,13 @@ def test_a_split_within_a_table(tmp_path):
     assert only.text == "b" and color_of(only) == (0, 0, 255)
 
 
+def test_a_part_that_a_table_does_not_have(tmp_path):
+    write_hub_copy(tmp_path / "copy", {"whole": hub_rows(id=[1, 2], number=[3, 4], text=["a", "b"], part=["x", "y"])})
+    table = HubTable(str(tmp_path / "copy"), "whole", where=("part", "restval"))
+    with pytest.raises(ValueError, match="no row has 'restval' in column 'part', there are 'x', 'y'"):
+        make_benchmark(hub={"train": [table]}).read("train")
+
+
 def test_another_copy_is_read_like_the_known_ones_or_with_our_columns(tmp_path):
     write_hub_copy(tmp_path / "alike", {"dev": hub_rows(number=[1, 2], key=[1, 2], text=["a", "b"])})
     write_hub_copy(tmp_path / "plain", {"train": hub_rows(number=[1, 2], text=["c", "d"])})

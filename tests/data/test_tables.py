@@ -151,6 +151,13 @@ def test_holding_out_is_by_picture_and_seeded():
         hold_out(examples[:1])
 
 
+def test_holding_out_by_something_else_keeps_that_together():
+    examples = [Record("one picture", "", n) for n in range(100)]
+    train, held_out = hold_out(examples, seed=3, by=lambda one: str(one.number // 2))
+    assert len(held_out) == 10
+    assert not {one.number // 2 for one in train} & {one.number // 2 for one in held_out}
+
+
 @given(st.lists(st.integers(0, 9), min_size=2), st.floats(0, 1), st.integers(0, 5))
 def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
     examples = [Record(str(one), "", n) for n, one in enumerate(ids + [10, 11])]
