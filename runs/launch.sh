@@ -1,0 +1,43 @@
+# Sourced by the recipes, from the root of the repository: what they have in common, and how a run is started.
+#
+#   NUM_PROCESSES=8   GPUs, one process each; a step has as many pictures as with one (default 1)
+#   FSDP=1            shard the weights over them as runs/fsdp.yaml says (question answering only, see runs/README.md)
+#   CHECKPOINT=...    a HiViLT to go on from, a folder or a name on the Hub, instead of the two encoders of photographs
+
+NUM_PROCESSES=${NUM_PROCESSES:-1}
+FSDP=${FSDP:-0}
+
+# Recipes on photographs begin with SigLIP at the field's 384 pixels, and with BERT, as ALBEF and BLIP do.
+encoders=(--vision_model google/siglip-base-patch16-384 --text_model google-bert/bert-base-uncased)
+if [[ -n "${CHECKPOINT:-}" ]]; then
+  encoders=(--model_name_or_path "$CHECKPOINT")
+fi
+
+stop() {
+  echo "$1" >&2
+  exit 2
+}
+
+# launch SCRIPT PICTURES FLAG...: trains with so many pictures a step, on all processes together.
+launch() {
+  local script=$1 pictures=$2 starter
+  shift 2
+  [[ "$NUM_PROCESSES" =~ ^[1-9][0-9]*$ ]] || stop "NUM_PROCESSES: expected a number from 1 on, got '$NUM_PROCESSES'."
+  ((pictures % NUM_PROCESSES == 0)) ||
+    stop "NUM_PROCESSES: $NUM_PROCESSES processes cannot share the $pictures pictures of a step; take a divisor of it."
+  local flags=(--per_device_train_batch_size $((pictures / NUM_PROCESSES)))
+
+  if [[ "$FSDP" == 1 ]]; then
+    [[ "$script" == run_vqa.py ]] || stop "FSDP: $script cannot be sharded, see runs/README.md; leave FSDP out."
+    starter=(accelerate launch --config_file runs/fsdp.yaml --num_processes "$NUM_PROCESSES")
+    # Predictions are drawn by one process alone, which has only its share of the weights.
+    flags+=(--do_train --do_eval)
+  elif ((NUM_PROCESSES > 1)); then
+    starter=(accelerate launch --num_processes "$NUM_PROCESSES")
+  else
+    starter=(python)
+    # One process uses one GPU, however many there are.
+    export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+  fi
+  "${starter[@]}" "$script" "${flags[@]}" "$@"
+}

@@ -1,0 +1,282 @@
+"""The recipes in runs/: each is run with a `python` and an `accelerate` that only write down how they were called, and
+what they were to run is then run in this process, on a miniature of its benchmark with tiny encoders."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.commands.config.config_args import load_config_from_file
+from torch.distributed.fsdp import fully_shard
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTImageProcessorPil,
+)
+
+from caption_miniatures import make_caption_miniature
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, run_retrieval, run_vqa
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.training import SMALL_FUSION, parse_arguments, small_text_config, small_vision_config
+from miniatures import make_vqa_miniature
+from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_model, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
+PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr"}
+SCRIPTS = {
+    "run_vqa.py": (run_vqa, run_vqa.VQAArguments),
+    "run_retrieval.py": (run_retrieval, run_retrieval.RetrievalArguments),
+}
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
+# Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
+TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8}
+ESTIMATE = re.compile(
+    r"# Estimate, not measured, of training alone.*\n"
+    r"#   pictures +(?P<pictures>[\d,]+) x (?P<picture_gflop>[\d.]+) GFLOP\n"
+    r"#   (?P<unit>questions|captions) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
+    r"#   training +x (?P<passes>\d) x (?P<epochs>\d+) epochs = (?P<flop>\S+) FLOP\n"
+    r"#   time +(?P<hours>\S+) hours at (?P<tflops>\S+) TFLOP/s.*\n"
+    r"#   memory +\d+ GB, a guess.*\n"
+)
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Runs a recipe from another folder: where it started what, as a list of words."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("python", "accelerate"):
+        (folder / name).write_text('#!/bin/sh\nprintf "%s\\0" "$PWD" "${0##*/}" "$@" > "$STARTED"\n')
+        (folder / name).chmod(0o755)
+
+    def run(name: str, *flags: str, **environment: str) -> list[str]:
+        started = folder / "started"
+        started.unlink(missing_ok=True)
+        environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "STARTED": str(started)}
+        subprocess.run([RECIPES[name], *flags], env=environment, cwd=folder, check=True, capture_output=True, text=True)
+        where, *words = started.read_text().rstrip("\0").split("\0")
+        assert Path(where).samefile(ROOT)
+        return words
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> list[str]:
+    """Flags that put tiny saved encoders, with image processor and tokenizer, in place of a recipe's."""
+    vision, text = tmp_path_factory.mktemp("vision"), tmp_path_factory.mktemp("text")
+    SiglipVisionModel(VISION_CONFIGS["siglip"]()).save_pretrained(vision)
+    ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(vision)
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(text)
+    make_tokenizer().save_pretrained(text)
+    return ["--vision_model", str(vision), "--text_model", str(text), "--fusion", json.dumps(TINY)]
+
+
+def parsed(script: str, flags: list[str]):
+    """What the script makes of these flags, without a GPU."""
+    module, task_class = SCRIPTS[script]
+    flags = [*flags, "--use_cpu", "--bf16", "false"]
+    return parse_arguments(flags, task_class, module.DEFAULTS, module.BENCHMARK_DEFAULTS)
+
+
+def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
+    benchmarks = {name: parsed(*split(start(name)))[0].benchmark for name in RECIPES}
+    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS])
+    assert benchmarks == {name: name.replace("_", "-") for name in RECIPES}
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """The script that was started, and its flags."""
+    place = next(place for place, word in enumerate(words) if word in SCRIPTS)
+    return words[place], words[place + 1 :]
+
+
+@every_recipe
+def test_bash_reads_it(name):
+    for path in (RECIPES[name], ROOT / "runs/launch.sh"):
+        subprocess.run(["bash", "-n", path], check=True)
+
+
+@every_recipe
+def test_the_launcher_depends_on_the_processes_and_the_step_does_not(name, start):
+    words = start(name)
+    script, flags = split(words)
+    assert words[:2] == ["python", script]
+    assert flags[0] == "--per_device_train_batch_size"
+    step = int(flags[1])
+    # The comment above the command names it too.
+    assert re.search(rf"^# {step} pictures with ", RECIPES[name].read_text(), re.MULTILINE)
+
+    words = start(name, NUM_PROCESSES="2")
+    assert words[: -len(flags)] == ["accelerate", "launch", "--num_processes", "2", script]
+    assert words[-len(flags) :] == [flags[0], str(step // 2), *flags[2:]]
+    for wrong in ("7", "0", "two"):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            start(name, NUM_PROCESSES=wrong)
+        assert f"NUM_PROCESSES: {wrong} processes" in error.value.stderr or f"got '{wrong}'" in error.value.stderr
+
+
+@every_recipe
+def test_fsdp_takes_its_file(name, start):
+    script, flags = split(start(name))
+    if script == "run_retrieval.py":
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            start(name, FSDP="1", NUM_PROCESSES="2")
+        assert "cannot be sharded" in error.value.stderr
+    else:
+        words = start(name, FSDP="1", NUM_PROCESSES="2")
+        assert words[:7] == ["accelerate", "launch", "--config_file", "runs/fsdp.yaml", "--num_processes", "2", script]
+        assert words[7:] == [flags[0], str(int(flags[1]) // 2), "--do_train", "--do_eval", *flags[2:]]
+
+
+@every_recipe
+def test_flags_and_a_checkpoint_override(name, start):
+    given = ["--learning_rate", "7", "--data_dir", "a folder with blanks"]
+    script, flags = split(start(name, *given))
+    assert flags[-4:] == given
+    assert parsed(script, flags)[1].learning_rate == 7
+    if name in PHOTOGRAPHS:
+        script, flags = split(start(name, CHECKPOINT="outputs/vqav2"))
+        args, _ = parsed(script, flags)
+        assert (args.model_name_or_path, args.vision_model, args.text_model) == ("outputs/vqav2", None, None)
+
+
+@every_recipe
+def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
+    script, flags = split(start(name))
+    benchmark = name.replace("_", "-")
+    make = make_vqa_miniature if benchmark in VQA_BENCHMARKS else make_caption_miniature
+    make(benchmark, tmp_path / "data")
+    flags += ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--max_train_samples", "8"]
+    flags += ["--use_cpu", "--bf16", "false", "--max_steps", "1", "--dataloader_num_workers", "0"]
+    flags += ["--disable_tqdm", "true", *(encoders if name in PHOTOGRAPHS else [])]
+    results = SCRIPTS[script][0].main(flags)
+    assert results["train"]["steps"] == 1
+    assert results["settings"]["metric_for_best_model"] in results["validation"]
+    assert "test" in results
+    assert (tmp_path / "out/predictions.jsonl").read_text()
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+@every_recipe
+def test_its_encoders_are_of_families_that_the_readme_names(name, start):
+    args, _ = parsed(*split(start(name)))
+    families = re.search(r"\bViT, .*? are tested", (ROOT / "README.md").read_text(), re.DOTALL)[0].lower()
+    named = [args.vision_model, args.text_model]
+    assert (named == [None, None]) == (name not in PHOTOGRAPHS)
+    for encoder in filter(None, named):
+        assert re.search(rf"\b{encoder.split('/')[1].split('-')[0]}\b", families)
+
+
+@pytest.mark.parametrize("name", ["easy_vqa", "openmoji"])
+def test_it_spells_out_the_defaults(name, start):
+    script, flags = split(start(name))
+    (args, training_args), (defaults, training_defaults) = parsed(script, flags), parsed(script, [])
+    assert args == defaults
+    assert training_args.to_dict() == training_defaults.to_dict()
+
+
+# Estimates
+
+
+@functools.cache
+def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float, float, float]:
+    """Of a picture, a text, and a pair of them: base encoders as the recipes name, or the scripts' small ones."""
+    if small:
+        vision, text, fusion, device = small_vision_config(), small_text_config(100), SMALL_FUSION, "cpu"
+    else:
+        sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        vision = SiglipVisionConfig(**sizes, image_size=image_size, patch_size=16)
+        text, fusion, device = BertConfig(), {}, "meta"
+    config = HiViLTConfig.from_vision_text_configs(vision, text, id2label={0: "yes"}, **fusion)
+    config._attn_implementation = "eager"
+    with torch.device(device):
+        model = HiViLTForQuestionAnswering(config).eval().model
+        pixel_values = torch.zeros(1, 3, image_size, image_size)
+        hidden_states = torch.zeros(1, num_tokens, config.text_config.hidden_size)
+        mask = torch.ones(1, num_tokens, dtype=torch.bool)
+    counts = []
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            images = model.encode_images(pixel_values)
+        counts.append(counter.get_total_flops())
+        with FlopCounterMode(display=False) as counter:
+            texts = model.fusion("encode_texts", hidden_states, mask)
+        layers = model.text_model.encoder
+        # The formula of runs/README.md: masks of texts need values, which the meta device does not have.
+        width, depth = config.text_config.hidden_size, config.text_config.num_hidden_layers
+        weights = sum(parameter.numel() for parameter in layers.parameters())
+        attention = 4 * num_tokens**2 * width * depth
+        counts.append(counter.get_total_flops() + 2 * weights * num_tokens + attention)
+        with FlopCounterMode(display=False) as counter:
+            model.fuse(images, texts)
+        counts.append(counter.get_total_flops())
+    return tuple(count / 1e9 for count in counts)
+
+
+@every_recipe
+def test_its_estimate_follows_from_its_numbers_and_these_from_its_model(name, start):
+    found = ESTIMATE.search(RECIPES[name].read_text())
+    assert found, "no estimate, or not as in the other recipes"
+    pictures, texts = (int(found[key].replace(",", "")) for key in ("pictures", "texts"))
+    picture_gflop, text_gflop = float(found["picture_gflop"]), float(found["text_gflop"])
+    flop = (pictures * picture_gflop + texts * text_gflop) * 1e9 * int(found["passes"]) * int(found["epochs"])
+    assert found["flop"] == f"{flop:.2g}"
+    assert found["hours"] == f"{flop / (float(found['tflops']) * 1e12) / 3600:.2g}"
+
+    script, flags = split(start(name))
+    args, training_args = parsed(script, flags)
+    assert int(found["epochs"]) == training_args.num_train_epochs
+    pairs = 1
+    if script == "run_retrieval.py":
+        assert texts == pictures * args.captions_per_image
+        assert found["passes"] == ("3" if args.contrastive_chunk_size is None else "4")
+        pairs += 2 * args.num_hard_negatives
+    small = name not in PHOTOGRAPHS
+    picture, text, pair = forward_gflop(args.image_size if small else 384, TOKENS.get(name, 24), small)
+    assert picture_gflop == pytest.approx(picture, rel=0.03)
+    assert text_gflop == pytest.approx(text + pairs * pair, rel=0.03)
+
+
+# FSDP
+
+
+def test_accelerate_reads_the_fsdp_file():
+    config = load_config_from_file(str(ROOT / "runs/fsdp.yaml"))
+    assert config.distributed_type == "FSDP"
+    assert config.mixed_precision == "bf16"
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+def test_what_the_fsdp_file_names_can_be_sharded(tmp_path):
+    """On one process: the loss stays what it was, and every weight has its gradient."""
+    named = load_config_from_file(str(ROOT / "runs/fsdp.yaml")).fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    model = make_model(HiViLTForQuestionAnswering, vision="siglip", text="bert")
+    batch = make_batch() | {"labels": torch.tensor([0, 1, 2, 3, 4])}
+    loss = model(**batch).loss.item()
+    layers = [module for module in model.modules() if type(module).__name__ in named.split(",")]
+    assert {type(layer).__name__ for layer in layers} == set(named.split(","))
+    assert not [layer for layer in layers if isinstance(layer, PreTrainedModel)]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for module in [*layers, model]:
+            fully_shard(module)
+        sharded = model(**batch).loss
+        sharded.backward()
+        assert sharded.item() == pytest.approx(loss, rel=1e-6)
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    finally:
+        dist.destroy_process_group()
