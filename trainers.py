@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import ModelOutput
@@ -80,6 +81,13 @@ class HiViLTTrainer(Trainer):
                 if (params := [parameter for parameter in group["params"] if rates[id(parameter)] == rate])
             ]
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        model_class = type(self.model)
+        if issubclass(model_class, FSDPModule):
+            # FSDP2 makes a class of its own out of the model's, and the code to save is found by the class's module.
+            model_class.__module__ = model_class.__mro__[2].__module__
+        super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
@@ -162,6 +163,16 @@ def test_rates_of_encoders_follow_the_schedule_and_survive_resuming(tmp_path, da
     again = make_trainer(tmp_path, dataset, learning_rate=1e-2, **rates, **arguments)
     again.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
     assert all(torch.equal(value, after[name]) for name, value in again.model.state_dict().items())
+
+
+def test_a_sharded_model_is_saved_with_its_code(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    kind = type(trainer.model)
+    # What torch's fully_shard does to the class of a model.
+    trainer.model.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {"__module__": FSDPModule.__module__})
+    trainer._save(str(tmp_path / "saved"), state_dict=trainer.model.state_dict())
+    code = {path.name for path in (tmp_path / "saved").glob("*.py")}
+    assert code == {f"{name}_hivilt.py" for name in ("configuration", "modeling", "processing", "pipeline")}
 
 
 def test_model_card_is_left_alone(tmp_path, dataset):
