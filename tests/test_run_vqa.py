@@ -391,6 +391,18 @@ def test_vizwiz_measures_answerability(tmp_path):
         assert row == {"image": one["question_id"], "answerable": pytest.approx(1 - score)}
 
 
+def test_a_checkpoint_answers_a_split_without_answers(tmp_path, checkpoint, caplog):
+    make_vqa_miniature("vqav2", tmp_path / "data")
+    asked = ["--benchmark", "vqav2", "--data_dir", str(tmp_path / "data"), "--test_split", "test-dev", "--do_predict"]
+    results = main([*asked, "--model_name_or_path", checkpoint, "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    assert set(results["data"]) == {"test"}
+    assert "vqa_accuracy" not in results["test"]
+    questions = json.loads((tmp_path / "data/v2_OpenEnded_mscoco_test-dev2015_questions.json").read_text())["questions"]
+    rows = json.loads((tmp_path / "out/submission.json").read_text())
+    assert [row["question_id"] for row in rows] == [one["question_id"] for one in questions]
+    assert f"submission.json: {len(questions)} answers for the server of VQAv2" in caplog.text
+
+
 def test_joined_splits_hold_pictures_out(tmp_path):
     make_vqa_miniature("vqav2", tmp_path / "data")
     asked = ["--benchmark", "vqav2", "--data_dir", str(tmp_path / "data"), "--train_split", "train+val"]
