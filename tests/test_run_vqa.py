@@ -395,7 +395,7 @@ def test_a_checkpoint_answers_a_split_without_answers(tmp_path, checkpoint, capl
     make_vqa_miniature("vqav2", tmp_path / "data")
     asked = ["--benchmark", "vqav2", "--data_dir", str(tmp_path / "data"), "--test_split", "test-dev", "--do_predict"]
     results = main([*asked, "--model_name_or_path", checkpoint, "--use_cpu", "--output_dir", str(tmp_path / "out")])
-    assert set(results["data"]) == {"test"}
+    assert set(results["data"]) == {"name", "test"}
     assert "vqa_accuracy" not in results["test"]
     questions = json.loads((tmp_path / "data/v2_OpenEnded_mscoco_test-dev2015_questions.json").read_text())["questions"]
     rows = json.loads((tmp_path / "out/submission.json").read_text())
