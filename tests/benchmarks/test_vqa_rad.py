@@ -1,6 +1,7 @@
 """The whole table on a miniature of the data, one step a run."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import BertModel
@@ -26,6 +27,7 @@ def test_every_variant_stands_in_the_table(benchmark, tmp_path, capsys):
         assert run["test"]["num_questions"] == run["test"]["num_open"] + run["test"]["num_closed"] == 6
     (path,) = (tmp_path / "out").glob("vqa_rad-*.json")
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
+    assert str(tmp_path) not in path.read_text()  # the file is shared
     printed = capsys.readouterr().out
     assert f"| HiViLT, MiniLM, blank pictures | {100 * results['runs'][3]['open']:.1f} ± 0.0 |" in printed
     assert "MEVF + BAN (published)" in printed
@@ -53,3 +55,9 @@ def test_majority_answer_by_hand(benchmark, tmp_path):
         "num_open": 4,
         "num_closed": 2,
     }
+
+
+def test_readme_shows_the_table_of_the_result_file(benchmark):
+    root = Path(benchmark.__file__).parents[1]
+    (path,) = root.glob("benchmarks/results/vqa_rad-*.json")
+    assert benchmark.table(json.loads(path.read_text(encoding="utf-8"))) in (root / "README.md").read_text("utf-8")
