@@ -42,7 +42,7 @@ def vqav2_metrics(
     Args:
         predictions: one a question.
         answers: for each question what people said.
-        normalization: see the table at the top of this file.
+        normalization: see `hivilt.evaluation.vqa`.
         answer_types: "yes/no", "number" or "other" for each question; `None` where it is not known.
         question_types: how each question begins, "what color is the"; `None` where it is not known.
 
