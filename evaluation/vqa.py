@@ -435,6 +435,11 @@ def _check_answers(answers: Sequence[str], question: int | None = None) -> None:
 
 
 def check_strings(name: str, values: Sequence[str]) -> None:
+    """Refuses anything but a list of strings.
+
+    Raises:
+        TypeError: it is a single string, or one of them is none; names the argument and the question.
+    """
     if isinstance(values, str):
         raise TypeError(f"{name}: expected a list, one string a question, got the string {values!r}.")
     wrong = next((place for place, value in enumerate(values) if not isinstance(value, str)), None)
@@ -443,12 +448,22 @@ def check_strings(name: str, values: Sequence[str]) -> None:
 
 
 def check_lengths(predictions: Sequence[str], **given: Sequence | None) -> None:
+    """Refuses lists, by their names, that are not as long as `predictions`; `None` was not given.
+
+    Raises:
+        ValueError: one is longer or shorter; names it.
+    """
     for name, values in given.items():
         if values is not None and len(values) != len(predictions):
             raise ValueError(f"{name}: expected one a question, got {len(values)} for {len(predictions)} predictions.")
 
 
 def check_split(predictions: Sequence[str], answers: Sequence, **types: Sequence | None) -> None:
+    """What every metric of a split asks of its lists: predictions are strings, there is one, and lengths are equal.
+
+    Raises:
+        TypeError, ValueError: as `check_strings` and `check_lengths`, or there is no question.
+    """
     check_strings("predictions", predictions)
     check_lengths(predictions, answers=answers, **types)
     if len(predictions) == 0:

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from sklearn.metrics import average_precision_score, f1_score
-
 from hivilt.evaluation.vqa import (
     Normalization,
     accuracy_by_type,
@@ -152,6 +150,9 @@ def vizwiz_metrics(
     if wrong is not None:
         raise ValueError(f"unanswerable_scores: expected probabilities in [0, 1], got {wrong}.")
     if any(unanswerable):
+        # Here, since it takes most of a second, and no other benchmark needs it.
+        from sklearn.metrics import average_precision_score, f1_score
+
         metrics["answerability_average_precision"] = float(average_precision_score(unanswerable, unanswerable_scores))
         metrics["answerability_f1"] = float(f1_score(unanswerable, [score > 0.5 for score in unanswerable_scores]))
     return metrics
