@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval test lint format floors clean
+.PHONY: help install vqa retrieval app test browser versions lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,9 +16,8 @@ install: .venv/.installed  ## make .venv with the versions of constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-.venv-floor/.installed: pyproject.toml constraints-floor.txt
-	$(PYTHON) -m venv --clear .venv-floor
-	.venv-floor/bin/python -m pip install -q -c constraints-floor.txt -e '.[dev]'
+.venv/.browser: .venv/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser]'
 	@touch $@
 
 vqa: .venv/.installed  ## question answering: make vqa ARGS="--do_train --output_dir outputs/vqa"
@@ -28,14 +27,20 @@ retrieval: .venv/.installed  ## image-text retrieval: make retrieval ARGS="..."
 	$(BIN)/python run_retrieval.py $(ARGS)
 
 # Small models run fastest on one thread, and no test may need the network or a screen.
-test floors: export OMP_NUM_THREADS = 1
-test floors: export HF_HUB_OFFLINE = 1
-test floors: export HF_DATASETS_OFFLINE = 1
-test floors: export TOKENIZERS_PARALLELISM = false
-test floors: export MPLBACKEND = Agg
+test browser versions: export OMP_NUM_THREADS = 1
+test browser versions: export HF_HUB_OFFLINE = 1
+test browser versions: export HF_DATASETS_OFFLINE = 1
+test browser versions: export TOKENIZERS_PARALLELISM = false
+test browser versions: export MPLBACKEND = Agg
+
+app: .venv/.installed  ## a page to try it, in the browser: make app ARGS="--model outputs/vqa"
+	$(BIN)/python app.py $(ARGS)
 
 test: .venv/.installed  ## run the tests: make test ARGS="-k retrieval"
 	$(BIN)/python -m pytest $(ARGS)
+
+browser: .venv/.browser  ## test that page in Debian's Chromium (packages chromium and chromium-driver)
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: .venv/.installed  ## check style and formatting
 	$(BIN)/ruff check .
@@ -45,9 +50,9 @@ format: .venv/.installed  ## mend style and formatting in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-floors: .venv-floor/.installed  ## run the tests on the lowest versions that pyproject.toml allows
-	.venv-floor/bin/python -m pytest $(ARGS)
+versions:  ## run the tests on the lowest and the newest versions that pyproject.toml allows
+	PYTHON=$(PYTHON) .ci/versions $(ARGS)
 
 clean:  ## remove environments, builds and caches; outputs/ stays
-	rm -rf .venv .venv-floor build hivilt.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest .venv-crossed .venv-refused build hivilt.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,9 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from transformers.utils.versions import require_version
+
+# Before anything else is imported, which outside these versions fails without saying why.
+for _requirement in ("transformers>=5.16.0,<6", "huggingface_hub>=1.16.0,<3"):
+    require_version(_requirement, f'HiViLT works with: pip install "{_requirement}"')
+
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 # Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
 AUTO_MAP = {
@@ -54,6 +60,16 @@ def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         type(saved)._auto_class = auto_class
+
+
+def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_type: str) -> PreTrainedConfig:
+    """The config of an encoder from what stands for it: itself, its fields, or nothing for that of the base model."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = {"model_type": default_type, **(config or {})}
+    if fields["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(f"`{name}` has the `model_type` {fields['model_type']!r}, which transformers does not know.")
+    return AutoConfig.for_model(**fields)
 
 
 @strict
@@ -121,10 +137,7 @@ class HiViLTConfig(PreTrainedConfig):
     """
 
     model_type = "hivilt"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(AutoConfig, model_type="vit"),
-        "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer would otherwise gather and keep all of these for every evaluation batch.
     keys_to_ignore_at_inference = [
         "local_fusion_state",
@@ -175,6 +188,8 @@ class HiViLTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        self.vision_config = _encoder_config("vision_config", self.vision_config, "vit")
+        self.text_config = _encoder_config("text_config", self.text_config, "bert")
         super().__post_init__(**kwargs)
         # The towers' own pooling heads are never read: left in, their weights would never see a gradient.
         # SigLIP's model asks for its switch even where its config, in older versions, has no such field.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -111,6 +112,22 @@ def attention_map(attention: np.ndarray, text_mask: np.ndarray, grid: tuple[int,
     return attention[:, text_mask.astype(bool)].mean(axis=(0, 1)).reshape(rows, columns)
 
 
+def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
+    """A picture under the colors of where the model looked: bright where most, dark where least.
+
+    Args:
+        image: the picture, in RGB.
+        attention: (rows, columns), not negative, as `attention_map` gives it. It covers the picture whatever its grid.
+
+    Returns:
+        As large as `image`, in RGB.
+    """
+    scaled = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
+    # Smoothly between the centers of the cells.
+    colors = colormaps["inferno"](np.asarray(scaled.resize(image.size, Image.Resampling.BILINEAR)), bytes=True)
+    return Image.blend(image, Image.fromarray(colors).convert("RGB"), 0.75)
+
+
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
     """A grid of pictures with their question, the model's best answers, and where it looked.
 
@@ -135,15 +152,12 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
 
 
 def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
-    width, height = one.image.size
-    for axes in np.atleast_1d(cell.subplots(1, 1 if one.attention is None else 2)):
-        axes.imshow(one.image.convert("RGB"))
-        axes.set_axis_off()
+    pictures = [one.image.convert("RGB")]
     if one.attention is not None:
-        # The map covers the picture whatever its grid: `extent` stretches it, smoothly between the cells' centres.
-        axes.imshow(
-            one.attention, extent=(0, width, height, 0), interpolation="bilinear", cmap="inferno", alpha=0.75, vmin=0
-        )
+        pictures.append(draw_attention(pictures[0], one.attention))
+    for axes, picture in zip(np.atleast_1d(cell.subplots(1, len(pictures))), pictures, strict=True):
+        axes.imshow(picture)
+        axes.set_axis_off()
 
     best = one.predictions[0]["answer"]
     color = NEUTRAL if one.answer is None else RIGHT if best == one.answer else WRONG

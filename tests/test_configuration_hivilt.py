@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import runpy
+import sys
 from dataclasses import fields
+from importlib import metadata
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -21,7 +24,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hivilt import HiViLTConfig
+from hivilt import HiViLTConfig, configuration_hivilt
 from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.modeling_hivilt import HiViLTModelOutput, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config
@@ -55,6 +58,22 @@ def test_fields_go_by_keyword():
         HiViLTConfig(ViTConfig(), BertConfig())
 
 
+# Versions
+
+
+@pytest.mark.parametrize(
+    "package, version", [("transformers", "4.57.6"), ("transformers", "6.0.0"), ("huggingface_hub", "1.15.0")]
+)
+def test_other_versions_are_refused_before_anything_else_is_imported(package, version, monkeypatch):
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version if name == package else installed(name))
+    # Nothing of what an old transformers lacks may be reached first.
+    monkeypatch.setitem(sys.modules, "huggingface_hub.dataclasses", None)
+    monkeypatch.setitem(sys.modules, "transformers.configuration_utils", None)
+    with pytest.raises(ImportError, match=rf'found {package}=={version}.*\n.*pip install "{package}>='):
+        runpy.run_path(configuration_hivilt.__file__)
+
+
 # Encoders
 
 
@@ -70,6 +89,12 @@ def test_text_config_is_taken_as_object_or_dict(name):
     text = make_config(text=name).text_config
     assert type(text) is type(TEXT_CONFIGS[name]())
     assert HiViLTConfig(text_config=text.to_dict()).text_config.to_dict() == text.to_dict()
+
+
+@pytest.mark.parametrize("name", ["vision_config", "text_config"])
+def test_an_encoder_that_transformers_does_not_know_is_named(name):
+    with pytest.raises(ValueError, match=f"`{name}` has the `model_type` 'vitt', which transformers does not know"):
+        HiViLTConfig(**{name: {"model_type": "vitt"}})
 
 
 def test_dict_without_model_type_is_vit_or_bert():

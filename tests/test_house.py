@@ -103,6 +103,49 @@ def test_remote_code_neither_downloads_nor_unpickles_nor_runs_text(tree):
     assert not [name for name in names(tree) if UNSAFE_NAMES.fullmatch(name)]
 
 
+# What reads, writes or removes files, by the last part of its name. `from_pretrained` and `save_pretrained` are not here:
+# they are transformers' own and keep to the folder that they are given.
+FILE_ACCESS = {
+    *("open", "fdopen", "mmap", "memmap", "fromfile", "tofile", "loadtxt", "load", "save", "savez"),
+    *(
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "touch",
+        "mkdir",
+        "makedirs",
+        "symlink_to",
+        "hardlink_to",
+    ),
+    *("unlink", "remove", "rmdir", "rmtree", "rename", "copy", "copyfile", "copytree", "move", "link", "symlink"),
+    *("iterdir", "glob", "rglob", "walk", "listdir", "scandir", "load_file", "save_file", "safe_open"),
+}
+# Who may: the picture that the caller names, and the weights of an earlier save in the folder that the caller saves to.
+MAY_ACCESS_FILES = {("load_picture", "Image.open"), ("_remove_stale_weights", "index.read_text")}
+MAY_ACCESS_FILES |= {("_remove_stale_weights", "stale.unlink")}
+
+
+@pytest.mark.checklist("14")
+def test_remote_code_touches_no_file_but_what_the_caller_names(tree):
+    found = {
+        (function.name, ast.unparse(call.func))
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in FILE_ACCESS
+    }
+    assert found <= MAY_ACCESS_FILES
+    # A line outside of functions would run at import, before anyone names a file.
+    assert not [
+        ast.unparse(node)
+        for node in tree.body
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in FILE_ACCESS
+    ]
+
+
 @pytest.mark.checklist("14")
 def test_remote_code_never_asks_for_the_config_class(tree):
     # A local checkpoint loads configuration_hivilt.py twice, under two names, so that isinstance answers False.
@@ -152,11 +195,18 @@ def test_nothing_in_the_root_hides_a_library():
 
 
 @pytest.mark.parametrize("requirement", [r for r in requirements() if r.specifier], ids=lambda r: r.name)
-def test_lower_bound_is_the_version_that_make_floors_tries(requirement):
+def test_lower_bound_is_the_version_that_make_versions_tries(requirement):
     name = canonicalize_name(requirement.name)
     (floor,) = (Version(bound.version) for bound in requirement.specifier if bound.operator == ">=")
     assert pins("constraints-floor.txt")[name] == floor
     assert pins("constraints.txt")[name] in requirement.specifier
+
+
+def test_remote_code_refuses_what_pyproject_does_not_allow():
+    code = (ROOT / "configuration_hivilt.py").read_text(encoding="utf-8")
+    (line,) = (line for line in code.splitlines() if line.startswith("for _requirement in "))
+    refused = {r.name: r.specifier for r in map(Requirement, ast.literal_eval(line.split(" in ")[1].rstrip(":")))}
+    assert refused == {r.name: r.specifier for r in requirements() if r.name in ("transformers", "huggingface_hub")}
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-floor.txt"])

@@ -373,16 +373,16 @@ def losses_and_gradients(model, **inputs):
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 8])
 def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk_size, text, batch):
     model = make_model(HiViLTForRetrieval, text=text, weight_scale=8.0 if text == "bert" else 1.0, num_hard_negatives=2)
+    # In float64, where the order of sums is too small to see.
+    model, batch = model.double(), {**batch, "pixel_values": batch["pixel_values"].double()}
     loss, gradients = losses_and_gradients(model, **batch, image_ids=torch.tensor([4, 9, 4]))
     chunked_loss, chunked = losses_and_gradients(
         model, **batch, image_ids=torch.tensor([4, 9, 4]), chunk_size=chunk_size
     )
-    torch.testing.assert_close(chunked_loss, loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(chunked_loss, loss)
     assert chunked.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(
-            chunked[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(chunked[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_chunks_draw_dropout_once_and_leave_frozen_encoders_alone(batch):

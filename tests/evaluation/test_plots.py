@@ -10,6 +10,7 @@ from hivilt.evaluation.plots import (
     AnsweredQuestion,
     RetrievedPictures,
     attention_map,
+    draw_attention,
     plot_predictions,
     plot_retrieved,
     plot_scaling,
@@ -151,6 +152,21 @@ def test_attention_map_refuses_what_does_not_fit():
         attention_map(np.zeros((2, 3, 6)), np.ones(4), (2, 3))
     with pytest.raises(ValueError, match="every token is padding"):
         attention_map(np.zeros((2, 3, 6)), np.zeros(3), (2, 3))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (400, 100)])
+def test_attention_is_bright_where_it_is_most_whatever_its_scale(size):
+    looked = np.array([[0, 0, 0.1], [0, 0, 0]])
+    shown = draw_attention(Image.new("RGB", size, "gray"), looked)
+    assert (shown.mode, shown.size) == ("RGB", size)
+    brightness = np.asarray(shown.convert("L"), dtype=float)
+    row, column = np.unravel_index(brightness.argmax(), brightness.shape)
+    assert (row * 2 // size[1], column * 3 // size[0]) == (0, 2)
+    # Where nothing looked the picture is dimmed, and still to be seen.
+    assert 20 < brightness.min() < 60
+    # Between the centers of the cells it goes over smoothly.
+    assert np.abs(np.diff(brightness, axis=1)).max() < 40
+    assert np.array_equal(np.asarray(draw_attention(Image.new("RGB", size, "gray"), 7 * looked)), np.asarray(shown))
 
 
 # Scaling
