@@ -199,8 +199,21 @@ class HiViLTConfig(PreTrainedConfig):
                 # A copy: the config that was handed in may belong to a model of its own.
                 self.vision_config = copy.deepcopy(self.vision_config)
                 setattr(self.vision_config, unread, False)
+        self._name_labels()
+
+    def _name_labels(self):
+        # One map from the other, so that they cannot disagree.
         if self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As [`PreTrainedConfig.from_dict`]; `id2label` given on loading replaces both maps of the file."""
+        if kwargs.get("id2label") is not None:
+            # transformers sets it after the config is made, with whatever keys it has.
+            kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
+            kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_vision_text_configs(
@@ -335,6 +348,7 @@ class HiViLTConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Saves as [`PreTrainedConfig.save_pretrained`] does; `auto_map` then names the code beside it, all of it."""
+        self._name_labels()  # id2label may have been set since
         loaded_from, self.auto_map = self.auto_map, dict(AUTO_MAP)
         try:
             with code_in_place(self, save_directory):

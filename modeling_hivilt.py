@@ -19,11 +19,13 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 """
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +41,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    ModelOutput,
+    TransformersKwargs,
+    can_return_tuple,
+)
 
 from .configuration_hivilt import HiViLTConfig, code_in_place
 
@@ -828,6 +836,11 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             if name in module._parameters:
                 init.constant_(getattr(module, name), self.config.logit_scale_init_value)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights, and not of the temperatures, which come first and stay in float32."""
+        return next(parameter.dtype for parameter in self.base_model.parameters() if parameter.is_floating_point())
+
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's word embeddings."""
         return self.base_model.text_model.get_input_embeddings()
@@ -905,6 +918,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         self.config.custom_pipelines = dict(self._custom_pipelines)
         with code_in_place(self, save_directory):
             super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True) and not self._hf_peft_config_loaded:
+            _remove_stale_weights(Path(save_directory))
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
         """
@@ -966,6 +981,18 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             weights = pretrained.state_dict()
             tower.load_state_dict({name: weights[name] for name in tower.state_dict()})
         return model.eval()
+
+
+def _remove_stale_weights(folder: Path) -> None:
+    """
+    Of weights in one file and weights in shards, removes those of an earlier save: transformers opens the one file
+    wherever there is one, and leaves it when it writes shards; when it writes the file, it removes old shards.
+    """
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if whole.exists() and index.exists():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        stale = whole if all((folder / shard).exists() for shard in shards) else index
+        stale.unlink()
 
 
 def _build_encoder(config) -> PreTrainedModel:
@@ -1425,6 +1452,17 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.matching_logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Saves as every HiViLT; the answers of a question answering checkpoint that it was made from are left out."""
+        config = self.config
+        answers = config.id2label, config.label2id, config.problem_type
+        config.id2label = config.problem_type = None
+        config.num_labels = 2  # transformers' default, which is not written
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            config.id2label, config.label2id, config.problem_type = answers
 
     @can_return_tuple
     def get_image_features(

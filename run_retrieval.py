@@ -22,12 +22,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult
 from PIL import Image
 
+from hivilt.cards import python_literal, write_model_card
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import (
-    OPENMOJI_CREDIT,
     CaptionCollator,
     CaptionColumns,
     CaptionDataset,
@@ -54,8 +53,6 @@ from hivilt.training import (
     prepare_splits,
     read_splits,
     run,
-    shared_name,
-    write_model_card,
 )
 
 logger = logging.getLogger("hivilt")
@@ -235,63 +232,40 @@ def tables_of(results: dict) -> dict[str, str]:
     return tables
 
 
-def write_card(trainer: RetrievalTrainer, args: RetrievalArguments, results: dict) -> None:
+def write_card(
+    trainer: RetrievalTrainer,
+    args: RetrievalArguments,
+    results: dict,
+    splits: dict[str, list[CaptionedImage]],
+    argv: list[str] | None,
+) -> None:
     """`README.md` of the checkpoint."""
-    name, train = results["data"]["name"], results["data"]["train"]
-    measured = [split for split in ("test", "validation") if split in results]
-    recalls = [
-        EvalResult(
-            task_type="zero-shot-image-classification",
-            task_name="Image-text retrieval",
-            dataset_type=name,
-            dataset_name=name,
-            dataset_split=split,
-            metric_type="recall",
-            metric_name=f"{direction.replace('_', ' ')} R@1",
-            metric_value=round(results[split][f"{direction}_recall@1"], 6),
-        )
-        for split in measured[:1]
-        for direction in ("image_to_text", "text_to_image")
-    ]
-    captions = trainer.eval_dataset.captions
+    reranked = f", the best {args.rerank_k} of each query re-ranked" if args.rerank_k else ""
     tables = [
-        f"{split}: {results['data'][split]['pictures']:,} pictures, {results['data'][split]['captions']:,} captions, "
-        f"the best {args.rerank_k} of each query re-ranked. In percent.\n\n{table}"
+        f"{split}: {results['data'][split]['pictures']:,} pictures, {results['data'][split]['captions']:,} captions"
+        f"{reranked}. In percent.\n\n{table}"
         for split, table in tables_of(results).items()
     ]
+    captions = dict.fromkeys(caption for one in splits["validation"] for caption in one.captions)
     write_model_card(
         trainer,
         args,
         results,
+        splits,
         task="retrieval",
-        data={
-            "pipeline_tag": "zero-shot-image-classification",
-            "tags": ["image-text-retrieval"],
-            "eval_results": recalls or None,
+        script=Path(__file__).name,
+        argv=argv,
+        metrics={
+            f"{direction}_recall@{k}": f"{direction.replace('_', ' ')} R@{k}"
+            for direction in ("image_to_text", "text_to_image")
+            for k in (1, 5, 10)
         },
-        summary=(
-            f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It finds "
-            "pictures by words and words by pictures: by embeddings, and re-ranked by fusing picture and words. It was "
-            f"trained on {train['captions']:,} captions of {train['pictures']:,} pictures of {name}."
-        ),
-        usage=(
-            "from transformers import pipeline\n\n"
-            "# A folder or a name on the Hub.\n"
-            "classify = pipeline(\n"
-            f'    "zero-shot-image-classification", model="{shared_name(trainer.args)}", trust_remote_code=True\n'
-            ")\n"
-            f'classify("picture.png", candidate_labels={json.dumps(list(dict.fromkeys(captions))[:3])}, '
-            'hypothesis_template="{}")'
-        ),
-        limits=(
-            f"- It was {'measured' if measured else 'trained'} on {name} alone: words that its training captions do "
-            "not have mean nothing to it, and other pictures may be embedded anywhere.\n"
-            "- Similarities rank candidates of one collection; they are no probabilities, and a collection without "
-            "the right picture still has a best one."
-            + (f"\n- {OPENMOJI_CREDIT}" if args.benchmark == "openmoji" else "")
-        ),
+        pipeline_tag="zero-shot-image-classification",
+        metric_ids=["recall"],
+        tags=["image-text-retrieval"],
         picture="![Captions and the pictures found for them](retrieval.png)",
-        measured="\n\n".join(tables) or "None was measured.",
+        measured="\n\n".join(tables),
+        captions=python_literal(list(captions)[:3]),
     )
 
 
@@ -392,7 +366,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         results = collect_results(trainer, args, metrics, data={"name": name, **data})
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
-            write_card(trainer, args, results)
+            write_card(trainer, args, results, splits, argv)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for split, table in tables_of(results).items():
             found = data[split]

@@ -20,8 +20,8 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult
 
+from hivilt.cards import python_literal, write_model_card
 from hivilt.data.vqa import (
     Columns,
     VQACollator,
@@ -49,8 +49,6 @@ from hivilt.training import (
     prepare_splits,
     read_splits,
     run,
-    shared_name,
-    write_model_card,
 )
 
 logger = logging.getLogger("hivilt")
@@ -203,12 +201,17 @@ def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, pr
         logger.info(f"{name}: {len(rows):,} answers for the server of {benchmark.title}; it wants all of its split")
 
 
+def headline_numbers(found: dict, metric: str) -> list[str]:
+    """The metric that counts and the others beside it that are one number each, of those that were measured."""
+    others = (name for name in found if name.endswith(("accuracy", "precision", "f1")))
+    return [name for name in dict.fromkeys([metric, *others]) if name in found]
+
+
 def summary_of(results: dict, split: str, metric: str) -> str:
     """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
     found = results[split]
     lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
-    others = [name for name in found if name.endswith(("accuracy", "precision", "f1")) and name != metric]
-    if others:
+    if others := headline_numbers(found, metric)[1:]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.4f}" for name in others))
     for name, accuracies in found.items():
         if isinstance(accuracies, dict):
@@ -217,47 +220,31 @@ def summary_of(results: dict, split: str, metric: str) -> str:
     return "\n".join(lines)
 
 
-def write_card(trainer: QuestionAnsweringTrainer, args: VQAArguments, results: dict) -> None:
+def write_card(
+    trainer: QuestionAnsweringTrainer,
+    args: VQAArguments,
+    results: dict,
+    splits: dict[str, list[VQAExample]],
+    argv: list[str] | None,
+) -> None:
     """`README.md` of the checkpoint."""
-    question = trainer.eval_dataset.examples[0].question
-    name, train = results["data"]["name"], results["data"]["train"]
     metric = headline(trainer.args)
-    measured = [split for split in ("test", "validation") if metric in results.get(split, {})]
-    accuracy = [
-        EvalResult(
-            task_type="visual-question-answering",
-            dataset_type=name,
-            dataset_name=name,
-            dataset_split=split,
-            metric_type=metric,
-            metric_value=round(results[split][metric], 6),
-        )
-        for split in measured[:1]
-    ]
+    measured = [name for split in ("test", "validation") for name in headline_numbers(results.get(split, {}), metric)]
     write_model_card(
         trainer,
         args,
         results,
+        splits,
         task="question answering",
-        data={"pipeline_tag": "visual-question-answering", "eval_results": accuracy or None},
-        summary=(
-            f"A hierarchical vision-language transformer with {results['parameters']['all']:,} parameters. It answers "
-            f"questions about pictures with one of {results['num_answers']} answers, and was trained on "
-            f"{train['questions'] - train['dropped_questions']:,} questions about {train['pictures']:,} pictures of {name}."
-        ),
-        usage=(
-            "from transformers import pipeline\n\n"
-            "# A folder or a name on the Hub.\n"
-            f'vqa = pipeline("visual-question-answering", model="{shared_name(trainer.args)}", trust_remote_code=True)\n'
-            f'vqa("picture.png", {json.dumps(question)}, top_k=3)'
-        ),
-        limits=(
-            f"- It chooses from the {results['num_answers']} answers of its training data (`config.id2label`) and "
-            "cannot give another.\n"
-            f"- It was {'measured' if measured else 'trained'} on {name} alone; other pictures or wordings may get a "
-            "wrong answer with a high probability."
-        ),
+        script=Path(__file__).name,
+        argv=argv,
+        metrics={name: name.replace("_", " ") for name in measured},
+        pipeline_tag="visual-question-answering",
+        metric_ids=[metric],
         picture="![Questions, answers and where the model looked](predictions.png)",
+        num_answers=f"{results['num_answers']:,}",
+        question=python_literal(splits["validation"][0].question),
+        multi_label=trainer.model.config.problem_type == "multi_label_classification",
     )
 
 
@@ -321,7 +308,7 @@ def main(argv: list[str] | None = None) -> dict:
         results = collect_results(trainer, args, metrics, data={"name": name, **data}, num_answers=len(label2id))
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
-            write_card(trainer, args, results)
+            write_card(trainer, args, results, splits, argv)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for split in ("validation", "test"):
             if metric in results.get(split, {}):

@@ -3,6 +3,7 @@ pictures with several texts."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import ModelOutput
 
@@ -19,7 +21,7 @@ from hivilt.data.vqa import IGNORED_LABEL, VQAExample
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
-from hivilt.modeling_hivilt import HiViLTPreTrainedModel, map_states
+from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import score_pairs
 
@@ -88,6 +90,8 @@ class HiViLTTrainer(Trainer):
             # FSDP2 makes a class of its own out of the model's, and the code to save is found by the class's module.
             model_class.__module__ = model_class.__mro__[2].__module__
         super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nothing reads, in a folder that is shared.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
@@ -245,7 +249,11 @@ def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | 
 
 @torch.no_grad()
 def answer_and_look(
-    model: HiViLTPreTrainedModel, processor: HiViLTProcessor, examples: Sequence[VQAExample], top_k: int = 3
+    model: HiViLTPreTrainedModel,
+    processor: HiViLTProcessor,
+    examples: Sequence[VQAExample],
+    top_k: int = 3,
+    image_states: HiViLTImageStates | None = None,
 ) -> list[AnsweredQuestion]:
     """Answers questions and keeps where their words looked in the picture, at the finest fusion stage.
 
@@ -254,18 +262,21 @@ def answer_and_look(
         processor: its processor.
         examples: the questions, few enough for one batch.
         top_k: how many answers to keep for each.
+        image_states: what `encode_images` gave for their pictures, one each; unset, they are encoded here.
     """
     model.eval()
     pictures = [open_picture(example.image) for example in examples]
     texts = [[example.question] for example in examples]
-    inputs = processor(images=pictures, text=texts, return_tensors="pt").to(model.device)
+    images = pictures if image_states is None else None
+    inputs = processor(images=images, text=texts, return_tensors="pt").to(model.device)
     # Each part goes back to its own: not every encoder has the implementation of the whole.
     config = model.config
     parts = {"": config, "vision_config": config.vision_config, "text_config": config.text_config}
     usual = {name: part._attn_implementation for name, part in parts.items()}
     model.set_attn_implementation("eager")
     try:
-        image_states = model.encode_images(inputs.pop("pixel_values"))
+        if image_states is None:
+            image_states = model.encode_images(inputs.pop("pixel_values"))
         outputs = model(**inputs, image_states=image_states, output_attentions=True)
     finally:
         model.set_attn_implementation(usual)

@@ -20,10 +20,8 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset, load_dataset
-from huggingface_hub import ModelCard, ModelCardData
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedTokenizerFast,
@@ -34,6 +32,9 @@ from transformers import (
     ViTImageProcessorPil,
     set_seed,
 )
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import hivilt
 from hivilt.data.augmentation import Augmentation
@@ -129,8 +130,22 @@ class TaskArguments:
         default=None, metadata={"help": "Learning rate of the text encoder, likewise."}
     )
     num_threads: int = field(default=1, metadata={"help": "CPU threads of one process; small tensors want few."})
+    license: str = field(
+        default="apache-2.0", metadata={"help": "Of the weights, for the model card: the Hub's name of a license."}
+    )
+    language: list[str] = field(
+        default_factory=lambda: ["en"], metadata={"help": "Of the texts, for the model card: codes such as en, de."}
+    )
 
     def __post_init__(self):
+        # The Hub refuses a card with others, and with it the whole push at the end of a run.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ValueError(
+                f"license: expected the Hub's name of one, such as apache-2.0 or mit, got {self.license!r}."
+            )
+        wrong = [one for one in self.language if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", one)]
+        if wrong:
+            raise ValueError(f"language: expected ISO 639 codes of two or three letters, such as en, got {wrong[0]!r}.")
         if isinstance(self.fusion, str):
             self.fusion = json.loads(self.fusion)
         sources = {
@@ -167,6 +182,9 @@ class HiViLTTrainingArguments(TrainingArguments):
         if not self.do_train:
             self.eval_strategy, self.load_best_model_at_end = "no", False
         super().__post_init__()
+        if self.hub_token is not None:
+            # Arguments are printed and pickled; a token is found here all the same, by all that talks to the Hub.
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         # Without an accelerator there is nothing to pin for, and torch warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         if self.resume_from_checkpoint is not None and self.resume_from_checkpoint.lower() in ("true", "last"):
@@ -187,6 +205,8 @@ COMMON_DEFAULTS = {
     "load_best_model_at_end": True,
     "lr_scheduler_type": "cosine",
     "logging_steps": 50,
+    # With --push_to_hub one commit, of the whole: the others would be checkpoints without card and results.
+    "hub_strategy": "end",
     "report_to": "none",
 }
 
@@ -210,7 +230,7 @@ def parse_arguments(
     """
     parser = HfArgumentParser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        argv = _flags_in_file(Path(argv[0]))
+        argv = flags_in_file(Path(argv[0]))
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--benchmark")
     benchmark = first.parse_known_args(argv)[0].benchmark
@@ -234,7 +254,7 @@ def begin_run(
     return args, training_args
 
 
-def _flags_in_file(path: Path) -> list[str]:
+def flags_in_file(path: Path) -> list[str]:
     """The flags that a JSON or YAML file stands for, so that its values are read as those of flags: YAML's 1e-3 too."""
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}  # YAML reads JSON too
     if not isinstance(settings, dict):
@@ -505,7 +525,7 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     folder = Path(args.output_dir)
     if args.do_train:
         metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         trainer.save_state()
         if trainer.is_world_process_zero():
             plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
@@ -570,124 +590,6 @@ def peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, others in KiB.
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def shared_name(training_args: HiViLTTrainingArguments) -> str:
-    """Where a reader of a card finds the model: its name on the Hub, or its folder, not where this machine keeps it."""
-    folder = Path(training_args.output_dir)
-    return training_args.hub_model_id or (folder.name if folder.is_absolute() else folder.as_posix())
-
-
-def write_model_card(
-    trainer: HiViLTTrainer,
-    args: TaskArguments,
-    results: Mapping[str, Any],
-    task: str,
-    data: Mapping[str, Any],
-    summary: str,
-    usage: str,
-    limits: str,
-    picture: str,
-    measured: str | None = None,
-) -> None:
-    """Writes `README.md`: front matter, use, results, course of training, limits, settings. All numbers are measured.
-
-    Args:
-        trainer: after training; the card goes to its `output_dir`.
-        args: the script's arguments.
-        results: as `results.json` has it; `train`, `validation` and `test` where they were measured.
-        task: what the model is for, for the title.
-        data: front matter that the task adds: `pipeline_tag`, `tags`, `eval_results`.
-        summary: what the model is, a paragraph.
-        usage: Python code that works as it stands, beside the folder.
-        limits: what it cannot do, a list.
-        picture: line that shows what the model does, in Markdown; left out if its file is not in the folder.
-        measured: the results as Markdown; unset, a table of all of `validation` and `test`.
-    """
-    folder, metric, name = Path(trainer.args.output_dir), trainer.args.metric_for_best_model, results["data"]["name"]
-    # Hub names only: what lies in a folder here is of no use to a reader.
-    encoders = [name for name in (args.vision_model, args.text_model) if name and not Path(name).exists()]
-    front_matter = ModelCardData(
-        model_name=f"HiViLT for {task}, trained on {name}",
-        library_name="transformers",
-        license="apache-2.0",
-        datasets=args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None,
-        base_model=encoders or None,
-        **{**data, "tags": ["custom_code", "hivilt", "vision-language", *data.get("tags", [])]},
-    )
-    if measured is None:
-        rows = [f"| {split} | {name} | {_number(value)} |" for split, name, value in _metrics(results)]
-        measured = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "None was measured."
-    shown = measured.strip()
-    if Path(folder, picture.split("](")[1].rstrip(")")).exists():
-        shown += f"\n\n{picture}"
-    # A card is shared: the names of files here, without where this machine keeps them.
-    settings = {
-        name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-        for name, value in results["settings"].items()
-        if value not in (None, [])
-    }
-    # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
-    key = f"eval_{metric}"
-    evaluated = {
-        entry["step"]: entry for entry in reversed(trainer.state.log_history) if {"eval_loss", key} <= set(entry)
-    }
-    course = f"![Loss and {metric.replace('_', ' ')}](training.png)"
-    if evaluated:
-        epochs = [
-            f"| {entry['epoch']:.2f} | {step} | {_number(entry['eval_loss'])} | {_number(entry[key])} |"
-            for step, entry in sorted(evaluated.items())
-        ]
-        head = [f"| epoch | step | held-out loss | held-out {metric.replace('_', ' ')} |", "|---|---|---|---|"]
-        course = "\n".join([f"{course}\n", *head, *epochs])
-    content = f"""---
-{front_matter.to_yaml()}
----
-
-# {front_matter.model_name}
-
-{summary}
-
-## Use
-
-```python
-{usage.strip()}
-```
-
-## Results
-
-{shown}
-
-## Training
-
-{course}
-
-```json
-{json.dumps(settings, indent=2)}
-```
-
-Measured on:
-
-```json
-{json.dumps(results["environment"], indent=2)}
-```
-
-## Limits
-
-{limits.strip()}
-"""
-    ModelCard(content).save(Path(folder, "README.md"))
-
-
-def _metrics(results: Mapping[str, Any]) -> Iterable[tuple[str, str, float]]:
-    for split in ("validation", "test"):
-        for name, value in results.get(split, {}).items():
-            if isinstance(value, int | float):
-                yield split, name.replace("_", " "), value
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def collect_results(

@@ -170,7 +170,7 @@ class Benchmark(Generic[Record]):
         )
 
     def _load(self, table: HubTable, split: str) -> tuple[Rows, str]:
-        rows = datasets.load_dataset(table.dataset, table.config, split=table.split, revision=table.revision)
+        rows = _load_table(table, table.config)
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
@@ -198,7 +198,7 @@ class Benchmark(Generic[Record]):
 
     def _join(self, rows: datasets.Dataset, table: HubTable) -> list[dict[str, Any]]:
         """Rows with their pictures out of another config."""
-        pictures = datasets.load_dataset(table.dataset, table.images_config, split=table.split, revision=table.revision)
+        pictures = _load_table(table, table.images_config)
         _check(pictures, ["id", "image"])
         pictures = pictures.cast_column("image", datasets.Image(decode=False))
         places = {name: place for place, name in enumerate(pictures["id"])}
@@ -206,6 +206,13 @@ class Benchmark(Generic[Record]):
         if unknown:
             raise ValueError(f"{table.images_config} lacks {len(unknown)} pictures, {unknown[0]!r} first.")
         return [{**row, "image": TablePicture(pictures, places[row[self.image_id_column]], "image")} for row in rows]
+
+
+def _load_table(table: HubTable, config: str | None) -> datasets.Dataset:
+    rows = datasets.load_dataset(table.dataset, config, split=table.split, revision=table.revision)
+    # `datasets` forgets which of several copies this is; the model card names it.
+    rows.info.homepage = f"https://huggingface.co/datasets/{table.dataset}"
+    return rows
 
 
 def _check(rows: datasets.Dataset, columns: Sequence[str]) -> None:

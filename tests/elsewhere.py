@@ -6,8 +6,10 @@ What a process does that has nothing but a checkpoint's folder: no installed hiv
 `run_elsewhere` of this file starts such a process and hands its result back.
 """
 
+import contextlib
 import functools
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -270,6 +272,28 @@ def answer_everywhere(qa: str, retrieval: str, picture: str, again: str) -> dict
             picture, candidate_labels=labels, hypothesis_template="{}"
         ),
     }
+
+
+def run_code(folder: str, code: str) -> dict:
+    """Runs code as if typed in a folder: what it printed, whom it called, and what it wrote outside of the caches."""
+    os.chdir(folder)
+    called, written = [], []
+    mine = (os.environ["HOME"], sys.prefix, os.devnull)
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.fork"):
+            called.append(f"{event} {arguments}")
+        # A number is a file that was opened, and seen, before.
+        elif event == "open" and not isinstance(arguments[0], int):
+            path, _, flags = arguments
+            if (flags or 0) & (os.O_WRONLY | os.O_RDWR) and not os.path.abspath(os.fsdecode(path)).startswith(mine):
+                written.append(os.fsdecode(path))
+
+    sys.addaudithook(watch)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {"__name__": "__main__"})
+    return {"printed": printed.getvalue(), "called": called, "written": written}
 
 
 def open_from_folder_and_hub(checkpoint: str, repository: str, results: str) -> dict:

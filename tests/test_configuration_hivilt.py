@@ -293,6 +293,17 @@ def test_round_trip_gives_an_equal_config(vision, text, tmp_path):
     assert HiViLTConfig.from_pretrained(tmp_path / "again") == loaded
 
 
+@pytest.mark.parametrize("answers", [{0: "yes", 1: "no"}, {"0": "yes", "1": "no", "2": "two"}])
+def test_answers_given_on_loading_or_set_later_name_both_maps(answers, tmp_path):
+    make_config(id2label={0: "red", 1: "blue"}).save_pretrained(tmp_path)
+    wanted = {int(index): answer for index, answer in answers.items()}
+    loaded = HiViLTConfig.from_pretrained(tmp_path, id2label=answers)
+    assert loaded.id2label == wanted and loaded.label2id == {answer: index for index, answer in wanted.items()}
+    changed = HiViLTConfig.from_pretrained(tmp_path)
+    changed.id2label = wanted
+    assert saved(changed, tmp_path)["label2id"] == loaded.label2id == saved(loaded, tmp_path)["label2id"]
+
+
 def test_auto_config_knows_the_model_type(tmp_path):
     make_config().save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is HiViLTConfig

@@ -1,0 +1,290 @@
+"""The model card of a checkpoint, its README.md: `card_template.md`, filled with what a run measured and nothing else."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.captions import OPENMOJI_CREDIT
+from hivilt.data.tables import PictureRecord, TablePicture
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.trainers import HiViLTTrainer
+from hivilt.training import TaskArguments, flags_in_file
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+HUB_DATASETS = "https://huggingface.co/datasets/"
+
+_COCO_PICTURES = "the pictures are MS-COCO's (https://cocodataset.org), under Flickr's terms."
+# What the built-in data sets want said of them, by the names of `--benchmark`.
+CREDITS = {
+    "easy-vqa": "The data is easy-VQA (https://github.com/vzhou842/easy-VQA), MIT.",
+    "vqav2": f"The questions are VQAv2's (https://visualqa.org), CC BY 4.0; {_COCO_PICTURES}",
+    "gqa": "The data is GQA (https://cs.stanford.edu/people/dorarad/gqa); the pictures are Visual Genome's and MS-COCO's.",
+    "vizwiz": "The data is VizWiz-VQA (https://vizwiz.org), CC BY 4.0.",
+    "textvqa": "The questions are TextVQA's (https://textvqa.org), CC BY 4.0; the pictures are of Open Images, CC BY 2.0.",
+    "ok-vqa": f"The questions are OK-VQA's (https://okvqa.allenai.org), license not stated; {_COCO_PICTURES}",
+    "vqa-rad": "The data is VQA-RAD (https://osf.io/89kps), CC0.",
+    "clevr": "The data is CLEVR (https://cs.stanford.edu/people/jcjohns/clevr), CC BY 4.0.",
+    "openmoji": OPENMOJI_CREDIT,
+    "flickr30k": "The data is Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph), for research only.",
+    "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_PICTURES}",
+    "flickr8k": "The data is Flickr8k, for research only.",
+}
+# Arguments that tell a reader nothing about the model; columns besides.
+_NO_SETTINGS = {"license", "language", "num_threads", "on_bad_image", "trust_remote_code", "top_k", "index_factory"}
+
+
+def write_model_card(
+    trainer: HiViLTTrainer,
+    args: TaskArguments,
+    results: Mapping[str, Any],
+    splits: Mapping[str, Sequence[PictureRecord]],
+    *,
+    task: str,
+    script: str,
+    argv: Sequence[str] | None,
+    metrics: Mapping[str, str],
+    pipeline_tag: str,
+    metric_ids: Sequence[str],
+    tags: Sequence[str] = (),
+    picture: str,
+    measured: str | None = None,
+    **facts: Any,
+) -> None:
+    """Writes `README.md` into the `output_dir` of a run that trained.
+
+    Args:
+        trainer: after training.
+        args: the script's arguments.
+        results: as `results.json` has it; `validation` and `test` where they were measured.
+        splits: the examples by split, as they were read.
+        task: what the model is for, for the title.
+        script: name of the script's file.
+        argv: its flags; `None`: those of the command line.
+        metrics: the headline metrics, `{key in results: how to call it}`; those of the test split, else of validation,
+            become the `model-index`.
+        pipeline_tag, tags: the task's, for the front matter.
+        metric_ids: what the Hub calls `metrics`.
+        picture: line that shows what the model did on the test split, in Markdown; left out if there was none.
+        measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
+        **facts: what the template says of this task.
+    """
+    results = json.loads(json.dumps(results))  # enums and tuples as results.json has them
+    data_name, train = _line(results["data"]["name"]) or "unnamed data", results["data"]["train"]
+    title = f"HiViLT for {task}, trained on {data_name}"
+    found = _eval_results(args, results, splits, metrics, task_type=pipeline_tag, dataset_name=data_name)
+    bases = [args.model_name_or_path] if args.model_name_or_path else [args.vision_model, args.text_model]
+    bases = [name for name in bases if hub_id(name)]
+    card_data = ModelCardData(
+        library_name="transformers",
+        license=args.license,
+        language=args.language,
+        datasets=_datasets_read(args, splits["train"]) or None,
+        base_model=bases or None,
+        base_model_relation="finetune" if bases else None,
+        # Only model-index has a place for a name.
+        model_name=title if found else None,
+        eval_results=found or None,
+        metrics=list(metric_ids) if found else None,
+        pipeline_tag=pipeline_tag,
+        tags=["custom_code", "hivilt", "vision-language", *tags],
+    )
+    metric = trainer.args.metric_for_best_model.removeprefix("eval_")
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=_escape(title),
+        data_name=_escape(data_name),
+        model=python_literal(shared_name(trainer)),
+        parameters=_shown(results["parameters"]["all"]),
+        texts=_shown(train[trainer.unit] - train.get("dropped_questions", 0)),
+        pictures=_shown(train["pictures"]),
+        measured=_results_table(results) if measured is None else measured,
+        picture=picture if "test" in results else None,
+        data=_data_table(results["data"], trainer.unit),
+        credit=CREDITS.get(args.benchmark),
+        metric=metric.replace("_", " "),
+        course=_course_table(trainer, metric),
+        settings=_settings_table(args, results["settings"]),
+        version=results["environment"]["hivilt"],
+        command=_command(script, argv, results["settings"]["world_size"]),
+        cost=_cost_table(results),
+        **facts,
+    )
+    card.save(Path(trainer.args.output_dir, "README.md"))
+
+
+def shared_name(trainer: HiViLTTrainer) -> str:
+    """Where a reader of a card finds the model: its name on the Hub, or its folder, not where this machine keeps it."""
+    folder = Path(trainer.args.output_dir).as_posix()
+    return trainer.hub_model_id or trainer.args.hub_model_id or _without_place(folder)
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name, if it is one on the Hub; `None` for a folder or file here, which is of no use to a reader."""
+    if name is None or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def python_literal(value: str | list[str]) -> str:
+    """Source code for it, with the double quotes of the rest of the snippet."""
+    return json.dumps(value, ensure_ascii=False)  # Python would read JSON's escape of an emoji as two halves
+
+
+# Front matter
+
+
+def _datasets_read(args: TaskArguments, examples: Iterable[PictureRecord]) -> list[str]:
+    """Names on the Hub of what the examples were read from; none for files and folders."""
+    names = [args.dataset_name]
+    if args.benchmark and not (args.dataset_name or args.data_dir):
+        # Of several copies the first that could be read was; its table knows.
+        tables = {id(one.image.table): one.image.table for one in examples if isinstance(one.image, TablePicture)}
+        pages = sorted({table.info.homepage or "" for table in tables.values()})
+        names = [page.removeprefix(HUB_DATASETS) for page in pages if page.startswith(HUB_DATASETS)]
+    return [name for name in names if hub_id(name)]
+
+
+def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_name: str) -> list[EvalResult]:
+    split = next((split for split in ("test", "validation") if metrics.keys() & results.get(split, {}).keys()), None)
+    if split is None:
+        return []
+    slug = re.sub(r"[^a-z0-9]+", "-", (args.benchmark or dataset_name).lower()).strip("-")
+    benchmark = (VQA_BENCHMARKS | CAPTION_BENCHMARKS).get(args.benchmark)
+    official = args.test_split or (benchmark.splits["test"] if benchmark is not None else "test")
+    limit = {"test": args.max_predict_samples, "validation": args.max_eval_samples}[split]
+    return [
+        EvalResult(
+            task_type=task_type,
+            dataset_type=next(iter(_datasets_read(args, splits[split])), slug or "custom"),
+            dataset_name=dataset_name,
+            dataset_config=args.dataset_config_name,
+            dataset_split=official if split == "test" else split,
+            # Whoever compares should know that it is not the whole split.
+            dataset_args=None if limit is None else {"max_samples": limit},
+            metric_type=key.replace("@", "_at_"),
+            metric_name=name,
+            metric_value=round(results[split][key], 6),
+        )
+        for key, name in metrics.items()
+        if key in results[split]
+    ]
+
+
+# Tables
+
+
+def _results_table(results: Mapping[str, Any]) -> str:
+    found = {
+        split: {name: value for name, value in results[split].items() if isinstance(value, int | float)}
+        for split in ("validation", "test")
+        if split in results
+    }
+    names = dict.fromkeys(name for of_split in found.values() for name in of_split)
+    rows = [[name.replace("_", " "), *(of_split.get(name, "") for of_split in found.values())] for name in names]
+    return _table(["metric", *found], rows) if rows else ""
+
+
+def _data_table(data: Mapping[str, Any], unit: str) -> str:
+    rows = [
+        [split, found["pictures"], found[unit] - found.get("dropped_questions", 0), len(found["bad_pictures"])]
+        for split in ("train", "validation", "test")
+        if (found := data.get(split)) is not None
+    ]
+    return _table(["split", "pictures", unit, "unreadable pictures, left out"], rows)
+
+
+def _course_table(trainer: HiViLTTrainer, metric: str) -> str:
+    keys = [f"eval_{name}" for name in dict.fromkeys(["loss", metric])]
+    # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
+    evaluated = {entry["step"]: entry for entry in reversed(trainer.state.log_history) if set(keys) <= set(entry)}
+    rows = [[f"{one['epoch']:.2f}", step, *(one[key] for key in keys)] for step, one in sorted(evaluated.items())]
+    names = [key.replace("eval_", "held-out ").replace("_", " ") for key in keys]
+    return _table(["epoch", "step", *names], rows) if rows else ""
+
+
+def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
+    hidden = set(_NO_SETTINGS)
+    if args.vision_model or args.model_name_or_path:
+        hidden.add("image_size")  # of the small new encoder alone
+    if settings["max_steps"] > 0:
+        hidden.add("num_train_epochs")  # which it overrides
+    rows = [
+        [name, "yes" if value is True else _without_place(value) if isinstance(value, str) else value]
+        for name, value in settings.items()
+        if name not in hidden and not name.endswith("_column") and value not in (None, "", [], {}, -1)
+        if value is not False  # and not 0, which equals it
+    ]
+    return _table(["setting", "value"], rows)
+
+
+def _cost_table(results: Mapping[str, Any]) -> str:
+    rows = [["parameters", results["parameters"]["all"]], ["parameters that train", results["parameters"]["training"]]]
+    rows += [[f"training: {name.replace('_', ' ')}", value] for name, value in results["train"].items()]
+    for kind in ("peak_memory_bytes", "peak_cuda_memory_bytes"):
+        if kind in results:
+            rows.append([kind.removesuffix("_bytes").replace("_", " "), f"{results[kind] / 2**30:.2f} GiB"])
+    rows += [[name.replace("_", " "), value] for name, value in results["environment"].items()]
+    return _table(["what", "value"], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *([_escape(_shown(cell)) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# Words
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _line(text: str) -> str:
+    """One line of what can be seen."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))
+
+
+def _escape(text: str) -> str:
+    """One line in which Markdown finds no markup and no end of a table's cell."""
+    return re.sub(r"([\\`*<\[|])", r"\\\1", _line(text))
+
+
+def _without_place(value: str) -> str:
+    """A path of this machine by its last name; all else as it is."""
+    path = Path(value)
+    return (path.name or value) if path.is_absolute() or {"..", "~"} & set(path.parts) else value
+
+
+def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
+    """The command line, a flag a line, without secrets, places of this machine, and where the model was pushed."""
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 1 and not argv[0].startswith("-"):
+        argv = flags_in_file(Path(argv[0]))
+    flags: list[list[str]] = []
+    for part in argv:
+        if part.startswith("--"):
+            name, equals, value = part.partition("=")
+            flags.append([name + equals + _without_place(value) if equals else name])
+        elif flags:
+            flags[-1].append(_without_place(part))
+    start = ["python"] if world_size == 1 else ["accelerate", "launch", "--num_processes", str(world_size)]
+    kept = [flag for flag in flags if not re.search("hub|token", flag[0].partition("=")[0])]
+    return " \\\n    ".join(map(shlex.join, [[*start, script], *kept]))

@@ -1,0 +1,106 @@
+"""What README promises of this folder as it is cloned: the first example, the weights, their measured numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import hivilt
+from elsewhere import run_code, run_elsewhere
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
+from tiny import make_model
+
+ROOT = Path(hivilt.__file__).resolve().parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = {name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "retrieval")}
+AUTO_CLASSES = """
+import torch
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+model = AutoModelForVisualQuestionAnswering.from_pretrained(".", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+inputs = processor(images="docs/picture.png", text="what shape is in the image?", return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(processor.post_process_question_answering(logits)[0][0]["answer"])
+"""
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of README in a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_first_example_prints_what_is_shown_below_it(tmp_path):
+    said = run_elsewhere(run_code, tmp_path, folder=ROOT, code=blocks("python")[0] + AUTO_CLASSES)
+    assert said["printed"] == blocks("text")[0] + "triangle\n"
+    # Remote code calls nobody and leaves the folder that it came from as it was.
+    assert said["called"] == [] and said["written"] == []
+
+
+def test_first_example_is_what_a_reader_sees_first():
+    body = ModelCard(README).content.split("\n---\n", 1)[1]
+    lines = [line for line in body.splitlines() if line.strip()]
+    shown = (blocks("python")[0] + blocks("text")[0]).splitlines()
+    assert len([line for line in shown if line.strip()]) <= 10
+    assert "docs/picture.png" in lines[1] and lines[3] == "```python"
+
+
+def test_search_example_runs(tmp_path):
+    (example,) = (block for block in blocks("python") if 'subfolder="retrieval"' in block)
+    said = run_elsewhere(run_code, tmp_path, folder=ROOT, code=example)
+    assert "red" in said["printed"] and said["called"] == [] and said["written"] == []
+
+
+@pytest.mark.parametrize("folder", [".", "retrieval"])
+def test_weights_are_safetensors_of_a_few_megabytes_and_nothing_is_pickled(folder):
+    assert (ROOT / folder / "model.safetensors").stat().st_size < 15e6
+    model_class = HiViLTForQuestionAnswering if folder == "." else HiViLTForRetrieval
+    parameters = model_class.from_pretrained(ROOT / folder).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == RESULTS[folder]["parameters"]["all"]
+    assert not [path for path in (ROOT / folder).iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+
+
+def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
+    flags = ["--model_name_or_path", str(ROOT), "--do_predict", "--output_dir", str(tmp_path)]
+    found, said = run_vqa.main(flags)["test"], RESULTS["."]["test"]
+    assert found["num_questions"] == said["num_questions"]
+    # Another processor may round otherwise, and turn an answer that hung in the balance.
+    assert found["accuracy"] == pytest.approx(said["accuracy"], abs=3e-4)
+
+
+def test_numbers_are_those_of_the_committed_results():
+    vqa, retrieval = RESULTS["."], RESULTS["retrieval"]
+    assert run_vqa.summary_of(vqa, "test", "accuracy").splitlines()[0] in README
+    assert f"{vqa['parameters']['all']:,} parameters" in README
+    assert run_retrieval.tables_of(retrieval)["test"] in README
+    assert f"{retrieval['parameters']['all']:,} parameters" in README
+    (result,) = ModelCard(README).data.eval_results
+    assert result.metric_value == round(vqa["test"]["accuracy"], 6)
+
+
+def test_settings_are_the_defaults_of_the_scripts():
+    for folder, script in ((".", run_vqa), ("retrieval", run_retrieval)):
+        settings = RESULTS[folder]["settings"]
+        assert settings["seed"] == 42 and settings["max_train_samples"] is None
+        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
+            assert settings[name] == script.DEFAULTS[name]
+
+
+@pytest.mark.parametrize(
+    "encoders",
+    [("vit", "bert"), ("clip", "t5"), ("swin", "clip"), ("siglip", "roberta"), ("vit", "distilbert")],
+    ids="-".join,
+)
+def test_expressions_for_lora_pick_the_linear_layers_of_their_part(encoders):
+    model = make_model(HiViLTForQuestionAnswering, vision=encoders[0], text=encoders[1])
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    expressions = re.findall(r'r"(model\\[^"]+)"', README)
+    parts = ["model.fusion.", "model.vision_model.", "model.text_model."]
+    assert len(expressions) == len(parts)
+    for part, expression in zip(parts, expressions, strict=True):
+        picked = {name for name, _ in model.named_modules() if re.fullmatch(expression, name)}
+        assert picked and picked <= {name for name in linear if name.startswith(part)}
