@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.tables import open_picture
 from hivilt.data.vqa import VQAExample
 from hivilt.evaluation.plots import draw_attention
 from hivilt.modeling_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
 from hivilt.trainers import answer_and_look
+from hivilt.training import load_checkpoint
 
 try:
     import gradio as gr
@@ -187,22 +188,6 @@ def build_page(
     return page
 
 
-def load(flag: str, name: str, model_class: type) -> tuple:
-    """A checkpoint's model, in evaluation mode, and its processor.
-
-    Raises:
-        ValueError: it is of another kind.
-        OSError: there is none of this name.
-    """
-    made_by = HiViLTConfig.get_config_dict(name)[0].get("architectures") or ["nothing known"]
-    if model_class.__name__ not in made_by:
-        raise ValueError(
-            f"{flag}: {name} is a checkpoint of {', '.join(made_by)}, expected {model_class.__name__}. Question "
-            "answering goes with --model, retrieval with --retrieval."
-        )
-    return model_class.from_pretrained(name, dtype=torch.float32).eval(), HiViLTProcessor.from_pretrained(name)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,10 +201,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures and not args.index:
         parser.error("--pictures needs --index, the folder where their embeddings go")
     try:
-        model, processor = load("--model", args.model, HiViLTForQuestionAnswering)
+        model, processor = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
         index = None
         if args.index:
-            searching = load("--retrieval", args.retrieval, HiViLTForRetrieval)
+            searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
             if args.pictures:
                 index = ImageIndex.build(args.pictures, *searching, args.index, on_bad_image="skip")
             else:

@@ -17,7 +17,7 @@ from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import PictureRecord, TablePicture
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.trainers import HiViLTTrainer
-from hivilt.training import TaskArguments, flags_in_file
+from hivilt.training import TaskArguments, flags_in_file, without_place
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 HUB_DATASETS = "https://huggingface.co/datasets/"
@@ -125,7 +125,7 @@ def write_model_card(
 def shared_name(trainer: HiViLTTrainer) -> str:
     """Where a reader of a card finds the model: its name on the Hub, or its folder, not where this machine keeps it."""
     folder = Path(trainer.args.output_dir).as_posix()
-    return trainer.hub_model_id or trainer.args.hub_model_id or _without_place(folder)
+    return trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder)
 
 
 def hub_id(name: str | None) -> str | None:
@@ -223,7 +223,7 @@ def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
     if settings["max_steps"] > 0:
         hidden.add("num_train_epochs")  # which it overrides
     rows = [
-        [name, "yes" if value is True else _without_place(value) if isinstance(value, str) else value]
+        [name, "yes" if value is True else value]
         for name, value in settings.items()
         if name not in hidden and not name.endswith("_column") and value not in (None, "", [], {}, -1)
         if value is not False  # and not 0, which equals it
@@ -267,12 +267,6 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*<\[|])", r"\\\1", _line(text))
 
 
-def _without_place(value: str) -> str:
-    """A path of this machine by its last name; all else as it is."""
-    path = Path(value)
-    return (path.name or value) if path.is_absolute() or {"..", "~"} & set(path.parts) else value
-
-
 def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
     """The command line, a flag a line, without secrets, places of this machine, and where the model was pushed."""
     argv = sys.argv[1:] if argv is None else argv
@@ -282,9 +276,9 @@ def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
     for part in argv:
         if part.startswith("--"):
             name, equals, value = part.partition("=")
-            flags.append([name + equals + _without_place(value) if equals else name])
+            flags.append([name + equals + without_place(value) if equals else name])
         elif flags:
-            flags[-1].append(_without_place(part))
+            flags[-1].append(without_place(part))
     start = ["python"] if world_size == 1 else ["accelerate", "launch", "--num_processes", str(world_size)]
     kept = [flag for flag in flags if not re.search("hub|token", flag[0].partition("=")[0])]
     return " \\\n    ".join(map(shlex.join, [[*start, script], *kept]))

@@ -159,7 +159,7 @@ def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArgumen
     if train is None and not args.model_name_or_path:
         raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
     captions = [caption for one in train or () for caption in one.captions]
-    model, processor = load_or_build(args, HiViLTForRetrieval, captions)
+    model, processor = load_or_build(args, HiViLTForRetrieval, captions, trains=train is not None)
     model.config.num_hard_negatives = args.num_hard_negatives
     for part in args.freeze:
         model.freeze(part)

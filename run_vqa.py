@@ -139,7 +139,8 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
 
     vocabulary = answers_to_choose_from(args, train)
     questions = [one.question for one in train]
-    model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, id2label=dict(enumerate(vocabulary)))
+    labels = dict(enumerate(vocabulary))
+    model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, trains=True, id2label=labels)
     known = set(model.config.id2label.values())
     if known != set(vocabulary):
         logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(known & set(vocabulary))}.")

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import ModelOutput
 
 from hivilt.data.captions import SimilarCaptionsSampler
@@ -46,6 +46,9 @@ class HiViLTTrainer(Trainer):
         vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+
+    Raises:
+        ValueError: the process sees several devices, or is to push while it trains.
     """
 
     unit: str  # what the head is trained and measured on, in the plural
@@ -92,6 +95,15 @@ class HiViLTTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which nothing reads, in a folder that is shared.
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Makes the repository to push to; before, refuses to push while training."""
+        if self.args.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy: got {self.args.hub_strategy.value!r}, expected 'end'. While it trains, Trainer pushes "
+                "checkpoints without the model's code, which nobody can load, and pickles of its arguments."
+            )
+        super().init_hf_repo(*args, **kwargs)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""

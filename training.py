@@ -37,6 +37,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import hivilt
+from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.tables import check_pictures, hold_out
@@ -452,8 +453,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: in
     )
 
 
+def load_checkpoint(
+    argument: str, name: str, model_class: type, any_head: bool = False
+) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
+    """A checkpoint's model, in float32, and its processor.
+
+    Args:
+        argument: what the caller calls it, for errors.
+        name: folder or name on the Hub.
+        model_class: a HiViLT class with a head.
+        any_head: whether a checkpoint with another head will do; the new one is as it was initialized.
+
+    Raises:
+        ValueError: it has another head.
+        OSError: there is none of this name.
+    """
+    saved_as = HiViLTConfig.get_config_dict(name)[0].get("architectures") or ["an unknown class"]
+    if not any_head and model_class.__name__ not in saved_as:
+        raise ValueError(
+            f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected {model_class.__name__}, whose head "
+            "would be untrained: train it first, or name another checkpoint."
+        )
+    return model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
+
+
 def load_or_build(
-    args: TaskArguments, model_class: type, texts: Iterable[str] = (), **config: Any
+    args: TaskArguments, model_class: type, texts: Iterable[str] = (), trains: bool = False, **config: Any
 ) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
     """A model with its processor: the checkpoint that is named, or a new one on the encoders that are.
 
@@ -462,14 +487,14 @@ def load_or_build(
             and so is its tokenizer, trained on `texts`.
         model_class: a HiViLT class with a head.
         texts: the training texts.
+        trains: whether the model is to be trained, so that a checkpoint with another head will do.
         **config: fields of `HiViLTConfig` for a new model.
 
     Returns:
         The model in float32, and its processor.
     """
     if args.model_name_or_path:
-        model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
-        return model, HiViLTProcessor.from_pretrained(args.model_name_or_path)
+        return load_checkpoint("model_name_or_path", args.model_name_or_path, model_class, any_head=trains)
 
     remote = {"trust_remote_code": args.trust_remote_code}
     if args.vision_model:
@@ -592,6 +617,12 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def without_place(value: str) -> str:
+    """A path of this machine by its last name; all else as it is."""
+    path = Path(value)
+    return (path.name or value) if path.is_absolute() or {"..", "~"} & set(path.parts) else value
+
+
 def collect_results(
     trainer: HiViLTTrainer, args: TaskArguments, metrics: Mapping[str, Mapping[str, float]], **more: Any
 ) -> dict[str, Any]:
@@ -639,6 +670,9 @@ def collect_results(
         "optim",
     )
     named += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
-    results["settings"] = {**asdict(args), **{name: getattr(trainer.args, name) for name in named}}
+    settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in named}}
+    results["settings"] = {
+        name: without_place(value) if isinstance(value, str) else value for name, value in settings.items()
+    }
     results["environment"] = environment()
     return results

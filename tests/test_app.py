@@ -18,6 +18,7 @@ from hivilt.data.vqa import VQAExample
 from hivilt.evaluation.plots import draw_attention
 from hivilt.search import ImageIndex
 from hivilt.trainers import answer_and_look
+from hivilt.training import load_checkpoint
 from processes import free_port
 from tiny import make_model, make_picture, make_processor
 
@@ -45,7 +46,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(place) -> tuple:
-    return app.load("--model", str(place / "answers"), HiViLTForQuestionAnswering)
+    return load_checkpoint("--model", str(place / "answers"), HiViLTForQuestionAnswering)
 
 
 @pytest.fixture
@@ -151,7 +152,9 @@ def test_the_page_reads_only_what_was_uploaded(page, place):
 
 
 def test_the_page_searches_by_words_and_by_picture(client, place):
-    index = ImageIndex.load(place / "index", *app.load("--retrieval", str(place / "retrieval"), HiViLTForRetrieval))
+    index = ImageIndex.load(
+        place / "index", *load_checkpoint("--retrieval", str(place / "retrieval"), HiViLTForRetrieval)
+    )
     like = place / "pictures" / "green.png"
     for words, picture, rerank, hits in [
         ("red circle", None, False, index.search("red circle", 10)),
@@ -197,7 +200,10 @@ def test_examples_are_offered_with_their_picture(checkpoint):
     ("flags", "message"),
     [
         ({"--model": "retrieval"}, "--model: .*retrieval is a checkpoint of HiViLTForRetrieval, expected HiViLTForQ"),
-        ({"--model": "answers", "--retrieval": "answers", "--index": "index"}, "--retrieval: .*goes with --model"),
+        (
+            {"--model": "answers", "--retrieval": "answers", "--index": "index"},
+            "--retrieval: .*is a checkpoint of HiViLTForQuestionAnswering, expected HiViLTForR",
+        ),
         ({"--model": "answers", "--pictures": "pictures"}, "--pictures needs --index"),
         ({"--model": "answers", "--retrieval": "retrieval", "--index": "nowhere"}, "does not hold an index"),
         ({"--model": "nowhere"}, "nowhere"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
@@ -181,6 +181,15 @@ def test_model_card_is_left_alone(tmp_path, dataset):
     (tmp_path / "out/README.md").write_text(card)
     trainer.create_model_card(model_name="other", license="mit")
     assert (tmp_path / "out/README.md").read_text() == card
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_nothing_is_pushed_while_training(strategy, tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), push_to_hub=True, hub_strategy=strategy, report_to="none", use_cpu=True
+    )
+    with pytest.raises(ValueError, match=f"hub_strategy: got '{strategy}', expected 'end'"):
+        HiViLTTrainer(make_model(HiViLTForQuestionAnswering), arguments)
 
 
 def test_several_devices_in_one_process_are_refused(tmp_path, dataset, monkeypatch):

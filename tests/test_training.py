@@ -4,16 +4,19 @@ import ast
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from huggingface_hub import get_token
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.augmentation import Augmentation
 from hivilt.training import (
+    HiViLTTrainingArguments,
     TaskArguments,
     augmentation_of,
     environment,
@@ -201,6 +204,18 @@ def test_checkpoints_are_trained_on_in_float32(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("other", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+def test_another_head_is_refused_unless_it_is_to_be_trained(other, tmp_path):
+    wanted = HiViLTForRetrieval if other is HiViLTForQuestionAnswering else HiViLTForQuestionAnswering
+    other(make_config()).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    args = TaskArguments(model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match=f"model_name_or_path: .* of {other.__name__}, expected {wanted.__name__}"):
+        load_or_build(args, wanted)
+    model, _ = load_or_build(args, wanted, trains=True)
+    assert type(model) is wanted
+
+
 @pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
 def test_parameter_table_adds_up(model_class):
     model = model_class(make_config())
@@ -231,3 +246,10 @@ def test_peak_memory_is_of_this_process_alone():
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
     )
     assert int(started.stdout) < peak_memory_bytes() - len(block) // 2
+
+
+def test_a_token_is_kept_out_of_the_arguments_and_found_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    arguments = HiViLTTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
+    assert "hf_secret" not in f"{arguments}" and b"hf_secret" not in pickle.dumps(arguments)
+    assert get_token() == "hf_secret"
