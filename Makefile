@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval app test browser versions lint format clean
+.PHONY: help install vqa retrieval weights app test browser versions lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,13 @@ vqa: .venv/.installed  ## question answering: make vqa ARGS="--do_train --output
 
 retrieval: .venv/.installed  ## image-text retrieval: make retrieval ARGS="..."
 	$(BIN)/python run_retrieval.py $(ARGS)
+
+CHECKPOINT := config.json model.safetensors processor_config.json tokenizer.json tokenizer_config.json results.json
+
+weights:  ## make what `make vqa` and `make retrieval` left the models of this folder
+	cp $(addprefix outputs/vqa/,$(CHECKPOINT)) .
+	cp $(addprefix outputs/retrieval/,$(CHECKPOINT)) retrieval
+	chmod 644 *.safetensors retrieval/*.safetensors
 
 # Small models run fastest on one thread, and no test may need the network or a screen.
 test browser versions: export OMP_NUM_THREADS = 1
