@@ -308,9 +308,14 @@ def open_from_folder_and_hub(checkpoint: str, repository: str, results: str) -> 
     return facts
 
 
-if __name__ == "__main__":
+def answer_request(functions: dict) -> None:
+    """What such a process is there for: runs the function that its command line names, and leaves what it gives."""
     name, request, result = sys.argv[1:]
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    returned = globals()[name](**json.loads(Path(request).read_text(encoding="utf-8")))
+    returned = functions[name](**json.loads(Path(request).read_text(encoding="utf-8")))
     Path(result).write_text(json.dumps(returned), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    answer_request(globals())

@@ -30,11 +30,10 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
-    logging,
     pipeline,
 )
 
-from elsewhere import outputs, tensors
+from elsewhere import answer_request, outputs, tensors
 
 FUSION = r"model\.fusion\..*(q|k|v|o)_proj|model\.fusion\..*fc[12]"
 QUESTION = "what shape is in the image"
@@ -262,8 +261,4 @@ def ask_nobody() -> dict:
 
 
 if __name__ == "__main__":
-    name, request, result = sys.argv[1:]
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    returned = globals()[name](**json.loads(Path(request).read_text(encoding="utf-8")))
-    Path(result).write_text(json.dumps(returned), encoding="utf-8")
+    answer_request(globals())

@@ -78,6 +78,9 @@ def test_numbers_are_those_of_the_committed_results():
     assert f"{vqa['parameters']['all']:,} parameters" in README
     assert run_retrieval.tables_of(retrieval)["test"] in README
     assert f"{retrieval['parameters']['all']:,} parameters" in README
+    for found in RESULTS.values():
+        assert f"{found['wall_seconds'] / 60:.1f} minutes" in README
+        assert f"{found['peak_memory_bytes'] / 2**30:.1f} GiB" in README
     (result,) = ModelCard(README).data.eval_results
     assert result.metric_value == round(vqa["test"]["accuracy"], 6)
 
