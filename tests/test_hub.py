@@ -411,7 +411,9 @@ def test_what_was_loaded_once_loads_without_a_hub(at_home, clients, work, models
 def test_without_a_hub_errors_say_so(at_home, nobody, work):
     for error, words in (at_home["offline"]["unknown"], finish_elsewhere(nobody)["load"]):
         assert error == "OSError"
-        assert re.search("couldn't connect to 'http://127.0.0.1:.*couldn't find them in the cached files", words)
+        # Older versions of transformers only say what they want.
+        said = "couldn't connect to 'http://127.0.0.1:.*couldn't find them in the cached files|Can't load the config"
+        assert re.search(said, words)
     error, words = at_home["gone"]["push"]
     assert error == "ConnectError"
     assert "refused" in words
