@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hivilt.data.benchmarks import HUB_DATASETS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import PictureRecord, TablePicture
@@ -20,7 +21,6 @@ from hivilt.trainers import HiViLTTrainer
 from hivilt.training import TaskArguments, flags_in_file, without_place
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
-HUB_DATASETS = "https://huggingface.co/datasets/"
 
 _COCO_PICTURES = "the pictures are MS-COCO's (https://cocodataset.org), under Flickr's terms."
 # What the built-in data sets want said of them, by the names of `--benchmark`.

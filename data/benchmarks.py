@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
 
 
+HUB_DATASETS = "https://huggingface.co/datasets/"
+
+
 class HubTable(NamedTuple):
     """A split as the Hub has it, in tables: `datasets` runs no loading scripts any more.
 
@@ -211,7 +214,7 @@ class Benchmark(Generic[Record]):
 def _load_table(table: HubTable, config: str | None) -> datasets.Dataset:
     rows = datasets.load_dataset(table.dataset, config, split=table.split, revision=table.revision)
     # `datasets` forgets which of several copies this is; the model card names it.
-    rows.info.homepage = f"https://huggingface.co/datasets/{table.dataset}"
+    rows.info.homepage = f"{HUB_DATASETS}{table.dataset}"
     return rows
 
 

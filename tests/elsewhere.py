@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if __name__ in ("__main__", "__mp_main__"):
     # An installed hivilt, editable or not, must be as good as absent; also in a worker that spawns from here.
@@ -48,25 +50,39 @@ AUTO_CLASSES = {
 # Starting such a process
 
 
-def start_elsewhere(function, home: Path, **arguments) -> subprocess.Popen:
-    """Starts `function` of this file in a process of its own, whose caches and working directory are in `home`."""
+def start_elsewhere(
+    function: Callable[..., dict],
+    home: Path,
+    environment: dict[str, str] | None = None,
+    has_hivilt: bool = False,
+    **arguments: Any,
+) -> subprocess.Popen:
+    """Starts a function in a process of its own, whose caches and working directory are in `home`.
+
+    Args:
+        function: of a module that ends with `answer_request`, as this one does; gives what JSON can hold.
+        home: a new one holds empty caches.
+        environment: variables, beside those of this process that are not about Python or Hugging Face; unset: offline.
+        has_hivilt: whether the process can import hivilt.
+        **arguments: what JSON can hold, and paths.
+    """
     home.mkdir(parents=True, exist_ok=True)
     request, result = (home / f"{kind} {uuid.uuid4()}.json" for kind in ("request", "result"))
-    request.write_text(json.dumps({name: str(value) for name, value in arguments.items()}), encoding="utf-8")
-    foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "PYTHON", "XDG_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    environment |= {
+    request.write_text(json.dumps(arguments, default=str), encoding="utf-8")
+    foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "XDG_") + (() if has_hivilt else ("PYTHON",))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    ours = {
         "HOME": str(home),
         "HF_HOME": str(home / "hf"),
         "HF_MODULES_CACHE": str(home / "modules"),
-        "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    script = sys.modules[function.__module__].__file__
     process = subprocess.Popen(
-        [sys.executable, "-I", __file__, function.__name__, str(request), str(result)],
+        [sys.executable, *([] if has_hivilt else ["-I"]), script, function.__name__, str(request), str(result)],
         cwd=home,
-        env=environment,
+        env=kept | ours | ({"HF_HUB_OFFLINE": "1"} if environment is None else environment),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,17 +3,12 @@ What a process does that talks to the Hub of hub.py, with transformers, peft and
 
     python tests/hub_client.py FUNCTION ARGUMENTS.json RESULT.json
 
-`start_client` of this file starts such a process; elsewhere.py's `finish_elsewhere` hands its result back.
+`start_elsewhere` of elsewhere.py starts such a process, and `finish_elsewhere` hands its result back.
 """
 
-import json
-import os
-import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
@@ -38,36 +33,6 @@ from elsewhere import answer_request, outputs, tensors
 FUSION = r"model\.fusion\..*(q|k|v|o)_proj|model\.fusion\..*fc[12]"
 QUESTION = "what shape is in the image"
 LABELS = ["red", "blue circle", "three"]
-
-
-def start_client(
-    function: Callable[..., dict], home: Path, environment: dict[str, str], has_hivilt: bool = False, **arguments: Any
-) -> subprocess.Popen:
-    """Starts `function` of this file in a process of its own, whose caches and working directory are in `home`.
-
-    Args:
-        function: gives what JSON can hold.
-        home: a new one holds empty caches.
-        environment: variables, beside those of this process that are not about Python or Hugging Face.
-        has_hivilt: whether the process can import hivilt.
-        **arguments: what JSON can hold, and paths.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    request, result = (home / f"{kind} {uuid.uuid4()}.json" for kind in ("request", "result"))
-    request.write_text(json.dumps(arguments, default=str), encoding="utf-8")
-    foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "XDG_") + (() if has_hivilt else ("PYTHON",))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    ours = {"HOME": str(home), "HF_HOME": str(home / "hf"), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(
-        [sys.executable, *([] if has_hivilt else ["-I"]), __file__, function.__name__, str(request), str(result)],
-        cwd=home,
-        env=kept | ours | environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    process.result = result
-    return process
 
 
 def _keep(results: str, name: str, model, batch: dict[str, torch.Tensor] | None = None) -> list[str]:

@@ -16,6 +16,13 @@ from tiny import make_picture
 
 TRAIN_COLORS = ("red", "blue", "green", "yellow")
 SPLITS = {"train": TRAIN_COLORS, "val": ("red", "blue"), "test": ("green", "red"), "test-dev": ("green",)}
+# Flags of a run over such data, as short as one that evaluates and saves can be.
+TWO_STEPS = [
+    *("--fusion", '{"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}'),
+    *("--image_size", "32", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--logging_steps", "1"),
+    *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "1"),
+    *("--save_strategy", "steps", "--save_steps", "1"),
+]
 WORDS_ON_PICTURES = ["STOP", "exit", "5"]
 
 

@@ -33,17 +33,11 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.tables import TablePicture
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.training import TaskArguments
-from miniatures import make_vqa_miniature
+from miniatures import TWO_STEPS, make_vqa_miniature
 from tiny import VISION_CONFIGS, make_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE_TAGS = {"visual-question-answering", "zero-shot-image-classification"}
-FLAGS = [
-    *("--fusion", '{"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}'),
-    *("--image_size", "32", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--logging_steps", "1"),
-    *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "1"),
-    *("--save_strategy", "steps", "--save_steps", "1"),
-]
 
 
 def check_card(path: Path, has_braces: bool = False) -> ModelCard:
@@ -119,7 +113,7 @@ class Run(NamedTuple):
 
 
 def make_run(script: Any, folder: Path, *flags: str) -> Run:
-    argv, write_card = ["--output_dir", str(folder), *FLAGS, *flags], script.write_card
+    argv, write_card = ["--output_dir", str(folder), *TWO_STEPS, *flags], script.write_card
     with mock.patch.object(script, "write_card", mock.Mock(side_effect=write_card)) as recorded:
         script.main(argv)
     return Run(folder, write_card, *recorded.call_args.args)
@@ -215,7 +209,16 @@ def test_nothing_of_this_machine_is_told(run):
 def test_the_command_can_be_typed_again(vqa, retrieval, tmp_path):
     command = re.search(r"```bash\n(.*?)```", check_card(vqa.folder / "README.md").text, re.DOTALL)[1]
     parts = [part for line in command.replace("\\\n", " ").splitlines() for part in run_of_shell(line)]
-    expected = ["--output_dir", "answers", *FLAGS, "--benchmark", "gqa", "--data_dir=data", "--vision_model", "encoder"]
+    expected = [
+        "--output_dir",
+        "answers",
+        *TWO_STEPS,
+        "--benchmark",
+        "gqa",
+        "--data_dir=data",
+        "--vision_model",
+        "encoder",
+    ]
     assert parts == ["python", "run_vqa.py", *expected]
 
     # Flags out of a file, secrets, and several processes.

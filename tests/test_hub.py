@@ -19,7 +19,7 @@ from transformers import pipeline
 
 import hivilt
 from caption_miniatures import make_caption_miniature
-from elsewhere import finish_elsewhere, outputs, tensors
+from elsewhere import finish_elsewhere, outputs, start_elsewhere, tensors
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hub import Fault, Hub
 from hub_client import (
@@ -28,13 +28,12 @@ from hub_client import (
     ask_nobody,
     find_it_gone,
     publish,
-    start_client,
     stay_home,
     stumble,
     train,
     visit,
 )
-from miniatures import make_vqa_miniature
+from miniatures import TWO_STEPS, make_vqa_miniature
 from processes import free_port
 from tiny import make_batch, make_config, make_model, make_picture, make_processor
 
@@ -48,12 +47,8 @@ EDITION = {"configuration": "HiViLTConfig", "modeling": "HiViLTForQuestionAnswer
 
 def flags(benchmark: str, data: Path, out: Path, repo: str) -> list[str]:
     """A run of two steps that pushes what it leaves."""
-    tiny = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
     return [
-        *("--benchmark", benchmark, "--data_dir", str(data), "--output_dir", str(out), "--fusion", json.dumps(tiny)),
-        *("--image_size", "32", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--logging_steps", "1"),
-        *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "1"),
-        *("--save_strategy", "steps", "--save_steps", "1"),
+        *("--benchmark", benchmark, "--data_dir", str(data), "--output_dir", str(out), *TWO_STEPS),
         *("--push_to_hub", "--hub_model_id", repo, "--hub_token", TOKEN),
     ]
 
@@ -104,7 +99,7 @@ def given(work) -> dict[str, Path]:
 def nobody(work, hub):
     """A client that never reaches a Hub. It starts first, for it waits half a minute before it believes so."""
     environment = hub.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
-    process = start_client(ask_nobody, work / "nobody", environment)
+    process = start_elsewhere(ask_nobody, work / "nobody", environment)
     yield process
     process.kill()
 
@@ -115,7 +110,7 @@ def published(work, hub, given, nobody) -> dict[str, str]:
     make_vqa_miniature("easy-vqa", work / "questions")
     make_caption_miniature("flickr8k", work / "captions")
     environment = hub.environment()
-    training = start_client(
+    training = start_elsewhere(
         train,
         work / "training",
         environment,
@@ -124,7 +119,7 @@ def published(work, hub, given, nobody) -> dict[str, str]:
         retrieval=flags("flickr8k", work / "captions", work / "found", "me/found"),
     )
     environment = environment | {"HF_TOKEN": TOKEN}
-    publishing = start_client(
+    publishing = start_elsewhere(
         publish, work / "publishing", environment, has_hivilt=True, checkpoints=work / "checkpoints", **given
     )
     commits = finish_elsewhere(publishing)
@@ -155,10 +150,10 @@ def clients(work, hub, given, published) -> dict[str, dict]:
     hub.on_request = watch
     found = {"before": hub.repositories["me/broken"].find("main"), "largest": largest, "held": held}
     environment = hub.environment() | {"HF_TOKEN": TOKEN}
-    visiting = start_client(
+    visiting = start_elsewhere(
         visit, work / "visiting", environment, commits=published, picture=work / "picture.png", **given
     )
-    stumbling = start_client(
+    stumbling = start_elsewhere(
         stumble, work / "stumbling", environment, checkpoint=work / "checkpoints/first", results=given["results"]
     )
     return found | {"visiting": finish_elsewhere(visiting), "stumbling": finish_elsewhere(stumbling)}
@@ -170,9 +165,9 @@ def at_home(work, given, published, clients) -> dict[str, dict]:
     with Hub() as unasked:
         environment = unasked.environment() | {"HF_HUB_OFFLINE": "1"}
         seen = {"first": published["first"], "picture": work / "picture.png"}
-        offline = start_client(stay_home, work / "visiting", environment, **seen, **given)
+        offline = start_elsewhere(stay_home, work / "visiting", environment, **seen, **given)
         environment = unasked.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_TOKEN": TOKEN}
-        gone = start_client(find_it_gone, work / "visiting", environment, results=given["results"])
+        gone = start_elsewhere(find_it_gone, work / "visiting", environment, results=given["results"])
         found = {"offline": finish_elsewhere(offline), "gone": finish_elsewhere(gone)}
     return found | {"asked": [*unasked.log, *unasked.outside]}
 
