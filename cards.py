@@ -279,6 +279,8 @@ def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
             flags.append([name + equals + without_place(value) if equals else name])
         elif flags:
             flags[-1].append(without_place(part))
-    start = ["python"] if world_size == 1 else ["accelerate", "launch", "--num_processes", str(world_size)]
+    start = (
+        ["python"] if world_size == 1 else ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
+    )
     kept = [flag for flag in flags if not re.search("hub|token", flag[0].partition("=")[0])]
     return " \\\n    ".join(map(shlex.join, [[*start, script], *kept]))

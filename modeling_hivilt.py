@@ -48,6 +48,7 @@ from transformers.utils import (
     TransformersKwargs,
     can_return_tuple,
 )
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_hivilt import HiViLTConfig, code_in_place
 
@@ -256,8 +257,12 @@ def cross_attend(
     head_dim = config.hidden_size // config.num_attention_heads
     # (B, N, d) -> (B, H, N, d_k)
     query, key, value = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (query, key, value))
-    mask = None
+    mask = looks = None
     if allowed is not None:
+        looks = allowed.any(dim=-1, keepdim=True)  # (B, 1, N_q or 1, 1)
+        if looks.shape[2] == 1:
+            # All queries may look at the same tokens: none is left to be seen where they may look nowhere.
+            value, looks = value * looks, None
         # Made here, in the query's own precision: under autocast the minimum of float32 would overflow to -inf. Half the
         # minimum, since a score is added to it, and a row of nothing but -inf would be NaN.
         mask = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device)
@@ -279,8 +284,8 @@ def cross_attend(
     )
     # (B, N_q, H, d_k) -> (B, N_q, d)
     attended = attended.flatten(2)
-    if allowed is not None:
-        attended = attended * allowed.any(dim=-1).transpose(1, 2)  # (B, 1, N_q or 1) -> (B, N_q or 1, 1)
+    if looks is not None:
+        attended = attended * looks.squeeze(1)
     return attended, attention
 
 
@@ -399,9 +404,9 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         self,
         vision: torch.Tensor,
         text: torch.Tensor,
-        vision_query: torch.Tensor,
+        vision_query: torch.Tensor | nn.Linear,
         vision_key: torch.Tensor,
-        vision_value: torch.Tensor,
+        vision_value: torch.Tensor | nn.Linear,
         text_query: torch.Tensor,
         text_key: torch.Tensor,
         text_value: torch.Tensor,
@@ -411,6 +416,7 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         """
         Args:
             vision, vision_query, vision_key, vision_value (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision rows.
+                Sparse fusion also takes the projections of query and value, to apply them to the chosen rows alone.
             text, text_query, text_key, text_value (`torch.Tensor` of shape `(B_t, N_t, d)`): the text rows.
             text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
 
@@ -418,17 +424,10 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             Fused vision rows, fused text rows, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
             `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
         """
-        top_k = self.config.fusion_top_k
-        if top_k is not None and top_k < vision.shape[1]:
-            return self._fuse_sparse(
-                vision,
-                text,
-                (vision_query, vision_key, vision_value),
-                (text_query, text_key, text_value),
-                text_mask,
-                top_k,
-                **kwargs,
-            )
+        if self.is_sparse(vision):
+            vision_projections = (vision_query, vision_key, vision_value)
+            text_projections = (text_query, text_key, text_value)
+            return self._fuse_sparse(vision, text, vision_projections, text_projections, text_mask, **kwargs)
         seen_text, image_to_text = cross_attend(
             self, vision_query, text_key, text_value, text_mask[:, None, None, :], **kwargs
         )
@@ -437,18 +436,24 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         fused_text = text + self._combine(self.text_mlp, text, seen_image)
         return fused_vision, fused_text, text_to_image, image_to_text
 
+    def is_sparse(self, vision: torch.Tensor) -> bool:
+        """Whether each text token meets only some of these vision rows."""
+        return self.config.fusion_top_k is not None and self.config.fusion_top_k < vision.shape[1]
+
     @staticmethod
     def _combine(mlp: HiViLTMLP, own: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         return mlp(torch.cat([own, seen, own * seen], dim=-1))
 
-    def _fuse_sparse(self, vision, text, vision_projections, text_projections, text_mask, top_k, **kwargs):
+    def _fuse_sparse(self, vision, text, vision_projections, text_projections, text_mask, **kwargs):
         """
         The same over the pairs that matter: for each text token its `top_k` most similar vision tokens, similarity
         being the attention score `Q_T K_V^T` summed over the heads. Vision rows that no text token chose pass through
         on the residual; the chosen ones are gathered first, so that attention and MLP run over them alone.
         """
+        top_k = self.config.fusion_top_k
+        vision_query, vision_key, vision_value = vision_projections
         text_query, text_key, text_value = text_projections
-        similarity = torch.matmul(text_query, vision_projections[1].transpose(1, 2))  # (B_t, N_t, N_v)
+        similarity = torch.matmul(text_query, vision_key.transpose(1, 2))  # (B_t, N_t, N_v)
         pairs = torch.zeros_like(similarity, dtype=torch.bool)
         pairs = pairs.scatter(2, similarity.topk(top_k, dim=-1).indices, True) & text_mask.unsqueeze(-1)
         chosen = pairs.any(dim=1)  # (B_t, N_v)
@@ -461,7 +466,11 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices  # (B_t, R)
         rows_d = rows.unsqueeze(-1).expand(-1, -1, vision.shape[-1])
         near = vision.gather(1, rows_d)
-        near_query, near_key, near_value = (x.gather(1, rows_d) for x in vision_projections)
+        near_key = vision_key.gather(1, rows_d)
+        near_query, near_value = (
+            projected.gather(1, rows_d) if isinstance(projected, torch.Tensor) else projected(near)
+            for projected in (vision_query, vision_value)
+        )
         pairs = pairs.gather(2, rows.unsqueeze(1).expand(-1, text.shape[1], -1))  # (B_t, N_t, R)
 
         seen_text, image_to_text = cross_attend(
@@ -609,7 +618,12 @@ class HiViLTFusion(nn.Module):
                 # Equation P: the stage adds what the stage before it found, so the residual runs through all of them.
                 vision = level.flatten(1, 2) + resample_grid(vision, grid, new_grid)
                 text = texts.level_states[index] + text
-                projections = (*self.vision_projections[index](vision), *self.text_projections[index](text))
+                project = self.vision_projections[index]
+                if stage.is_sparse(vision):
+                    projections = (project.q_proj, project.k_proj(vision), project.v_proj)
+                else:
+                    projections = project(vision)
+                projections = (*projections, *self.text_projections[index](text))
             vision, text, text_looks, image_looks = stage(vision, text, *projections, texts.attention_mask, **kwargs)
             grid = new_grid
             text_to_image += (text_looks,)
@@ -1031,6 +1045,9 @@ class HiViLTModel(HiViLTPreTrainedModel):
         self.frozen_modules = []
         self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
         self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
+        for encoder in (self.vision_model, self.text_model):
+            # transformers would do it in the first call, which cannot be compiled or exported then.
+            maybe_install_capturing_hooks(encoder)
         self.post_init()
 
     def train(self, mode: bool = True) -> "HiViLTModel":
@@ -1293,7 +1310,7 @@ def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) 
 
 def _logit_scale(parameter: nn.Parameter) -> torch.Tensor:
     """Inverse temperature in float32, at most 100."""
-    return parameter.float().clamp(0, MAX_LOGIT_SCALE).exp()
+    return parameter.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
 
 
 def embed(projection: nn.Linear, state: torch.Tensor) -> torch.Tensor:
@@ -1592,7 +1609,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
         _check_index("image_index", image_index, image_embeds.shape[0], "images")
         num_paired = image_embeds.shape[0] if image_index is None else image_index.shape[0]
-        paired = num_paired == text_embeds.shape[0]
+        # Compared only where it matters, so that an exported graph takes any number of images and texts.
+        paired = (return_loss or self.training or image_index is not None) and num_paired == text_embeds.shape[0]
         if not paired and (self.training or image_index is not None):
             raise ValueError(
                 f"{num_paired} images cannot be paired with {len(text_embeds)} texts. Give `image_index`, of shape "

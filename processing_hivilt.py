@@ -1,14 +1,15 @@
 """HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
@@ -24,7 +25,8 @@ class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
 
 def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
     """
-    Opens a picture as people see it: turned as its EXIF data says, in RGB, on white where it is transparent.
+    Opens a picture as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. One that is
+    so already is returned as it is, in memory.
 
     Args:
         picture (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, or `numpy.ndarray` of `uint8`).
@@ -56,14 +58,25 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
     if not isinstance(picture, Image.Image):
         what = f"{type(picture).__name__} of {picture.dtype}" if hasattr(picture, "dtype") else type(picture).__name__
         raise TypeError(f"A picture must be a file's path, a PIL image or an array of uint8, got {what}.")
-    picture = ImageOps.exif_transpose(picture)
+    picture.load()  # its file may be closed after this
+    # Turning and converting copy, even where there is nothing to do.
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         # 16 bits a pixel: a plain conversion would cut everything above 255 to white.
         picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _is_usual(image_processor) -> bool:
+    """Whether it is one of transformers' that resize with PIL, crop, rescale and normalize, and do nothing else."""
+    kind = type(image_processor)
+    usual = issubclass(kind, PilBackend) and kind._preprocess is PilBackend._preprocess
+    usual = usual and kind.resize is PilBackend.resize
+    return usual and isinstance(image_processor.resample, int) and not image_processor.do_pad
 
 
 class HiViLTProcessor(ProcessorMixin):
@@ -126,12 +139,54 @@ class HiViLTProcessor(ProcessorMixin):
             self._tell_of_truncation(tokens, len(texts), merged["text_kwargs"].get("max_length"))
             inputs.update(tokens)
         if images is not None:
-            # Tensors are taken to be prepared already, as image processors take them.
-            pictures = [p if isinstance(p, torch.Tensor) else load_picture(p) for p in pictures]
-            inputs.update(self.image_processor(pictures, **merged["images_kwargs"]))
+            inputs.update(self._prepare_pictures(pictures, merged["images_kwargs"]))
             if text is not None:
                 inputs["image_index"] = image_index
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """
+        A picture as the image processor resizes it. Calling the processor does so too; done to each picture as soon as
+        it is opened, only one at a time is in memory at its full size.
+
+        Returns:
+            The same pixels as the image processor gets; where it resizes in a way of its own, the picture as it was.
+        """
+        processor, size = self.image_processor, picture.size
+        if _is_usual(processor) and processor.do_resize:
+            if processor.size.shortest_edge and not processor.size.longest_edge:
+                size = tuple(int(processor.size.shortest_edge * side / min(size)) for side in size)
+            elif processor.size.height and processor.size.width:
+                size = processor.size.width, processor.size.height
+        return picture if size == picture.size else picture.resize(size, processor.resample)
+
+    def _prepare_pictures(self, pictures: list, kwargs: dict) -> Mapping:
+        """
+        What the image processor gives, to the last bit, for half of its work where that is usual.
+
+        Image processors that need no torchvision make an array of a whole picture only to resize it as a picture again,
+        and normalize in float64. Here it is resized as it is, and a table, which the image processor fills, has the
+        normalized value of each of the 256 that a pixel can have.
+        """
+        processor = self.image_processor
+        special = kwargs.keys() - {"return_tensors"} or any(isinstance(p, torch.Tensor) for p in pictures)
+        if special or not _is_usual(processor):
+            # Tensors are taken to be prepared already, as image processors take them.
+            pictures = [p if isinstance(p, torch.Tensor) else load_picture(p) for p in pictures]
+            return processor(pictures, **kwargs)
+
+        pictures = [self.resize(load_picture(p)) for p in pictures]
+        levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
+        # (3, 1, 256) -> (3, 256)
+        table = processor(levels, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]
+        pixels = processor(pictures, do_rescale=False, do_normalize=False)["pixel_values"]
+        if len({picture.shape for picture in pixels}) > 1:
+            return processor(pictures, **kwargs)  # no batch; it says so itself
+        values = np.empty((len(pixels), *pixels[0].shape), table.dtype)
+        for value, picture in zip(values, pixels, strict=True):
+            for channel in range(3):
+                table[channel].take(picture[channel], out=value[channel], mode="clip")  # straight into the batch
+        return {"pixel_values": values}
 
     @staticmethod
     def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int]]:

@@ -195,6 +195,18 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset) -> None:
+    """A grid of pictures from all over the split, of each another question, its answers and where the model looked.
+
+    All processes call it, for their shares of the weights; the main one draws.
+    """
+    shown = [test.groups[place] for place in torch.linspace(0, len(test) - 1, min(12, len(test))).int().tolist()]
+    shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
+    with trainer.whole_weights():
+        if trainer.is_world_process_zero():
+            plot_predictions(answer_and_look(trainer.model, trainer.processing_class, shown), path)
+
+
 def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, predictions: list[list[dict]]) -> None:
     """The files that the benchmark's server takes."""
     for name, rows in benchmark.submissions(predictions, test.examples).items():
@@ -292,20 +304,16 @@ def main(argv: list[str] | None = None) -> dict:
     )
     metrics, predictions = run(trainer, datasets.get("test"))
 
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if predictions is not None:
+        draw_answers(folder / "predictions.png", trainer, datasets["test"])
     if trainer.is_world_process_zero():
-        folder = Path(training_args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         if predictions is not None:
             test = datasets["test"]
             write_predictions(folder / "predictions.jsonl", test.examples, predictions)
             if benchmark is not None and benchmark.submissions is not None:
                 write_submission(folder, benchmark, test, predictions)
-            # Pictures from all over the split, and of each another question.
-            shown = [
-                test.groups[place] for place in torch.linspace(0, len(test) - 1, min(12, len(test))).int().tolist()
-            ]
-            shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
-            plot_predictions(answer_and_look(trainer.model, processor, shown), folder / "predictions.png")
         results = collect_results(trainer, args, metrics, data={"name": name, **data}, num_answers=len(label2id))
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:

@@ -2,13 +2,16 @@
 pictures with several texts."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -62,6 +65,13 @@ class HiViLTTrainer(Trainer):
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
         self.add_callback(_NewDraws)
+        if self.is_fsdp_enabled:
+            # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
+            whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
+            self.accelerator.state.fsdp_plugin.ignored_modules = [whole]
+            for scalar in whole:
+                if scalar.requires_grad:
+                    scalar.register_hook(partial(self.accelerator.reduce, reduction="mean"))
         if self.args.n_gpu > 1:
             # nn.DataParallel cuts every tensor into as many pieces, but pictures and texts differ in number.
             raise ValueError(
@@ -86,6 +96,23 @@ class HiViLTTrainer(Trainer):
                 if (params := [parameter for parameter in group["params"] if rates[id(parameter)] == rate])
             ]
         return optimizer
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Within it each process has all weights, also of a model that FSDP shards: parts of it can be called, and by one
+        process alone. To be entered by all processes."""
+        sharded = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                # As accelerate set it.
+                reshards = self.accelerator.state.fsdp_plugin.reshard_after_forward and module is not self.model
+                module.set_reshard_after_forward(reshards, recurse=False)
+                module.reshard()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model_class = type(self.model)
@@ -126,7 +153,7 @@ class HiViLTTrainer(Trainer):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.callback_handler.eval_dataloader = dataloader
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
             predictions, metrics, num_samples = self.measure(model, dataloader, description)
         if self.is_in_train:
             self.seconds_evaluating += time.perf_counter() - start
@@ -349,6 +376,12 @@ class RetrievalTrainer(HiViLTTrainer):
         super().__init__(*args, **kwargs)
         if fold_size is not None and fold_size < 1:
             raise ValueError(f"fold_size: expected at least 1 picture, or None for no folds, got {fold_size}.")
+        if contrastive_chunk_size is not None and self.is_fsdp_enabled:
+            # Weights are gathered for each chunk, and a process with fewer captions has fewer chunks: others would wait.
+            raise ValueError(
+                f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; save memory by "
+                "gradient_checkpointing instead."
+            )
         self.rerank_k = rerank_k
         self.similar_per_batch = similar_per_batch
         self.contrastive_chunk_size = contrastive_chunk_size

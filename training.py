@@ -245,9 +245,19 @@ def begin_run(
     defaults: Mapping[str, Any],
     benchmark_defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[TaskArguments, HiViLTTrainingArguments]:
-    """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say."""
+    """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say.
+
+    Raises:
+        ValueError: an argument is unknown, or the launcher started several processes that do not know of each other.
+    """
     argv = sys.argv[1:] if argv is None else argv
     args, training_args = parse_arguments(argv, task_class, defaults, benchmark_defaults)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > training_args.world_size:
+        raise ValueError(
+            f"This is one of {started} processes, each of which would train by itself, since it sees no GPU: start one, or "
+            "give --use_cpu to train together on the CPU."
+        )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads)

@@ -6,9 +6,12 @@
 The models have the design note's base sizes cut down (`SIZES`), with random weights, which speed does not depend on:
 HiViLT as `run_retrieval.py` evaluates it, from picture files to R@K; fusion of every pair from states encoded once, and
 transformers' ViLT, which encodes both again for every pair, both measured on a slice and extrapolated. Every collection
-is evaluated in a process of its own, whose peak memory is that of the whole evaluation. One thread.
+is evaluated in a process of its own, whose peak memory is that of the whole evaluation. Then searches by words among up
+to a million random embeddings, exact and by lists (`NUM_PROBES` of which are looked through); they say nothing about how
+many of the best an index of lists misses, which depends on the pictures. One thread.
 
-It leaves a JSON file and a picture, with the processor in their names, in benchmarks/results.
+It prints the table of searches, and leaves a JSON file and a picture, with the processor in their names, in
+benchmarks/results.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from hivilt.training import (
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
 IMAGE_SIZE, PATCH_SIZE, NUM_TOKENS = 80, 16, 16
 WORDS = [f"word{number}" for number in range(500)]
+NUM_PROBES = 16
 
 
 def make_model() -> HiViLTForRetrieval:
@@ -146,21 +150,55 @@ def pairs_per_second(num_pairs: int, batch_size: int = 64) -> dict[str, float]:
     return {name: batch_size / median(times) for name, times in seconds.items()}
 
 
-def search_milliseconds(num_embeddings: int, num_queries: int) -> dict[str, float]:
-    """Milliseconds of a search by words among random embeddings, exact, text encoder and look-up of the files included."""
+def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -> list[dict]:
+    """Milliseconds of a search by words among random embeddings, text encoder and look-up of the files included."""
     model, processor = make_model(), make_processor()
     embeddings = np.random.default_rng(0).standard_normal((num_embeddings, model.config.projection_dim), np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    table = datasets.Dataset.from_dict({"image": [f"{number}.png" for number in range(num_embeddings)]})
-    table = table.add_column("embedding", list(embeddings))
-    table.add_faiss_index("embedding", string_factory="Flat", metric_type=faiss.METRIC_INNER_PRODUCT)
-    index = ImageIndex(table, Path(), model, processor)
-    times = []
-    for query in range(num_queries):
+    images = [f"{number}.png" for number in range(num_embeddings)]
+    dataset = datasets.Dataset.from_dict({"image": images, "embedding": embeddings})
+    found = []
+    for factory in factories:
         start = time.perf_counter()
-        index.search(" ".join(WORDS[query : query + 5]))
-        times.append(1000 * (time.perf_counter() - start))
-    return {"num_embeddings": num_embeddings, "median": median(times), "most": max(times[1:])}
+        dataset.add_faiss_index_from_external_arrays(
+            embeddings,
+            "embedding",
+            string_factory=factory,
+            metric_type=faiss.METRIC_INNER_PRODUCT,
+            train_size=num_embeddings,
+        )
+        seconds = time.perf_counter() - start
+        faiss_index = dataset.get_index("embedding").faiss_index
+        if isinstance(faiss_index, faiss.IndexIVF):
+            faiss_index.nprobe = NUM_PROBES
+        index = ImageIndex(dataset, Path(), model, processor)
+        times = []
+        for query in range(num_queries):
+            start = time.perf_counter()
+            index.search(" ".join(WORDS[query : query + 5]))
+            times.append(1000 * (time.perf_counter() - start))
+        found.append(
+            {
+                "num_embeddings": num_embeddings,
+                "index_factory": factory,
+                "index_seconds": seconds,
+                "index_bytes": faiss.serialize_index(faiss_index).nbytes,
+                "median_milliseconds": median(times),
+                "most_milliseconds": max(times[1:]),
+            }
+        )
+    return found
+
+
+def table(results: dict) -> str:
+    """Markdown: a kind of index and a number of embeddings a row."""
+    lines = ["| embeddings | index | bytes | seconds to make it | ms a search | at most |"]
+    lines.append("| --: | :-- | --: | --: | --: | --: |")
+    for row in results["searches"]:
+        cells = [f"{row['num_embeddings']:,}", f"`{row['index_factory']}`", f"{row['index_bytes']:,}"]
+        cells += [f"{row['index_seconds']:.1f}", f"{row['median_milliseconds']:.1f}", f"{row['most_milliseconds']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -170,7 +208,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--captions", type=int, default=5, help="captions a picture")
     parser.add_argument("--rerank_k", type=int, default=16)
     parser.add_argument("--slice", type=int, default=1280, help="pairs to measure all-pairs fusion on")
-    parser.add_argument("--embeddings", type=int, default=100_000, help="embeddings to search")
+    parser.add_argument("--embeddings", type=int, nargs="+", default=[100_000, 1_000_000], help="embeddings to search")
+    parser.add_argument("--index_factories", nargs="+", default=["Flat", "IVF1024,Flat"], help="FAISS indexes to try")
     parser.add_argument("--queries", type=int, default=200, help="searches to time")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
@@ -183,7 +222,10 @@ def main(argv: list[str] | None = None) -> dict:
         "captions_per_picture": args.captions,
         "rerank_k": args.rerank_k,
         "pairs_per_second": rates,
-        "search_milliseconds": search_milliseconds(args.embeddings, args.queries),
+        "num_probes": NUM_PROBES,
+        "searches": [
+            found for number in args.embeddings for found in time_searches(number, args.index_factories, args.queries)
+        ],
         "collections": [],
     }
     # Spawned, so that no collection inherits another's memory.
@@ -203,10 +245,7 @@ def main(argv: list[str] | None = None) -> dict:
                 f"re-rank {found['rerank_seconds']:.1f}), {found['peak_memory_bytes'] / 2**30:.2f} GiB; all pairs: "
                 f"{found['all_pairs_seconds']['hivilt']:,.0f} s by HiViLT, {found['all_pairs_seconds']['vilt']:,.0f} s by ViLT"
             )
-    search = results["search_milliseconds"]
-    print(
-        f"search among {search['num_embeddings']:,} embeddings: {search['median']:.1f} ms, {search['most']:.1f} at most"
-    )
+    print(table(results))
 
     path = write_result_file(args.output_dir, "retrieval_scaling", results)
     plot_scaling(results["collections"], path.with_suffix(".png"))

@@ -33,7 +33,7 @@ from hivilt.data.tables import (
     check_columns,
     check_items,
     column_names,
-    open_batch,
+    open_item,
     read_rows,
     rows_with_pictures,
 )
@@ -509,15 +509,16 @@ class CaptionCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
-        pictures = open_batch(items)
-        groups = [item["captions"] for item in items]
-        if self.augmentation is not None:
-            for place, item in enumerate(items):
-                if "draw" in item:
-                    draw = random.Random(item["draw"])
-                    pictures[place], flipped = self.augmentation(pictures[place], groups[place], draw)
-                    if flipped:
-                        groups[place] = [swap_left_and_right(caption) for caption in groups[place]]
+        pictures, groups = [], []
+        for item in items:
+            picture, group = open_item(item), item["captions"]
+            if self.augmentation is not None and "draw" in item:
+                picture, flipped = self.augmentation(picture, group, random.Random(item["draw"]))
+                if flipped:
+                    group = [swap_left_and_right(caption) for caption in group]
+            # At once, so that only one picture is in memory at its full size.
+            pictures.append(self.processor.resize(picture))
+            groups.append(group)
         batch = self.processor(images=pictures, text=groups, return_tensors="pt", padding=True)
         # input_ids first: Trainer counts the rows of the first tensor.
         batch = {"input_ids": batch["input_ids"], **batch}

@@ -373,16 +373,13 @@ def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> 
         )
 
 
-def open_batch(items: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """The pictures of a batch, from each item's `image`.
+def open_item(item: Mapping[str, Any]) -> Image.Image:
+    """The picture of an item, from its `image`.
 
     Raises:
         FileNotFoundError, ValueError: as `open_picture`, and says how to leave the picture out.
     """
-    pictures = []
-    for item in items:
-        try:
-            pictures.append(open_picture(item["image"]))
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{error} Or leave it out with --on_bad_image skip.") from error
-    return pictures
+    try:
+        return open_picture(item["image"])
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error} Or leave it out with --on_bad_image skip.") from error

@@ -30,7 +30,7 @@ from hivilt.data.tables import (
     check_columns,
     check_items,
     column_names,
-    open_batch,
+    open_item,
     read_rows,
     rows_with_pictures,
 )
@@ -301,12 +301,14 @@ class VQACollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "examples", "VQACollator", "VQADataset")
-        pictures = open_batch(items)
-        groups = [item["examples"] for item in items]
-        if self.augmentation is not None:
-            for place, item in enumerate(items):
-                if "draw" in item:
-                    pictures[place], groups[place] = self._augment(pictures[place], groups[place], item["draw"])
+        pictures, groups = [], []
+        for item in items:
+            picture, group = open_item(item), item["examples"]
+            if self.augmentation is not None and "draw" in item:
+                picture, group = self._augment(picture, group, item["draw"])
+            # At once, so that only one picture is in memory at its full size.
+            pictures.append(self.processor.resize(picture))
+            groups.append(group)
         batch = self.processor(
             images=pictures,
             text=[[example.question for example in group] for group in groups],

@@ -241,3 +241,27 @@ def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLi
     axes.set(xscale="log", yscale="log", xlabel="pictures, five captions each", ylabel="seconds, one thread")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Questions a second of several models against how many questions each picture meets, in inference and training.
+
+    Args:
+        models: by name, `inference_seconds_per_question` and `training_seconds_per_question`, each by setting, named
+            `"<pictures> x <questions a picture>"`; those with the most pictures are drawn.
+        path: the PNG file to write.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("inference", "training"), strict=True):
+        for name, row in models.items():
+            settings = {
+                tuple(map(float, key.split(" x "))): s for key, s in row[f"{kind}_seconds_per_question"].items()
+            }
+            most = max(pictures for pictures, _ in settings)
+            points = sorted((per, 1 / s) for (pictures, per), s in settings.items() if pictures == most)
+            style = {"linewidth": 3, "color": "black", "zorder": 3} if name == "HiViLT" else {"linewidth": 1.5}
+            axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
+        axes.set(title=kind, xlabel="questions about each picture", ylabel="questions a second, one thread")
+        axes.set(ylim=(0, None))
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

@@ -1,7 +1,7 @@
 # Sourced by the recipes, from the root of the repository: what they have in common, and how a run is started.
 #
 #   NUM_PROCESSES=8   GPUs, one process each; a step has as many pictures as with one (default 1)
-#   FSDP=1            shard the weights over them as runs/fsdp.yaml says (question answering only, see runs/README.md)
+#   FSDP=1            shard the weights over them as runs/fsdp.yaml says (see runs/README.md)
 #   CHECKPOINT=...    a HiViLT to go on from, a folder or a name on the Hub, instead of the two encoders of photographs
 
 NUM_PROCESSES=${NUM_PROCESSES:-1}
@@ -28,12 +28,17 @@ launch() {
   local flags=(--per_device_train_batch_size $((pictures / NUM_PROCESSES)))
 
   if [[ "$FSDP" == 1 ]]; then
-    [[ "$script" == run_vqa.py ]] || stop "FSDP: $script cannot be sharded, see runs/README.md; leave FSDP out."
     starter=(accelerate launch --config_file runs/fsdp.yaml --num_processes "$NUM_PROCESSES")
-    # Predictions are drawn by one process alone, which has only its share of the weights.
-    flags+=(--do_train --do_eval)
+    # What saves memory instead of chunks, which FSDP cannot have (see RetrievalTrainer).
+    local place
+    for ((place = 1; place < $#; place++)); do
+      if [[ "${!place}" == --contrastive_chunk_size ]]; then
+        set -- "${@:1:place-1}" --gradient_checkpointing "${@:place+2}"
+      fi
+    done
   elif ((NUM_PROCESSES > 1)); then
-    starter=(accelerate launch --num_processes "$NUM_PROCESSES")
+    # accelerate would start one process where it sees fewer GPUs than two.
+    starter=(accelerate launch --multi_gpu --num_processes "$NUM_PROCESSES")
   else
     starter=(python)
     # One process uses one GPU, however many there are.

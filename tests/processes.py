@@ -1,9 +1,15 @@
-"""Starting several processes that train or evaluate together."""
+"""Starting several processes that train or evaluate together, with the launcher that users have."""
 
+import importlib
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 
 
 def free_port() -> int:
@@ -14,9 +20,32 @@ def free_port() -> int:
 
 
 def launch(module: str, num_processes: int, arguments: list[str]) -> str:
-    """Runs a module on several processes, as torchrun and accelerate do, and returns what they printed."""
-    distributed = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_addr=127.0.0.1"]
-    command = [sys.executable, *distributed, f"--master_port={free_port()}", "-m", module, *arguments]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU."""
+    # Not --cpu, with which accelerate starts one process, whatever their number.
+    return _accelerate("--multi_gpu", "--num_processes", str(num_processes), "-m", module, *arguments)
+
+
+def launch_sharded(config_file: Path, runs: list[tuple[str, list[str]]]) -> str:
+    """Runs modules one after another on two processes that share the weights as an FSDP file says, but in float32."""
+    sharded = ("--config_file", str(config_file), "--num_processes", "2", "--mixed_precision", "no")
+    environment = {
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    return _accelerate(*sharded, "-m", Path(__file__).stem, json.dumps(runs), **environment)
+
+
+def _accelerate(*arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--main_process_port", str(free_port()), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout
+
+
+if __name__ == "__main__":  # one of the processes of `launch_sharded`
+    # accelerate shards on accelerators alone; to it these processes have one each.
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+    for module, arguments in json.loads(sys.argv[1]):
+        importlib.import_module(module).main(arguments)

@@ -731,41 +731,6 @@ def test_states_and_inputs_together_are_refused(batch):
         model(**batch, image_states=model.encode_images(batch["pixel_values"]))
 
 
-# Compiling and exporting
-
-
-@pytest.mark.checklist("12")
-@pytest.mark.parametrize("top_k", [None, 3], ids=["dense", "sparse"])
-def test_compiled_without_a_graph_break_it_gives_the_same(top_k, batch):
-    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, fusion_top_k=top_k)
-    with torch.no_grad():
-        expected = model(**batch).logits
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).logits
-    torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.checklist("12")
-def test_exported_with_any_number_of_texts_it_gives_the_same(batch):
-    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0)
-    texts, length = torch.export.Dim("texts", min=2, max=64), torch.export.Dim("length", min=2, max=24)
-    shapes = {
-        "input_ids": {0: texts, 1: length},
-        "attention_mask": {0: texts, 1: length},
-        "pixel_values": {0: torch.export.Dim("images", min=2, max=64)},
-        "image_index": {0: texts},
-    }
-    with torch.no_grad():
-        program = torch.export.export(model, (), batch, dynamic_shapes=shapes).module()
-        other = {
-            "input_ids": batch["input_ids"][:3, :6],
-            "attention_mask": batch["attention_mask"][:3, :6],
-            "pixel_values": batch["pixel_values"][:2],
-            "image_index": torch.tensor([1, 0, 1]),
-        }
-        for inputs in (batch, other):
-            torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
-
-
 # Numbers that a refactor must leave alone
 
 

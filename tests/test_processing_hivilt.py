@@ -11,7 +11,17 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor, BertTokenizerFast, ViTImageProcessor
+from transformers import (
+    AutoProcessor,
+    BertTokenizerFast,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    SiglipImageProcessorPil,
+    ViltImageProcessorPil,
+    ViTImageProcessor,
+    ViTImageProcessorPil,
+)
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.processing_hivilt import load_picture
@@ -286,6 +296,68 @@ def test_tiny_and_narrow_pictures_are_read(size):
     inputs = PROCESSOR(images=make_picture("red", size), return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["pixel_values"].isfinite().all()
+
+
+def test_a_picture_that_is_upright_and_in_rgb_is_not_copied(tmp_path):
+    picture = make_picture()
+    assert load_picture(picture) is picture
+    picture.save(tmp_path / "picture.jpg")
+    opened = load_picture(tmp_path / "picture.jpg")
+    assert load_picture(opened) is opened
+    (tmp_path / "picture.jpg").unlink()
+    assert opened.getpixel((30, 22))[0] > 200  # nothing of it is left in the file
+
+
+# What they do to pictures: size and crop; those that resize, order their steps or pad in a way of their own.
+IMAGE_PROCESSORS = {
+    "ViT": lambda: ViTImageProcessorPil(size={"height": 13, "width": 17}),
+    "ViT, bytes": lambda: ViTImageProcessorPil(size={"height": 13, "width": 17}, do_rescale=False, do_normalize=False),
+    "ViT, not resized": lambda: ViTImageProcessorPil(do_resize=False),
+    "SigLIP": lambda: SiglipImageProcessorPil(size={"height": 19, "width": 19}),
+    "CLIP": lambda: CLIPImageProcessorPil(size={"shortest_edge": 15}, crop_size=14),
+    "CLIP, larger crop": lambda: CLIPImageProcessorPil(size={"shortest_edge": 9}, crop_size=14),
+    "DINOv2": lambda: BitImageProcessorPil(size={"shortest_edge": 18}, crop_size={"height": 14, "width": 12}),
+    "ConvNeXt": lambda: ConvNextImageProcessorPil(size={"shortest_edge": 14}),
+    "ViLT": lambda: ViltImageProcessorPil(size={"shortest_edge": 32}),
+    "ViT, padded": lambda: ViTImageProcessorPil(
+        size={"height": 13, "width": 17}, do_pad=True, pad_size={"height": 20, "width": 20}
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [(31, 23), (23, 31), (14, 14)], ids=str)
+@pytest.mark.parametrize("name", IMAGE_PROCESSORS)
+def test_pixels_are_to_the_last_bit_those_of_the_image_processor(name, size):
+    image_processor = IMAGE_PROCESSORS[name]()
+    processor = HiViLTProcessor(image_processor, make_tokenizer())
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)) for _ in range(2)]
+    expected = image_processor(pictures, return_tensors="pt")
+    resized = [processor.resize(picture) for picture in pictures]
+    for images in (pictures, resized):
+        found = processor(images=images, return_tensors="pt")
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert found["pixel_values"].dtype == expected["pixel_values"].dtype
+    if name == "ViT":
+        # Where they are resized in the usual way, that has been done; another size may still be asked for.
+        assert [picture.size for picture in resized] == [(17, 13)] * 2
+        found = processor(images=pictures, size={"height": 8, "width": 9}, return_tensors="pt")
+        assert torch.equal(
+            found["pixel_values"],
+            image_processor(pictures, size={"height": 8, "width": 9}, return_tensors="pt")["pixel_values"],
+        )
+
+
+def test_pictures_that_come_out_in_different_sizes_are_no_batch():
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 15}, do_center_crop=False)
+    processor = HiViLTProcessor(image_processor, make_tokenizer())
+    pictures = [make_picture(size=(31, 23)), make_picture(size=(40, 23))]
+    found = processor(images=pictures)["pixel_values"]
+    for one, expected in zip(found, image_processor(pictures)["pixel_values"], strict=True):
+        np.testing.assert_array_equal(one, expected)
+    with pytest.raises(ValueError, match="pixel_values"):
+        processor(images=pictures, return_tensors="pt")
 
 
 def test_prepared_tensors_are_taken_as_they_are():

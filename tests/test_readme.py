@@ -55,6 +55,13 @@ def test_search_example_runs(tmp_path):
     assert "red" in said["printed"] and said["called"] == [] and said["written"] == []
 
 
+def test_onnx_example_answers_as_the_model_does(tmp_path):
+    (example,) = (block for block in blocks("python") if "torch.onnx.export" in block)
+    example = example.replace('"hivilt.onnx"', repr(str(tmp_path / "hivilt.onnx")))
+    said = run_elsewhere(run_code, tmp_path, folder=ROOT, code=example)
+    assert said["printed"].splitlines()[-1] == "red" and said["called"] == [] and said["written"] == []
+
+
 @pytest.mark.parametrize("folder", [".", "retrieval"])
 def test_weights_are_safetensors_of_a_few_megabytes_and_nothing_is_pickled(folder):
     assert (ROOT / folder / "model.safetensors").stat().st_size < 15e6

@@ -337,19 +337,27 @@ def test_there_is_no_index_to_search(checkpoint, tmp_path):
 def test_two_processes_do_what_one_does(data, tmp_path):
     """Two processes with batches of two pictures train as one with four, and rank every query once, in order.
 
-    With an encoder that treats each picture by itself, and without fused matching, whose negatives each process draws.
+    With an encoder that treats each picture by itself, with all negatives, of which each process would draw its own, and
+    with as many pictures to choose by as fill the batches, since negatives come from all processes there, too.
     """
     ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
-    encoder = ("--vision_model", str(tmp_path / "vit"), "--captions_per_image", "2")
-    encoder += ("--fusion", json.dumps({**TINY, "auxiliary_loss_weight": 0.0, "dropout": 0.0}))
-    alone = main([*files(data), *flags(tmp_path / "one", *encoder)])
-    command = [*files(data), *flags(tmp_path / "two", *encoder, "--per_device_train_batch_size", "2")]
+    more = ("--vision_model", str(tmp_path / "vit"), "--captions_per_image", "2", "--num_hard_negatives", "20")
+    more += ("--max_eval_samples", "4", "--warmup_steps", "0")
+    alone = main([*files(data), *flags(tmp_path / "one", *more, "--per_device_eval_batch_size", "4")])
+    command = [*files(data), *flags(tmp_path / "two", *more, "--per_device_train_batch_size", "2")]
     printed = launch("hivilt.run_retrieval", 2, command)
     assert printed.count("test: R@K") == 1
     together = json.loads((tmp_path / "two/results.json").read_text())
+    assert together["settings"]["world_size"] == 2
     assert together["train"]["captions"] == alone["train"]["captions"]
-    assert together["train"]["loss"] == pytest.approx(alone["train"]["loss"], rel=1e-3)
+    histories = [
+        json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")
+    ]
+    for step in (0, 1):
+        for name in ("loss", "contrastive_loss", "auxiliary_loss", "grad_norm"):
+            assert histories[1][step][name] == pytest.approx(histories[0][step][name], rel=1e-4), (step, name)
+    assert together["validation"]["loss"] == pytest.approx(alone["validation"]["loss"], rel=1e-4)
     for split in ("validation", "test"):
         for name, value in alone[split].items():
             if "recall" in name or name.startswith("num_"):

@@ -449,7 +449,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     """
     ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
-    encoder = ("--vision_model", str(tmp_path / "vit"))
+    encoder = ("--vision_model", str(tmp_path / "vit"), "--warmup_steps", "0")
     main(flags(data, tmp_path / "one", *encoder))
     printed = launch("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *encoder, "--per_device_train_batch_size", "2"))
     assert printed.count("test accuracy") == 1
@@ -463,6 +463,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         for left, right in zip(first["predictions"], second["predictions"], strict=True):
             assert right["score"] == pytest.approx(left["score"], abs=1e-5)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[1]["settings"]["world_size"] == 2
     assert results[1]["train"]["questions"] == results[0]["train"]["questions"]
     for split in ("validation", "test"):
         assert results[1][split]["num_questions"] == results[0][split]["num_questions"]

@@ -4,10 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -50,6 +53,14 @@ def make_arguments(tmp_path, **arguments):
     quiet = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "per_device_eval_batch_size": 2}
     unsaved = {"save_strategy": "no", "load_best_model_at_end": False, "output_dir": str(tmp_path / "out")}
     return HiViLTTrainingArguments(**{**COMMON_DEFAULTS, **quiet, **unsaved, **arguments})
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The picture files that were opened, one entry each time."""
+    names, open_file = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *args: names.append(Path(file).name) or open_file(file, *args))
+    return names
 
 
 OURS = ("vision_learning_rate", "text_learning_rate", "top_k", "watched_answer", "official_metrics")
@@ -298,6 +309,17 @@ def test_evaluation_encodes_each_picture_once(tmp_path, dataset):
     assert sum(encoded) == 7
 
 
+@pytest.mark.checklist("10")
+def test_each_picture_is_decoded_once_an_epoch_however_many_questions_it_has(tmp_path, dataset, opened):
+    trainer = make_trainer(tmp_path, dataset, per_device_train_batch_size=3, num_train_epochs=2, eval_strategy="no")
+    files = [f"{number}.png" for number in range(7)]
+    trainer.train()
+    assert sorted(opened) == sorted(2 * files)
+    opened.clear()
+    trainer.evaluate()
+    assert sorted(opened) == files
+
+
 def test_looking_shows_the_finest_stage_and_restores_the_model(tmp_path, dataset):
     trainer = make_trainer(tmp_path, dataset)
     model = trainer.model
@@ -338,7 +360,14 @@ def captioned(tmp_path):
 
 
 def make_retrieval_trainer(
-    tmp_path, captioned, rerank_k=2, captions_per_image=None, callbacks=None, fold_size=None, **arguments
+    tmp_path,
+    captioned,
+    rerank_k=2,
+    captions_per_image=None,
+    callbacks=None,
+    fold_size=None,
+    contrastive_chunk_size=None,
+    **arguments,
 ):
     processor = make_processor()
     return RetrievalTrainer(
@@ -350,6 +379,7 @@ def make_retrieval_trainer(
         processing_class=processor,
         rerank_k=rerank_k,
         fold_size=fold_size,
+        contrastive_chunk_size=contrastive_chunk_size,
         callbacks=callbacks,
     )
 
@@ -421,6 +451,19 @@ def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only
     assert counts == {"vision_model": 5, "text_model": 9}
     # Folds of 2 pictures with 3 and 4 captions fuse at most all their pairs.
     assert 9 <= metrics["eval_num_fused_pairs"] <= 2 * 5 + 2 * 9 + (0 if fold_size is None else 2 * 3 + 2 * 4)
+
+
+@pytest.mark.checklist("10")
+def test_each_picture_is_decoded_once_an_epoch_however_many_captions_it_has(tmp_path, captioned, opened):
+    trainer = make_retrieval_trainer(
+        tmp_path, captioned, per_device_train_batch_size=2, num_train_epochs=2, eval_strategy="no"
+    )
+    files = [f"{number}.png" for number in range(5)]
+    trainer.train()
+    assert sorted(opened) == sorted(2 * files)
+    opened.clear()
+    trainer.evaluate()  # with re-ranking
+    assert sorted(opened) == files
 
 
 @pytest.mark.parametrize("rerank_k", [0, 1, 20])
@@ -514,6 +557,20 @@ def test_chunks_train_to_the_same_weights(tmp_path, captioned):
         trained.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
     for name, parameter in trained[0].items():
         torch.testing.assert_close(trained[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_temperatures_are_not_sharded_and_chunks_refused(tmp_path, captioned, monkeypatch):
+    """With a stand-in for accelerate's plugin; tests/runs/test_recipes.py trains with the real one."""
+    plugin = SimpleNamespace(fsdp_version=2, activation_checkpointing=False, state_dict_type="FULL_STATE_DICT")
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    trainer = make_retrieval_trainer(tmp_path, captioned)
+    (whole,) = plugin.ignored_modules
+    temperatures = {trainer.model.logit_scale, trainer.model.matching_logit_scale}
+    assert set(whole.parameters()) == temperatures
+    with pytest.raises(
+        ValueError, match="contrastive_chunk_size: got 2, expected None under FSDP.*gradient_checkpoint"
+    ):
+        make_retrieval_trainer(tmp_path, captioned, contrastive_chunk_size=2)
 
 
 def test_every_epoch_draws_other_captions(tmp_path, captioned):

@@ -19,6 +19,7 @@ from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
     augmentation_of,
+    begin_run,
     environment,
     load_or_build,
     parameter_table,
@@ -104,6 +105,12 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "settings.yaml").write_text("- do_train")
     with pytest.raises(ValueError, match="settings.yaml: expected names of flags with their values, got a list"):
         parse_arguments([str(tmp_path / "settings.yaml")], TaskArguments, {})
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one of 2 processes, each of which would train by itself.*--use_cpu"):
+        begin_run(["--output_dir", str(tmp_path)], TaskArguments, {})
 
 
 def test_misspelt_arguments_are_refused(tmp_path):

@@ -6,8 +6,9 @@ from PIL import Image
 
 
 def test_leaves_figures_and_a_picture(benchmark, tmp_path, capsys):
-    flags = ["--pictures", "3", "6", "--captions", "2", "--rerank_k", "2", "--slice", "1", "--embeddings", "50"]
-    results = benchmark.main([*flags, "--queries", "3", "--output_dir", str(tmp_path)])
+    flags = ["--pictures", "3", "6", "--captions", "2", "--rerank_k", "2", "--slice", "1", "--embeddings", "50", "80"]
+    flags += ["--index_factories", "Flat", "IVF2,Flat", "--queries", "3", "--output_dir", str(tmp_path)]
+    results = benchmark.main(flags)
     for number, found in zip((3, 6), results["collections"], strict=True):
         assert found["pictures_encoded"] == number and found["captions_encoded"] == 2 * number
         assert found["num_fused_pairs"] <= 2 * (number + 2 * number)
@@ -15,4 +16,12 @@ def test_leaves_figures_and_a_picture(benchmark, tmp_path, capsys):
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
     Image.open(path.with_suffix(".png")).verify()
-    assert "search among 50 embeddings" in capsys.readouterr().out
+    searches = [(found["num_embeddings"], found["index_factory"]) for found in results["searches"]]
+    assert searches == [(50, "Flat"), (50, "IVF2,Flat"), (80, "Flat"), (80, "IVF2,Flat")]
+    for found in results["searches"]:
+        # The embeddings, and what each kind of index has beside them.
+        assert 0 < found["index_bytes"] - found["num_embeddings"] * 256 * 4 < 4000
+        assert 0 < found["median_milliseconds"] <= found["most_milliseconds"]
+    shown = benchmark.table(results)
+    assert len(shown.splitlines()) == 6
+    assert shown in capsys.readouterr().out

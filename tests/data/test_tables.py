@@ -19,7 +19,7 @@ from hivilt.data.tables import (
     check_pictures,
     column_names,
     hold_out,
-    open_batch,
+    open_item,
     open_picture,
     read_rows,
     rows_with_pictures,
@@ -232,18 +232,18 @@ def test_pictures_are_turned_upright_and_closed(tmp_path, recwarn):
 # Batches
 
 
-def test_a_batch_opens_its_pictures_in_order(pictures):
-    opened = open_batch([{"image": one.image} for one in pictures])
+def test_an_item_opens_its_picture(pictures):
+    opened = [open_item({"image": one.image}) for one in pictures]
     assert [picture.getpixel((30, 22)) for picture in opened] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
 
 
-def test_a_bad_picture_in_a_batch_is_named_with_the_way_out(pictures, tmp_path):
+def test_a_bad_picture_of_an_item_is_named_with_the_way_out(pictures, tmp_path):
     (tmp_path / "red.png").write_text("no picture")
     with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
-        open_batch([{"image": one.image} for one in pictures])
+        open_item({"image": pictures[0].image})
     (tmp_path / "red.png").unlink()
     with pytest.raises(FileNotFoundError, match="red.png.*--on_bad_image skip"):
-        open_batch([{"image": one.image} for one in pictures])
+        open_item({"image": pictures[0].image})
 
 
 def test_foreign_items_name_the_setting_that_spoils_them():

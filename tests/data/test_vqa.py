@@ -281,6 +281,7 @@ class Heard:
 
     def __init__(self):
         self.processor = make_processor()
+        self.resize = self.processor.resize
 
     def __call__(self, images, text, **options):
         self.texts = text

@@ -1,0 +1,171 @@
+"""The models that HiViLT is measured beside: transformers' own, of one size, with random weights, behind one signature.
+
+Pictures of 224 pixels in patches of 16, but for ViLT's usual 384 in patches of 32; `width` and `num_layers` scale all of
+them alike. Everyone but CLIP reads texts with BERT's vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    BertConfig,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BridgeTowerConfig,
+    BridgeTowerForImageAndTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+    ViltConfig,
+    ViltForQuestionAnswering,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+)
+
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering
+
+NUM_ANSWERS = 3129  # of VQAv2, as the field counts them
+ANSWER_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model and how it takes `B_t` questions about `B_i` pictures.
+
+    Args:
+        model: in evaluation mode.
+        answer: takes the model, `pixel_values` of shape `(B_i, 3, side, side)`, `input_ids` of shape `(B_t, N_t)` and
+            `image_index` of shape `(B_t,)`; gives scores of shape `(B_t, classes)`, or a loss.
+        side: of its pictures, in pixels.
+        encodes_once: whether a picture costs the same however many questions it meets; else each pair costs the same.
+    """
+
+    model: nn.Module
+    answer: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    side: int = 224
+    encodes_once: bool = False
+
+    def loss(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+        """Something to train on, of shape `()`: the same first answer for all, or each text's own picture."""
+        scores = self.answer(self.model, pixel_values, input_ids, image_index)
+        if scores.dim() == 0:
+            return scores
+        is_contrastive = isinstance(self.model, (CLIPModel, VisionTextDualEncoderModel))
+        return F.cross_entropy(scores, image_index if is_contrastive else torch.zeros_like(image_index))
+
+
+def _hivilt(model, pixel_values, input_ids, image_index):
+    return model(input_ids, torch.ones_like(input_ids), pixel_values, image_index).logits
+
+
+def _classify_pairs(model, pixel_values, input_ids, image_index):
+    mask = torch.ones_like(input_ids)
+    return model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values[image_index]).logits
+
+
+def _match_pairs(model, pixel_values, input_ids, image_index):
+    mask = torch.ones_like(input_ids)
+    return model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values[image_index]).itm_score
+
+
+def _match_once(model, pixel_values, input_ids, image_index):
+    # BLIP's forward does not offer it, its parts do: encode each picture once, read every text in its sight.
+    seen = model.vision_model(pixel_values=pixel_values).last_hidden_state[image_index]
+    mask = torch.ones_like(input_ids)
+    read = model.text_encoder(input_ids=input_ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+    return model.itm_head(read[:, 0])
+
+
+def _generate_answers(model, pixel_values, input_ids, image_index):
+    # Answers of four tokens in one teacher-forced pass; generating them takes BLIP a pass for each token.
+    mask = torch.ones_like(input_ids)
+    labels = input_ids[:, :ANSWER_TOKENS]
+    return model(input_ids, pixel_values[image_index], attention_mask=mask, labels=labels).loss
+
+
+def _compare(model, pixel_values, input_ids, image_index):
+    return model(
+        input_ids=input_ids, attention_mask=torch.ones_like(input_ids), pixel_values=pixel_values
+    ).logits_per_text
+
+
+def _sizes(width: int, num_layers: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+    }
+
+
+def make_hivilt(width: int = 768, num_layers: int = 12, side: int = 224, **fusion) -> HiViLTForQuestionAnswering:
+    """HiViLT at `HiViLTConfig()`'s size, or another, in evaluation mode."""
+    sizes = _sizes(width, num_layers)
+    config = HiViLTConfig.from_vision_text_configs(
+        ViTConfig(**sizes, image_size=side),
+        BertConfig(**sizes),
+        **{"hidden_size": width, "num_labels": NUM_ANSWERS, **fusion},
+    )
+    return HiViLTForQuestionAnswering(config).eval()
+
+
+def _vilt(sizes: dict, side: int, patch_size: int) -> Contestant:
+    config = ViltConfig(**sizes, image_size=side, patch_size=patch_size, num_labels=NUM_ANSWERS)
+    return Contestant(ViltForQuestionAnswering(config).eval(), _classify_pairs, side)
+
+
+def _blip_config(sizes: dict) -> BlipConfig:
+    text = {**sizes, "encoder_hidden_size": sizes["hidden_size"]}
+    return BlipConfig(text_config=text, vision_config={**sizes, "image_size": 224})
+
+
+def _bridgetower(sizes: dict) -> Contestant:
+    towers = {key: sizes[key] for key in ("hidden_size", "num_hidden_layers")}
+    text = {**sizes, "vocab_size": BertConfig().vocab_size}
+    config = BridgeTowerConfig(
+        hidden_size=sizes["hidden_size"],
+        num_attention_heads=sizes["num_attention_heads"],
+        # Its usual six layers of fusion on twelve of each encoder.
+        num_hidden_layers=(sizes["num_hidden_layers"] + 1) // 2,
+        vision_config={**towers, "image_size": 224},
+        text_config=text,
+    )
+    return Contestant(BridgeTowerForImageAndTextRetrieval(config).eval(), _classify_pairs)
+
+
+def _clip(sizes: dict) -> Contestant:
+    # Its text encoder is narrower, as published.
+    text = _sizes(2 * sizes["hidden_size"] // 3, sizes["num_hidden_layers"])
+    config = CLIPConfig(vision_config={**sizes, "image_size": 224, "patch_size": 16}, text_config=text)
+    return Contestant(CLIPModel(config).eval(), _compare, encodes_once=True)
+
+
+def _dual_encoder(sizes: dict) -> Contestant:
+    configs = ViTConfig(**sizes, image_size=224), BertConfig(**sizes)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(*configs)
+    return Contestant(VisionTextDualEncoderModel(config).eval(), _compare, encodes_once=True)
+
+
+# Name -> what makes it of `width` and `num_layers`. ViLT, BLIP and BridgeTower answer or match pairs; the last two only
+# compare a picture with a text and fuse nothing.
+CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
+    "HiViLT": lambda width, num_layers: Contestant(make_hivilt(width, num_layers), _hivilt, encodes_once=True),
+    "ViLT, 384": lambda *size: _vilt(_sizes(*size), 384, 32),
+    "ViLT, 224/16": lambda *size: _vilt(_sizes(*size), 224, 16),
+    "BLIP, matching": lambda *size: Contestant(
+        BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_pairs
+    ),
+    "BLIP, matching, pictures once by hand": lambda *size: Contestant(
+        BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_once, encodes_once=True
+    ),
+    "BLIP, answering": lambda *size: Contestant(
+        BlipForQuestionAnswering(_blip_config(_sizes(*size))).eval(), _generate_answers
+    ),
+    "BridgeTower": lambda *size: _bridgetower(_sizes(*size)),
+    "CLIP": lambda *size: _clip(_sizes(*size)),
+    "VisionTextDualEncoder": lambda *size: _dual_encoder(_sizes(*size)),
+}

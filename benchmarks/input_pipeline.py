@@ -1,0 +1,340 @@
+"""How fast pictures with their questions come out of files, and what a training step of `make vqa` waits for.
+
+    pip install easy-vqa                                           its drawings, or --data_dir
+    python benchmarks/input_pipeline.py                            about ten minutes on one thread
+    python benchmarks/input_pipeline.py --pictures 16 --rounds 1 --steps 5 --output_dir /tmp/quick
+
+A DataLoader with no worker, one and two gives batches of eight pictures: HiViLT's by `VQADataset` and `VQACollator`, as
+`run_vqa.py` trains on; ViLT's and CLIP's by the processors of transformers, whose users open a picture once for each
+question. All have the image processors that need no torchvision, one tokenizer, and outputs of nearly as many pixels.
+Pictures are JPEG photographs of 640 by 480, of noise that takes as many bytes as a photograph of MS-COCO (about 160 KB),
+prepared for a model of 224; and the drawings of easy-VQA, 64 by 64, as `make vqa` has them. Files are read more than
+once, so they come from memory. Medians of whole epochs that alternate, with the workers kept; one thread a process.
+
+The parts of a training step are those of `run_vqa.py` with its own data and model, medians over the steps. It prints the
+tables and leaves a JSON file with the processor in its name in benchmarks/results.
+"""
+
+import argparse
+import io
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from itertools import cycle, pairwise
+from pathlib import Path
+from statistics import mean, median
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPProcessor,
+    TrainerCallback,
+    ViltImageProcessorPil,
+    ViltProcessor,
+    ViTImageProcessorPil,
+)
+
+from hivilt import HiViLTProcessor, run_vqa
+from hivilt.data.tables import open_picture
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.trainers import QuestionAnsweringTrainer
+from hivilt.training import environment, train_tokenizer, write_result_file
+from timing import alternate
+
+BATCH_SIZE = 8  # pictures, as in `make vqa`
+PHOTOGRAPH = (640, 480)
+# Sides of what the models get. ViLT keeps the shape: its 256 by 192 are as many pixels as 224 by 224, but for 2 %.
+SIDES = {"photographs": {"hivilt": 224, "vilt": 192, "clip": 224}, "drawings": {"hivilt": 64, "vilt": 64, "clip": 64}}
+# 27 questions about five pictures, VQAv2's 5.4 a picture.
+QUESTIONS_A_PICTURE = (5, 6, 5, 6, 5)
+QUESTIONS = (
+    "what is the man holding in his hand?",
+    "how many people are there?",
+    "is the dog on the left asleep?",
+    "what color is the car?",
+    "what is on the table?",
+    "is it raining?",
+)
+NAMES = {"hivilt": "HiViLT", "vilt": "ViLT's processor", "clip": "CLIP's processor"}
+PARTS = ("waiting for data", "forward", "backward", "optimizer", "rest")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures and questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_photographs(folder: Path, num_pictures: int) -> list[VQAExample]:
+    """JPEG files of noise at all scales, coarse more than fine, each with five or six questions."""
+    width, height = PHOTOGRAPH
+    examples = []
+    for number, num_questions in zip(range(num_pictures), cycle(QUESTIONS_A_PICTURE), strict=False):
+        draw = np.random.default_rng(number)
+        pixels = np.zeros((height, width, 3), np.float32)
+        for octave in range(8):
+            columns, rows = 5 * 2**octave, height * 5 * 2**octave // width
+            for channel in range(3):
+                noise = Image.fromarray(draw.standard_normal((rows, columns), np.float32))
+                pixels[..., channel] += 0.88**octave * np.asarray(noise.resize(PHOTOGRAPH, Image.Resampling.BICUBIC))
+        low, high = np.percentile(pixels, [1, 99])
+        path = folder / f"{number}.jpg"
+        Image.fromarray((255 * (pixels - low) / (high - low)).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        examples += [
+            VQAExample(f"{number}-{place}", str(number), str(path), question, ("yes",))
+            for place, question in enumerate(QUESTIONS[:num_questions])
+        ]
+    return examples
+
+
+def read_drawings(num_pictures: int, data_dir: Path | None) -> list[VQAExample]:
+    """The first pictures of easy-VQA's training split with all their questions."""
+    examples = VQA_BENCHMARKS["easy-vqa"].read("train", data_dir)
+    chosen = set(list(dict.fromkeys(one.image_id for one in examples))[:num_pictures])
+    return [one for one in examples if one.image_id in chosen]
+
+
+def first_questions(examples: list[VQAExample]) -> list[VQAExample]:
+    """One question about each picture."""
+    return list({one.image_id: one for one in reversed(examples)}.values())[::-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PairCollator:
+    """A batch as users of ViLT and CLIP make it: every pair of a picture and a question opens the picture."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
+        pictures = [Image.open(pair.image).convert("RGB") for pair in pairs]
+        questions = [pair.question for pair in pairs]
+        return self.processor(images=pictures, text=questions, padding=True, return_tensors="pt")
+
+
+def make_collator(examples: list[VQAExample], side: int) -> VQACollator:
+    """HiViLT's, with the image processor of `run_vqa.py`."""
+    size = {"height": side, "width": side}
+    processor = HiViLTProcessor(ViTImageProcessorPil(size=size), train_tokenizer(one.question for one in examples))
+    return VQACollator(processor, {"yes": 0, "no": 1})
+
+
+def make_loaders(examples: list[VQAExample], sides: Mapping[str, int], num_workers: int) -> dict[str, DataLoader]:
+    """The three that are compared, on the same files."""
+    dataset, ours = VQADataset(examples), make_collator(examples, sides["hivilt"])
+    vilt = ViltImageProcessorPil(size={"shortest_edge": sides["vilt"]})
+    clip = CLIPImageProcessorPil(size={"shortest_edge": sides["clip"]}, crop_size=sides["clip"])
+    pairs = max(1, round(BATCH_SIZE * len(examples) / len(dataset)))
+    tokenizer, options = ours.processor.tokenizer, {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    return {
+        "hivilt": DataLoader(dataset, BATCH_SIZE, collate_fn=ours, **options),
+        "vilt": DataLoader(examples, pairs, collate_fn=PairCollator(ViltProcessor(vilt, tokenizer)), **options),
+        "clip": DataLoader(examples, pairs, collate_fn=PairCollator(CLIPProcessor(clip, tokenizer)), **options),
+    }
+
+
+def pictures_per_second(
+    examples: list[VQAExample], sides: Mapping[str, int], num_workers: int, rounds: int
+) -> dict[str, float]:
+    """Of whole epochs; workers have started before."""
+    loaders = make_loaders(examples, sides, num_workers)
+    # A deque that keeps nothing reads to the end; the first time starts the workers.
+    epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
+    alternate(epochs, 1)
+    seconds = alternate(epochs, rounds)
+    num_pictures = len({one.image_id for one in examples})
+    return {name: num_pictures / seconds[name] for name in loaders}
+
+
+def output_sizes(examples: list[VQAExample], sides: Mapping[str, int]) -> dict[str, list[int]]:
+    """Height and width of what each gives."""
+    loaders = make_loaders(examples, sides, 0)
+    batches = {name: loader.collate_fn([loader.dataset[0]]) for name, loader in loaders.items()}
+    return {name: list(batch["pixel_values"].shape[-2:]) for name, batch in batches.items()}
+
+
+def copy_batch(batch: Mapping[str, torch.Tensor], items: object) -> dict[str, torch.Tensor]:
+    """A collator that has nothing to do, whatever the items; what a worker sends is new each time, or it is not moved."""
+    return {name: value.clone() for name, value in batch.items()}
+
+
+def milliseconds_a_picture(examples: list[VQAExample], side: int, rounds: int) -> dict[str, float]:
+    """Of the steps on the way to a batch of HiViLT, and of what transformers' image processor takes by itself."""
+    dataset, collator = VQADataset(examples), make_collator(examples, side)
+    items = [dataset[place] for place in range(min(BATCH_SIZE, len(dataset)))]
+    processor = collator.processor
+    pictures = [open_picture(item["image"]) for item in items]
+    resized = [processor.resize(picture) for picture in pictures]
+    questions = [[example.question for example in item["examples"]] for item in items]
+    batch = collator(items)
+
+    work = alternate(
+        {
+            "open and decode": lambda: [open_picture(item["image"]) for item in items],
+            "resize": lambda: [processor.resize(picture) for picture in pictures],
+            "normalize": lambda: processor(images=resized, return_tensors="pt"),
+            "questions": lambda: processor(text=questions, padding=True, return_tensors="pt"),
+            "all of it, with labels": lambda: collator(items),
+            "resize and normalize, transformers": lambda: processor.image_processor(pictures, return_tensors="pt"),
+        },
+        5 * rounds,  # they take little time
+    )
+
+    # Long enough to outlast the start of an epoch.
+    num_batches, options = 32, {"num_workers": 1, "persistent_workers": True}
+    sent = {
+        "from a worker to the trainer": batch,
+        "from a worker to the trainer, if uint8": {**batch, "pixel_values": batch["pixel_values"].to(torch.uint8)},
+    }
+    loaders = {
+        name: DataLoader(range(num_batches), collate_fn=partial(copy_batch, one), **options)
+        for name, one in sent.items()
+    }
+    epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
+    alternate(epochs, 1)
+    moved = alternate(epochs, rounds)
+    work |= {name: seconds / num_batches for name, seconds in moved.items()}
+    return {name: 1000 * seconds / len(items) for name, seconds in work.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A training step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Clock(TrainerCallback):
+    """Notes when each part of a training step ends."""
+
+    def __init__(self):
+        self.ends: list[tuple[str, float]] = []
+
+    def end(self, part: str) -> None:
+        self.ends.append((part, time.perf_counter()))
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.register_forward_hook(lambda *_: self.end("forward"))
+        self.end("rest")
+
+    def on_step_begin(self, *args, **kwargs):
+        self.end("waiting for data")
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        self.end("backward")
+
+    def on_optimizer_step(self, *args, **kwargs):
+        self.end("optimizer")
+
+    def on_step_end(self, *args, **kwargs):
+        self.end("rest")
+
+
+def split_step(num_steps: int, data_dir: Path | None) -> dict:
+    """Median milliseconds of the parts of a step of `run_vqa.py`, and their shares."""
+    clock = Clock()
+    flags = ["--do_train", "--max_steps", str(num_steps), "--use_cpu", "true", "--disable_tqdm", "true"]
+    flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    flags += ["--benchmark", "easy-vqa", *(["--data_dir", str(data_dir)] if data_dir else [])]
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        timed = partial(QuestionAnsweringTrainer, callbacks=[clock])
+        with patch.object(run_vqa, "QuestionAnsweringTrainer", timed):
+            found = run_vqa.main([*flags, "--output_dir", folder])
+    seconds = defaultdict(list)
+    for (_, start), (part, end) in pairwise(clock.ends):
+        seconds[part].append(end - start)
+    milliseconds = {part: 1000 * median(seconds[part]) for part in PARTS}
+    return {
+        "steps": found["train"]["steps"],
+        "num_workers": found["settings"]["dataloader_num_workers"],
+        "pictures_a_step": found["settings"]["per_device_train_batch_size"],
+        "questions_a_step": found["train"]["questions"] / found["train"]["steps"],
+        "milliseconds": milliseconds,
+        "share": {part: value / sum(milliseconds.values()) for part, value in milliseconds.items()},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(results: dict) -> str:
+    """Markdown: pictures a second, and how many times those of a peer HiViLT's are."""
+    lines = [f"| | workers | {' | '.join(NAMES.values())} |", "| :-- | --: | --: | --: | --: |"]
+    for row in results["rows"]:
+        rates = row["pictures_per_second"]
+        questions = f"{row['questions_a_picture']:.1f}".removesuffix(".0")
+        cells = [f"{rates['hivilt']:,.0f}"]
+        cells += [f"{rates[peer]:,.0f} ({rates['hivilt'] / rates[peer]:.1f}×)" for peer in ("vilt", "clip")]
+        what = f"{row['files']}, {questions} question{'s' if questions != '1' else ''} a picture"
+        lines.append(f"| {what} | {row['num_workers']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_work(results: dict) -> str:
+    """Markdown: milliseconds a picture of each step on the way to a batch."""
+    found = results["milliseconds_a_picture"]
+    lines = [f"| ms a picture | {' | '.join(found)} |", f"| :-- |{' --: |' * len(found)}"]
+    for name in next(iter(found.values())):
+        lines.append(f"| {name} | {' | '.join(f'{found[files][name]:.2f}' for files in found)} |")
+    return "\n".join(lines)
+
+
+def table_of_step(results: dict) -> str:
+    """Markdown: the parts of a training step of `make vqa`."""
+    step = results["step"]
+    lines = ["| part of a step | ms | share |", "| :-- | --: | --: |"]
+    lines += [f"| {part} | {step['milliseconds'][part]:.1f} | {step['share'][part]:.1%} |" for part in PARTS]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measures, prints and writes; returns what the JSON file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", type=int, default=64, help="photographs; drawings are four times as many")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs to take the median of")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=60, help="training steps to take the median of")
+    parser.add_argument("--data_dir", type=Path, help="easy-VQA's files; unset: those of the package easy-vqa")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+
+    results = {"batch_size": BATCH_SIZE, "rounds": args.rounds, "files": {}, "rows": [], "milliseconds_a_picture": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        data = {
+            "photographs": make_photographs(Path(folder), args.pictures),
+            "drawings": read_drawings(4 * args.pictures, args.data_dir),
+        }
+        for files, examples in data.items():
+            sides, single = SIDES[files], first_questions(examples)
+            results["files"][files] = {
+                "pictures": len(single),
+                "mean_bytes": mean(Path(one.image).stat().st_size for one in single),
+                "output_size": output_sizes(examples, sides),
+            }
+            for some in (single, examples):
+                for num_workers in args.workers:
+                    rates = pictures_per_second(some, sides, num_workers, args.rounds)
+                    row = {"files": files, "questions_a_picture": len(some) / len(single), "num_workers": num_workers}
+                    results["rows"].append({**row, "pictures_per_second": rates})
+            work = milliseconds_a_picture(examples, sides["hivilt"], args.rounds)
+            results["milliseconds_a_picture"][files] = work
+    results["step"] = split_step(args.steps, args.data_dir)
+    results["environment"] = environment()
+    print(table(results), table_of_work(results), table_of_step(results), sep="\n\n")
+    write_result_file(args.output_dir, "input_pipeline", results)
+    return results
+
+
+if __name__ == "__main__":
+    main()

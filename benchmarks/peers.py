@@ -1,0 +1,372 @@
+"""HiViLT beside the models a user would pick instead: what a question costs, in one run on one machine.
+
+    python benchmarks/peers.py                                     about an hour, 14 GiB
+    python benchmarks/peers.py --width 128 --num_layers 4 --repeats 1 --output_dir /tmp/quick
+
+Models of base size with random weights, which speed does not depend on (benchmarks/contestants.py). For 1, 5.4 (VQAv2's)
+and 10 questions about each of 1 and 8 pictures: a question's share of the time of inference and of a training step
+(forward and backward; the optimizer's update depends on the number of parameters alone), FLOPs, and peak memory in a
+process of its own. Questions have 24 tokens. Models that take pairs get `PAIRS_AT_ONCE` of them at most, so that memory
+does not decide; those that encode a picture once get all its questions. Runs of all models alternate, figures are
+medians, one thread. Then what HiViLT promises of itself: sparse fusion, states kept between calls, compiled, exported.
+
+It prints the table and the goals, met or missed, and leaves a JSON file and a picture, with the processor in their names,
+in benchmarks/results.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.utils import logging
+
+from contestants import CONTESTANTS, Contestant, make_hivilt
+from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+from hivilt.evaluation.plots import plot_peers
+from hivilt.modeling_hivilt import map_states
+from hivilt.training import environment, peak_memory_bytes, write_result_file
+from timing import alternate, seconds
+
+QUESTIONS_PER_PICTURE = [1, 5.4, 10]
+PICTURES = [1, 8]
+PAIRS_AT_ONCE = 8
+NUM_TOKENS = 24
+TOP_K = 32
+
+
+def make_batch(side: int, pictures: int, questions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`pixel_values`, `input_ids` and `image_index` of noise, the questions dealt out evenly."""
+    pixel_values = torch.randn(pictures, 3, side, side)
+    input_ids = torch.randint(1000, 20_000, (questions, NUM_TOKENS))
+    return pixel_values, input_ids, torch.arange(questions) * pictures // questions
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating point operations of a call, attention among them."""
+    # torch knows how to count attention, but not under the name it has on the CPU.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    count_attention = {attention: lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value)}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=count_attention) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def infer(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
+    """Answers a batch."""
+    with torch.inference_mode():
+        contestant.answer(contestant.model, *batch)
+
+
+def train(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
+    """A training step without the optimizer's update; gradients are given back, so that all models fit in memory."""
+    contestant.model.train()
+    contestant.loss(*batch).backward()
+    contestant.model.zero_grad(set_to_none=True)
+    contestant.model.eval()
+
+
+def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds a question takes, for each model and each number of pictures and questions."""
+    settings = {
+        f"{pictures} x {per_picture}": (pictures, round(pictures * per_picture))
+        for pictures in PICTURES
+        for per_picture in QUESTIONS_PER_PICTURE
+    }
+    runs = {}
+    for name, contestant in contestants.items():
+        for pictures, questions in settings.values():
+            # A pair costs a model of pairs the same whatever the picture, so equal numbers of them are timed once.
+            pairs = min(questions, PAIRS_AT_ONCE)
+            size = (pictures, questions) if contestant.encodes_once else (pairs, pairs)
+            batch = make_batch(contestant.side, *size)
+            runs.setdefault((name, *size), partial(step, contestant, batch))
+    found = alternate(runs, repeats)
+    per_question = {name: {} for name in contestants}
+    for name, contestant in contestants.items():
+        for setting, (pictures, questions) in settings.items():
+            pairs = min(questions, PAIRS_AT_ONCE)
+            size = (pictures, questions) if contestant.encodes_once else (pairs, pairs)
+            per_question[name][setting] = found[name, *size] / size[1]
+    return per_question
+
+
+def peak_memory(name: str, width: int, num_layers: int) -> dict[str, int]:
+    """Peak resident bytes of inference, then of training, with 8 pictures of 5.4 questions each; in a fresh process."""
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    contestant = CONTESTANTS[name](width, num_layers)
+    batch = make_batch(contestant.side, *((8, 43) if contestant.encodes_once else (PAIRS_AT_ONCE, PAIRS_AT_ONCE)))
+    infer(contestant, batch)
+    inference = peak_memory_bytes()
+    train(contestant, batch)
+    return {"inference": inference, "training": peak_memory_bytes()}
+
+
+def measure_peers(width: int, num_layers: int, repeats: int) -> dict[str, dict]:
+    """The table's rows."""
+    rows = {}
+    # Spawned, so that none inherits another's memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for name in CONTESTANTS:
+            rows[name] = {"peak_memory_bytes": pool.submit(peak_memory, name, width, num_layers).result()}
+            print(f"memory: {name}", flush=True)
+
+    torch.manual_seed(0)
+    contestants = {name: make(width, num_layers) for name, make in CONTESTANTS.items()}
+    for name, contestant in contestants.items():
+        batches = [make_batch(contestant.side, 1, questions) for questions in (1, 2)]
+        one, two = (count_flops(partial(contestant.answer, contestant.model, *batch)) for batch in batches)
+        a_question = two - one if contestant.encodes_once else one
+        rows[name] |= {
+            "encodes_once": contestant.encodes_once,
+            "parameters": contestant.model.num_parameters(),
+            "flops_per_question": {per: (one - a_question) / per + a_question for per in QUESTIONS_PER_PICTURE},
+        }
+    for kind, step, turns in (("inference", infer, repeats), ("training", train, max(1, repeats * 3 // 5))):
+        print(f"{kind}: {turns} rounds", flush=True)
+        for name, found in time_questions(contestants, step, turns).items():
+            rows[name][f"{kind}_seconds_per_question"] = found
+    return rows
+
+
+def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float]:
+    """What fusion adds to its two encoders, for as many questions as pictures: FLOPs and time of the same calls."""
+    model = make_hivilt(width, num_layers)
+    encoders = {"vision_model": 0.0, "text_model": 0.0}
+    for name in encoders:
+        module = getattr(model.model, name)
+        module.register_forward_pre_hook(lambda *_, name=name: encoders.update({name: -time.perf_counter()}))
+        module.register_forward_hook(
+            lambda *_, name=name: encoders.update({name: encoders[name] + time.perf_counter()})
+        )
+
+    @torch.inference_mode()
+    def share(batch) -> float:
+        total = seconds(lambda: model(batch[1], torch.ones_like(batch[1]), batch[0]))
+        return total / sum(encoders.values()) - 1
+
+    found = {}
+    for pictures in PICTURES:
+        batch = make_batch(224, pictures, pictures)
+        found[f"time, {pictures} x 1"] = median([share(batch) for _ in range(2 * repeats + 1)][1:])
+    all_of_it = count_flops(partial(model, batch[1], torch.ones_like(batch[1]), batch[0]))
+    alone = count_flops(lambda: (model.model.vision_model(batch[0]), model.model.text_model(batch[1])))
+    return {"flops": all_of_it / alone - 1, **found}
+
+
+@torch.inference_mode()
+def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
+    """
+    Fusion of 8 questions with a picture of 384 pixels, from kept states: dense, with `TOP_K` vision tokens for each text
+    token, and likewise where all tokens of a text choose the same ones, which is the most that there is to save.
+    """
+    model = make_hivilt(width, num_layers, side=384)
+    pixel_values, input_ids, image_index = make_batch(384, 1, 8)
+    images, texts = model.encode_images(pixel_values), model.encode_texts(input_ids)
+    alike = map_states(lambda x: x if x.shape[1:] == texts.global_state.shape[1:] else x[:, :1].expand_as(x), texts)
+    fused = []  # vision rows that each stage fuses
+    for stage in model.model.fusion.stages:
+        stage.vision_mlp.register_forward_pre_hook(lambda module, args: fused.append(args[0].shape[1]))
+
+    def fuse(top_k, texts):
+        fused.clear()
+        model.config.fusion_top_k = top_k
+        model.model.fuse(images, texts, image_index)
+
+    runs = {"dense": partial(fuse, None, texts), "sparse": partial(fuse, TOP_K, texts)}
+    runs["sparse, tokens alike"] = partial(fuse, TOP_K, alike)
+    found = {"flops": {}, "fused_rows": {}}
+    for name, run in runs.items():
+        found["flops"][name] = count_flops(run)
+        found["fused_rows"][name] = list(fused)
+    found["seconds"] = alternate(runs, 3 * repeats)
+    return found
+
+
+@torch.inference_mode()
+def measure_reuse(width: int, num_layers: int, repeats: int) -> dict[str, float]:
+    """Seconds of one picture, of questions from its states, and of both in one call, for several numbers of questions."""
+    model = make_hivilt(width, num_layers)
+    pixel_values, input_ids, image_index = make_batch(224, 1, 20)
+    states = model.encode_images(pixel_values)
+    runs = {"a picture": partial(model.encode_images, pixel_values)}
+    for number in (5, 10, 20):
+        texts = {"input_ids": input_ids[:number], "image_index": image_index[:number]}
+        runs[f"{number} questions"] = partial(model, **texts, image_states=states)
+        runs[f"both, {number}"] = partial(model, **texts, pixel_values=pixel_values)
+    return alternate(runs, 2 * repeats)
+
+
+@torch.inference_mode()
+def measure_compiled(width: int, num_layers: int, repeats: int) -> dict[str, float]:
+    """Seconds of 2 pictures with 10 questions, as written and compiled as one graph."""
+    model = make_hivilt(width, num_layers)
+    pixel_values, input_ids, image_index = make_batch(224, 2, 10)
+    inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_index": image_index}
+    compiled = torch.compile(model, fullgraph=True)
+    difference = (compiled(**inputs).logits - model(**inputs).logits).abs().max().item()
+    found = alternate({"eager": partial(model, **inputs), "compiled": partial(compiled, **inputs)}, 3 * repeats)
+    return {**found, "largest_difference": difference}
+
+
+@torch.inference_mode()
+def measure_exported() -> dict[str, float]:
+    """Largest difference of logits between the model of this repository and its exported programs, at several sizes."""
+    root = Path(__file__).parents[1]
+    model, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
+    side = processor.image_processor.size["height"]
+
+    def make_inputs(pictures, questions, length):
+        return {
+            "input_ids": torch.randint(5, model.config.text_config.vocab_size, (questions, length)),
+            "attention_mask": torch.ones(questions, length, dtype=torch.long),
+            "pixel_values": torch.randn(pictures, 3, side, side),
+            "image_index": torch.arange(questions) % pictures,
+        }
+
+    auto = torch.export.Dim.DYNAMIC
+    sizes = {0: auto, 1: auto}
+    shapes = {"input_ids": sizes, "attention_mask": sizes, "pixel_values": {0: auto}, "image_index": {0: auto}}
+    program = torch.export.export(model, (), make_inputs(2, 3, 7), dynamic_shapes=shapes)
+    exported = program.module()
+    onnx = torch.onnx.export(program, dynamo=True)
+    found = {"torch.export": 0.0, "onnxruntime": 0.0}
+    for size in ((2, 3, 7), (3, 8, 5), (5, 16, 12)):
+        inputs = make_inputs(*size)
+        expected = model(**inputs).logits
+        outputs = {"torch.export": exported(**inputs).logits, "onnxruntime": onnx(**inputs)[0]}
+        for name, logits in outputs.items():
+            found[name] = max(found[name], (torch.as_tensor(logits) - expected).abs().max().item())
+    return found
+
+
+def judge(results: dict) -> list[dict]:
+    """The goals at base size, each with what was wanted, what was measured, and whether it was met."""
+    goals = []
+
+    def add(goal: str, measured: float, bound: float, unit: str, at_most: bool = True, reason: str = "") -> None:
+        met = measured <= bound if at_most else measured >= bound
+        sign, scale = "at most" if at_most else "at least", 100 if unit == " %" else 1
+        digits = ".1e" if unit == "" else ".2f" if unit == "x" else ".1f"
+        goals.append(
+            {
+                "goal": goal,
+                "wanted": f"{sign} {scale * bound:g}{unit}",
+                "measured": f"{scale * measured:{digits}}{unit}",
+                "met": met,
+                **({} if met else {"reason": reason}),
+            }
+        )
+
+    fusion, sparse, reuse = results["fusion"], results["sparse"], results["reuse"]
+    add("FLOPs that fusion adds to the two encoders", fusion["flops"], 0.06, " %")
+    for pictures in PICTURES:
+        add(f"time that fusion adds, batch of {pictures}", fusion[f"time, {pictures} x 1"], 0.08, " %")
+    for kind in ("inference", "training"):
+        for peer, bounds in {"ViLT, 384": {5.4: 2.5, 10: 3.5}, "BridgeTower": {5.4: 4, 10: 6}}.items():
+            for per_picture, bound in bounds.items():
+                goal = f"{kind}, {per_picture} questions a picture: questions a second beside {peer}"
+                add(goal, ratio(results, kind, peer, f"{PICTURES[-1]} x {per_picture}"), bound, "x", at_most=False)
+    beside_dense = {name: time / sparse["seconds"]["dense"] for name, time in sparse["seconds"].items()}
+    rows, tokens = (sparse["fused_rows"][name][0] for name in ("sparse", "dense"))
+    add(
+        f"time of sparse fusion beside dense, k = {TOP_K}, 384 pixels",
+        beside_dense["sparse"],
+        0.5,
+        "x",
+        reason=f"with random weights {NUM_TOKENS} text tokens choose {rows} of {tokens} vision tokens between them; were "
+        f"they to choose the same {TOP_K}, it would be {beside_dense['sparse, tokens alike']:.2f}x",
+    )
+    apart = [
+        abs((reuse["a picture"] + reuse[f"{number} questions"]) / reuse[f"both, {number}"] - 1)
+        for number in (5, 10, 20)
+    ]
+    add("a picture and its questions apart beside both in one call", max(apart), 0.05, " %")
+    line = [
+        abs((reuse["a picture"] + number * reuse["20 questions"] / 20) / reuse[f"both, {number}"] - 1)
+        for number in (5, 10, 20)
+    ]
+    add("time beside one picture + k questions, k = 5, 10, 20", max(line), 0.05, " %")
+    add("time compiled beside eager", results["compiled"]["compiled"] / results["compiled"]["eager"], 1, "x")
+    add("logits compiled beside eager", results["compiled"]["largest_difference"], 1e-4, "")
+    add("logits of torch.export beside eager", results["exported"]["torch.export"], 1e-4, "")
+    add("logits of onnxruntime beside eager", results["exported"]["onnxruntime"], 1e-4, "")
+    return goals
+
+
+def ratio(results: dict, kind: str, peer: str, setting: str) -> float:
+    """How many questions HiViLT takes in the time that the peer takes one."""
+    per_question = {name: row[f"{kind}_seconds_per_question"][setting] for name, row in results["models"].items()}
+    return per_question[peer] / per_question["HiViLT"]
+
+
+def table(results: dict) -> str:
+    """Markdown: a model a row; speeds beside HiViLT's are ratios, larger where HiViLT is faster."""
+    settings = [f"{PICTURES[-1]} x {per_picture}" for per_picture in QUESTIONS_PER_PICTURE]
+    lines = [
+        "| | parameters | GFLOP a question at 1 / 5.4 / 10 a picture | questions/s at 1 / 5.4 / 10 | HiViLT's ratio | "
+        "in training, questions/s | HiViLT's ratio | GiB, inference / training |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, row in results["models"].items():
+        cells = [
+            f"{row['parameters'] / 1e6:.0f} M",
+            [f"{flops / 1e9:.1f}" for flops in row["flops_per_question"].values()],
+        ]
+        for kind in ("inference", "training"):
+            per_question = row[f"{kind}_seconds_per_question"]
+            cells.append([f"{1 / per_question[setting]:.2f}" for setting in settings])
+            cells.append([f"{ratio(results, kind, name, setting):.2f}" for setting in settings])
+        cells.append([f"{row['peak_memory_bytes'][kind] / 2**30:.1f}" for kind in ("inference", "training")])
+        lines.append(f"| {name} | {' | '.join(c if isinstance(c, str) else ' / '.join(c) for c in cells)} |")
+    return "\n".join(lines)
+
+
+def goals_table(results: dict) -> str:
+    """Markdown: a goal a row."""
+    lines = ["| goal | wanted | measured | |", "| :-- | --: | --: | :-- |"]
+    for goal in results["goals"]:
+        verdict = "met" if goal["met"] else f"missed: {goal['reason']}"
+        lines.append(f"| {goal['goal']} | {goal['wanted']} | {goal['measured']} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measures, writes and draws; returns what the JSON file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, default=768, help="hidden size of all models, a multiple of 192")
+    parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of inference; three fifths as many of training")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    size = (args.width, args.num_layers, args.repeats)
+
+    torch.manual_seed(0)
+    results = {"environment": environment(), "accelerator": "none: no figure here says anything about GPUs"}
+    results |= {"width": args.width, "num_layers": args.num_layers, "pairs_at_once": PAIRS_AT_ONCE}
+    for name, measure in (("fusion", measure_fusion), ("sparse", measure_sparse), ("reuse", measure_reuse)):
+        results[name] = measure(*size)
+        print(f"{name}: {results[name]}", flush=True)
+    results["compiled"] = measure_compiled(*size)
+    results["exported"] = measure_exported()
+    print(f"compiled: {results['compiled']}\nexported: {results['exported']}", flush=True)
+    results["models"] = measure_peers(*size)
+    results["goals"] = judge(results)
+    print(f"{table(results)}\n\n{goals_table(results)}")
+
+    path = write_result_file(args.output_dir, "peers", results)
+    plot_peers(results["models"], path.with_suffix(".png"))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What training costs at base size, plain, with gradient checkpointing and in bfloat16, and what a second process adds.
+
+    python benchmarks/training_cost.py                             about ten minutes, 7 GiB
+    python benchmarks/training_cost.py --width 192 --num_layers 2 --steps 1 --output_dir /tmp/quick
+
+A step is forward, backward and AdamW's update, with `PICTURES` pictures of 5.4 questions each, as in VQAv2, on ViT-B/16
+at 224 pixels, BERT-base and the fusion of `HiViLTConfig()`, with random weights, which cost does not depend on. Each way
+of training runs in a process of its own, whose peak memory it is; figures are medians over steps after a first one. The
+two precisions also tell what encoding a picture, encoding a question and fusing the two take without gradients. Then the
+small model of `make vqa`, on one process and on two that average their gradients, as `accelerate launch` runs them. One
+thread a process.
+
+It prints the tables of docs/scaling.md, and leaves a JSON file with the processor in its name in benchmarks/results.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from contestants import make_hivilt
+from hivilt import HiViLTForQuestionAnswering
+from hivilt.modeling_hivilt import map_states
+from hivilt.training import (
+    SMALL_FUSION,
+    environment,
+    peak_memory_bytes,
+    small_text_config,
+    small_vision_config,
+    write_result_file,
+)
+
+PICTURES, QUESTIONS, NUM_TOKENS = 8, 43, 24
+# Gradient checkpointing, bfloat16.
+WAYS = {
+    "float32": (False, False),
+    "float32, gradient checkpointing": (True, False),
+    "bfloat16": (False, True),
+    "bfloat16, gradient checkpointing": (True, True),
+}
+# Processes, and pictures on each, of about ten questions of eight tokens, as easy-VQA's.
+TOGETHER = [(1, 8), (2, 4), (2, 8)]
+MANY = 1_000_000
+
+
+def make_batch(pictures: int, questions: int, side: int, num_tokens: int, vocab_size: int) -> dict[str, torch.Tensor]:
+    """Noise, the questions dealt out evenly, the first answer right for all."""
+    return {
+        "input_ids": torch.randint(5, vocab_size, (questions, num_tokens)),
+        "pixel_values": torch.randn(pictures, 3, side, side),
+        "image_index": torch.arange(questions) * pictures // questions,
+        "labels": torch.zeros(questions, dtype=torch.long),
+    }
+
+
+def median_seconds(run: Callable[[], object], times: int) -> float:
+    """Of a call, after a first one."""
+    found = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return median(found[1:])
+
+
+def training_seconds(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, bf16: bool = False) -> float:
+    """Median seconds of a training step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.train()
+    return median_seconds(step, steps)
+
+
+def measure_way(width: int, num_layers: int, checkpointing: bool, bf16: bool, steps: int) -> dict:
+    """Seconds and memory of a way of training and, without checkpointing, seconds of the model's parts without gradients."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = make_hivilt(width, num_layers)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    batch = make_batch(PICTURES, QUESTIONS, 224, NUM_TOKENS, 20_000)
+    found = {
+        "gradient_checkpointing": checkpointing,
+        "bf16": bf16,
+        "seconds": training_seconds(model, batch, steps, bf16),
+    }
+    found |= {"peak_memory_bytes": peak_memory_bytes(), "parameters": model.num_parameters()}
+    if not checkpointing:
+        model.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            images, texts = model.encode_images(batch["pixel_values"]), model.encode_texts(batch["input_ids"])
+            parts = {
+                "picture": (partial(model.encode_images, batch["pixel_values"]), PICTURES),
+                "question": (partial(model.encode_texts, batch["input_ids"]), QUESTIONS),
+                "fusion": (partial(model.model.fuse, images, texts, batch["image_index"]), QUESTIONS),
+            }
+            found["parts"] = {name: median_seconds(run, steps) / rows for name, (run, rows) in parts.items()}
+        found["state_bytes"] = {"picture": state_bytes(images) // PICTURES, "question": state_bytes(texts) // QUESTIONS}
+    return found
+
+
+def state_bytes(states) -> int:
+    """Of all tensors that fusion reads."""
+    sizes = []
+    map_states(lambda x: sizes.append(x.nbytes), states)
+    return sum(sizes)
+
+
+def measure_together(rank: int, num_processes: int, pictures: int, steps: int, store: str) -> float:
+    """Median seconds of a step of the small model on one of several processes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = HiViLTForQuestionAnswering.from_vision_text_pretrained(
+        small_vision_config(), small_text_config(100), num_labels=13, **SMALL_FUSION
+    )
+    if num_processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_processes)
+        model = DistributedDataParallel(model)
+    seconds = training_seconds(model, make_batch(pictures, 10 * pictures, 64, 8, 100), steps)
+    if num_processes > 1:
+        # The model first: were it the last to hold the group, Python would wait for a thread that waits for Python.
+        del model
+        gc.collect()
+        dist.destroy_process_group()
+    return seconds
+
+
+def table(results: dict) -> str:
+    """Markdown: what a training step costs, a way of training a row."""
+    lines = ["| | seconds a step | pictures/s | peak GiB | a picture | a question | fusing both |"]
+    lines.append("| :-- | --: | --: | --: | --: | --: | --: |")
+    for name, row in results["ways"].items():
+        cells = [f"{row['seconds']:.1f}", f"{PICTURES / row['seconds']:.2f}", f"{row['peak_memory_bytes'] / 2**30:.1f}"]
+        cells += [f"{1000 * seconds:.0f} ms" for seconds in row.get("parts", {}).values()] or ["", "", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def processes_table(results: dict) -> str:
+    """Markdown: what a second process adds."""
+    lines = [
+        "| processes | pictures on each | ms a step | questions/s | beside one |",
+        "| --: | --: | --: | --: | --: |",
+    ]
+    rates = [10 * row["processes"] * row["pictures"] / row["seconds"] for row in results["together"]]
+    for row, rate in zip(results["together"], rates, strict=True):
+        cells = [str(row["processes"]), str(row["pictures"]), f"{1000 * row['seconds']:.0f}", f"{rate:.0f}"]
+        lines.append(f"| {' | '.join([*cells, f'{rate / rates[0]:.2f}'])} |")
+    return "\n".join(lines)
+
+
+def many_table(results: dict) -> str:
+    """Markdown: what `MANY` pictures cost, computed from what was measured on `PICTURES`."""
+    single, half = results["ways"]["float32"], results["ways"]["bfloat16"]
+    lines = [f"| {MANY:,} pictures, one thread, computed | float32 | bfloat16 |", "| :-- | --: | --: |"]
+
+    def add(name: str, *values: str) -> None:
+        lines.append(f"| {name} | {' | '.join(values)} |")
+
+    def hours(seconds: float) -> str:
+        return f"{seconds / 3600:,.0f} hours"
+
+    add(
+        "training, an epoch with 5.4 questions each",
+        *(hours(MANY / PICTURES * row["seconds"]) for row in (single, half)),
+    )
+    add(
+        "encoding each once, to search or to evaluate",
+        *(hours(MANY * row["parts"]["picture"]) for row in (single, half)),
+    )
+    for kind in ("picture", "question"):
+        size = MANY * single["state_bytes"][kind] / 1e12
+        add(f"keeping the states of as many {kind}s", f"{size:.2f} TB", f"{size / 2:.2f} TB")
+    for k in (16, 128):
+        again = (k * (row["parts"]["picture"] + row["parts"]["fusion"]) for row in (single, half))
+        add(f"re-ranking the best {k} of a query, no states kept", *(f"{seconds:.1f} s" for seconds in again))
+        kept = (k * row["parts"]["fusion"] for row in (single, half))
+        add(f"re-ranking the best {k} of a query, states kept", *(f"{seconds:.1f} s" for seconds in kept))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measures and writes; returns what the JSON file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, default=768, help="hidden size, a multiple of 64")
+    parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
+    parser.add_argument("--steps", type=int, default=3, help="steps to time; ten times as many of the small model")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+
+    results = {"environment": environment(), "width": args.width, "num_layers": args.num_layers, "steps": args.steps}
+    results |= {"pictures": PICTURES, "questions": QUESTIONS, "tokens": NUM_TOKENS, "ways": {}, "together": []}
+    context = multiprocessing.get_context("spawn")
+    # Spawned, so that none inherits another's memory.
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for name, way in WAYS.items():
+            results["ways"][name] = pool.submit(measure_way, args.width, args.num_layers, *way, args.steps).result()
+            print(f"{name}: {results['ways'][name]['seconds']:.1f} s a step", flush=True)
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, context) as pool:
+        for processes, pictures in TOGETHER:
+            given = (processes, pictures, 10 * args.steps, f"{folder}/{processes} x {pictures}")
+            # Each waits for the other, so that no process takes both parts.
+            ranks = [pool.submit(measure_together, rank, *given) for rank in range(processes)]
+            seconds = max(rank.result() for rank in ranks)
+            results["together"].append({"processes": processes, "pictures": pictures, "seconds": seconds})
+    print(f"{table(results)}\n\n{processes_table(results)}\n\n{many_table(results)}")
+    write_result_file(args.output_dir, "training_cost", results)
+    return results
+
+
+if __name__ == "__main__":
+    main()
