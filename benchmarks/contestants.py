@@ -29,7 +29,16 @@ from transformers import (
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering
 
 NUM_ANSWERS = 3129  # of VQAv2, as the field counts them
-ANSWER_TOKENS = 4
+NUM_TOKENS, ANSWER_TOKENS = 24, 4
+
+
+def make_batch(
+    side: int, pictures: int, questions: int, num_tokens: int = NUM_TOKENS, vocab_size: int = 20_000
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`pixel_values`, `input_ids` and `image_index` of noise, the questions dealt out evenly."""
+    pixel_values = torch.randn(pictures, 3, side, side)
+    input_ids = torch.randint(5, vocab_size, (questions, num_tokens))
+    return pixel_values, input_ids, torch.arange(questions) * pictures // questions
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.utils import logging
 
-from contestants import CONTESTANTS, Contestant, make_hivilt
+from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.evaluation.plots import plot_peers
 from hivilt.modeling_hivilt import map_states
@@ -37,15 +37,7 @@ from timing import alternate, seconds
 QUESTIONS_PER_PICTURE = [1, 5.4, 10]
 PICTURES = [1, 8]
 PAIRS_AT_ONCE = 8
-NUM_TOKENS = 24
 TOP_K = 32
-
-
-def make_batch(side: int, pictures: int, questions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`pixel_values`, `input_ids` and `image_index` of noise, the questions dealt out evenly."""
-    pixel_values = torch.randn(pictures, 3, side, side)
-    input_ids = torch.randint(1000, 20_000, (questions, NUM_TOKENS))
-    return pixel_values, input_ids, torch.arange(questions) * pictures // questions
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -72,6 +64,15 @@ def train(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
     contestant.model.eval()
 
 
+def batch_size(contestant: Contestant, pictures: int, questions: int) -> tuple[int, int]:
+    """
+    Pictures and questions that stand for so many. A pair costs a model of pairs the same whatever the picture, so equal
+    numbers of them are timed once.
+    """
+    pairs = min(questions, PAIRS_AT_ONCE)
+    return (pictures, questions) if contestant.encodes_once else (pairs, pairs)
+
+
 def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds a question takes, for each model and each number of pictures and questions."""
     settings = {
@@ -79,21 +80,19 @@ def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: 
         for pictures in PICTURES
         for per_picture in QUESTIONS_PER_PICTURE
     }
+    sizes = {
+        (name, setting): batch_size(contestant, *size)
+        for name, contestant in contestants.items()
+        for setting, size in settings.items()
+    }
     runs = {}
-    for name, contestant in contestants.items():
-        for pictures, questions in settings.values():
-            # A pair costs a model of pairs the same whatever the picture, so equal numbers of them are timed once.
-            pairs = min(questions, PAIRS_AT_ONCE)
-            size = (pictures, questions) if contestant.encodes_once else (pairs, pairs)
-            batch = make_batch(contestant.side, *size)
-            runs.setdefault((name, *size), partial(step, contestant, batch))
+    for (name, _), size in sizes.items():
+        batch = make_batch(contestants[name].side, *size)
+        runs.setdefault((name, *size), partial(step, contestants[name], batch))
     found = alternate(runs, repeats)
     per_question = {name: {} for name in contestants}
-    for name, contestant in contestants.items():
-        for setting, (pictures, questions) in settings.items():
-            pairs = min(questions, PAIRS_AT_ONCE)
-            size = (pictures, questions) if contestant.encodes_once else (pairs, pairs)
-            per_question[name][setting] = found[name, *size] / size[1]
+    for (name, setting), size in sizes.items():
+        per_question[name][setting] = found[name, *size] / size[1]
     return per_question
 
 
@@ -102,7 +101,7 @@ def peak_memory(name: str, width: int, num_layers: int) -> dict[str, int]:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     contestant = CONTESTANTS[name](width, num_layers)
-    batch = make_batch(contestant.side, *((8, 43) if contestant.encodes_once else (PAIRS_AT_ONCE, PAIRS_AT_ONCE)))
+    batch = make_batch(contestant.side, *batch_size(contestant, 8, 43))
     infer(contestant, batch)
     inference = peak_memory_bytes()
     train(contestant, batch)

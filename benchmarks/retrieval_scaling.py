@@ -18,8 +18,8 @@ import argparse
 import multiprocessing
 import random
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -43,6 +43,7 @@ from hivilt.training import (
     train_tokenizer,
     write_result_file,
 )
+from timing import alternate, seconds
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the picture's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
@@ -141,13 +142,8 @@ def pairs_per_second(num_pairs: int, batch_size: int = 64) -> dict[str, float]:
         "hivilt": lambda: hivilt.score(images, texts),
         "vilt": lambda: vilt(input_ids=input_ids, pixel_values=pixel_values),
     }
-    seconds = {name: [] for name in runs}
-    for _ in range(max(3, num_pairs // batch_size)):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: batch_size / median(times) for name, times in seconds.items()}
+    found = alternate(runs, max(3, num_pairs // batch_size))
+    return {name: batch_size / time for name, time in found.items()}
 
 
 def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -> list[dict]:
@@ -159,29 +155,26 @@ def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -
     dataset = datasets.Dataset.from_dict({"image": images, "embedding": embeddings})
     found = []
     for factory in factories:
-        start = time.perf_counter()
-        dataset.add_faiss_index_from_external_arrays(
+        add_index = partial(
+            dataset.add_faiss_index_from_external_arrays,
             embeddings,
             "embedding",
             string_factory=factory,
             metric_type=faiss.METRIC_INNER_PRODUCT,
             train_size=num_embeddings,
         )
-        seconds = time.perf_counter() - start
+        index_seconds = seconds(add_index)
         faiss_index = dataset.get_index("embedding").faiss_index
         if isinstance(faiss_index, faiss.IndexIVF):
             faiss_index.nprobe = NUM_PROBES
         index = ImageIndex(dataset, Path(), model, processor)
-        times = []
-        for query in range(num_queries):
-            start = time.perf_counter()
-            index.search(" ".join(WORDS[query : query + 5]))
-            times.append(1000 * (time.perf_counter() - start))
+        queries = [" ".join(WORDS[query : query + 5]) for query in range(num_queries)]
+        times = [1000 * seconds(partial(index.search, query)) for query in queries]
         found.append(
             {
                 "num_embeddings": num_embeddings,
                 "index_factory": factory,
-                "index_seconds": seconds,
+                "index_seconds": index_seconds,
                 "index_bytes": faiss.serialize_index(faiss_index).nbytes,
                 "median_milliseconds": median(times),
                 "most_milliseconds": max(times[1:]),

@@ -17,7 +17,6 @@ import argparse
 import gc
 import multiprocessing
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -29,7 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contestants import make_hivilt
+from contestants import NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.modeling_hivilt import map_states
 from hivilt.training import (
@@ -40,8 +39,9 @@ from hivilt.training import (
     small_vision_config,
     write_result_file,
 )
+from timing import seconds
 
-PICTURES, QUESTIONS, NUM_TOKENS = 8, 43, 24
+PICTURES, QUESTIONS = 8, 43
 # Gradient checkpointing, bfloat16.
 WAYS = {
     "float32": (False, False),
@@ -54,24 +54,16 @@ TOGETHER = [(1, 8), (2, 4), (2, 8)]
 MANY = 1_000_000
 
 
-def make_batch(pictures: int, questions: int, side: int, num_tokens: int, vocab_size: int) -> dict[str, torch.Tensor]:
-    """Noise, the questions dealt out evenly, the first answer right for all."""
-    return {
-        "input_ids": torch.randint(5, vocab_size, (questions, num_tokens)),
-        "pixel_values": torch.randn(pictures, 3, side, side),
-        "image_index": torch.arange(questions) * pictures // questions,
-        "labels": torch.zeros(questions, dtype=torch.long),
-    }
+def with_labels(pixel_values: torch.Tensor, input_ids: torch.Tensor, image_index: torch.Tensor) -> dict:
+    """What the model trains on; the first answer is right for all."""
+    labels = torch.zeros(len(input_ids), dtype=torch.long)
+    return {"input_ids": input_ids, "pixel_values": pixel_values, "image_index": image_index, "labels": labels}
 
 
 def median_seconds(run: Callable[[], object], times: int) -> float:
     """Of a call, after a first one."""
-    found = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return median(found[1:])
+    run()
+    return median(seconds(run) for _ in range(times))
 
 
 def training_seconds(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, bf16: bool = False) -> float:
@@ -96,7 +88,7 @@ def measure_way(width: int, num_layers: int, checkpointing: bool, bf16: bool, st
     model = make_hivilt(width, num_layers)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    batch = make_batch(PICTURES, QUESTIONS, 224, NUM_TOKENS, 20_000)
+    batch = with_labels(*make_batch(224, PICTURES, QUESTIONS))
     found = {
         "gradient_checkpointing": checkpointing,
         "bf16": bf16,
@@ -134,13 +126,14 @@ def measure_together(rank: int, num_processes: int, pictures: int, steps: int, s
     if num_processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_processes)
         model = DistributedDataParallel(model)
-    seconds = training_seconds(model, make_batch(pictures, 10 * pictures, 64, 8, 100), steps)
+    batch = make_batch(64, pictures, 10 * pictures, num_tokens=8, vocab_size=100)
+    seconds_a_step = training_seconds(model, with_labels(*batch), steps)
     if num_processes > 1:
         # The model first: were it the last to hold the group, Python would wait for a thread that waits for Python.
         del model
         gc.collect()
         dist.destroy_process_group()
-    return seconds
+    return seconds_a_step
 
 
 def table(results: dict) -> str:
@@ -220,8 +213,8 @@ def main(argv: list[str] | None = None) -> dict:
             given = (processes, pictures, 10 * args.steps, f"{folder}/{processes} x {pictures}")
             # Each waits for the other, so that no process takes both parts.
             ranks = [pool.submit(measure_together, rank, *given) for rank in range(processes)]
-            seconds = max(rank.result() for rank in ranks)
-            results["together"].append({"processes": processes, "pictures": pictures, "seconds": seconds})
+            slowest = max(rank.result() for rank in ranks)
+            results["together"].append({"processes": processes, "pictures": pictures, "seconds": slowest})
     print(f"{table(results)}\n\n{processes_table(results)}\n\n{many_table(results)}")
     write_result_file(args.output_dir, "training_cost", results)
     return results
