@@ -60,6 +60,10 @@ if TYPE_CHECKING:
 # Norms that an encoder applies to its pooled output alone; here they normalise the last level they were trained for.
 _POOLED_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
+# Without gradients a CPU fuses as many pairs at a time as have finest levels of this many bytes: what is computed of them
+# stays near the processor, and memory once given back is taken again.
+_BYTES_AT_ONCE = 2**23
+
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
 
 
@@ -289,18 +293,41 @@ def cross_attend(
     return attended, attention
 
 
+class HiViLTConcatLinear(nn.Linear):
+    """A linear layer over the concatenation of its inputs, which is never made: to write it would cost as much time."""
+
+    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
+        weights = self.weight.split([part.shape[-1] for part in parts], dim=1)
+        output = F.linear(parts[0], weights[0], self.bias)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            output = output + F.linear(part, weight)
+        return output
+
+
 class HiViLTMLP(nn.Module):
-    """Two linear layers with an activation and dropout between them."""
+    """Two linear layers with an activation and dropout between them, over the concatenation of its inputs."""
 
     def __init__(self, config: HiViLTConfig, in_features: int, intermediate_features: int):
         super().__init__()
-        self.fc1 = nn.Linear(in_features, intermediate_features)
+        self.fc1 = HiViLTConcatLinear(in_features, intermediate_features)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(intermediate_features, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+    def forward(self, *parts: torch.Tensor, resample: Callable | None = None) -> torch.Tensor:
+        """
+        Args:
+            *parts (`torch.Tensor` of shape `(B, N, features)`): what is concatenated.
+            resample (*optional*): averages rows to those of another grid, before the second layer, which has less to
+                do then: the mean of a linear layer's outputs is its output of the mean.
+        """
+        # An adapter or a quantized layer that took its place wants its input in one piece.
+        is_own = isinstance(self.fc1, HiViLTConcatLinear)
+        hidden_states = self.fc1(*parts) if is_own else self.fc1(torch.cat(parts, dim=-1))
+        hidden_states = self.dropout(self.activation(hidden_states))
+        if resample is not None:
+            hidden_states = resample(hidden_states)
+        return self.fc2(hidden_states)
 
 
 class HiViLTAttention(nn.Module):
@@ -359,6 +386,18 @@ def resample_grid(rows: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int
     return F.adaptive_avg_pool2d(rows.transpose(1, 2).unflatten(2, grid), new_grid).flatten(2).transpose(1, 2)
 
 
+def take(states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """`states[index]` along the first dimension; all of them without an index."""
+    return states if index is None else states.index_select(0, index.to(states.device))
+
+
+def take_tokens(states: torch.Tensor, rows: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+    """Of `take(states, index)`, `(B, N, d)`, the rows `(B, R)` of each: `(B, R, d)`, and no copy of the others."""
+    index = torch.arange(rows.shape[0], device=rows.device) if index is None else index.to(rows.device)
+    flat = rows + index[:, None] * states.shape[1]
+    return states.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, rows.shape)
+
+
 class HiViLTLevel(nn.Module):
     """One level of one modality: projected to the common width and normalised before it meets the other."""
 
@@ -411,28 +450,45 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         text_key: torch.Tensor,
         text_value: torch.Tensor,
         text_mask: torch.BoolTensor,
+        image_index: torch.Tensor | None = None,
+        resample: Callable = lambda rows: rows,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
-            vision, vision_query, vision_key, vision_value (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision rows.
-                Sparse fusion also takes the projections of query and value, to apply them to the chosen rows alone.
+            vision, vision_query, vision_key, vision_value (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision rows;
+                with `image_index`, those of `B_i` images. Sparse fusion also takes the projections of query and value,
+                to apply them to the chosen rows alone.
             text, text_query, text_key, text_value (`torch.Tensor` of shape `(B_t, N_t, d)`): the text rows.
             text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+            image_index (`torch.LongTensor` of shape `(B_t,)`, *optional*): each text's image; unset, row by row.
+            resample (*optional*): averages vision rows, of whatever width, to the grid that the fused ones shall have.
 
         Returns:
             Fused vision rows, fused text rows, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
             `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
         """
+        # What the stage adds to, once for each image.
+        residual = take(resample(vision), image_index)
         if self.is_sparse(vision):
-            vision_projections = (vision_query, vision_key, vision_value)
-            text_projections = (text_query, text_key, text_value)
-            return self._fuse_sparse(vision, text, vision_projections, text_projections, text_mask, **kwargs)
+            found, fused_text, *attentions = self._fuse_sparse(
+                vision,
+                text,
+                (vision_query, vision_key, vision_value),
+                (text_query, text_key, text_value),
+                text_mask,
+                image_index,
+                **kwargs,
+            )
+            return residual + resample(found), fused_text, *attentions
+        vision, vision_query, vision_key, vision_value = (
+            take(states, image_index) for states in (vision, vision_query, vision_key, vision_value)
+        )
         seen_text, image_to_text = cross_attend(
             self, vision_query, text_key, text_value, text_mask[:, None, None, :], **kwargs
         )
         seen_image, text_to_image = cross_attend(self, text_query, vision_key, vision_value, **kwargs)
-        fused_vision = vision + self._combine(self.vision_mlp, vision, seen_text)
+        fused_vision = residual + self._combine(self.vision_mlp, vision, seen_text, resample)
         fused_text = text + self._combine(self.text_mlp, text, seen_image)
         return fused_vision, fused_text, text_to_image, image_to_text
 
@@ -441,19 +497,21 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         return self.config.fusion_top_k is not None and self.config.fusion_top_k < vision.shape[1]
 
     @staticmethod
-    def _combine(mlp: HiViLTMLP, own: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        return mlp(torch.cat([own, seen, own * seen], dim=-1))
+    def _combine(mlp: HiViLTMLP, own: torch.Tensor, seen: torch.Tensor, resample=None) -> torch.Tensor:
+        return mlp(own, seen, own * seen, resample=resample)
 
-    def _fuse_sparse(self, vision, text, vision_projections, text_projections, text_mask, **kwargs):
+    def _fuse_sparse(self, vision, text, vision_projections, text_projections, text_mask, image_index, **kwargs):
         """
         The same over the pairs that matter: for each text token its `top_k` most similar vision tokens, similarity
-        being the attention score `Q_T K_V^T` summed over the heads. Vision rows that no text token chose pass through
-        on the residual; the chosen ones are gathered first, so that attention and MLP run over them alone.
+        being the attention score `Q_T K_V^T` summed over the heads. The chosen vision rows are gathered first, so that
+        attention and MLP run over them alone. Returns what it found for all vision rows, zeros for those
+        that no text token chose.
         """
         top_k = self.config.fusion_top_k
         vision_query, vision_key, vision_value = vision_projections
         text_query, text_key, text_value = text_projections
-        similarity = torch.matmul(text_query, vision_key.transpose(1, 2))  # (B_t, N_t, N_v)
+        # (B_t, N_t, N_v)
+        similarity = torch.matmul(text_query, take(vision_key, image_index).transpose(1, 2))
         pairs = torch.zeros_like(similarity, dtype=torch.bool)
         pairs = pairs.scatter(2, similarity.topk(top_k, dim=-1).indices, True) & text_mask.unsqueeze(-1)
         chosen = pairs.any(dim=1)  # (B_t, N_v)
@@ -464,11 +522,9 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         else:
             num_rows = max(1, int(chosen.sum(dim=1).max()))
         rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices  # (B_t, R)
-        rows_d = rows.unsqueeze(-1).expand(-1, -1, vision.shape[-1])
-        near = vision.gather(1, rows_d)
-        near_key = vision_key.gather(1, rows_d)
+        near, near_key = take_tokens(vision, rows, image_index), take_tokens(vision_key, rows, image_index)
         near_query, near_value = (
-            projected.gather(1, rows_d) if isinstance(projected, torch.Tensor) else projected(near)
+            take_tokens(projected, rows, image_index) if isinstance(projected, torch.Tensor) else projected(near)
             for projected in (vision_query, vision_value)
         )
         pairs = pairs.gather(2, rows.unsqueeze(1).expand(-1, text.shape[1], -1))  # (B_t, N_t, R)
@@ -479,7 +535,9 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         seen_image, text_to_image = cross_attend(self, text_query, near_key, near_value, pairs.unsqueeze(1), **kwargs)
         # Rows beyond those chosen only fill the batch up to its largest example.
         update = self._combine(self.vision_mlp, near, seen_text) * chosen.gather(1, rows).unsqueeze(-1)
-        fused_vision = vision.scatter_add(1, rows_d, update.to(vision.dtype))
+        update = update.to(vision.dtype)
+        found = update.new_zeros(rows.shape[0], vision.shape[1], vision.shape[2])
+        found = found.scatter_add_(1, rows.unsqueeze(-1).expand_as(update), update)
         fused_text = text + self._combine(self.text_mlp, text, seen_image)
 
         if text_to_image is not None:
@@ -488,7 +546,7 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             full = text_to_image.new_zeros(*text_to_image.shape[:3], vision.shape[1])
             image_to_text = full.transpose(2, 3).scatter(2, index.transpose(2, 3), image_to_text)
             text_to_image = full.scatter(3, index, text_to_image)
-        return fused_vision, fused_text, text_to_image, image_to_text
+        return found, fused_text, text_to_image, image_to_text
 
 
 class HiViLTGlobalFusion(nn.Module):
@@ -540,7 +598,7 @@ class HiViLTGlobalFusion(nn.Module):
             seen_vision = vision_global + by_vision.squeeze(1)
             seen_text = text_global + by_text.squeeze(1)
             attentions = (vision_attention, text_attention)
-        fused = self.mlp(torch.cat([seen_vision, seen_text], dim=-1)) if self.mlp is not None else None
+        fused = self.mlp(seen_vision, seen_text) if self.mlp is not None else None
         return seen_vision, seen_text, fused, attentions
 
 
@@ -601,22 +659,27 @@ class HiViLTFusion(nn.Module):
         return getattr(self, step)(*args, **kwargs)
 
     def fuse(
-        self, images: HiViLTImageStates, texts: HiViLTTextStates, **kwargs: Unpack[TransformersKwargs]
+        self,
+        images: HiViLTImageStates,
+        texts: HiViLTTextStates,
+        image_index: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTModelOutput:
-        """Fuses as many images as texts, row by row: equations L, P and G."""
-        vision = images.level_states[-1].flatten(1, 2)
-        text = texts.level_states[-1]
+        """Fuses each text with its image, row by row without `image_index`: equations L, P and G."""
+        vision, text = None, texts.level_states[-1]
         states, text_to_image, image_to_text = (), (), ()
-        grid = None
+        grids = [(level.shape[1], level.shape[2]) for level in images.level_states]
+        # A stage's result is wanted on the next one's grid, unless it is itself asked for.
+        next_grids = grids if kwargs.get("output_hidden_states") else [*grids[1:], grids[-1]]
         for index, stage in enumerate(self.stages):
-            level = images.level_states[index]
-            new_grid = (level.shape[1], level.shape[2])
             if index == 0:
-                vision, text = level.flatten(1, 2), texts.level_states[0]
+                # Of images, not of pairs: the stage itself takes what it needs of them.
+                vision, text = images.level_states[0].flatten(1, 2), texts.level_states[0]
                 projections = (images.query, images.key, images.value, texts.query, texts.key, texts.value)
             else:
                 # Equation P: the stage adds what the stage before it found, so the residual runs through all of them.
-                vision = level.flatten(1, 2) + resample_grid(vision, grid, new_grid)
+                vision = resample_grid(vision, next_grids[index - 1], grids[index])
+                vision = take(images.level_states[index], image_index).flatten(1, 2) + vision
                 text = texts.level_states[index] + text
                 project = self.vision_projections[index]
                 if stage.is_sparse(vision):
@@ -624,8 +687,10 @@ class HiViLTFusion(nn.Module):
                 else:
                     projections = project(vision)
                 projections = (*projections, *self.text_projections[index](text))
-            vision, text, text_looks, image_looks = stage(vision, text, *projections, texts.attention_mask, **kwargs)
-            grid = new_grid
+            resample = partial(resample_grid, grid=grids[index], new_grid=next_grids[index])
+            vision, text, text_looks, image_looks = stage(
+                vision, text, *projections, texts.attention_mask, None if index else image_index, resample, **kwargs
+            )
             text_to_image += (text_looks,)
             image_to_text += (image_looks,)
             if kwargs.get("output_hidden_states"):
@@ -633,8 +698,10 @@ class HiViLTFusion(nn.Module):
                 states += (torch.cat([vision, text], dim=1),)
                 vision, text = states[-1].split([vision.shape[1], text.shape[1]], dim=1)
 
+        if vision is None:
+            vision = take(images.level_states[-1], image_index).flatten(1, 2)
         vision_global, text_global, fused, global_attentions = self.global_fusion(
-            images.global_state, texts.global_state, vision, text, texts.attention_mask, **kwargs
+            take(images.global_state, image_index), texts.global_state, vision, text, texts.attention_mask, **kwargs
         )
         output_attentions = kwargs.get("output_attentions")
         return HiViLTModelOutput(
@@ -1172,11 +1239,22 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"{num_left} images cannot be paired with {num_right} texts. Give `image_index`, of shape (texts,), "
                 "which says for each text the image it belongs to."
             )
-        if image_index is not None:
-            image_states = map_states(lambda x: x.index_select(0, image_index.to(x.device)), image_states)
-        if text_index is not None:
-            text_states = map_states(lambda x: x.index_select(0, text_index.to(x.device)), text_states)
-        return self.fusion("fuse", image_states, text_states, **kwargs)
+
+        def fuse_rows(rows: slice) -> HiViLTModelOutput:
+            texts = text_index[rows] if text_index is not None else None
+            texts = map_states(lambda x: x[rows] if texts is None else take(x, texts), text_states)
+            if image_index is None:
+                return self.fusion("fuse", map_states(lambda x: x[rows], image_states), texts, **kwargs)
+            return self.fusion("fuse", image_states, texts, image_index[rows], **kwargs)
+
+        finest, at_once = image_states.level_states[0], num_left
+        is_plain = not (kwargs["output_hidden_states"] or kwargs["output_attentions"] or torch.compiler.is_compiling())
+        if is_plain and not torch.is_grad_enabled() and finest.device.type == "cpu":
+            at_once = max(1, _BYTES_AT_ONCE // finest[:1].nbytes)
+        if num_left <= at_once:
+            return fuse_rows(slice(None))
+        parts = [fuse_rows(slice(start, start + at_once)) for start in range(0, num_left, at_once)]
+        return HiViLTModelOutput(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     @can_return_tuple
     def forward(

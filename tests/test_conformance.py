@@ -710,7 +710,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_class, use_reentrant, 
 
     runs = []
     combine = HiViLTFusionStage._combine
-    monkeypatch.setattr(HiViLTFusionStage, "_combine", lambda *a: runs.append(1) or combine(*a[-3:]))
+    monkeypatch.setattr(HiViLTFusionStage, "_combine", staticmethod(lambda *a: runs.append(1) or combine(*a)))
     gradients(model, inputs)
     plain_runs = len(runs)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

@@ -24,11 +24,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, modeling_hivilt
 from hivilt.modeling_hivilt import (
+    HiViLTMLP,
     classification_loss,
     contrastive_loss,
     hard_negatives,
+    map_states,
     masked_mean,
     resample_grid,
     smooth_tokens,
@@ -181,6 +183,54 @@ def test_score_equals_the_similarity_of_the_joint_forward(batch):
         images, texts = torch.arange(3).repeat(5), torch.arange(5).repeat_interleave(3)
         table = model.score(image_states, text_states, images, texts).view(5, 3)
         torch.testing.assert_close(table[torch.arange(5), batch["image_index"]], expected)
+
+
+# What saves time and must change nothing
+
+
+@pytest.mark.parametrize("fusion", [{}, {"fusion_top_k": 3}, {"use_local_fusion": False}], ids=str)
+@pytest.mark.parametrize("with_index", [True, False])
+def test_pairs_fused_a_few_at_a_time_are_those_of_one_batch(fusion, with_index, monkeypatch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_fusion_stages=3, **fusion)
+    batch, runs = make_batch(), []
+    model.model.fusion.register_forward_pre_hook(lambda module, args: runs.append(args[0]))
+    with torch.no_grad():
+        images = model.encode_images(batch["pixel_values"])
+        texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
+        pairs = {"image_index": torch.tensor([1, 0, 1, 1]), "text_index": torch.tensor([0, 2, 1, 0])}
+        if not with_index:
+            images, texts = (map_states(lambda x: x[:2], states) for states in (images, texts))
+            pairs = {}
+        together = model.model.fuse(images, texts, **pairs)
+        runs.clear()
+        monkeypatch.setattr(modeling_hivilt, "_BYTES_AT_ONCE", 1)
+        apart = model.model.fuse(images, texts, **pairs)
+        assert runs == ["fuse"] * (4 if with_index else 2)
+    assert apart.keys() == together.keys()
+    for name, expected in together.items():
+        torch.testing.assert_close(apart[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", [{}, {"fusion_top_k": 3}, {"vision_strides": [1, 3, 2]}], ids=str)
+def test_states_asked_for_are_those_that_fusion_goes_through(fusion):
+    """A stage whose rows nobody asks for averages them before its last layer."""
+    model = make_model(HiViLTModel, weight_scale=8.0, num_fusion_stages=3, **fusion)
+    with torch.no_grad():
+        plain, asked = model(**make_batch()), model(**make_batch(), output_hidden_states=True)
+    for name in ("local_fusion_state", "global_fusion_state", "vision_global_state"):
+        torch.testing.assert_close(plain[name], asked[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_in_place_of_a_fusion_layer_gets_its_input_in_one_piece():
+    model = make_model(HiViLTModel, weight_scale=8.0)
+    with torch.no_grad():
+        expected = model(**make_batch())
+        for mlp in [module for module in model.modules() if isinstance(module, HiViLTMLP)]:
+            plain = torch.nn.Linear(mlp.fc1.in_features, mlp.fc1.out_features)
+            plain.load_state_dict(mlp.fc1.state_dict())
+            mlp.fc1 = plain
+        found = model(**make_batch())
+    torch.testing.assert_close(found.global_fusion_state, expected.global_fusion_state, rtol=1e-5, atol=1e-6)
 
 
 # Sparse fusion
