@@ -533,11 +533,17 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             self, near_query, text_key, text_value, pairs.transpose(1, 2).unsqueeze(1), **kwargs
         )
         seen_image, text_to_image = cross_attend(self, text_query, near_key, near_value, pairs.unsqueeze(1), **kwargs)
-        # Rows beyond those chosen only fill the batch up to its largest example.
-        update = self._combine(self.vision_mlp, near, seen_text) * chosen.gather(1, rows).unsqueeze(-1)
-        update = update.to(vision.dtype)
-        found = update.new_zeros(rows.shape[0], vision.shape[1], vision.shape[2])
-        found = found.scatter_add_(1, rows.unsqueeze(-1).expand_as(update), update)
+        # Rows beyond those chosen only fill the batch up to its largest example. They are left out, or in a graph, whose
+        # sizes no data decides, made zero.
+        kept = chosen.gather(1, rows)
+        position = rows + vision.shape[1] * torch.arange(rows.shape[0], device=rows.device)[:, None]
+        if torch.compiler.is_compiling():
+            update = self._combine(self.vision_mlp, near, seen_text) * kept.unsqueeze(-1)
+        else:
+            update, position = self._combine(self.vision_mlp, near[kept], seen_text[kept]), position[kept]
+        found = vision.new_zeros(rows.shape[0] * vision.shape[1], vision.shape[2])
+        found = found.index_add_(0, position.flatten(), update.flatten(0, -2).to(found.dtype))
+        found = found.unflatten(0, (rows.shape[0], vision.shape[1]))
         fused_text = text + self._combine(self.text_mlp, text, seen_image)
 
         if text_to_image is not None:
