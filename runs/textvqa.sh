@@ -18,7 +18,7 @@
 #
 # Estimate, not measured, of training alone; 120 tokens a question, with the words:
 #   pictures    21,953 x 114 GFLOP
-#   questions   34,602 x 25.6 GFLOP
+#   questions   34,602 x 25.4 GFLOP
 #   training    x 3 x 10 epochs = 1e+17 FLOP
 #   time        0.28 hours at 100 TFLOP/s
 #   memory      30 GB, a guess

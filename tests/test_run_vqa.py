@@ -155,7 +155,10 @@ def test_the_pipeline_gives_the_written_predictions(data, tmp_path):
         answers = vqa(str(data / one["image"]), one["question"], top_k=3)
         assert [answer["answer"] for answer in answers] == [answer["answer"] for answer in one["predictions"]]
         torch.testing.assert_close(
-            [answer["score"] for answer in answers], [answer["score"] for answer in one["predictions"]]
+            [answer["score"] for answer in answers],
+            [answer["score"] for answer in one["predictions"]],
+            rtol=1e-5,  # one question at a time here, many there
+            atol=1e-6,
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -22,6 +23,8 @@ def test_leaves_the_table_the_goals_and_a_picture(benchmark, tmp_path, capsys, m
     few = {name: benchmark.CONTESTANTS[name] for name in ("HiViLT", "ViLT, 384", "BridgeTower")}
     monkeypatch.setattr(benchmark, "CONTESTANTS", few)
     monkeypatch.setattr(benchmark, "PICTURES", [1, 2])
+    # A process of its own for each model is there for its peak memory alone.
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *args, **kwargs: ThreadPoolExecutor(1))
     # The same graph, without half a minute of making machine code of it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     flags = ["--width", "192", "--num_layers", "3", "--repeats", "1", "--output_dir", str(tmp_path)]
@@ -110,7 +113,7 @@ def test_goals_are_judged_by_their_bounds(benchmark):
     ]
     sparse = next(line for line in benchmark.goals_table(results).splitlines() if "sparse" in line)
     assert "| at most 0.5x | 0.75x | missed: with random weights 24 text tokens choose 200 of 576" in sparse
-    assert "it is 0.25x |" in sparse
+    assert "it is 0.25x, and what trained" in sparse
     assert "| at least 3.5x | 3.40x | missed: the encoders and fusion as configured leave 3.30x by FLOPs |" in (
         benchmark.goals_table(results)
     )

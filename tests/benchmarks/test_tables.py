@@ -15,11 +15,11 @@ def test_pages_show_what_was_measured(benchmark, page):
 
 
 def test_a_table_is_replaced_and_the_rest_is_left(benchmark):
-    (file,) = (path.name for path in (benchmark.ROOT / "benchmarks" / "results").glob("training_cost-*.json"))
+    (file,) = (path.name for path in (benchmark.ROOT / "benchmarks" / "results").glob("sparse_accuracy-*.json"))
     page = f"above\n<!-- {file}: table -->\n| old |\n<!-- end -->\nbetween\n<!-- a comment -->\n<!-- end -->\n"
     filled = benchmark.fill(page)
     assert re.fullmatch(
-        r"above\n<!-- \S+: table -->\n\| \| seconds a step .*\|\n<!-- end -->\nbetween\n<!-- a comment -->\n<!-- end -->\n",
+        r"above\n<!-- \S+: table -->\n\| trained \| .*\|\n<!-- end -->\nbetween\n<!-- a comment -->\n<!-- end -->\n",
         filled,
         re.DOTALL,
     )
