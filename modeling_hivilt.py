@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 # Norms that an encoder applies to its pooled output alone; here they normalise the last level they were trained for.
 _POOLED_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
-# Without gradients a CPU fuses as many pairs at a time as have finest levels of this many bytes: what is computed of them
-# stays near the processor, and memory once given back is taken again.
+# A CPU fuses as many pairs at a time as have finest levels of this many bytes: what is computed of them stays near the
+# processor, and pieces so small are not asked of the system anew each time.
 _BYTES_AT_ONCE = 2**23
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
@@ -1255,7 +1255,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
 
         finest, at_once = image_states.level_states[0], num_left
         is_plain = not (kwargs["output_hidden_states"] or kwargs["output_attentions"] or torch.compiler.is_compiling())
-        if is_plain and not torch.is_grad_enabled() and finest.device.type == "cpu":
+        if is_plain and finest.device.type == "cpu":
             at_once = max(1, _BYTES_AT_ONCE // finest[:1].nbytes)
         if num_left <= at_once:
             return fuse_rows(slice(None))

@@ -211,6 +211,27 @@ def test_pairs_fused_a_few_at_a_time_are_those_of_one_batch(fusion, with_index, 
         torch.testing.assert_close(apart[name], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("fusion", [{}, {"fusion_top_k": 3}], ids=str)
+def test_pairs_fused_a_few_at_a_time_have_the_gradients_of_one_batch(fusion, checkpointing, monkeypatch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, num_fusion_stages=3, dropout=0.0, **fusion)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.train()
+    batch = make_batch() | {"labels": torch.tensor([0, 1, 2, 3, 4])}
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch).loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    together = gradients()
+    monkeypatch.setattr(modeling_hivilt, "_BYTES_AT_ONCE", 1)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, together[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("fusion", [{}, {"fusion_top_k": 3}, {"vision_strides": [1, 3, 2]}], ids=str)
 def test_states_asked_for_are_those_that_fusion_goes_through(fusion):
     """A stage whose rows nobody asks for averages them before its last layer."""
