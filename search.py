@@ -27,7 +27,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states
+from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states, take
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +68,14 @@ def take_rows(
     parts = []
     for number in numbers:
         rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
-        parts.append(map_states(lambda x, rows=rows: x.index_select(0, rows.to(x.device)), batches[number]))
+        parts.append(map_states(partial(take, index=rows), batches[number]))
     if isinstance(parts[0], HiViLTTextStates):
         length = max(part.attention_mask.shape[1] for part in parts)
         parts = [_pad_texts(part, length) for part in parts]
 
     # The parts stand in the order of the batches; each row goes back to where `index` has it.
     order = owners.argsort(stable=True).argsort()
-    return map_states(lambda x: x.index_select(0, order.to(x.device)), cat_states(parts))
+    return map_states(partial(take, index=order), cat_states(parts))
 
 
 def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:

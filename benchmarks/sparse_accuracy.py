@@ -6,7 +6,8 @@
 The model of this repository was trained dense, on 64, 16 and 4 vision tokens. Its accuracy is measured as it is, with
 fewer and fewer of them for each text token, and that of the same recipe trained with `--top_k`; a sixteenth of the finest
 level is as much as 32 tokens of a picture with 576. Beside the accuracy stands how many vision tokens each stage fused
-for a question, on average: as many as its text tokens chose between them. Flags that are not its own go to run_vqa.py. The test split is not read. It leaves a JSON file, with the processor in its name, in benchmarks/results.
+for a question, on average: as many as its text tokens chose between them. Flags that are not its own
+go to run_vqa.py. The test split is not read. It leaves a JSON file, with the processor in its name, in benchmarks/results.
 """
 
 import argparse
@@ -32,23 +33,23 @@ class FusedRows(TrainerCallback):
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
         stages = model.base_model.fusion.stages
-        self.rows, self.questions = [0] * len(stages), [0] * len(stages)
+        self.rows, self.questions = [0] * len(stages), 0
+        stages[0].register_forward_pre_hook(self.count_questions)
         for number, stage in enumerate(stages):
-            stage.register_forward_pre_hook(partial(self.count_questions, number))
             stage.vision_mlp.register_forward_pre_hook(partial(self.count_rows, number))
 
-    def count_questions(self, number, stage, args):
-        self.questions[number] += args[1].shape[0]
+    def count_questions(self, stage, args):
+        self.questions += args[1].shape[0]
 
     def count_rows(self, number, mlp, args):
         self.rows[number] += args[0].shape[:-1].numel()
 
     def on_train_end(self, *args, **kwargs):
-        self.rows, self.questions = [0] * len(self.rows), [0] * len(self.rows)
+        self.rows, self.questions = [0] * len(self.rows), 0
 
     def means(self) -> list[float]:
         """Rows a question, for each stage."""
-        return [rows / questions for rows, questions in zip(self.rows, self.questions, strict=True)]
+        return [rows / self.questions for rows in self.rows]
 
 
 def validate(flags: list[str]) -> dict:

@@ -113,16 +113,17 @@ def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
 
 
 @pytest.mark.checklist("12")
-@pytest.mark.parametrize("top_k", [3, None], ids=["sparse", "dense"])
-def test_compiled_with_dynamic_shapes_it_takes_batches_of_any_size(top_k):
-    """From states: the encoders are transformers' own."""
+@pytest.mark.parametrize(
+    ("top_k", "make"), [(3, make_inputs), (None, encode)], ids=["sparse from pictures", "dense from states"]
+)
+def test_compiled_with_dynamic_shapes_it_takes_batches_of_any_size(top_k, make):
     model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, fusion_top_k=top_k)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     # torch takes sizes that are equal in the first call for equal in all: neither 3 channels nor a grid of 5 by 5.
-    compiled(**encode(model, 4, 6, 7))
+    compiled(**make(model, 4, 6, 7))
     with torch.compiler.set_stance("fail_on_recompile"):
         for sizes in ((2, 3, 9), (3, 8, 22), (5, 5, 2)):
-            inputs = encode(model, *sizes)
+            inputs = make(model, *sizes)
             assert_same(compiled(**inputs), model(**inputs))
 
 

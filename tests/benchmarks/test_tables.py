@@ -10,7 +10,6 @@ def test_pages_show_what_was_measured(benchmark, page):
     (path,) = (path for path in benchmark.PAGES if path.name == page)
     text = path.read_text(encoding="utf-8")
     assert benchmark.TABLE.findall(text)
-    # Cells, not characters: no table may differ, and none may be empty.
     assert benchmark.fill(text) == text
 
 
