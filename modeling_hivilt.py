@@ -387,8 +387,12 @@ def resample_grid(rows: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int
 
 
 def take(states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    """`states[index]` along the first dimension; all of them without an index."""
-    return states if index is None else states.index_select(0, index.to(states.device))
+    """`states[index]` along the first dimension; all of them without an index. One state alone is never copied."""
+    if index is None:
+        return states
+    if states.shape[0] == 1 and not torch.compiler.is_compiling():
+        return states.expand(index.shape[0], *states.shape[1:])
+    return states.index_select(0, index.to(states.device))
 
 
 def take_tokens(states: torch.Tensor, rows: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
@@ -450,8 +454,8 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         text_key: torch.Tensor,
         text_value: torch.Tensor,
         text_mask: torch.BoolTensor,
+        resample: Callable,
         image_index: torch.Tensor | None = None,
-        resample: Callable = lambda rows: rows,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
@@ -462,7 +466,7 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             text, text_query, text_key, text_value (`torch.Tensor` of shape `(B_t, N_t, d)`): the text rows.
             text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
             image_index (`torch.LongTensor` of shape `(B_t,)`, *optional*): each text's image; unset, row by row.
-            resample (*optional*): averages vision rows, of whatever width, to the grid that the fused ones shall have.
+            resample (`Callable`): averages vision rows, of whatever width, to the grid that the fused ones shall have.
 
         Returns:
             Fused vision rows, fused text rows, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
@@ -695,7 +699,7 @@ class HiViLTFusion(nn.Module):
                 projections = (*projections, *self.text_projections[index](text))
             resample = partial(resample_grid, grid=grids[index], new_grid=next_grids[index])
             vision, text, text_looks, image_looks = stage(
-                vision, text, *projections, texts.attention_mask, None if index else image_index, resample, **kwargs
+                vision, text, *projections, texts.attention_mask, resample, None if index else image_index, **kwargs
             )
             text_to_image += (text_looks,)
             image_to_text += (image_looks,)
