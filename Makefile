@@ -39,6 +39,8 @@ test browser versions: export HF_HUB_OFFLINE = 1
 test browser versions: export HF_DATASETS_OFFLINE = 1
 test browser versions: export TOKENIZERS_PARALLELISM = false
 test browser versions: export MPLBACKEND = Agg
+# A file is tested by one of two processes, so that its fixtures are made once; ARGS="-n 0" tests all in this one.
+test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile
 
 app: .venv/.installed  ## a page to try it, in the browser: make app ARGS="--model outputs/vqa"
 	$(BIN)/python app.py $(ARGS)

@@ -10,6 +10,7 @@ def test_every_way_of_training_stands_in_the_tables(benchmark, tmp_path, capsys,
         return ThreadPoolExecutor(1) if processes == 1 else ProcessPoolExecutor(processes, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", executor)
+    monkeypatch.setattr(benchmark, "bf16_slowdown", lambda: 1.0)
     size = ["--width", "64", "--num_layers", "2", "--steps", "1"]
     results = benchmark.main([*size, "--output_dir", str(tmp_path)])
     (path,) = tmp_path.glob("training_cost-*.json")
@@ -28,6 +29,22 @@ def test_every_way_of_training_stands_in_the_tables(benchmark, tmp_path, capsys,
     printed = capsys.readouterr().out
     for shown in (benchmark.table(results), benchmark.processes_table(results), benchmark.many_table(results)):
         assert shown in printed
+
+
+def test_bfloat16_that_is_emulated_is_left_out_with_the_reason(benchmark, tmp_path, monkeypatch):
+    measured = {"seconds": 8.0, "peak_memory_bytes": 2**30, "state_bytes": {"picture": 4e6, "question": 4e5}}
+    measured["parts"] = {"picture": 0.2, "question": 0.1, "fusion": 0.01}
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *args, **kwargs: ThreadPoolExecutor(2))
+    monkeypatch.setattr(benchmark, "measure_way", lambda *args: measured)
+    monkeypatch.setattr(benchmark, "measure_together", lambda *args: 1.0)
+    monkeypatch.setattr(benchmark, "bf16_slowdown", lambda: 60.2)
+    results = benchmark.main(["--output_dir", str(tmp_path)])
+    rows = benchmark.table(results).splitlines()[2:]
+    assert rows[2] == "| bfloat16 | left out: emulated here, a layer takes 60 times as long |  |  |  |  |  |"
+    assert rows[0].startswith("| float32 | 8.0 | 1.00 | 1.0 |") and "left out" in rows[3]
+    many = benchmark.many_table(results).splitlines()
+    assert many[0] == "| 1,000,000 pictures, one thread, computed | float32 |"
+    assert "| keeping the states of as many pictures | 4.00 TB |" in many
 
 
 def test_tables_by_hand(benchmark):
