@@ -178,12 +178,9 @@ def processes_table(results: dict) -> str:
 
 def many_table(results: dict) -> str:
     """Markdown: what `MANY` pictures cost, computed from what was measured on `PICTURES`."""
-    single = results["ways"]["float32"]
-    # By how many bytes a number has.
-    ways = {4: single, 2: results["ways"]["bfloat16"]}
-    ways = {size: row for size, row in ways.items() if "skipped" not in row}
-    heads = {4: "float32", 2: "bfloat16"}
-    lines = [f"| {MANY:,} pictures, one thread, computed | {' | '.join(heads[size] for size in ways)} |"]
+    bytes_each = {"float32": 4, "bfloat16": 2}
+    ways = {name: results["ways"][name] for name in bytes_each if "skipped" not in results["ways"][name]}
+    lines = [f"| {MANY:,} pictures, one thread, computed | {' | '.join(ways)} |"]
     lines.append(f"| :-- |{' --: |' * len(ways)}")
 
     def add(name: str, *values: str) -> None:
@@ -201,8 +198,8 @@ def many_table(results: dict) -> str:
         *(hours(MANY * row["parts"]["picture"]) for row in ways.values()),
     )
     for kind in ("picture", "question"):
-        size = MANY * single["state_bytes"][kind] / 1e12
-        add(f"keeping the states of as many {kind}s", *(f"{size * width / 4:.2f} TB" for width in ways))
+        numbers = MANY * ways["float32"]["state_bytes"][kind] / bytes_each["float32"]
+        add(f"keeping the states of as many {kind}s", *(f"{numbers * bytes_each[name] / 1e12:.2f} TB" for name in ways))
     for k in (16, 128):
         again = (k * (row["parts"]["picture"] + row["parts"]["fusion"]) for row in ways.values())
         add(f"re-ranking the best {k} of a query, no states kept", *(f"{seconds:.1f} s" for seconds in again))
