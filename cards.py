@@ -33,6 +33,7 @@ CREDITS = {
     "ok-vqa": f"The questions are OK-VQA's (https://okvqa.allenai.org), license not stated; {_COCO_PICTURES}",
     "vqa-rad": "The data is VQA-RAD (https://osf.io/89kps), CC0.",
     "clevr": "The data is CLEVR (https://cs.stanford.edu/people/jcjohns/clevr), CC BY 4.0.",
+    "sort-of-clevr": "The data is drawn after Sort-of-CLEVR (Santoro et al. 2017, https://arxiv.org/abs/1706.01427).",
     "openmoji": OPENMOJI_CREDIT,
     "flickr30k": "The data is Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph), for research only.",
     "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_PICTURES}",

@@ -16,6 +16,7 @@ lmms-lab-encoder/textvqa, lmms-lab/textvqa, facebook/textvqa | CC BY 4.0; pictur
 lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's terms |
 | `vqa-rad` | `VQA_RAD Dataset Public.json`, `VQA_RAD Image Folder/` | flaviagiammarino/vqa-rad | CC0 |
 | `clevr` | `CLEVR_v1.0/questions/`, `CLEVR_v1.0/images/` | none with one question a row | CC BY 4.0 |
+| `sort-of-clevr` | `sort_of_clevr_{train,test}.json`, `images/`, of `python -m hivilt.data.sort_of_clevr` | | drawn here |
 
 | name | train | validation | test | other splits | answers a question | classes |
 |---|---|---|---|---|---|---|
@@ -27,6 +28,7 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's 
 | `ok-vqa` | train | held out | val | | 10 | training answers, of two questions or more |
 | `vqa-rad` | train | held out | test | | 1 | training answers |
 | `clevr` | train | val | test (hidden) | | 1 | training answers |
+| `sort-of-clevr` | train | held out | test | | 1 | training answers |
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
 of OK-VQA and VQA-RAD have no ids of pictures, which then go by a hash of their bytes.
@@ -228,6 +230,20 @@ def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
             "image": str(pictures / one["image_filename"]),
         }
         for one in questions["questions"]
+    ]
+
+
+def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    path = find_file(folder, f"sort_of_clevr_{split}.json")
+    pictures = _pictures(path.parent, image_dir, "images")
+    return [
+        {
+            **one,
+            "question_id": f"{split}-{number}",
+            "image_id": one["image_filename"],
+            "image": str(pictures / one["image_filename"]),
+        }
+        for number, one in enumerate(read_json(path))
     ]
 
 
@@ -495,6 +511,16 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         read_rows=partial(_examples, answer_column="answer", types=_clevr_types),
         columns=("image", "question"),
         other_columns=("question_id", "program"),
+        answer_column="answer",
+        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+    ),
+    "sort-of-clevr": VQABenchmark(
+        title="Sort-of-CLEVR",
+        splits={"train": "train", "test": "test"},
+        read_folder=_sort_of_clevr_rows,
+        read_rows=partial(_examples, answer_column="answer", types=partial(_columns, names=("family",))),
+        columns=("image", "question"),
+        other_columns=("question_id", "family"),
         answer_column="answer",
         official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
     ),

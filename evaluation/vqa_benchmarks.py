@@ -9,7 +9,7 @@ All numbers are in [0, 1]:
 | VizWiz | `vizwiz_metrics` | VQA accuracy, and how well unanswerable questions are told apart |
 | TextVQA | `textvqa_metrics` | VQA accuracy as MMF normalizes |
 | VQA-RAD | `vqa_rad_metrics` | exact match, open and closed |
-| CLEVR | `clevr_metrics` | equal strings, by family of question |
+| CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
 
 A mean over no questions is left out of what they give.
 """

@@ -252,6 +252,22 @@ def _clevr(folder: Path) -> None:
             _save(folder / "CLEVR_v1.0" / "images" / split / name, color, mode="RGBA")
 
 
+def _sort_of_clevr(folder: Path) -> None:
+    for split in ("train", "test"):
+        rows = [
+            {
+                "image_filename": f"{split}_{picture:05d}.png",
+                "question": question,
+                "answer": answer,
+                "family": "relational" if kind == "other" else "non-relational",
+            }
+            for picture, _, question, answer, kind in _questions(SPLITS[split])
+        ]
+        _write(folder / f"sort_of_clevr_{split}.json", rows)
+        for picture, color in enumerate(SPLITS[split]):
+            _save(folder / "images" / f"{split}_{picture:05d}.png", color)
+
+
 _MAKERS = {
     "easy-vqa": _easy_vqa,
     "vqav2": lambda folder: _coco(folder, "v2_", ("train", "val", "test", "test-dev")),
@@ -261,6 +277,7 @@ _MAKERS = {
     "ok-vqa": lambda folder: _coco(folder, "", ("train", "val")),
     "vqa-rad": _vqa_rad,
     "clevr": _clevr,
+    "sort-of-clevr": _sort_of_clevr,
 }
 
 

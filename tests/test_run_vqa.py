@@ -308,6 +308,7 @@ OFFICIAL = {
     "ok-vqa": {"vqa_accuracy", "by_answer_type", "by_question_type"},
     "vqa-rad": {"accuracy", "open_accuracy", "closed_accuracy", "num_open", "num_closed"},
     "clevr": {"accuracy", "by_family"},
+    "sort-of-clevr": {"accuracy", "by_family"},
 }
 SUBMISSIONS = {"vqav2": ("question_id", "answer"), "textvqa": ("question_id", "answer")}
 SUBMISSIONS |= {"gqa": ("questionId", "prediction"), "vizwiz": ("image", "answer")}

@@ -56,6 +56,9 @@ EXAMPLES = {
         ("yes",),
         {"family": "exist"},
     ),
+    "sort-of-clevr": VQAExample(
+        "train-1", "train_00000.png", "images/train_00000.png", RED, ("yes",), {"family": "non-relational"}
+    ),
 }
 
 
@@ -128,6 +131,7 @@ def test_missing_files_are_named(name, tmp_path):
         "ok-vqa": "OpenEnded_mscoco_val2014_questions.json",
         "vqa-rad": "VQA_RAD Dataset Public.json or vqa_rad.json",
         "clevr": "questions/CLEVR_test_questions.json",
+        "sort-of-clevr": "sort_of_clevr_test.json",
     }[name]
     with pytest.raises(FileNotFoundError, match=f"data_dir: .* lacks .*{file}"):
         VQA_BENCHMARKS[name].read(VQA_BENCHMARKS[name].splits["test"], tmp_path)
@@ -160,6 +164,7 @@ def test_a_missing_answer(name, folder):
             lambda one: one["questions"][3].pop("answer"),
             "train, row 4",
         ),
+        "sort-of-clevr": ("sort_of_clevr_train.json", lambda rows: rows[3].pop("answer"), "train, row 4"),
     }
     file, edit, message = where[name]
     change(folder / file, lambda content: edit(content) and None)
@@ -419,6 +424,7 @@ def test_kinds_of_questions(name, folder):
         "ok-vqa": {"by_answer_type": {"other", "yes/no"}, "by_question_type": {"what color", "is the", "what is"}},
         "vqa-rad": {},
         "clevr": {"by_family": {"query_attribute", "exist", "count"}},
+        "sort-of-clevr": {"by_family": {"relational", "non-relational"}},
     }[name]
     benchmark = VQA_BENCHMARKS[name]
     examples = benchmark.read("train", folder)
@@ -471,7 +477,7 @@ def test_answerability_of_vizwiz(tmp_path):
 def test_submissions(name, folder):
     benchmark = VQA_BENCHMARKS[name]
     if benchmark.submissions is None:
-        assert name in ("easy-vqa", "ok-vqa", "vqa-rad", "clevr")
+        assert name in ("easy-vqa", "ok-vqa", "vqa-rad", "clevr", "sort-of-clevr")
         return
     examples = benchmark.read(benchmark.hidden[0], folder)
     files = benchmark.submissions(answer_all(examples, watched=lambda one: 0.25), examples)

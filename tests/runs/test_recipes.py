@@ -35,14 +35,14 @@ from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_mode
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
-PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr"}
+PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr", "sort_of_clevr"}
 SCRIPTS = {
     "run_vqa.py": (run_vqa, run_vqa.VQAArguments),
     "run_retrieval.py": (run_retrieval, run_retrieval.RetrievalArguments),
 }
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
-TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8}
+TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13}
 ESTIMATE = re.compile(
     r"# Estimate, not measured, of training alone.*\n"
     r"#   pictures +(?P<pictures>[\d,]+) x (?P<picture_gflop>[\d.]+) GFLOP\n"

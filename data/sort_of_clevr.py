@@ -1,0 +1,134 @@
+"""Sort-of-CLEVR (Santoro et al. 2017, arXiv:1706.01427, section 4.2), drawn and asked anew: the paper published no files.
+
+    python -m hivilt.data.sort_of_clevr sort_of_clevr              9,800 and 200 pictures, 200,000 questions
+
+A picture of 75 x 75 pixels holds six objects, squares and circles, one of each color, none touching another. Ten questions
+about it are not relational, about one object alone: its shape, whether it is on the left, whether it is at the top. Ten
+are relational: the shape of the object that is nearest to one, of that which is farthest from it, and how many objects
+have its shape, itself among them. They are English sentences here, not the paper's bits, no question comes twice about
+a picture, and no two objects are equally near or far. The answers are yes, no, square, circle, and 1 to 6.
+
+It leaves `images/` and a JSON file of questions for each split, the same for the same seed, as
+`run_vqa.py --benchmark sort-of-clevr` reads them.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+SIDE, HALF = 75, 5  # of the picture, and from an object's middle to its edge, in pixels
+COLORS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "orange": (255, 156, 0),
+    "yellow": (255, 255, 0),
+    "gray": (128, 128, 128),
+}
+SHAPES = ("square", "circle")
+QUESTIONS = {
+    "non-relational": (
+        "what shape is the {} object?",
+        "is the {} object on the left?",
+        "is the {} object at the top?",
+    ),
+    "relational": (
+        "what shape is the object nearest to the {} object?",
+        "what shape is the object farthest from the {} object?",
+        "how many objects have the shape of the {} object?",
+    ),
+}
+QUESTIONS_EACH = 10
+PICTURES = {"train": 9_800, "test": 200}
+
+
+class Thing(NamedTuple):
+    """An object of a picture: its color, its shape, and its middle in pixels from the left and from the top."""
+
+    color: str
+    shape: str
+    x: int
+    y: int
+
+
+def make_scene(rng: random.Random) -> list[Thing]:
+    """Six objects, one of each color in the order of `COLORS`, that do not touch, each at its own distance to each."""
+    while True:
+        things: list[Thing] = []
+        while len(things) < len(COLORS):
+            x, y = (rng.randrange(HALF, SIDE - HALF) for _ in range(2))
+            if all(max(abs(x - one.x), abs(y - one.y)) > 2 * HALF + 1 for one in things):
+                things.append(Thing(list(COLORS)[len(things)], rng.choice(SHAPES), x, y))
+        distances = [[math.dist(one[2:], other[2:]) for other in things] for one in things]
+        if all(len(set(found)) == len(found) for found in distances):
+            return things
+
+
+def answer(things: list[Thing], question: str, color: str) -> str:
+    """The answer to a template of `QUESTIONS` about the object of this color."""
+    (thing,) = (one for one in things if one.color == color)
+    others = sorted((one for one in things if one is not thing), key=lambda one: math.dist(one[2:], thing[2:]))
+    return {
+        "what shape is the {} object?": thing.shape,
+        "is the {} object on the left?": "yes" if thing.x < SIDE / 2 else "no",
+        "is the {} object at the top?": "yes" if thing.y < SIDE / 2 else "no",
+        "what shape is the object nearest to the {} object?": others[0].shape,
+        "what shape is the object farthest from the {} object?": others[-1].shape,
+        "how many objects have the shape of the {} object?": str(sum(one.shape == thing.shape for one in things)),
+    }[question]
+
+
+def ask(things: list[Thing], rng: random.Random) -> list[dict[str, str]]:
+    """Ten different questions of each family, with their answers."""
+    return [
+        {"question": question.format(color), "answer": answer(things, question, color), "family": family}
+        for family, questions in QUESTIONS.items()
+        for question, color in rng.sample([(one, color) for one in questions for color in COLORS], QUESTIONS_EACH)
+    ]
+
+
+def draw(things: list[Thing]) -> Image.Image:
+    """The picture, RGB, on white."""
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    brush = ImageDraw.Draw(picture)
+    for one in things:
+        shape = brush.rectangle if one.shape == "square" else brush.ellipse
+        shape((one.x - HALF, one.y - HALF, one.x + HALF, one.y + HALF), fill=COLORS[one.color])
+    return picture
+
+
+def write(folder: Path, pictures: Mapping[str, int] = PICTURES, seed: int = 0) -> None:
+    """
+    Writes the data set.
+
+    Args:
+        folder: where to; it is made if need be.
+        pictures: how many, by split.
+        seed: each picture has its own random numbers, of seed, split and number, so that fewer pictures are the first
+            of more.
+    """
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for split, count in pictures.items():
+        rows = []
+        for number in tqdm(range(count), desc=split, unit="picture"):
+            rng, name = random.Random(f"{seed}, {split}, {number}"), f"{split}_{number:05d}.png"
+            things = make_scene(rng)
+            draw(things).save(images / name)
+            rows += [{"image_filename": name, **one} for one in ask(things, rng)]
+        (folder / f"sort_of_clevr_{split}.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write(args.folder, seed=args.seed)
