@@ -106,6 +106,9 @@ class HiViLTConfig(PreTrainedConfig):
             Ablation: `False` leaves out the local stages; global fusion then pools the unfused levels.
         use_global_fusion (`bool`, defaults to `True`):
             Ablation: `False` leaves out global cross-attention; the pooled local states take its place.
+        use_position_embeddings (`bool`, defaults to `True`):
+            Adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv, arXiv
+            1807.03247). Encoders that convolve know places from their padding alone.
         hidden_act (`str`, defaults to `"gelu"`):
             Activation of the fusion MLPs.
         dropout (`float`, defaults to 0.1):
@@ -173,6 +176,7 @@ class HiViLTConfig(PreTrainedConfig):
     fusion_intermediate_size: int = 256
     use_local_fusion: bool = True
     use_global_fusion: bool = True
+    use_position_embeddings: bool = True
     hidden_act: str = "gelu"
     dropout: float | int = 0.1
     layer_norm_eps: float = 1e-6

@@ -402,16 +402,35 @@ def take_tokens(states: torch.Tensor, rows: torch.Tensor, index: torch.Tensor | 
     return states.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, rows.shape)
 
 
-class HiViLTLevel(nn.Module):
-    """One level of one modality: projected to the common width and normalised before it meets the other."""
+def grid_positions(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """
+    Where the cells of a grid have their middle, `(height, width, 2)`: y and x, 0 in the picture's middle and `-sqrt(3)`
+    and `sqrt(3)` at its borders, so that positions on a fine grid have variance 1. Of `like`'s dtype, on its device.
+    """
+    axes = [(torch.arange(size, device=like.device) + 0.5) / size * 2 - 1 for size in (height, width)]
+    return (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) * 3**0.5).to(like.dtype)
 
-    def __init__(self, config: HiViLTConfig, in_features: int):
+
+class HiViLTLevel(nn.Module):
+    """
+    One level of one modality: projected to the common width and normalised before it meets the other.
+
+    Args:
+        on_grid (`bool`): whether the tokens lie on a grid, `(B, height, width, in_features)`, and learn their place on it.
+    """
+
+    def __init__(self, config: HiViLTConfig, in_features: int, on_grid: bool = False):
         super().__init__()
         self.projection = nn.Linear(in_features, config.hidden_size)
+        has_positions = on_grid and config.use_position_embeddings
+        self.position_projection = nn.Linear(2, config.hidden_size, bias=False) if has_positions else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.projection(hidden_states))
+        projected = self.projection(hidden_states)
+        if self.position_projection is not None:
+            projected = projected + self.position_projection(grid_positions(*hidden_states.shape[1:3], projected))
+        return self.norm(projected)
 
 
 class HiViLTProjections(nn.Module):
@@ -623,7 +642,7 @@ class HiViLTFusion(nn.Module):
         # Words, phrases, clauses: windows of 1, 3, 9, ... tokens, no wider than 81.
         self.text_windows = [3 ** min(s, 4) for s in range(config.num_fusion_stages)][-len(layout) :]
         self.vision_strides = [stride for _, stride, _ in layout]
-        self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels) for _, _, channels in layout)
+        self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels, on_grid=True) for _, _, channels in layout)
         self.text_levels = nn.ModuleList(HiViLTLevel(config, config.text_config.hidden_size) for _ in layout)
         self.vision_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
         self.text_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)

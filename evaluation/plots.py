@@ -265,3 +265,28 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
         axes.set(ylim=(0, None))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Held-out accuracy against what training has cost so far, a panel for each task and a line for each contestant.
+
+    Args:
+        runs: by `"task | contestant | seed"`: `flops` of all of the training, and `curve`, pairs of the share of it and
+            the accuracy in [0, 1]. Lines are means over seeds.
+        path: the PNG file to write.
+    """
+    panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for name, run in runs.items():
+        task, contestant, _ = name.split(" | ")
+        panels.setdefault(task, {}).setdefault(contestant, []).append(run)
+    figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.5), layout="constrained")
+    panes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axes, (task, contestants) in zip(panes, panels.items(), strict=False):
+        for contestant, lines in contestants.items():
+            curves = np.array([line["curve"] for line in lines])  # (seeds, evaluations, 2)
+            share, accuracy = curves.mean(axis=0).T
+            style = {"linewidth": 3, "color": "black", "zorder": 3} if contestant == "HiViLT" else {"linewidth": 1.5}
+            axes.plot(share * lines[0]["flops"] / 1e12, 100 * accuracy, label=contestant, **style)
+        axes.set(title=task, xlabel="training, TFLOP", ylabel="held-out accuracy, %", xscale="log")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)

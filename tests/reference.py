@@ -147,20 +147,17 @@ def fuse(weights: dict, config, maps: list[np.ndarray], tokens: np.ndarray) -> d
     for stage in range(num_stages) if config.use_local_fusion else [num_stages - 1]:
         level = len(vision_levels)
         grid = pool_grid([list(row) for row in maps[stage]], strides[stage])
-        vision_levels.append(
-            [
-                [
-                    layer_norm(
-                        weights,
-                        f"fusion.vision_levels.{level}.norm",
-                        linear(weights, f"fusion.vision_levels.{level}.projection", cell),
-                        config.layer_norm_eps,
-                    )
-                    for cell in row
-                ]
-                for row in grid
-            ]
-        )
+        name = f"fusion.vision_levels.{level}"
+        vision_levels.append([])
+        for y, row in enumerate(grid):
+            vision_levels[-1].append([])
+            for x, cell in enumerate(row):
+                projected = linear(weights, f"{name}.projection", cell)
+                if config.use_position_embeddings:
+                    # From -sqrt(3) at the first border to sqrt(3) at the last.
+                    place = [((y + 0.5) / len(grid) * 2 - 1) * 3**0.5, ((x + 0.5) / len(row) * 2 - 1) * 3**0.5]
+                    projected = projected + weights[f"{name}.position_projection.weight"] @ np.array(place)
+                vision_levels[-1][-1].append(layer_norm(weights, f"{name}.norm", projected, config.layer_norm_eps))
         text_levels.append(
             [
                 layer_norm(

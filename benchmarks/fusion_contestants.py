@@ -1,0 +1,269 @@
+"""Ways to join a picture and a question, all under one trainer and of one size: HiViLT's, its ablations, and the field's.
+
+All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
+every vision level and of the text, and give the state that the head classifies. ViLT has no encoders; it is
+transformers' own, and its layers take the parameters that encoders take elsewhere.
+"""
+
+from bisect import bisect_left as bisect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import ViltConfig, ViltForQuestionAnswering
+
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering
+from hivilt.modeling_hivilt import (
+    HiViLTImageStates,
+    HiViLTLevel,
+    HiViLTMLP,
+    HiViLTModelOutput,
+    HiViLTQuestionAnsweringOutput,
+    HiViLTTextStates,
+    classification_loss,
+    masked_mean,
+    take,
+)
+from hivilt.training import SMALL_FUSION, small_text_config, small_vision_config
+
+
+class OtherFusion(nn.Module):
+    """What stands in the place of `HiViLTFusion`: its levels, and a `join` instead of its stages."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        channels = [channels for _, _, channels in config.vision_level_layout]
+        self.vision_levels = nn.ModuleList(HiViLTLevel(config, width, on_grid=True) for width in channels)
+        self.text_level = HiViLTLevel(config, config.text_config.hidden_size)
+        # Of which level a token is; the last is the text.
+        self.kinds = nn.Parameter(torch.zeros(len(channels) + 1, config.hidden_size))
+
+    def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
+        levels = [
+            level(states) + kind for level, states, kind in zip(self.vision_levels, maps, self.kinds, strict=False)
+        ]
+        summary = torch.stack([level.mean(dim=(1, 2)) for level in levels]).mean(dim=0)
+        return HiViLTImageStates(global_state=summary, level_states=tuple(levels))
+
+    def encode_texts(self, hidden_states: torch.Tensor, attention_mask: torch.BoolTensor) -> HiViLTTextStates:
+        level = self.text_level(hidden_states) + self.kinds[-1]
+        return HiViLTTextStates(
+            global_state=masked_mean(level, attention_mask), level_states=(level,), attention_mask=attention_mask
+        )
+
+    def forward(self, step: str, *args, **kwargs):
+        return getattr(self, step)(*args, **kwargs)
+
+    def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
+        vision = torch.cat([level.flatten(1, 2) for level in images.level_states], dim=1)
+        vision, vision_global = take(vision, image_index), take(images.global_state, image_index)
+        text = texts.level_states[0]
+        return HiViLTModelOutput(
+            global_fusion_state=self.join(vision, vision_global, text, texts.global_state, texts.attention_mask)
+        )
+
+    def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
+        """
+        Args:
+            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the tokens of all levels of each text's picture.
+            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): means of the levels' means, and of the text.
+            text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text's tokens.
+            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+
+        Returns:
+            `(B_t, d)`.
+        """
+        raise NotImplementedError
+
+
+class LateFusion(OtherFusion):
+    """CLIP-style: each side is summed up in one vector, and an MLP reads both (and their product, as CLIP compares)."""
+
+    def __init__(self, config: HiViLTConfig, width: int):
+        super().__init__(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(3 * config.hidden_size, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, config.hidden_size),
+        )
+
+    def join(self, vision, vision_global, text, text_global, text_mask):
+        return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1))
+
+
+class SingleStream(OtherFusion):
+    """VisualBERT-style (Li et al. 2019, arXiv:1908.03557): one transformer over the tokens of both, read at its first."""
+
+    def __init__(self, config: HiViLTConfig, width: int, num_layers: int):
+        super().__init__(config)
+        self.first = nn.Parameter(torch.zeros(config.hidden_size))
+        make = partial(_layer, nn.TransformerEncoderLayer, config, width)
+        self.layers = nn.ModuleList(make() for _ in range(num_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def join(self, vision, vision_global, text, text_global, text_mask):
+        tokens = torch.cat([self.first.expand(len(text), 1, -1), text, vision], dim=1)
+        padding = F.pad(~text_mask, (1, vision.shape[1]), value=False)
+        for layer in self.layers:
+            tokens = layer(tokens, src_key_padding_mask=padding)
+        return self.norm(tokens[:, 0])
+
+
+class CoAttention(OtherFusion):
+    """
+    METER- and BridgeTower-style (Dou et al. 2022, arXiv:2111.02387): a transformer of each side, whose every layer also
+    attends to the other side's; their means are read together.
+    """
+
+    def __init__(self, config: HiViLTConfig, width: int, num_layers: int):
+        super().__init__(config)
+        make = partial(_layer, nn.TransformerDecoderLayer, config, width)
+        self.vision_layers = nn.ModuleList(make() for _ in range(num_layers))
+        self.text_layers = nn.ModuleList(make() for _ in range(num_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size) for _ in range(2))
+        self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
+
+    def join(self, vision, vision_global, text, text_global, text_mask):
+        for vision_layer, text_layer in zip(self.vision_layers, self.text_layers, strict=True):
+            vision, text = (
+                vision_layer(vision, text, memory_key_padding_mask=~text_mask),
+                text_layer(text, vision, tgt_key_padding_mask=~text_mask),
+            )
+        seen, read = self.norms[0](vision).mean(dim=1), masked_mean(self.norms[1](text), text_mask)
+        return self.output(torch.cat([seen, read], dim=-1))
+
+
+def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module:
+    return kind(
+        config.hidden_size,
+        config.num_attention_heads,
+        width,
+        config.dropout,
+        F.gelu,
+        batch_first=True,
+        norm_first=True,
+    )
+
+
+class ViltOnGroups(ViltForQuestionAnswering):
+    """ViLT that takes HiViLT's batches: a picture for several questions, integer labels."""
+
+    accepts_loss_kwargs = False
+
+    def forward(self, input_ids, attention_mask, pixel_values, image_index=None, labels=None):
+        # Patches once a picture, not once a question. All pictures are of the config's size, so that none is padded, and
+        # ViLT's own loops over them, which wait for the GPU, are not needed.
+        embeddings = self.vilt.embeddings
+        patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
+        patches = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        patches = take(patches + embeddings.position_embeddings, image_index)
+        seen = attention_mask.new_ones(patches.shape[:2])
+        logits = super().forward(input_ids, attention_mask, image_embeds=patches, pixel_mask=seen).logits
+        loss = None if labels is None else classification_loss(logits, labels)
+        return HiViLTQuestionAnsweringOutput(loss=loss, logits=logits)
+
+
+Make = Callable[[int, int, dict[int, str], int], nn.Module]
+
+
+def make_hivilt(vocab_size: int, image_size: int, id2label: dict[int, str], width: int, **fusion):
+    """The small model of run_vqa.py; `width` is that inside the MLPs of local fusion."""
+    config = {**SMALL_FUSION, "fusion_intermediate_size": width, "id2label": id2label, **fusion}
+    return HiViLTForQuestionAnswering.from_vision_text_pretrained(
+        small_vision_config(), small_text_config(vocab_size), **config
+    )
+
+
+def without_local(vocab_size: int, image_size: int, id2label: dict[int, str], width: int) -> HiViLTForQuestionAnswering:
+    """The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide."""
+    vision = small_vision_config()
+    vision.hidden_sizes = [*vision.hidden_sizes[:-1], width]
+    config = {**SMALL_FUSION, "id2label": id2label, "use_local_fusion": False}
+    return HiViLTForQuestionAnswering.from_vision_text_pretrained(vision, small_text_config(vocab_size), **config)
+
+
+def without_product(vocab_size: int, image_size: int, id2label: dict[int, str], width: int):
+    """Local fusion whose MLPs read a token and what it attended to, not their product."""
+    model = make_hivilt(vocab_size, image_size, id2label, width)
+    for stage in model.base_model.fusion.stages:
+        stage.vision_mlp, stage.text_mlp = (
+            HiViLTMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
+        )
+        stage._combine = _combine_without_product
+    return _initialized(model)
+
+
+def _combine_without_product(mlp, own, seen, resample=None):
+    return mlp(own, seen, resample=resample)
+
+
+def with_fusion(fusion: Callable[[HiViLTConfig, int], OtherFusion], vocab_size, image_size, id2label, width):
+    """HiViLT with another fusion in its place."""
+    model = make_hivilt(vocab_size, image_size, id2label, width)
+    model.base_model.fusion = fusion(model.config, width)
+    return _initialized(model)
+
+
+def _initialized(model: HiViLTForQuestionAnswering) -> HiViLTForQuestionAnswering:
+    # As HiViLT's own layers are; the attention of torch keeps its own.
+    model.base_model.fusion.apply(model._init_weights)
+    return model
+
+
+def make_vilt(vocab_size: int, image_size: int, id2label: dict[int, str], width: int) -> ViltOnGroups:
+    """Patches of 8 pixels, about as many as HiViLT has tokens on its finest level, and weights initialised as its are."""
+    return ViltOnGroups(
+        ViltConfig(
+            vocab_size=vocab_size,
+            image_size=image_size,
+            patch_size=8,
+            hidden_size=128,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            intermediate_size=width,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=64,
+            max_image_length=-1,
+            modality_type_vocab_size=2,
+            initializer_range=128**-0.5,
+            id2label=id2label,
+            label2id={label: place for place, label in id2label.items()},
+            problem_type="single_label_classification",
+        )
+    )
+
+
+# Each takes the number of word pieces, the side of the pictures in pixels, the answers, and a width.
+CONTESTANTS: dict[str, Make] = {
+    "HiViLT": make_hivilt,
+    "ViLT": make_vilt,
+    "single stream (VisualBERT)": partial(with_fusion, partial(SingleStream, num_layers=6)),
+    "co-attention (METER)": partial(with_fusion, partial(CoAttention, num_layers=3)),
+    "late fusion (CLIP)": partial(with_fusion, LateFusion),
+    "without local fusion": without_local,
+    "without global fusion": partial(make_hivilt, use_global_fusion=False),
+    "one stage": partial(make_hivilt, num_fusion_stages=1),
+    "without the product": without_product,
+    "without positions": partial(make_hivilt, use_position_embeddings=False),
+    "sparse, k = 4": partial(make_hivilt, fusion_top_k=4),
+}
+
+
+def make(name: str, vocab_size: int, image_size: int, id2label: dict[int, str]) -> nn.Module:
+    """A contestant, as wide as makes it have as many parameters as HiViLT with `SMALL_FUSION`, as nearly as it can."""
+    make_one = partial(CONTESTANTS[name], vocab_size, image_size, id2label)
+    with torch.device("meta"):
+        target = num_parameters(make_hivilt(vocab_size, image_size, id2label, SMALL_FUSION["fusion_intermediate_size"]))
+        widths = range(1, 4096)
+        width = widths[bisect(widths, target, key=lambda width: num_parameters(make_one(width)))]
+        width = min((width - 1, width), key=lambda width: abs(num_parameters(make_one(width)) - target))
+    return make_one(width)
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

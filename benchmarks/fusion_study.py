@@ -1,0 +1,390 @@
+"""Does hierarchical fusion earn its place? HiViLT, its ablations and other ways to fuse, on the same data and budget.
+
+    python -m hivilt.data.sort_of_clevr sort_of_clevr
+    python benchmarks/fusion_study.py --data_dir sort-of-clevr=sort_of_clevr vqa-rad=vqa_rad
+    python benchmarks/fusion_study.py --tasks "easy-VQA, 5 %" --contestants HiViLT ViLT --seeds 1
+
+For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried for
+two fifths of the epochs, and the best on questions held out of training is taken; then each seed trains anew and answers
+the test questions once. Data, word pieces, epochs, batches, optimizer and held-out questions are the same for all, so that
+all take the same number of steps; what these cost in FLOPs, three times a forward pass, is given beside.
+
+The JSON file in benchmarks/results, with the hardware in its name, is written after every training; what it has is not
+trained again, so that the study goes on where it was stopped. At the end it prints the tables and draws a picture. One
+GPU if there is one, in bfloat16; `--processes` many trainings at once, of one thread each.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fusion_contestants import CONTESTANTS, make, num_parameters
+from peers import count_flops
+from transformers import PrinterCallback, ViTImageProcessorPil, set_seed
+from transformers.utils import logging
+
+from hivilt import HiViLTProcessor, run_vqa
+from hivilt.data.tables import hold_out
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, build_answer_vocabulary, drop_unknown_answers
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.evaluation.plots import plot_study
+from hivilt.evaluation.vqa import canonical_answer
+from hivilt.trainers import QuestionAnsweringTrainer
+from hivilt.training import (
+    COMMON_DEFAULTS,
+    HiViLTTrainingArguments,
+    environment,
+    result_file,
+    train_tokenizer,
+    write_result_file,
+)
+
+NAME = "fusion_study"
+SEARCH_SEED = 0
+SEARCH_SHARE = 0.4  # of the epochs, for a learning rate to be judged by
+EVALUATIONS = 10  # on held-out questions, in each training
+# Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
+T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned.
+
+    Args:
+        benchmark: one of `VQA_BENCHMARKS`.
+        image_size: side of the pictures in pixels.
+        epochs, pictures: how long, and how many pictures a step, each with all its questions.
+        share: of the training pictures.
+        families: kinds of questions whose accuracy is shown; without, that of all questions.
+    """
+
+    benchmark: str
+    image_size: int
+    epochs: int
+    pictures: int
+    share: float = 1.0
+    families: tuple[str, ...] = ()
+
+
+TASKS = {
+    "Sort-of-CLEVR": Task("sort-of-clevr", 75, 12, 64, families=("relational", "non-relational")),
+    "easy-VQA, 5 %": Task("easy-vqa", 64, 40, 8, share=0.05),
+    "easy-VQA": Task("easy-vqa", 64, 6, 16),
+    "VQA-RAD": Task("vqa-rad", 96, 10, 16),
+}
+
+
+class ReadOnce(VQADataset):
+    """Opens each picture once, and keeps what the collator makes of it and its questions."""
+
+    def __init__(self, examples: Sequence[VQAExample], collator: VQACollator):
+        super().__init__(examples)
+        self.collator = collator
+        self.kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index not in self.kept:
+            self.kept[index] = dict(self.collator([super().__getitem__(index)]))
+        return self.kept[index]
+
+
+def join(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One batch of several pictures with their questions; padding is 0, as in `train_tokenizer`."""
+    longest = max(one["input_ids"].shape[1] for one in pictures)
+    batch = {
+        name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in pictures])
+        for name in ("input_ids", "attention_mask")
+    }
+    for name in ("pixel_values", "question_index", "labels"):
+        batch[name] = torch.cat([one[name] for one in pictures])
+    number = torch.tensor([len(one["input_ids"]) for one in pictures])
+    return {**batch, "image_index": torch.arange(len(pictures)).repeat_interleave(number)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's splits and what all contestants share of them."""
+
+    train: ReadOnce
+    validation: ReadOnce
+    test: ReadOnce
+    processor: HiViLTProcessor
+    answers: list[str]
+
+
+@cache
+def read(task: Task, data_dir: Path | None) -> Data:
+    """The same at every call: which pictures are taken and held out does not depend on the seed of a training."""
+    benchmark = VQA_BENCHMARKS[task.benchmark]
+    train = benchmark.read(benchmark.splits["train"], data_dir)
+    if task.share < 1:
+        pictures = list(dict.fromkeys(one.image_id for one in train))
+        kept = set(random.Random(0).sample(pictures, round(task.share * len(pictures))))
+        train = [one for one in train if one.image_id in kept]
+    train, validation = hold_out(train, by=benchmark.hold_out_by)
+    answers = build_answer_vocabulary([one.answers for one in train])
+    label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
+    train = drop_unknown_answers(train, label2id)
+    tokenizer = train_tokenizer([one.question for one in train])
+    image_processor = ViTImageProcessorPil(size={"height": task.image_size, "width": task.image_size})
+    processor = HiViLTProcessor(image_processor, tokenizer)
+    test = benchmark.read(benchmark.splits["test"], data_dir)
+    splits = (ReadOnce(examples, VQACollator(processor, label2id)) for examples in (train, validation, test))
+    return Data(*splits, processor, answers)
+
+
+def train(
+    task_name: str, data_dir: Path | None, contestant: str, learning_rate: float, seed: int, epochs: float, tests: bool
+) -> dict[str, Any]:
+    """Trains once; with `tests`, answers the test questions at the end."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    task = TASKS[task_name]
+    data = read(task, data_dir)
+    set_seed(seed)
+    model = make(contestant, len(data.processor.tokenizer), task.image_size, dict(enumerate(data.answers)))
+    model.config.problem_type = "single_label_classification"
+    flops = 3 * flops_per_picture(model, data.train) * len(data.train) * epochs
+    with tempfile.TemporaryDirectory() as folder:
+        args = HiViLTTrainingArguments(
+            **{
+                **COMMON_DEFAULTS,
+                **run_vqa.DEFAULTS,
+                "output_dir": folder,
+                "num_train_epochs": epochs,
+                "learning_rate": learning_rate,
+                "per_device_train_batch_size": task.pictures,
+                "per_device_eval_batch_size": task.pictures,
+                "eval_strategy": "steps",
+                "eval_steps": 1 / EVALUATIONS,
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+            },
+            seed=seed,
+            bf16=torch.cuda.is_available(),
+            disable_tqdm=True,
+        )
+        trainer = QuestionAnsweringTrainer(
+            model=model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=join,
+            processing_class=data.processor,
+            official_metrics=VQA_BENCHMARKS[task.benchmark].official_metrics,
+        )
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+        trainer.evaluate()
+        curve = {log["step"]: log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log}
+        found = {
+            "task": asdict(task),
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "epochs": epochs,
+            "seconds": time.perf_counter() - start,
+            "steps": trainer.state.global_step,
+            "flops": flops,
+            "parameters": num_parameters(model),
+            "curve": [[step / trainer.state.global_step, accuracy] for step, accuracy in curve.items()],
+            "validation": curve[trainer.state.global_step],
+        }
+        if tests:
+            metrics = trainer.predict(data.test).metrics
+            families = {family: metrics["test_by_family"][family] for family in task.families}
+            found["test"] = {"accuracy": metrics["test_accuracy"], **families}
+    return found
+
+
+def flops_per_picture(model: torch.nn.Module, dataset: ReadOnce, sample: int = 8) -> float:
+    """Of a forward pass over a picture and its questions: the mean of the first pictures."""
+    batch = join([dataset[place] for place in range(min(sample, len(dataset)))])
+    inputs = {name: value for name, value in batch.items() if name not in ("question_index", "labels")}
+    # torch counts nothing of its transformer layers where it takes its shortcut through them.
+    torch.backends.mha.set_fastpath_enabled(False)
+    return count_flops(lambda: model.eval()(**inputs)) / min(sample, len(dataset))
+
+
+def key(*parts: object) -> str:
+    """By which a training is found again."""
+    return " | ".join(map(str, parts))
+
+
+def interval(values: list[float]) -> float:
+    """Half the width of the 95 % confidence interval of a mean; `nan` for one value alone."""
+    if len(values) < 2:
+        return math.nan
+    return T_95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each task and contestant: test accuracy over the seeds, by column, and its difference to HiViLT's.
+
+    Differences pair the seeds; those that only one of both has are left out.
+    """
+    found: dict[str, dict[str, dict[int, dict]]] = {}
+    for name, run in results["runs"].items():
+        task, contestant, _ = name.split(" | ")
+        found.setdefault(task, {}).setdefault(contestant, {})[run["seed"]] = run
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, contestants in found.items():
+        table[task] = {}
+        for contestant, runs in contestants.items():
+            first = next(iter(runs.values()))
+            row = {
+                "parameters": first["parameters"],
+                "flops": first["flops"],
+                "learning_rate": first["learning_rate"],
+                "seeds": sorted(runs),
+                "accuracy": {},
+                "difference": {},
+            }
+            paired = sorted(set(runs) & set(contestants.get("HiViLT", {})))
+            for column in first["test"]:
+                values = [run["test"][column] for run in runs.values()]
+                row["accuracy"][column] = {"mean": mean(values), "interval": interval(values)}
+                if paired and contestant != "HiViLT":
+                    ours = contestants["HiViLT"]
+                    differences = [runs[seed]["test"][column] - ours[seed]["test"][column] for seed in paired]
+                    row["difference"][column] = {"mean": mean(differences), "interval": interval(differences)}
+            table[task][contestant] = row
+    return table
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: for each task a contestant a row, accuracies in percent with half their 95 % intervals."""
+    parts = []
+    for task, rows in summary(results).items():
+        columns = list(next(iter(rows.values()))["accuracy"])
+        shown = columns[1:] if len(columns) > 2 else columns[:1]
+        heads = [cell for column in shown for cell in (column, "beside HiViLT")]
+        lines = [f"**{task}**", "", f"| | parameters | training, TFLOP | {' | '.join(heads)} |"]
+        lines.append(f"| :-- |{' --: |' * (2 + len(heads))}")
+        for name, row in rows.items():
+            cells = [f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e12:.1f}"]
+            for column in shown:
+                cells.append(_percent(row["accuracy"][column]))
+                cells.append(_percent(row["difference"][column], "+") if column in row["difference"] else "")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _percent(value: Mapping[str, float], sign: str = "") -> str:
+    text = f"{100 * value['mean']:{sign}.1f}"
+    return text if math.isnan(value["interval"]) else f"{text} ± {100 * value['interval']:.1f}"
+
+
+def directories(pairs: Iterable[str]) -> dict[str, Path]:
+    """Of `benchmark=folder` each."""
+    found = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if name not in VQA_BENCHMARKS or not folder:
+            raise argparse.ArgumentTypeError(
+                f"expected BENCHMARK=FOLDER with one of {', '.join(VQA_BENCHMARKS)}, got {pair!r}"
+            )
+        found[name] = Path(folder)
+    return found
+
+
+def make_pool(processes: int) -> Executor:
+    """This process alone, or several; CUDA wants them spawned."""
+    if processes == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+
+
+def report(kind: str, cell: str, found: Mapping[str, Any], folder: Path, results: Mapping[str, Any]) -> None:
+    """Writes the results so far and says what was found."""
+    write_result_file(folder, NAME, results)
+    shown = {"validation": found["validation"], **found.get("test", {})}
+    numbers = ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
+    print(f"{kind}: {cell}: {numbers} ({found['seconds']:.0f} s)", flush=True)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Trains what the result file lacks; returns what it holds then."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[7e-4, 1.4e-3, 2.8e-3])
+    parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
+    parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at once")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(argv)
+    try:
+        folders = directories(args.data_dir)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"data_dir: {error}")
+
+    results: dict[str, Any] = {"environment": environment(), "searched": {}, "runs": {}}
+    path = result_file(args.output_dir, NAME, results["environment"])
+    if path.exists():
+        results = {**json.loads(path.read_text(encoding="utf-8")), "environment": results["environment"]}
+
+    def found(kind: str, cell: str, epochs: float) -> dict[str, Any] | None:
+        """What the cell's training gave, unless it was another length's."""
+        one = results[kind].get(cell)
+        return one if one is not None and one["epochs"] == epochs else None
+
+    def start(contestant: tuple[str, str]) -> None:
+        """What of it lacks and can be trained: each seed, once the learning rate is known, and before that its search."""
+        task, name = contestant
+        data_dir, epochs = folders.get(TASKS[task].benchmark), args.epochs or TASKS[task].epochs
+        kind, share = "searched", SEARCH_SHARE * epochs
+        searched = {rate: found(kind, key(task, name, rate), share) for rate in args.learning_rates}
+        cells = {key(task, name, rate): (rate, SEARCH_SEED, share, False) for rate in searched}
+        if all(searched.values()):
+            best = max(searched, key=lambda rate: searched[rate]["validation"])
+            kind, cells = "runs", {key(task, name, seed): (best, seed, epochs, True) for seed in args.seeds}
+        for cell, how in cells.items():
+            if not found(kind, cell, how[2]) and cell not in failed:
+                training[pool.submit(train, task, data_dir, name, *how)] = kind, cell, contestant
+
+    waiting = [(task, name) for task in args.tasks for name in args.contestants]
+    training: dict[Future, tuple[str, str, tuple[str, str]]] = {}
+    failed: list[str] = []
+    with make_pool(args.processes) as pool:
+        while waiting or training:
+            # One contestant after the other, so that what was begun is complete first.
+            while waiting and len(training) < args.processes:
+                start(waiting.pop(0))
+            for done in wait(training, return_when=FIRST_COMPLETED).done:
+                kind, cell, contestant = training.pop(done)
+                if done.exception():
+                    failed.append(cell)
+                    print(f"{kind}: {cell}: {done.exception()!r}", flush=True)
+                    continue
+                results[kind][cell] = done.result()
+                report(kind, cell, results[kind][cell], args.output_dir, results)
+                if kind == "searched" and contestant not in {other for _, _, other in training.values()}:
+                    start(contestant)
+    print(table(results))
+    plot_study(results["runs"], path.with_suffix(".png"))
+    if failed:
+        raise RuntimeError(f"{len(failed)} trainings failed and are left out: {'; '.join(failed)}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The study on miniatures: all contestants train, none is trained twice, and intervals are what statistics books have."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViltForQuestionAnswering
+
+
+@pytest.fixture
+def contestants(benchmark):
+    import fusion_contestants
+
+    return fusion_contestants
+
+
+def build(contestants, name, seed=0):
+    torch.manual_seed(seed)
+    return contestants.make(name, 30, 64, {0: "yes", 1: "no", 2: "red"}).eval()
+
+
+def batch(num_texts=3):
+    return {
+        "input_ids": torch.randint(4, 30, (num_texts, 6)),
+        "attention_mask": torch.ones(num_texts, 6, dtype=torch.long),
+        "pixel_values": torch.randn(2, 3, 64, 64),
+        "image_index": torch.arange(num_texts) % 2,
+    }
+
+
+def test_all_are_of_one_size(contestants):
+    names = contestants.CONTESTANTS
+    sizes = {name: contestants.num_parameters(build(contestants, name)) for name in names}
+    assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
+
+
+@torch.no_grad()
+def test_padding_and_other_questions_change_nothing(contestants):
+    for name in contestants.CONTESTANTS:
+        model, inputs = build(contestants, name), batch()
+        expected = model(**inputs).logits
+        padded = {**inputs, "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 3))}
+        padded["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 3))
+        torch.testing.assert_close(model(**padded).logits, expected, atol=2e-5, rtol=1e-4)
+        alone = {key: value[1:2] for key, value in inputs.items()} | {"image_index": torch.tensor([0])}
+        torch.testing.assert_close(model(**alone).logits, expected[1:2], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_vilt_on_groups_is_vilt(contestants):
+    model, inputs = build(contestants, "ViLT"), batch()
+    logits = model(**inputs).logits
+    index = inputs.pop("image_index")
+    inputs["pixel_values"] = inputs["pixel_values"][index]
+    torch.testing.assert_close(logits, ViltForQuestionAnswering.forward(model, **inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_picture_and_question_decide_and_all_weights_train(contestants):
+    for name in contestants.CONTESTANTS:
+        model, inputs = build(contestants, name), batch()
+        logits = model(**inputs).logits
+        changed = {
+            "pixel_values": torch.randn(2, 3, 64, 64),
+            "input_ids": inputs["input_ids"].flip(1),
+        }
+        for key, value in changed.items():
+            assert (model(**{**inputs, key: value}).logits - logits).abs().max() > 1e-5, (name, key)
+        model.train()
+        loss = model(**inputs, labels=torch.tensor([0, 1, 2])).loss
+        loss.backward()
+        idle = [n for n, p in model.named_parameters() if p.grad is None]
+        assert loss.isfinite() and not idle, (name, idle)
+
+
+def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
+    from hivilt.data.sort_of_clevr import write
+
+    write(tmp_path / "data", {"train": 6, "test": 2})
+    flags = ["--tasks", "Sort-of-CLEVR", "--data_dir", f"sort-of-clevr={tmp_path / 'data'}", "--epochs", "1"]
+    flags += ["--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path / "out")]
+    first = benchmark.main([*flags, "--contestants", "HiViLT", "--seeds", "1"])
+    assert len(first["searched"]) == 2 and list(first["runs"]) == ["Sort-of-CLEVR | HiViLT | 1"]
+    capsys.readouterr()
+    results = benchmark.main([*flags, "--contestants", "HiViLT", "ViLT", "--seeds", "1", "2"])
+    printed = capsys.readouterr().out
+    assert "Sort-of-CLEVR | HiViLT | 1:" not in printed and "Sort-of-CLEVR | HiViLT | 2:" in printed
+    for found in (first, results):
+        found["kept"] = json.dumps(found["runs"]["Sort-of-CLEVR | HiViLT | 1"])
+    assert results.pop("kept") == first["kept"]
+    assert len(results["searched"]) == 4 and len(results["runs"]) == 4
+
+    (path,) = (tmp_path / "out").glob("fusion_study-*.json")
+    assert json.loads(path.read_text()) == json.loads(json.dumps(results))
+    assert str(tmp_path) not in path.read_text()
+    Image.open(path.with_suffix(".png")).verify()
+    assert benchmark.table(results) in printed and "| relational | beside HiViLT |" in printed
+    for run in results["runs"].values():
+        assert set(run["test"]) == {"accuracy", "relational", "non-relational"}
+        assert run["steps"] == 1 and run["curve"][-1] == [1.0, run["validation"]]
+
+
+def test_the_same_seed_trains_the_same(benchmark, tmp_path):
+    from hivilt.data.sort_of_clevr import write
+
+    write(tmp_path, {"train": 4, "test": 1})
+    runs = [benchmark.train("Sort-of-CLEVR", tmp_path, "HiViLT", 1e-3, seed, 2, tests=True) for seed in (1, 1, 2)]
+    for run in runs:
+        run.pop("seconds")
+    assert runs[0] == runs[1] and runs[0]["curve"] != runs[2]["curve"]
+
+
+def test_pictures_that_are_read_once_make_the_batches_of_the_collator(benchmark, tmp_path):
+    from hivilt.data.sort_of_clevr import write
+
+    write(tmp_path, {"train": 4, "test": 1})
+    train = benchmark.read(benchmark.TASKS["Sort-of-CLEVR"], tmp_path).train
+    expected = train.collator([benchmark.VQADataset.__getitem__(train, place) for place in (2, 0)])
+    for _ in range(2):
+        joined = benchmark.join([train[2], train[0]])
+        assert joined.keys() == expected.keys() and next(iter(joined)) == "input_ids"
+        assert all(torch.equal(joined[name], expected[name]) for name in expected)
+
+
+def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, capsys):
+    from hivilt.data.sort_of_clevr import write
+
+    write(tmp_path / "data", {"train": 4, "test": 1})
+    whole = benchmark.train
+
+    def train(task, data_dir, contestant, learning_rate, *rest):
+        if contestant == "ViLT" and learning_rate == 2e-3:
+            raise RuntimeError("out of memory")
+        return whole(task, data_dir, contestant, learning_rate, *rest)
+
+    monkeypatch.setattr(benchmark, "train", train)
+    flags = [
+        "--tasks",
+        "Sort-of-CLEVR",
+        "--data_dir",
+        f"sort-of-clevr={tmp_path / 'data'}",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    flags += ["--contestants", "ViLT", "HiViLT", "--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path)]
+    with pytest.raises(RuntimeError, match=r"1 trainings failed .* ViLT \| 0.002"):
+        benchmark.main(flags)
+    assert "out of memory" in capsys.readouterr().out
+    (path,) = tmp_path.glob("fusion_study-*.json")
+    found = json.loads(path.read_text())
+    assert list(found["runs"]) == ["Sort-of-CLEVR | HiViLT | 1"] and len(found["searched"]) == 3
+
+
+def test_summary_by_hand(benchmark):
+    def run(seed, accuracy):
+        return {
+            "seed": seed,
+            "parameters": 10,
+            "flops": 12,
+            "learning_rate": 0.1,
+            "test": {"overall": accuracy},
+        }
+
+    accuracies = {"HiViLT": (0.90, 0.92, 0.94), "ViLT": (0.80, 0.83, 0.86)}
+    runs = {f"a task | {name} | {n}": run(n, a) for name, of in accuracies.items() for n, a in enumerate(of)}
+    rows = benchmark.summary({"runs": runs})["a task"]
+    assert rows["HiViLT"]["flops"] == 12 and rows["HiViLT"]["difference"] == {}
+    # 4.303 standard errors of 0.02 / sqrt(3).
+    assert math.isclose(rows["HiViLT"]["accuracy"]["overall"]["interval"], 4.303 * 0.02 / 3**0.5, rel_tol=1e-3)
+    difference = rows["ViLT"]["difference"]["overall"]
+    assert math.isclose(difference["mean"], -0.09) and math.isclose(
+        difference["interval"], 4.303 * 0.01 / 3**0.5, rel_tol=1e-3
+    )
+    assert "| ViLT | 0.00 M | 0.0 | 83.0 ± 7.5 | -9.0 ± 2.5 |" in benchmark.table({"runs": runs})
+    assert math.isnan(benchmark.interval([0.5]))
+
+
+@pytest.mark.parametrize("wrong", ["sort-of-clevr", "clever=folder", "sort-of-clevr="])
+def test_a_folder_that_is_not_named_well(benchmark, wrong, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--data_dir", wrong])
+    assert "data_dir: expected BENCHMARK=FOLDER with one of easy-vqa" in capsys.readouterr().err
