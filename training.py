@@ -589,12 +589,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def result_file(folder: Path, name: str, environment: Mapping[str, Any]) -> Path:
-    """Where `write_result_file` writes."""
-    hardware = re.sub(r"\W+", "-", environment["device_name"]).strip("-").lower()
-    return folder / f"{name}-{hardware}.json"
-
-
 def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
     """Writes what a benchmark measured to `<name>-<hardware>.json`.
 
@@ -606,8 +600,9 @@ def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Pa
     Returns:
         The file's path; a picture of the results goes beside it, with another ending.
     """
-    path = result_file(folder, name, results["environment"])
+    hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{hardware}.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return path
 

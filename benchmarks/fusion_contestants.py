@@ -12,18 +12,22 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import ViltConfig, ViltForQuestionAnswering
+from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltPreTrainedModel
 
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering
+from hivilt import HiViLTConfig, HiViLTForRetrieval
 from hivilt.modeling_hivilt import (
     HiViLTImageStates,
     HiViLTLevel,
     HiViLTMLP,
     HiViLTModelOutput,
+    HiViLTPreTrainedModel,
     HiViLTQuestionAnsweringOutput,
+    HiViLTRetrievalOutput,
     HiViLTTextStates,
     classification_loss,
+    hard_negatives,
     masked_mean,
+    matching_loss,
     take,
 )
 from hivilt.training import SMALL_FUSION, small_text_config, small_vision_config
@@ -59,10 +63,10 @@ class OtherFusion(nn.Module):
     def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
         vision = torch.cat([level.flatten(1, 2) for level in images.level_states], dim=1)
         vision, vision_global = take(vision, image_index), take(images.global_state, image_index)
-        text = texts.level_states[0]
-        return HiViLTModelOutput(
-            global_fusion_state=self.join(vision, vision_global, text, texts.global_state, texts.attention_mask)
-        )
+        text, text_global = texts.level_states[0], texts.global_state
+        fused = self.join(vision, vision_global, text, text_global, texts.attention_mask)
+        # Retrieval compares what both became together with the text, in the space of the embeddings.
+        return HiViLTModelOutput(global_fusion_state=fused, vision_global_state=fused, text_global_state=text_global)
 
     def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
         """
@@ -149,46 +153,115 @@ def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module
     )
 
 
+def vilt_patches(model: ViltPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What ViLT makes of pictures before it meets words, `(B_i, 1 + patches, hidden_size)`.
+
+    All pictures are of the config's size, so that none is padded, and ViLT's own loops over them, which wait for the GPU,
+    are not needed.
+    """
+    embeddings = model.vilt.embeddings
+    patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
+    patches = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    return patches + embeddings.position_embeddings
+
+
 class ViltOnGroups(ViltForQuestionAnswering):
     """ViLT that takes HiViLT's batches: a picture for several questions, integer labels."""
 
     accepts_loss_kwargs = False
 
     def forward(self, input_ids, attention_mask, pixel_values, image_index=None, labels=None):
-        # Patches once a picture, not once a question. All pictures are of the config's size, so that none is padded, and
-        # ViLT's own loops over them, which wait for the GPU, are not needed.
-        embeddings = self.vilt.embeddings
-        patches = embeddings.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
-        patches = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        patches = take(patches + embeddings.position_embeddings, image_index)
+        patches = take(vilt_patches(self, pixel_values), image_index)
         seen = attention_mask.new_ones(patches.shape[:2])
         logits = super().forward(input_ids, attention_mask, image_embeds=patches, pixel_mask=seen).logits
         loss = None if labels is None else classification_loss(logits, labels)
         return HiViLTQuestionAnsweringOutput(loss=loss, logits=logits)
 
 
-Make = Callable[[int, int, dict[int, str], int], nn.Module]
+class ViltForPairs(ViltForImageAndTextRetrieval):
+    """
+    ViLT that takes the batches of retrieval. It has no embeddings: nothing but the scores of all pairs orders anything, and
+    the negatives that it learns from, as many as HiViLT's, are drawn evenly from the batch.
+    """
+
+    accepts_loss_kwargs = False
+
+    def encode_images(self, pixel_values: torch.Tensor) -> HiViLTImageStates:
+        patches = vilt_patches(self, pixel_values)
+        return HiViLTImageStates(global_state=patches[:, 0], level_states=(patches,))
+
+    def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> HiViLTTextStates:
+        words = input_ids.unsqueeze(-1)  # as wide as states are, to be padded as they are
+        return HiViLTTextStates(global_state=words[:, 0], level_states=(words,), attention_mask=attention_mask.bool())
+
+    def score(self, image_states, text_states, image_index=None, text_index=None) -> torch.Tensor:
+        patches = take(image_states.level_states[0], image_index)
+        words = take(text_states.level_states[0], text_index).squeeze(-1)
+        mask = take(text_states.attention_mask, text_index).long()
+        seen = mask.new_ones(patches.shape[:2])
+        return super().forward(words, mask, image_embeds=patches, pixel_mask=seen).logits.squeeze(-1)
+
+    def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.Tensor:
+        return fused_similarity
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        pixel_values=None,
+        image_index=None,
+        image_ids=None,
+        image_states=None,
+        text_states=None,
+        chunk_size=None,
+    ):
+        images = self.encode_images(pixel_values) if image_states is None else image_states
+        texts = self.encode_texts(input_ids, attention_mask) if text_states is None else text_states
+        num_images, num_texts = len(images.global_state), len(texts.global_state)
+        embeds = images.level_states[0].new_zeros(num_images + num_texts, 1)
+        positives = image_ids[:, None] == image_ids[image_index][None, :]
+        even = partial(hard_negatives, sample=self.training, count=self.config.num_hard_negatives)
+        other_images, image_valid = even(torch.zeros_like(positives.t(), dtype=embeds.dtype), positives.t())
+        other_texts, text_valid = even(
+            torch.zeros_like(positives[image_index], dtype=embeds.dtype), positives[image_index]
+        )
+        own = torch.arange(num_texts, device=embeds.device)
+        match, with_images, with_texts = self.score(
+            images,
+            texts,
+            torch.cat([image_index, other_images.flatten(), image_index.repeat_interleave(other_texts.shape[1])]),
+            torch.cat([own, own.repeat_interleave(other_images.shape[1]), other_texts.flatten()]),
+        ).split([num_texts, other_images.numel(), other_texts.numel()])
+        losses = [
+            matching_loss(match, with_images.view(other_images.shape), image_valid),
+            matching_loss(match, with_texts.view(other_texts.shape), text_valid),
+        ]
+        return HiViLTRetrievalOutput(
+            loss=torch.stack(losses).mean(), image_embeds=embeds[:num_images], text_embeds=embeds[num_images:]
+        )
 
 
-def make_hivilt(vocab_size: int, image_size: int, id2label: dict[int, str], width: int, **fusion):
-    """The small model of run_vqa.py; `width` is that inside the MLPs of local fusion."""
-    config = {**SMALL_FUSION, "fusion_intermediate_size": width, "id2label": id2label, **fusion}
-    return HiViLTForQuestionAnswering.from_vision_text_pretrained(
-        small_vision_config(), small_text_config(vocab_size), **config
-    )
+# With a head's class come the number of word pieces, the side of the pictures in pixels, a width, and fields of the config.
+Make = Callable[..., nn.Module]
 
 
-def without_local(vocab_size: int, image_size: int, id2label: dict[int, str], width: int) -> HiViLTForQuestionAnswering:
+def make_hivilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
+    """The small model of the scripts; `width` is that inside the MLPs of local fusion."""
+    config = {**SMALL_FUSION, "fusion_intermediate_size": width, **fields}
+    return head.from_vision_text_pretrained(small_vision_config(), small_text_config(vocab_size), **config)
+
+
+def without_local(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
     """The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide."""
     vision = small_vision_config()
     vision.hidden_sizes = [*vision.hidden_sizes[:-1], width]
-    config = {**SMALL_FUSION, "id2label": id2label, "use_local_fusion": False}
-    return HiViLTForQuestionAnswering.from_vision_text_pretrained(vision, small_text_config(vocab_size), **config)
+    config = {**SMALL_FUSION, "use_local_fusion": False, **fields}
+    return head.from_vision_text_pretrained(vision, small_text_config(vocab_size), **config)
 
 
-def without_product(vocab_size: int, image_size: int, id2label: dict[int, str], width: int):
+def without_product(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
     """Local fusion whose MLPs read a token and what it attended to, not their product."""
-    model = make_hivilt(vocab_size, image_size, id2label, width)
+    model = make_hivilt(head, vocab_size, image_size, width, **fields)
     for stage in model.base_model.fusion.stages:
         stage.vision_mlp, stage.text_mlp = (
             HiViLTMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
@@ -201,44 +274,48 @@ def _combine_without_product(mlp, own, seen, resample=None):
     return mlp(own, seen, resample=resample)
 
 
-def with_fusion(fusion: Callable[[HiViLTConfig, int], OtherFusion], vocab_size, image_size, id2label, width):
+def with_fusion(
+    fusion: Callable[[HiViLTConfig, int], OtherFusion],
+    head: type[HiViLTPreTrainedModel],
+    vocab_size: int,
+    image_size: int,
+    width: int,
+    **fields,
+):
     """HiViLT with another fusion in its place."""
-    model = make_hivilt(vocab_size, image_size, id2label, width)
+    model = make_hivilt(head, vocab_size, image_size, width, **fields)
     model.base_model.fusion = fusion(model.config, width)
     return _initialized(model)
 
 
-def _initialized(model: HiViLTForQuestionAnswering) -> HiViLTForQuestionAnswering:
+def _initialized(model: HiViLTPreTrainedModel) -> HiViLTPreTrainedModel:
     # As HiViLT's own layers are; the attention of torch keeps its own.
     model.base_model.fusion.apply(model._init_weights)
     return model
 
 
-def make_vilt(vocab_size: int, image_size: int, id2label: dict[int, str], width: int) -> ViltOnGroups:
+def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
     """Patches of 8 pixels, about as many as HiViLT has tokens on its finest level, and weights initialised as its are."""
-    return ViltOnGroups(
-        ViltConfig(
-            vocab_size=vocab_size,
-            image_size=image_size,
-            patch_size=8,
-            hidden_size=128,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=width,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            max_position_embeddings=64,
-            max_image_length=-1,
-            modality_type_vocab_size=2,
-            initializer_range=128**-0.5,
-            id2label=id2label,
-            label2id={label: place for place, label in id2label.items()},
-            problem_type="single_label_classification",
-        )
+    if "id2label" in fields:
+        fields["label2id"] = {label: place for place, label in fields["id2label"].items()}
+    config = ViltConfig(
+        vocab_size=vocab_size,
+        image_size=image_size,
+        patch_size=8,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=64,
+        modality_type_vocab_size=2,
+        initializer_range=128**-0.5,
+        **fields,
     )
+    return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)
 
 
-# Each takes the number of word pieces, the side of the pictures in pixels, the answers, and a width.
 CONTESTANTS: dict[str, Make] = {
     "HiViLT": make_hivilt,
     "ViLT": make_vilt,
@@ -254,16 +331,26 @@ CONTESTANTS: dict[str, Make] = {
 }
 
 
-def make(name: str, vocab_size: int, image_size: int, id2label: dict[int, str]) -> nn.Module:
-    """A contestant, as wide as makes it have as many parameters as HiViLT with `SMALL_FUSION`, as nearly as it can."""
-    make_one = partial(CONTESTANTS[name], vocab_size, image_size, id2label)
+def make(name: str, head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, **fields) -> nn.Module:
+    """A contestant, as wide as makes it have as many parameters as HiViLT with `SMALL_FUSION`, as nearly as it can.
+
+    Args:
+        name: one of `CONTESTANTS`.
+        head: the class of HiViLT whose task it is for.
+        vocab_size: number of word pieces.
+        image_size: side of the pictures in pixels.
+        **fields: of the config; the answers of question answering.
+    """
+    make_one = partial(CONTESTANTS[name], head, vocab_size, image_size, **fields)
     with torch.device("meta"):
-        target = num_parameters(make_hivilt(vocab_size, image_size, id2label, SMALL_FUSION["fusion_intermediate_size"]))
+        usual = SMALL_FUSION["fusion_intermediate_size"]
+        target = num_parameters(make_hivilt(head, vocab_size, image_size, usual, **fields))
         widths = range(1, 4096)
-        width = widths[bisect(widths, target, key=lambda width: num_parameters(make_one(width)))]
-        width = min((width - 1, width), key=lambda width: abs(num_parameters(make_one(width)) - target))
-    return make_one(width)
+        width = widths[bisect(widths, target, key=lambda width: num_parameters(make_one(width=width)))]
+        width = min((width - 1, width), key=lambda width: abs(num_parameters(make_one(width=width)) - target))
+    return make_one(width=width)
 
 
 def num_parameters(model: nn.Module) -> int:
+    """All of them, trained or not."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -4,14 +4,14 @@
     python benchmarks/fusion_study.py --data_dir sort-of-clevr=sort_of_clevr vqa-rad=vqa_rad
     python benchmarks/fusion_study.py --tasks "easy-VQA, 5 %" --contestants HiViLT ViLT --seeds 1
 
-For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried for
-two fifths of the epochs, and the best on questions held out of training is taken; then each seed trains anew and answers
-the test questions once. Data, word pieces, epochs, batches, optimizer and held-out questions are the same for all, so that
+For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried, most
+for two fifths of the epochs, and the best on questions held out of training is taken; then each seed trains anew and
+answers the test questions once. Data, word pieces, epochs, batches, optimizer and held-out questions are the same for all, so that
 all take the same number of steps; what these cost in FLOPs, three times a forward pass, is given beside.
 
-The JSON file in benchmarks/results, with the hardware in its name, is written after every training; what it has is not
-trained again, so that the study goes on where it was stopped. At the end it prints the tables and draws a picture. One
-GPU if there is one, in bfloat16; `--processes` many trainings at once, of one thread each.
+benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
+goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
+and draws a picture. One GPU if there is one, in bfloat16; `--processes` many trainings at once, of one thread each.
 """
 
 import argparse
@@ -19,43 +19,40 @@ import json
 import math
 import multiprocessing
 import random
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fusion_contestants import CONTESTANTS, make, num_parameters
+from fusion_contestants import CONTESTANTS, ViltForPairs, make, num_parameters
 from peers import count_flops
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, ViTImageProcessorPil, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from hivilt import HiViLTProcessor, run_vqa
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.captions import CaptionCollator, CaptionDataset
 from hivilt.data.tables import hold_out
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, build_answer_vocabulary, drop_unknown_answers
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.plots import plot_study
 from hivilt.evaluation.vqa import canonical_answer
-from hivilt.trainers import QuestionAnsweringTrainer
-from hivilt.training import (
-    COMMON_DEFAULTS,
-    HiViLTTrainingArguments,
-    environment,
-    result_file,
-    train_tokenizer,
-    write_result_file,
-)
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, environment, train_tokenizer
 
-NAME = "fusion_study"
 SEARCH_SEED = 0
-SEARCH_SHARE = 0.4  # of the epochs, for a learning rate to be judged by
-EVALUATIONS = 10  # on held-out questions, in each training
+EVALUATIONS = 5  # on held-out questions, in each training
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
@@ -65,27 +62,103 @@ class Task:
     """What is learned.
 
     Args:
-        benchmark: one of `VQA_BENCHMARKS`.
+        benchmark: one of `VQA_BENCHMARKS` or `CAPTION_BENCHMARKS`.
         image_size: side of the pictures in pixels.
-        epochs, pictures: how long, and how many pictures a step, each with all its questions.
+        epochs, pictures: how long, and how many pictures a step, each with its questions or captions.
         share: of the training pictures.
+        search_share: of the epochs, for a learning rate to be judged by.
         families: kinds of questions whose accuracy is shown; without, that of all questions.
     """
 
     benchmark: str
     image_size: int
-    epochs: int
+    epochs: float
     pictures: int
     share: float = 1.0
+    search_share: float = 0.4
     families: tuple[str, ...] = ()
 
 
 TASKS = {
-    "Sort-of-CLEVR": Task("sort-of-clevr", 75, 12, 64, families=("relational", "non-relational")),
+    # Most are on their first plateau for all of it; a shorter search would say nothing.
+    "Sort-of-CLEVR": Task("sort-of-clevr", 75, 4.8, 64, search_share=1.0, families=("relational", "non-relational")),
     "easy-VQA, 5 %": Task("easy-vqa", 64, 40, 8, share=0.05),
     "easy-VQA": Task("easy-vqa", 64, 6, 16),
     "VQA-RAD": Task("vqa-rad", 96, 10, 16),
+    "OpenMoji": Task("openmoji", 64, 12, 64),
 }
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's splits, and what else all contestants share."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    collator: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+    processor: HiViLTProcessor
+    head: type[HiViLTPreTrainedModel]
+    fields: dict[str, Any]  # of the config
+    trainer: Callable[..., HiViLTTrainer]
+    defaults: dict[str, Any]  # of the script that trains this head
+
+
+@cache
+def read(task: Task, data_dir: Path | None) -> Data:
+    """The same at every call: which pictures are taken and held out does not depend on the seed of a training."""
+    return (read_captions if task.benchmark in CAPTION_BENCHMARKS else read_questions)(task, data_dir)
+
+
+def read_questions(task: Task, data_dir: Path | None) -> Data:
+    """A benchmark of `run_vqa.py`."""
+    benchmark = VQA_BENCHMARKS[task.benchmark]
+    train = benchmark.read(benchmark.splits["train"], data_dir)
+    if task.share < 1:
+        pictures = list(dict.fromkeys(one.image_id for one in train))
+        kept = set(random.Random(0).sample(pictures, round(task.share * len(pictures))))
+        train = [one for one in train if one.image_id in kept]
+    train, validation = hold_out(train, by=benchmark.hold_out_by)
+    answers = build_answer_vocabulary([one.answers for one in train])
+    label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
+    train = drop_unknown_answers(train, label2id)
+    test = benchmark.read(benchmark.splits["test"], data_dir)
+    processor = make_processor(task, [one.question for one in train])
+    collator = VQACollator(processor, label2id)
+    return Data(
+        *(ReadOnce(examples, collator) for examples in (train, validation, test)),
+        join,
+        processor,
+        HiViLTForQuestionAnswering,
+        {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification"},
+        partial(QuestionAnsweringTrainer, official_metrics=benchmark.official_metrics),
+        run_vqa.DEFAULTS,
+    )
+
+
+def read_captions(task: Task, data_dir: Path | None) -> Data:
+    """A benchmark of `run_retrieval.py`, with the settings of its flags."""
+    usual = run_retrieval.RetrievalArguments(benchmark=task.benchmark, image_size=task.image_size, data_dir=data_dir)
+    _, splits = run_retrieval.read_data(usual, ("train", "test"))
+    train, validation = hold_out(splits["train"])
+    processor = make_processor(task, [caption for one in train for caption in one.captions])
+    return Data(
+        CaptionDataset(train, captions_per_image=usual.captions_per_image, seed=0),
+        CaptionDataset(validation),
+        CaptionDataset(splits["test"]),
+        CaptionCollator(processor),
+        processor,
+        HiViLTForRetrieval,
+        {"num_hard_negatives": usual.num_hard_negatives},
+        partial(RetrievalTrainer, rerank_k=usual.rerank_k, similar_per_batch=usual.similar_per_batch),
+        run_retrieval.DEFAULTS,
+    )
+
+
+def make_processor(task: Task, texts: list[str]) -> HiViLTProcessor:
+    """For pictures of the task's size and words of its training texts."""
+    image_processor = ViTImageProcessorPil(size={"height": task.image_size, "width": task.image_size})
+    return HiViLTProcessor(image_processor, train_tokenizer(texts))
 
 
 class ReadOnce(VQADataset):
@@ -103,7 +176,7 @@ class ReadOnce(VQADataset):
 
 
 def join(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One batch of several pictures with their questions; padding is 0, as in `train_tokenizer`."""
+    """One batch of several pictures of `ReadOnce`; padding is 0, as in `train_tokenizer`."""
     longest = max(one["input_ids"].shape[1] for one in pictures)
     batch = {
         name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in pictures])
@@ -115,55 +188,22 @@ def join(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
     return {**batch, "image_index": torch.arange(len(pictures)).repeat_interleave(number)}
 
 
-@dataclass(frozen=True)
-class Data:
-    """A task's splits and what all contestants share of them."""
-
-    train: ReadOnce
-    validation: ReadOnce
-    test: ReadOnce
-    processor: HiViLTProcessor
-    answers: list[str]
-
-
-@cache
-def read(task: Task, data_dir: Path | None) -> Data:
-    """The same at every call: which pictures are taken and held out does not depend on the seed of a training."""
-    benchmark = VQA_BENCHMARKS[task.benchmark]
-    train = benchmark.read(benchmark.splits["train"], data_dir)
-    if task.share < 1:
-        pictures = list(dict.fromkeys(one.image_id for one in train))
-        kept = set(random.Random(0).sample(pictures, round(task.share * len(pictures))))
-        train = [one for one in train if one.image_id in kept]
-    train, validation = hold_out(train, by=benchmark.hold_out_by)
-    answers = build_answer_vocabulary([one.answers for one in train])
-    label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
-    train = drop_unknown_answers(train, label2id)
-    tokenizer = train_tokenizer([one.question for one in train])
-    image_processor = ViTImageProcessorPil(size={"height": task.image_size, "width": task.image_size})
-    processor = HiViLTProcessor(image_processor, tokenizer)
-    test = benchmark.read(benchmark.splits["test"], data_dir)
-    splits = (ReadOnce(examples, VQACollator(processor, label2id)) for examples in (train, validation, test))
-    return Data(*splits, processor, answers)
-
-
 def train(
     task_name: str, data_dir: Path | None, contestant: str, learning_rate: float, seed: int, epochs: float, tests: bool
 ) -> dict[str, Any]:
-    """Trains once; with `tests`, answers the test questions at the end."""
+    """Trains once; with `tests`, measures on the test split at the end."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     task = TASKS[task_name]
     data = read(task, data_dir)
     set_seed(seed)
-    model = make(contestant, len(data.processor.tokenizer), task.image_size, dict(enumerate(data.answers)))
-    model.config.problem_type = "single_label_classification"
-    flops = 3 * flops_per_picture(model, data.train) * len(data.train) * epochs
+    model = make(contestant, data.head, len(data.processor.tokenizer), task.image_size, **data.fields)
+    flops = 3 * flops_per_picture(model, data) * len(data.train) * epochs
     with tempfile.TemporaryDirectory() as folder:
         args = HiViLTTrainingArguments(
             **{
                 **COMMON_DEFAULTS,
-                **run_vqa.DEFAULTS,
+                **data.defaults,
                 "output_dir": folder,
                 "num_train_epochs": epochs,
                 "learning_rate": learning_rate,
@@ -178,22 +218,24 @@ def train(
             bf16=torch.cuda.is_available(),
             disable_tqdm=True,
         )
-        trainer = QuestionAnsweringTrainer(
+        trainer = data.trainer(
             model=model,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.validation,
-            data_collator=join,
+            data_collator=data.collator,
             processing_class=data.processor,
-            official_metrics=VQA_BENCHMARKS[task.benchmark].official_metrics,
         )
         trainer.remove_callback(PrinterCallback)
+        if isinstance(model, ViltForPairs):
+            # All pairs, which take too long to be scored more than once.
+            trainer.rerank_k, args.eval_strategy = sys.maxsize, IntervalStrategy.NO
         start = time.perf_counter()
         trainer.train()
         trainer.evaluate()
-        curve = {log["step"]: log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log}
+        metric = f"eval_{args.metric_for_best_model}"
+        curve = {log["step"]: log[metric] for log in trainer.state.log_history if metric in log}
         found = {
-            "task": asdict(task),
             "learning_rate": learning_rate,
             "seed": seed,
             "epochs": epochs,
@@ -201,23 +243,25 @@ def train(
             "steps": trainer.state.global_step,
             "flops": flops,
             "parameters": num_parameters(model),
-            "curve": [[step / trainer.state.global_step, accuracy] for step, accuracy in curve.items()],
+            "curve": [[step / trainer.state.global_step, value] for step, value in curve.items()],
             "validation": curve[trainer.state.global_step],
+            **{name: environment()[name] for name in ("device_name", "torch", "transformers")},
         }
         if tests:
             metrics = trainer.predict(data.test).metrics
+            name = args.metric_for_best_model
             families = {family: metrics["test_by_family"][family] for family in task.families}
-            found["test"] = {"accuracy": metrics["test_accuracy"], **families}
+            found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **families}
     return found
 
 
-def flops_per_picture(model: torch.nn.Module, dataset: ReadOnce, sample: int = 8) -> float:
-    """Of a forward pass over a picture and its questions: the mean of the first pictures."""
-    batch = join([dataset[place] for place in range(min(sample, len(dataset)))])
-    inputs = {name: value for name, value in batch.items() if name not in ("question_index", "labels")}
+def flops_per_picture(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
+    """Of a forward pass over a picture with its questions or captions: the mean of the first pictures."""
+    batch = data.collator([data.train[place] for place in range(min(sample, len(data.train)))])
+    inputs = {name: value for name, value in batch.items() if name not in ("question_index", "caption_index", "labels")}
     # torch counts nothing of its transformer layers where it takes its shortcut through them.
     torch.backends.mha.set_fastpath_enabled(False)
-    return count_flops(lambda: model.eval()(**inputs)) / min(sample, len(dataset))
+    return count_flops(lambda: model.eval()(**inputs)) / min(sample, len(data.train))
 
 
 def key(*parts: object) -> str:
@@ -285,6 +329,26 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def search_table(results: Mapping[str, Any]) -> str:
+    """Markdown: for each task a contestant a row, held-out accuracy in percent at each learning rate, one seed."""
+    found: dict[str, dict[str, dict[float, dict]]] = {}
+    for name, run in results["searched"].items():
+        task, contestant, rate = name.split(" | ")
+        found.setdefault(task, {}).setdefault(contestant, {})[float(rate)] = run
+    parts = []
+    for task, contestants in found.items():
+        rates = sorted({rate for runs in contestants.values() for rate in runs})
+        lines = [f"**{task}**", "", f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"]
+        lines.append(f"| :-- |{' --: |' * (2 + len(rates))}")
+        for name in sorted(contestants, key=list(CONTESTANTS).index):
+            runs = contestants[name]
+            one = next(iter(runs.values()))
+            cells = [f"{100 * runs[rate]['validation']:.1f}" if rate in runs else "" for rate in rates]
+            lines.append(f"| {name} | {one['steps']:,} | {one['flops'] / 1e12:.1f} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def _percent(value: Mapping[str, float], sign: str = "") -> str:
     text = f"{100 * value['mean']:{sign}.1f}"
     return text if math.isnan(value["interval"]) else f"{text} ± {100 * value['interval']:.1f}"
@@ -310,9 +374,12 @@ def make_pool(processes: int) -> Executor:
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
-def report(kind: str, cell: str, found: Mapping[str, Any], folder: Path, results: Mapping[str, Any]) -> None:
+def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: Mapping[str, Any]) -> None:
     """Writes the results so far and says what was found."""
-    write_result_file(folder, NAME, results)
+    # Whole or not at all, whenever the study is stopped.
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
     shown = {"validation": found["validation"], **found.get("test", {})}
     numbers = ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
     print(f"{kind}: {cell}: {numbers} ({found['seconds']:.0f} s)", flush=True)
@@ -337,21 +404,22 @@ def main(argv: list[str] | None = None) -> dict:
     except argparse.ArgumentTypeError as error:
         parser.error(f"data_dir: {error}")
 
-    results: dict[str, Any] = {"environment": environment(), "searched": {}, "runs": {}}
-    path = result_file(args.output_dir, NAME, results["environment"])
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "fusion_study.json"
+    results: dict[str, Any] = {"searched": {}, "runs": {}}
     if path.exists():
-        results = {**json.loads(path.read_text(encoding="utf-8")), "environment": results["environment"]}
+        results = json.loads(path.read_text(encoding="utf-8"))
 
     def found(kind: str, cell: str, epochs: float) -> dict[str, Any] | None:
         """What the cell's training gave, unless it was another length's."""
         one = results[kind].get(cell)
-        return one if one is not None and one["epochs"] == epochs else None
+        return one if one is not None and math.isclose(one["epochs"], epochs) else None
 
     def start(contestant: tuple[str, str]) -> None:
         """What of it lacks and can be trained: each seed, once the learning rate is known, and before that its search."""
         task, name = contestant
         data_dir, epochs = folders.get(TASKS[task].benchmark), args.epochs or TASKS[task].epochs
-        kind, share = "searched", SEARCH_SHARE * epochs
+        kind, share = "searched", TASKS[task].search_share * epochs
         searched = {rate: found(kind, key(task, name, rate), share) for rate in args.learning_rates}
         cells = {key(task, name, rate): (rate, SEARCH_SEED, share, False) for rate in searched}
         if all(searched.values()):
@@ -376,7 +444,7 @@ def main(argv: list[str] | None = None) -> dict:
                     print(f"{kind}: {cell}: {done.exception()!r}", flush=True)
                     continue
                 results[kind][cell] = done.result()
-                report(kind, cell, results[kind][cell], args.output_dir, results)
+                report(kind, cell, results[kind][cell], path, results)
                 if kind == "searched" and contestant not in {other for _, _, other in training.values()}:
                     start(contestant)
     print(table(results))

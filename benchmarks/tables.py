@@ -1,4 +1,4 @@
-"""Writes the tables of the committed result files into README.md and docs/scaling.md.
+"""Writes the tables of the committed result files into README.md and the pages of docs.
 
     python benchmarks/tables.py
 
@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "scaling.md"]
-TABLE = re.compile(r"<!-- ((\w+)-[\w-]+\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "fusion.md"]
+TABLE = re.compile(r"<!-- ((\w+)[\w-]*\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def fill(page: str) -> str:

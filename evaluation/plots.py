@@ -128,6 +128,52 @@ def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
     return Image.blend(image, Image.fromarray(colors).convert("RGB"), 0.75)
 
 
+def plot_attention(
+    image: Image.Image,
+    words: Sequence[str],
+    stages: Sequence[tuple[str, np.ndarray]],
+    looks: Mapping[str, Mapping[str, float]],
+    title: str,
+    path: str | os.PathLike,
+) -> None:
+    """Where each word of a question looked in the picture, stage by stage, and what global fusion looked at.
+
+    Args:
+        image: the picture, in RGB.
+        words: the tokens of the question, a column each.
+        stages: a row each, its name and (words, rows, columns), where each word looked, not negative.
+        looks: bars: what one side of global fusion gave to each thing that it could look at, shares that sum to 1.
+        title: the line above.
+        path: the PNG file to write.
+    """
+    num_words = len(words)
+    figure = Figure(figsize=(1.3 * num_words, 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(len(stages) + 1, num_words)
+    for row, (name, maps) in enumerate(stages):
+        for column, (word, attention) in enumerate(zip(words, maps, strict=True)):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(draw_attention(image, attention))
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(word, fontsize=10)
+            if column == 0:
+                axes.set_ylabel(name, fontsize=9)
+    axes = figure.add_subplot(grid[-1, : max(1, num_words // 3)])
+    axes.imshow(image)
+    axes.set_axis_off()
+    axes = figure.add_subplot(grid[-1, max(1, num_words // 3) :])
+    for place, shares in enumerate(looks.values()):
+        start = 0.0
+        for seen, share in shares.items():
+            axes.barh(place, share, left=start, color=f"C{len(axes.patches) % 2}", alpha=0.5)
+            axes.text(start + share / 2, place, f"{seen} {share:.0%}", ha="center", va="center", fontsize=8)
+            start += share
+    axes.set(yticks=range(len(looks)), yticklabels=list(looks), xticks=[], xlim=(0, 1))
+    axes.set_title("global fusion", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
     """A grid of pictures with their question, the model's best answers, and where it looked.
 

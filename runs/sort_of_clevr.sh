@@ -24,7 +24,7 @@ source runs/launch.sh
 # 16 pictures with 20 questions each: 320 questions a step.
 launch run_vqa.py 16 \
   --benchmark sort-of-clevr --image_size 75 \
-  --learning_rate 1.5e-3 --adam_beta2 0.98 --weight_decay 0.05 --warmup_steps 0.1 --lr_scheduler_type cosine \
-  --num_train_epochs 20 --per_device_eval_batch_size 32 \
+  --learning_rate 1e-3 --adam_beta2 0.98 --weight_decay 0.05 --warmup_steps 0.1 --lr_scheduler_type cosine \
+  --num_train_epochs 12 --per_device_eval_batch_size 32 \
   --output_dir outputs/sort_of_clevr \
   "$@"

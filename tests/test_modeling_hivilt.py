@@ -813,10 +813,10 @@ def test_states_and_inputs_together_are_refused(batch):
 def test_golden_logits_and_parameter_count(batch):
     """Changing these needs a reason in the commit that changes them."""
     model = make_model(HiViLTForQuestionAnswering, weight_scale=4.0)
-    assert sum(p.numel() for p in model.parameters()) == 40_408
+    assert sum(p.numel() for p in model.parameters()) == 40_488
     with torch.no_grad():
         golden = model(**batch).logits[0, :3]
-    torch.testing.assert_close(golden, torch.tensor([-0.022889, -0.012927, 0.027507]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(golden, torch.tensor([0.000346, 0.00299, 0.034531]), atol=1e-5, rtol=0)
     assert model.classifier.out_features == NUM_ANSWERS
 
 

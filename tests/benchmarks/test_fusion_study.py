@@ -1,12 +1,24 @@
 """The study on miniatures: all contestants train, none is trained twice, and intervals are what statistics books have."""
 
+import copy
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltForQuestionAnswering
+from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+
+FIELDS = {
+    HiViLTForQuestionAnswering: {
+        "id2label": {0: "yes", 1: "no", 2: "red"},
+        "problem_type": "single_label_classification",
+    },
+    HiViLTForRetrieval: {"num_hard_negatives": 2},
+}
 
 
 @pytest.fixture
@@ -16,9 +28,16 @@ def contestants(benchmark):
     return fusion_contestants
 
 
-def build(contestants, name, seed=0):
-    torch.manual_seed(seed)
-    return contestants.make(name, 30, 64, {0: "yes", 1: "no", 2: "red"}).eval()
+@cache
+def made(make, name, head):
+    torch.manual_seed(0)
+    return make(name, head, 30, 64, **FIELDS[head]).eval()
+
+
+def build(contestants, name, head=HiViLTForQuestionAnswering):
+    model = copy.deepcopy(made(contestants.make, name, head))
+    torch.manual_seed(0)
+    return model
 
 
 def batch(num_texts=3):
@@ -51,10 +70,43 @@ def test_padding_and_other_questions_change_nothing(contestants):
 @torch.no_grad()
 def test_vilt_on_groups_is_vilt(contestants):
     model, inputs = build(contestants, "ViLT"), batch()
+    model.vilt.embeddings.position_embeddings.normal_()
     logits = model(**inputs).logits
     index = inputs.pop("image_index")
     inputs["pixel_values"] = inputs["pixel_values"][index]
     torch.testing.assert_close(logits, ViltForQuestionAnswering.forward(model, **inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_vilt_for_pairs_scores_as_vilt(contestants):
+    model, inputs = build(contestants, "ViLT", HiViLTForRetrieval), batch()
+    model.vilt.embeddings.position_embeddings.normal_()
+    inputs["attention_mask"][1, 4:] = 0
+    images = model.encode_images(inputs["pixel_values"])
+    texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+    pairs = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
+    alike = {name: inputs[name][index] for name, index in zip(("pixel_values", "input_ids"), pairs, strict=True)}
+    alike["attention_mask"] = inputs["attention_mask"][pairs[1]]
+    expected = ViltForImageAndTextRetrieval.forward(model, **alike).logits.squeeze(1)
+    torch.testing.assert_close(model.score(images, texts, *pairs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_all_learn_to_match_pairs(contestants):
+    sizes = {}
+    for name in contestants.CONTESTANTS:
+        model, inputs = build(contestants, name, HiViLTForRetrieval).train(), batch()
+        sizes[name] = contestants.num_parameters(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(8):
+            loss = model(**inputs, image_ids=torch.tensor([5, 7])).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        idle = [parameter for parameter, value in model.named_parameters() if value.grad is None]
+        assert losses[-1] < losses[0] and not idle, (name, losses, idle)
+    assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
 
 
 def test_picture_and_question_decide_and_all_weights_train(contestants):
@@ -83,7 +135,7 @@ def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     first = benchmark.main([*flags, "--contestants", "HiViLT", "--seeds", "1"])
     assert len(first["searched"]) == 2 and list(first["runs"]) == ["Sort-of-CLEVR | HiViLT | 1"]
     capsys.readouterr()
-    results = benchmark.main([*flags, "--contestants", "HiViLT", "ViLT", "--seeds", "1", "2"])
+    results = benchmark.main([*flags, "--contestants", "HiViLT", "late fusion (CLIP)", "--seeds", "1", "2"])
     printed = capsys.readouterr().out
     assert "Sort-of-CLEVR | HiViLT | 1:" not in printed and "Sort-of-CLEVR | HiViLT | 2:" in printed
     for found in (first, results):
@@ -91,7 +143,7 @@ def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     assert results.pop("kept") == first["kept"]
     assert len(results["searched"]) == 4 and len(results["runs"]) == 4
 
-    (path,) = (tmp_path / "out").glob("fusion_study-*.json")
+    (path,) = (tmp_path / "out").glob("*.json")
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
     assert str(tmp_path) not in path.read_text()
     Image.open(path.with_suffix(".png")).verify()
@@ -130,7 +182,7 @@ def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, 
     whole = benchmark.train
 
     def train(task, data_dir, contestant, learning_rate, *rest):
-        if contestant == "ViLT" and learning_rate == 2e-3:
+        if contestant == "late fusion (CLIP)" and learning_rate == 2e-3:
             raise RuntimeError("out of memory")
         return whole(task, data_dir, contestant, learning_rate, *rest)
 
@@ -145,11 +197,11 @@ def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, 
         "--seeds",
         "1",
     ]
-    flags += ["--contestants", "ViLT", "HiViLT", "--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path)]
-    with pytest.raises(RuntimeError, match=r"1 trainings failed .* ViLT \| 0.002"):
+    flags += ["--contestants", "late fusion (CLIP)", "HiViLT", "--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path)]
+    with pytest.raises(RuntimeError, match=r"1 trainings failed .* late fusion .* \| 0.002"):
         benchmark.main(flags)
     assert "out of memory" in capsys.readouterr().out
-    (path,) = tmp_path.glob("fusion_study-*.json")
+    (path,) = tmp_path.glob("*.json")
     found = json.loads(path.read_text())
     assert list(found["runs"]) == ["Sort-of-CLEVR | HiViLT | 1"] and len(found["searched"]) == 3
 
