@@ -329,6 +329,18 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `plot_study` draws: the runs, and for a contestant that has none yet on a task the best of its search."""
+    drawn = dict(results["runs"])
+    have = {name.rsplit(" | ", 1)[0] for name in drawn}
+    best: dict[str, dict] = {}
+    for name, run in results["searched"].items():
+        contestant = name.rsplit(" | ", 1)[0]
+        if contestant not in have and run["validation"] > best.get(contestant, {"validation": -1})["validation"]:
+            best[contestant] = run
+    return {**drawn, **{key(contestant, run["seed"]): run for contestant, run in best.items()}}
+
+
 def search_table(results: Mapping[str, Any]) -> str:
     """Markdown: for each task a contestant a row, held-out accuracy in percent at each learning rate, one seed."""
     found: dict[str, dict[str, dict[float, dict]]] = {}
@@ -448,7 +460,7 @@ def main(argv: list[str] | None = None) -> dict:
                 if kind == "searched" and contestant not in {other for _, _, other in training.values()}:
                     start(contestant)
     print(table(results))
-    plot_study(results["runs"], path.with_suffix(".png"))
+    plot_study(curves(results), path.with_suffix(".png"))
     if failed:
         raise RuntimeError(f"{len(failed)} trainings failed and are left out: {'; '.join(failed)}")
     return results

@@ -159,10 +159,11 @@ def plot_attention(
                 axes.set_title(word, fontsize=10)
             if column == 0:
                 axes.set_ylabel(name, fontsize=9)
-    axes = figure.add_subplot(grid[-1, : max(1, num_words // 3)])
+    last = grid[-1, :].subgridspec(1, 2, width_ratios=(1, 2))
+    axes = figure.add_subplot(last[0])
     axes.imshow(image)
     axes.set_axis_off()
-    axes = figure.add_subplot(grid[-1, max(1, num_words // 3) :])
+    axes = figure.add_subplot(last[1])
     for place, shares in enumerate(looks.values()):
         start = 0.0
         for seen, share in shares.items():
@@ -314,11 +315,11 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
 
 
 def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Held-out accuracy against what training has cost so far, a panel for each task and a line for each contestant.
+    """What is reached against what training has cost so far, a panel for each task and a line for each contestant.
 
     Args:
         runs: by `"task | contestant | seed"`: `flops` of all of the training, and `curve`, pairs of the share of it and
-            the accuracy in [0, 1]. Lines are means over seeds.
+            the accuracy or recall in [0, 1] on held-out training pictures. Lines are means over seeds.
         path: the PNG file to write.
     """
     panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
@@ -333,6 +334,6 @@ def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -
             share, accuracy = curves.mean(axis=0).T
             style = {"linewidth": 3, "color": "black", "zorder": 3} if contestant == "HiViLT" else {"linewidth": 1.5}
             axes.plot(share * lines[0]["flops"] / 1e12, 100 * accuracy, label=contestant, **style)
-        axes.set(title=task, xlabel="training, TFLOP", ylabel="held-out accuracy, %", xscale="log")
+        axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training pictures, %", xscale="log")
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)

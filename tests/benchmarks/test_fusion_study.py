@@ -197,7 +197,16 @@ def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, 
         "--seeds",
         "1",
     ]
-    flags += ["--contestants", "late fusion (CLIP)", "HiViLT", "--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path)]
+    flags += [
+        "--contestants",
+        "late fusion (CLIP)",
+        "HiViLT",
+        "--learning_rates",
+        "1e-3",
+        "2e-3",
+        "--output_dir",
+        str(tmp_path),
+    ]
     with pytest.raises(RuntimeError, match=r"1 trainings failed .* late fusion .* \| 0.002"):
         benchmark.main(flags)
     assert "out of memory" in capsys.readouterr().out
@@ -228,6 +237,22 @@ def test_summary_by_hand(benchmark):
     )
     assert "| ViLT | 0.00 M | 0.0 | 83.0 ± 7.5 | -9.0 ± 2.5 |" in benchmark.table({"runs": runs})
     assert math.isnan(benchmark.interval([0.5]))
+
+
+def test_curves_are_those_of_the_runs_and_before_them_of_the_best_search(benchmark):
+    def run(seed, validation):
+        return {"seed": seed, "validation": validation}
+
+    results = {
+        "runs": {"a task | HiViLT | 1": run(1, 0.9)},
+        "searched": {
+            "a task | HiViLT | 0.1": run(0, 1.0),
+            "a task | ViLT | 0.1": run(0, 0.5),
+            "a task | ViLT | 0.2": run(0, 0.7),
+            "a task | ViLT | 0.4": run(0, 0.6),
+        },
+    }
+    assert benchmark.curves(results) == {"a task | HiViLT | 1": run(1, 0.9), "a task | ViLT | 0": run(0, 0.7)}
 
 
 @pytest.mark.parametrize("wrong", ["sort-of-clevr", "clever=folder", "sort-of-clevr="])

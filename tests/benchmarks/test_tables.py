@@ -1,11 +1,11 @@
-"""The tables of README and docs/scaling.md are what the committed result files say."""
+"""The tables of README and of the pages of docs are what the committed result files say."""
 
 import re
 
 import pytest
 
 
-@pytest.mark.parametrize("page", ["README.md", "scaling.md"])
+@pytest.mark.parametrize("page", ["README.md", "scaling.md", "fusion.md"])
 def test_pages_show_what_was_measured(benchmark, page):
     (path,) = (path for path in benchmark.PAGES if path.name == page)
     text = path.read_text(encoding="utf-8")

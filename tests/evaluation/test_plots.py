@@ -11,9 +11,11 @@ from hivilt.evaluation.plots import (
     RetrievedPictures,
     attention_map,
     draw_attention,
+    plot_attention,
     plot_predictions,
     plot_retrieved,
     plot_scaling,
+    plot_study,
     plot_training,
 )
 from tiny import make_picture
@@ -47,6 +49,18 @@ def assert_is_picture(path):
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.std() > 10, "an empty sheet"
+
+
+def figures_of(monkeypatch):
+    """A list that each figure that is saved is put in, too."""
+    drawn, save = [], Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        drawn.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return drawn
 
 
 def test_training_curves(tmp_path):
@@ -170,6 +184,42 @@ def test_attention_is_bright_where_it_is_most_whatever_its_scale(size):
 
 
 # Scaling
+
+
+@pytest.mark.parametrize("words", [1, 7])
+def test_attention_of_every_word_in_every_stage(tmp_path, monkeypatch, words):
+    drawn = figures_of(monkeypatch)
+    stages = [
+        (name, np.random.default_rng(0).random((words, *grid))) for name, grid in (("fine", (3, 2)), ("whole", (1, 1)))
+    ]
+    looks = {"picture": {"question": 0.25, "local fusion": 0.75}, "question": {"picture": 1.0, "local fusion": 0.0}}
+    plot_attention(make_picture(), [f"word {n}" for n in range(words)], stages, looks, "a title", tmp_path / "a.png")
+    assert_is_picture(tmp_path / "a.png")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes[:words]] == [f"word {n}" for n in range(words)]
+    assert len(figure.axes) == 2 * words + 2 and figure.get_suptitle() == "a title"
+    assert [text.get_text() for text in figure.axes[-1].texts][:2] == ["question 25%", "local fusion 75%"]
+
+
+def test_a_study_has_a_panel_a_task_and_a_line_a_contestant(tmp_path, monkeypatch):
+    drawn = figures_of(monkeypatch)
+
+    def run(flops, *values):
+        return {"flops": flops, "curve": [[share, value] for share, value in zip((0.5, 1.0), values, strict=True)]}
+
+    runs = {
+        "one | HiViLT | 1": run(2e12, 0.5, 0.7),
+        "one | HiViLT | 2": run(2e12, 0.6, 0.9),
+        "one | ViLT | 1": run(8e12, 0.1, 0.2),
+        "two | HiViLT | 1": run(1e12, 0.3, 0.4),
+    }
+    plot_study(runs, tmp_path / "study.png")
+    assert_is_picture(tmp_path / "study.png")
+    one, two = drawn[0].axes
+    assert (one.get_title(), two.get_title()) == ("one", "two")
+    lines = {line.get_label(): line.get_xydata() for line in one.lines}
+    np.testing.assert_allclose(lines["HiViLT"], [[1, 55], [2, 80]])
+    np.testing.assert_allclose(lines["ViLT"], [[4, 10], [8, 20]])
 
 
 def test_scaling_is_drawn_for_one_collection_and_several(tmp_path):
