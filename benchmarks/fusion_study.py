@@ -415,6 +415,12 @@ def main(argv: list[str] | None = None) -> dict:
         folders = directories(args.data_dir)
     except argparse.ArgumentTypeError as error:
         parser.error(f"data_dir: {error}")
+    for task in map(TASKS.__getitem__, args.tasks):
+        benchmark = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}[task.benchmark]
+        if task.benchmark not in folders and benchmark.read_package is None and not benchmark.hub:
+            parser.error(
+                f"data_dir: {benchmark.title} is in no package and not on the Hub; give {task.benchmark}=FOLDER"
+            )
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "fusion_study.json"

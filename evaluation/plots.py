@@ -147,7 +147,7 @@ def plot_attention(
         path: the PNG file to write.
     """
     num_words = len(words)
-    figure = Figure(figsize=(1.3 * num_words, 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
+    figure = Figure(figsize=(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
     figure.suptitle(title)
     grid = figure.add_gridspec(len(stages) + 1, num_words)
     for row, (name, maps) in enumerate(stages):

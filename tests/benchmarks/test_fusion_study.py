@@ -260,3 +260,9 @@ def test_a_folder_that_is_not_named_well(benchmark, wrong, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--data_dir", wrong])
     assert "data_dir: expected BENCHMARK=FOLDER with one of easy-vqa" in capsys.readouterr().err
+
+
+def test_data_that_must_be_given(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--tasks", "easy-VQA", "Sort-of-CLEVR"])
+    assert "give sort-of-clevr=FOLDER" in capsys.readouterr().err
