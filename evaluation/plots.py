@@ -172,7 +172,7 @@ def plot_attention(
             start += share
     axes.set(yticks=range(len(looks)), yticklabels=list(looks), xticks=[], xlim=(0, 1))
     axes.set_title("global fusion", fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:

