@@ -220,11 +220,13 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
         num_images, num_texts = len(images.global_state), len(texts.global_state)
         embeds = images.level_states[0].new_zeros(num_images + num_texts, 1)
         positives = image_ids[:, None] == image_ids[image_index][None, :]
-        even = partial(hard_negatives, sample=self.training, count=self.config.num_hard_negatives)
-        other_images, image_valid = even(torch.zeros_like(positives.t(), dtype=embeds.dtype), positives.t())
-        other_texts, text_valid = even(
-            torch.zeros_like(positives[image_index], dtype=embeds.dtype), positives[image_index]
-        )
+
+        def others(matches: torch.BoolTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
+            alike = torch.zeros(matches.shape, device=matches.device)
+            return hard_negatives(alike, matches, sample=self.training, count=self.config.num_hard_negatives)
+
+        other_images, image_valid = others(positives.t())
+        other_texts, text_valid = others(positives[image_index])
         own = torch.arange(num_texts, device=embeds.device)
         match, with_images, with_texts = self.score(
             images,

@@ -269,6 +269,15 @@ def key(*parts: object) -> str:
     return " | ".join(map(str, parts))
 
 
+def by_task(cells: Mapping[str, dict]) -> dict[str, dict[str, list[dict]]]:
+    """Trainings, which `key` names by task, contestant and what else, for each task and contestant."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for name, cell in cells.items():
+        task, contestant, _ = name.split(" | ")
+        found.setdefault(task, {}).setdefault(contestant, []).append(cell)
+    return found
+
+
 def interval(values: list[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean; `nan` for one value alone."""
     if len(values) < 2:
@@ -281,30 +290,19 @@ def summary(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 
     Differences pair the seeds; those that only one of both has are left out.
     """
-    found: dict[str, dict[str, dict[int, dict]]] = {}
-    for name, run in results["runs"].items():
-        task, contestant, _ = name.split(" | ")
-        found.setdefault(task, {}).setdefault(contestant, {})[run["seed"]] = run
     table: dict[str, dict[str, dict[str, Any]]] = {}
-    for task, contestants in found.items():
+    for task, contestants in by_task(results["runs"]).items():
+        ours = {run["seed"]: run for run in contestants.get("HiViLT", [])}
         table[task] = {}
         for contestant, runs in contestants.items():
-            first = next(iter(runs.values()))
-            row = {
-                "parameters": first["parameters"],
-                "flops": first["flops"],
-                "learning_rate": first["learning_rate"],
-                "seeds": sorted(runs),
-                "accuracy": {},
-                "difference": {},
-            }
-            paired = sorted(set(runs) & set(contestants.get("HiViLT", {})))
+            first = runs[0]
+            row = {"parameters": first["parameters"], "flops": first["flops"], "accuracy": {}, "difference": {}}
+            paired = [run for run in runs if run["seed"] in ours]
             for column in first["test"]:
-                values = [run["test"][column] for run in runs.values()]
+                values = [run["test"][column] for run in runs]
                 row["accuracy"][column] = {"mean": mean(values), "interval": interval(values)}
                 if paired and contestant != "HiViLT":
-                    ours = contestants["HiViLT"]
-                    differences = [runs[seed]["test"][column] - ours[seed]["test"][column] for seed in paired]
+                    differences = [run["test"][column] - ours[run["seed"]]["test"][column] for run in paired]
                     row["difference"][column] = {"mean": mean(differences), "interval": interval(differences)}
             table[task][contestant] = row
     return table
@@ -343,19 +341,15 @@ def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def search_table(results: Mapping[str, Any]) -> str:
     """Markdown: for each task a contestant a row, held-out accuracy in percent at each learning rate, one seed."""
-    found: dict[str, dict[str, dict[float, dict]]] = {}
-    for name, run in results["searched"].items():
-        task, contestant, rate = name.split(" | ")
-        found.setdefault(task, {}).setdefault(contestant, {})[float(rate)] = run
     parts = []
-    for task, contestants in found.items():
-        rates = sorted({rate for runs in contestants.values() for rate in runs})
+    for task, contestants in by_task(results["searched"]).items():
+        rates = sorted({run["learning_rate"] for runs in contestants.values() for run in runs})
         lines = [f"**{task}**", "", f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"]
         lines.append(f"| :-- |{' --: |' * (2 + len(rates))}")
         for name in sorted(contestants, key=list(CONTESTANTS).index):
-            runs = contestants[name]
-            one = next(iter(runs.values()))
-            cells = [f"{100 * runs[rate]['validation']:.1f}" if rate in runs else "" for rate in rates]
+            reached = {run["learning_rate"]: f"{100 * run['validation']:.1f}" for run in contestants[name]}
+            cells = [reached.get(rate, "") for rate in rates]
+            one = contestants[name][0]
             lines.append(f"| {name} | {one['steps']:,} | {one['flops'] / 1e12:.1f} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
