@@ -321,6 +321,7 @@ def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: in
 CONTESTANTS: dict[str, Make] = {
     "HiViLT": make_hivilt,
     "ViLT": make_vilt,
+    "ViLT, HiViLT's FLOPs": make_vilt,
     "single stream (VisualBERT)": partial(with_fusion, partial(SingleStream, num_layers=6)),
     "co-attention (METER)": partial(with_fusion, partial(CoAttention, num_layers=3)),
     "late fusion (CLIP)": partial(with_fusion, LateFusion),
@@ -331,6 +332,9 @@ CONTESTANTS: dict[str, Make] = {
     "without positions": partial(make_hivilt, use_position_embeddings=False),
     "sparse, k = 4": partial(make_hivilt, fusion_top_k=4),
 }
+
+# Trained for as many FLOPs as HiViLT, all others for as many steps.
+AT_EQUAL_FLOPS = {"ViLT, HiViLT's FLOPs"}
 
 
 def make(name: str, head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, **fields) -> nn.Module:

@@ -163,6 +163,18 @@ def test_the_same_seed_trains_the_same(benchmark, tmp_path):
     assert runs[0] == runs[1] and runs[0]["curve"] != runs[2]["curve"]
 
 
+def test_equal_flops_are_fewer_steps(benchmark, contestants, tmp_path):
+    from hivilt.data.sort_of_clevr import write
+
+    write(tmp_path, {"train": 4, "test": 1})
+    (equal,) = contestants.AT_EQUAL_FLOPS
+    names = ("HiViLT", "ViLT", equal)
+    ours, vilt, short = (benchmark.train("Sort-of-CLEVR", tmp_path, name, 1e-3, 1, 20, tests=False) for name in names)
+    assert short["flops"] == pytest.approx(ours["flops"]) and vilt["flops"] > 5 * ours["flops"]
+    assert ours["steps"] == vilt["steps"] == 20
+    assert short["steps"] == math.ceil(20 * ours["flops"] / vilt["flops"])
+
+
 def test_pictures_that_are_read_once_make_the_batches_of_the_collator(benchmark, tmp_path):
     from hivilt.data.sort_of_clevr import write
 
