@@ -1,6 +1,13 @@
 """What counts as one example, one batch and one prediction, for each head: `Trainer` counts rows, HiViLT's data has
 pictures with several texts."""
 
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import ModelOutput
 
 from hivilt.data.captions import SimilarCaptionsSampler
@@ -27,6 +35,78 @@ from hivilt.evaluation.vqa import majority_answer, vqa_metrics
 from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import score_pairs
+
+logger = logging.getLogger(__name__)
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The last checkpoint of a run that was written to its end; `None` if there is none.
+
+    Trainer writes a checkpoint file by file, its state last: one whose state is not there, or not whole, was cut off. Such
+    ones are named in a warning and left where they are.
+
+    Args:
+        folder: the run's `output_dir`; need not exist.
+    """
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.search(r"-\d+$", path.name)]
+    for path in sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
+        if _is_whole(path):
+            return str(path)
+        logger.warning(f"{path} was not written to its end, so training does not go on from it; it can be deleted.")
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class _SaveOnSigterm(TrainerCallback):
+    """On SIGTERM, which batch systems send some time before they kill, saves after the step at hand and exits.
+
+    At the end of an epoch, or where an evaluation is due, that comes first: the run that goes on would not make up for it.
+    """
+
+    def __init__(self):
+        self.asked = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Python lets no other thread set handlers.
+        if threading.current_thread() is threading.main_thread():
+            self.usual = signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, signum, frame):
+        self.asked = True
+
+    def asked_anywhere(self, args) -> bool:
+        """Whether one of the processes was asked; to be called by all."""
+        return self.asked if args.world_size == 1 else any(gather_object([self.asked]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends_epoch = state.global_step >= state.max_steps or state.epoch == int(state.epoch)
+        # To ask other processes is to wait for them.
+        if not ends_epoch and (args.world_size == 1 or state.global_step % 10 == 0) and self.asked_anywhere(args):
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.asked_anywhere(args):
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.asked_anywhere(args):
+            logger.warning(
+                f"SIGTERM: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; the same command with "
+                "--resume_from_checkpoint last goes on from there."
+            )
+            # Not by ending training as usual: Trainer would delete the checkpoint if another one was better.
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.usual)
 
 
 class _NewDraws(TrainerCallback):
@@ -65,6 +145,7 @@ class HiViLTTrainer(Trainer):
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
         self.add_callback(_NewDraws)
+        self.add_callback(_SaveOnSigterm)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
             whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
@@ -113,6 +194,46 @@ class HiViLTTrainer(Trainer):
                 reshards = self.accelerator.state.fsdp_plugin.reshard_after_forward and module is not self.model
                 module.set_reshard_after_forward(reshards, recurse=False)
                 module.reshard()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
+
+        Raises:
+            ValueError: the checkpoint that is named was not written to its end.
+            OSError: a checkpoint cannot be written; those before it are intact.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                logger.warning(f"{self.args.output_dir} has no checkpoint to go on from: training begins.")
+        elif resume_from_checkpoint and not _is_whole(Path(resume_from_checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint: {resume_from_checkpoint} is no checkpoint that was written to its end; name "
+                "another, or 'last' for the last whole one of output_dir."
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            # Of an earlier run; with it this checkpoint would pass for whole from the start.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        # torch and safetensors have errors of their own for a disk that is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(folder.parent).free
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"output_dir: {folder.name} could not be written to {folder.parent}, which has {free / 2**20:,.0f} MiB "
+                f"free ({error}). Checkpoints before it are intact: make room, and go on with --resume_from_checkpoint last."
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Each process writes its own; all are there before the state, which says that the checkpoint is whole.
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model_class = type(self.model)
