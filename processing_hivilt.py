@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
@@ -33,8 +33,8 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no readable picture, the array has not the shape of one, or the name is a web address,
-            which is never fetched.
+        ValueError: it is no readable picture, the array has not the shape of one, or the name is a web address, which is
+            never fetched.
         TypeError: something else.
     """
     if isinstance(picture, (str, os.PathLike)):
@@ -45,11 +45,11 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
             raise FileNotFoundError(f"There is no picture file {name!r}; check the path and the working directory.")
         try:
             with Image.open(name) as opened:
-                return load_picture(opened)
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name!r} is not a readable picture ({error}); replace or remove it.") from error
+                return _as_seen(opened)
+        except Exception as error:
+            raise unreadable(repr(name), error) from error
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
-        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (3, 4)):
+        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (3, 4)) or 0 in picture.shape:
             raise ValueError(
                 "An array must have shape (height, width), (height, width, 3) or (height, width, 4), got "
                 f"{picture.shape}."
@@ -58,6 +58,22 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
     if not isinstance(picture, Image.Image):
         what = f"{type(picture).__name__} of {picture.dtype}" if hasattr(picture, "dtype") else type(picture).__name__
         raise TypeError(f"A picture must be a file's path, a PIL image or an array of uint8, got {what}.")
+    try:
+        return _as_seen(picture)
+    except Exception as error:
+        raise unreadable(repr(getattr(picture, "filename", "") or "a PIL image"), error) from error
+
+
+def unreadable(what: str, error: Exception) -> ValueError:
+    """What to raise for a picture that cannot be decoded. Decoders raise whatever damaged data make them stumble on:
+    OSError and SyntaxError, but IndexError, RuntimeError or AssertionError too."""
+    return ValueError(f"{what} is not a readable picture ({error or type(error).__name__}); replace or remove it.")
+
+
+def _as_seen(picture: Image.Image) -> Image.Image:
+    if picture.format == "EPS":
+        # A program in PostScript, which PIL would have Ghostscript run.
+        raise ValueError("EPS is not read")
     picture.load()  # its file may be closed after this
     # Turning and converting copy, even where there is nothing to do.
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:

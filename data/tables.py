@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
 import torch
+from datasets.utils import tqdm
 from PIL import Image
 
-from hivilt.processing_hivilt import load_picture
+from hivilt.processing_hivilt import load_picture, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -265,10 +266,9 @@ def open_picture(image: str | TablePicture) -> Image.Image:
     try:
         with Image.open(io.BytesIO(stored["bytes"])) as picture:
             return load_picture(picture)
-    # Broken pictures raise more than OSError: SyntaxError for PNG chunks, DecompressionBombError for absurd sizes.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = stored["path"] or f"in row {image.row + 1} of column {image.column!r}"
-        raise ValueError(f"The picture {name} cannot be read ({error}); replace or remove it.") from error
+    except Exception as error:
+        name = repr(stored["path"] or f"row {image.row + 1} of column {image.column!r}")
+        raise unreadable(name, error.__cause__ or error) from error
 
 
 def check_pictures(
@@ -278,8 +278,8 @@ def check_pictures(
 
     Args:
         examples: the examples of a split.
-        on_bad_image: `"error"` looks whether every file is there (an unreadable one is an error when it is opened);
-            `"skip"` opens every picture once and leaves out the examples with bad ones.
+        on_bad_image: `"error"` looks whether every file is there and begins as a picture does (one that is damaged further
+            on is an error when it is opened); `"skip"` opens every picture once and leaves out the examples with bad ones.
         source: what to call the split in messages.
 
     Returns:
@@ -287,22 +287,31 @@ def check_pictures(
 
     Raises:
         FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
-        ValueError: no picture is left, or `on_bad_image` is unknown.
+        ValueError: files are no pictures, likewise; no picture is left, or `on_bad_image` is unknown.
     """
     images = {one.image_id: one.image for one in examples}
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
     if on_bad_image == "error":
-        missing = [image for image in images.values() if isinstance(image, str) and not os.path.isfile(image)]
+        files = [image for image in images.values() if isinstance(image, str)]
+        missing = [image for image in files if not os.path.isfile(image)]
         if missing:
             raise FileNotFoundError(
                 f"{source}: {len(missing)} of {len(images)} picture files are missing: {_some(missing)}. Paths are "
                 "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
             )
+        foreign = [
+            image for image in tqdm(files, desc=f"Checking pictures, {source}", unit="pictures") if _is_foreign(image)
+        ]
+        if foreign:
+            raise ValueError(
+                f"{source}: {len(foreign)} of {len(images)} files are no readable pictures: {_some(foreign)}. Replace them, "
+                "or leave them out with --on_bad_image skip."
+            )
         return list(examples), []
-    if on_bad_image != "skip":
-        raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
 
     bad = {}
-    for image_id, image in images.items():
+    for image_id, image in tqdm(images.items(), desc=f"Opening pictures, {source}", unit="pictures"):
         try:
             open_picture(image)
         except (FileNotFoundError, ValueError) as error:
@@ -316,6 +325,15 @@ def check_pictures(
     if not kept:
         raise ValueError(f"{source}: none of its {len(images)} pictures can be read: {_some(list(bad.values()))}")
     return kept, list(bad)
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a file does not even begin as a picture: it is empty, a web page, or may not be read."""
+    try:
+        with Image.open(path):
+            return False
+    except Exception:  # see `unreadable`
+        return True
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

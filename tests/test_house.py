@@ -114,7 +114,7 @@ FILE_ACCESS = {
 }
 # Who may: the picture that the caller names, and the weights of an earlier save in the folder that the caller saves to.
 MAY_ACCESS_FILES = {("load_picture", "Image.open"), ("_remove_stale_weights", "index.read_text")}
-MAY_ACCESS_FILES |= {("load_picture", "picture.load"), ("_remove_stale_weights", "stale.unlink")}
+MAY_ACCESS_FILES |= {("_as_seen", "picture.load"), ("_remove_stale_weights", "stale.unlink")}
 
 
 def file_access(tree: ast.AST) -> set[str]:

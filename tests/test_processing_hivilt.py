@@ -1,8 +1,12 @@
 """The processor: what it pairs, how it takes keywords, which pictures and texts it reads, and what it refuses."""
 
 import inspect
+import io
 import json
 import logging
+import os
+import tempfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -425,6 +429,73 @@ def a_truncated_file(folder):
 def test_what_is_no_picture_is_refused_by_name(picture, error, message, tmp_path):
     with pytest.raises(error, match=message):
         PROCESSOR(images=[picture(tmp_path)], text=QUESTION)
+
+
+Image.init()
+# Pillow's own; older ones write fewer.
+FORMATS = {
+    "PNG",
+    "JPEG",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "BMP",
+    "ICO",
+    "PPM",
+    "TGA",
+    "PCX",
+    "SGI",
+    "QOI",
+    "ICNS",
+    "SPIDER",
+    "IM",
+}
+FORMATS = sorted(FORMATS & Image.SAVE.keys())
+
+
+@cache
+def as_file(kind):
+    content = io.BytesIO()
+    make_picture("red", size=(32, 32)).convert("F" if kind == "SPIDER" else "RGB").save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    st.floats(0, 2),
+)
+def test_damaged_files_are_read_or_refused_by_name(kind, changes, share):
+    content = bytearray(as_file(kind))
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(content[: round(share * len(content))])
+        file.flush()
+        try:
+            assert load_picture(file.name).mode == "RGB"
+        except ValueError as error:
+            assert file.name in str(error) and "is not a readable picture" in str(error)
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    make_picture().save(tmp_path / "program.eps")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ValueError, match="program.eps' is not a readable picture .EPS is not read"):
+        load_picture(tmp_path / "program.eps")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_picture_in_memory_is_refused(tmp_path):
+    with (
+        Image.open(a_truncated_file(tmp_path)) as picture,
+        pytest.raises(ValueError, match="half.png' is not a readable"),
+    ):
+        load_picture(picture)
 
 
 def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):

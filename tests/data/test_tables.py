@@ -184,7 +184,7 @@ def test_missing_pictures_are_found_before_training(pictures, tmp_path):
 def test_unreadable_pictures_are_skipped_with_names_and_counts(pictures, tmp_path, caplog):
     content = (tmp_path / "red.png").read_bytes()
     (tmp_path / "red.png").write_bytes(content[: len(content) // 2])
-    assert check_pictures(pictures) == (pictures, [])  # the file is there; opening it is the error
+    assert check_pictures(pictures) == (pictures, [])  # the file begins as a picture; opening it is the error
     kept, bad = check_pictures(pictures, "skip", "toy")
     assert bad == ["red.png"]
     assert [one.number for one in kept] == [1]
@@ -197,6 +197,15 @@ def test_unreadable_pictures_are_skipped_with_names_and_counts(pictures, tmp_pat
         check_pictures(pictures, "blank")
 
 
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><p>404", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_files_that_are_no_pictures_are_found_before_training(pictures, tmp_path, content):
+    (tmp_path / "red.png").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"toy: 1 of 2 files are no readable pictures: .*red\.png.*--on_bad_image skip"
+    ):
+        check_pictures(pictures, source="toy")
+
+
 def test_a_long_list_of_missing_pictures_is_cut():
     with pytest.raises(FileNotFoundError, match="7 of 7 .*: 0, 1, 2, 3, 4 and 2 more. "):
         check_pictures([Record(str(n), str(n)) for n in range(7)])
@@ -205,9 +214,9 @@ def test_a_long_list_of_missing_pictures_is_cut():
 def test_unreadable_picture_in_a_table():
     stored = [{"bytes": b"no picture", "path": "x.png"}, {"bytes": b"no picture either", "path": None}]
     first, second = pictures_of(datasets.Dataset.from_dict({"image": stored}))
-    with pytest.raises(ValueError, match="The picture x.png cannot be read"):
+    with pytest.raises(ValueError, match="'x.png' is not a readable picture"):
         open_picture(first.image)
-    with pytest.raises(ValueError, match="The picture in row 2 of column 'image' cannot be read"):
+    with pytest.raises(ValueError, match="row 2 of column 'image'. is not a readable picture"):
         open_picture(second.image)
 
 
