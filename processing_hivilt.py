@@ -87,6 +87,11 @@ def _as_seen(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _is_usual(image_processor) -> bool:
     """Whether it is one of transformers' that resize with PIL, crop, rescale and normalize, and do nothing else."""
     kind = type(image_processor)
@@ -224,7 +229,7 @@ class HiViLTProcessor(ProcessorMixin):
                 f"{len(groups)} {what} cannot be paired with {num_images} pictures. Give one text for each picture, or "
                 'for each picture a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
             )
-        texts = [single for group in groups for single in group]
+        texts = [well_formed(single) if isinstance(single, str) else single for group in groups for single in group]
         for position, single in enumerate(texts):
             if not isinstance(single, str):
                 raise TypeError(f"`text` must hold strings, got {type(single).__name__} at position {position}.")

@@ -182,7 +182,8 @@ def describe(dataset: CaptionDataset, bad_pictures: list[str]) -> dict:
 def write_predictions(path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], top_k: int = 10) -> None:
     """One JSON object a query: every caption with its best pictures, then every picture with its best captions."""
     ids = [one.image_id for one in dataset.examples]
-    with path.open("w", encoding="utf-8") as file:
+    # A file's name may be no Unicode; written so, it is an escape of JSON.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for caption, best in enumerate(rankings["text_to_image"][:, :top_k].tolist()):
             own = dataset.image_of_caption[caption]
             row = {"caption": dataset.captions[caption], "image": ids[own], "images": [ids[place] for place in best]}

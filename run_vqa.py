@@ -182,7 +182,8 @@ def headline(training_args: HiViLTTrainingArguments) -> str:
 
 def write_predictions(path: Path, examples: list[VQAExample], predictions: list[list[dict]]) -> None:
     """One JSON object a question, in the order of the data."""
-    with path.open("w", encoding="utf-8") as file:
+    # A file's name may be no Unicode; written so, it is an escape of JSON.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for one, best in zip(examples, predictions, strict=True):
             row = {
                 "question_id": one.question_id,

@@ -37,6 +37,7 @@ from hivilt.data.tables import (
     read_rows,
     rows_with_pictures,
 )
+from hivilt.processing_hivilt import well_formed
 
 Split = Literal["train", "validation", "test"]
 
@@ -375,7 +376,7 @@ def read_captions(value: Any, where: str) -> list[str]:
         )
     if not value or not value.strip():
         raise ValueError(f"{where}: the caption is empty; write one or drop the row.")
-    return [value.strip()]
+    return [well_formed(value.strip())]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

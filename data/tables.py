@@ -63,12 +63,18 @@ def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
     CSV cells stay text as it is written. JSON may hold anything else; `column_names` refuses what is no table.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, its ending is another, or it is not JSON.
+        FileNotFoundError, ValueError: there is no such file, its ending is another, it is not JSON or not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"data file {path}: there is no such file.")
-    kind = path.suffix.lower()
+    try:
+        return _read_rows(path, path.suffix.lower())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {path}: is not UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def _read_rows(path: Path, kind: str) -> datasets.Dataset | Any:
     if kind == ".parquet":
         return datasets.Dataset.from_parquet(str(path))
     if kind == ".csv":

@@ -12,6 +12,7 @@ twice for the questions it carries.
 """
 
 import logging
+import math
 import os
 import random
 from collections import Counter
@@ -35,6 +36,7 @@ from hivilt.data.tables import (
     rows_with_pictures,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
+from hivilt.processing_hivilt import well_formed
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +149,13 @@ def read_question(value: Any, column: str, where: str) -> str:
         raise TypeError(f"{where}: column {column!r} should hold a question as text, got {type(value).__name__}.")
     if value is None or not value.strip():
         raise ValueError(f"{where}: the question in column {column!r} is empty; write one or drop the row.")
-    return value.strip()
+    return well_formed(value.strip())
 
 
 def read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """Answers as a row has them: text, a number, a list of these or of dicts with a key "answer"; empty: not known.
+    """Answers as a row has them: text, a number, a list of these or of dicts with a key "answer"; empty or NaN: not known.
+
+    2.0 is "2": in a table, a column of whole numbers with gaps holds them so.
 
     Raises:
         TypeError: it is anything else; names `column` and `where`.
@@ -165,7 +169,9 @@ def read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
             f"{where}: column {column!r} should hold an answer as text or a list of them, got {type(value).__name__} "
             f"{value!r}."
         )
-    text = "" if value is None else str(value).strip()
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    text = "" if value is None else well_formed(str(value).strip())
     return (text,) if text else ()
 
 

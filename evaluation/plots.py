@@ -208,11 +208,13 @@ def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
 
     best = one.predictions[0]["answer"]
     color = NEUTRAL if one.answer is None else RIGHT if best == one.answer else WRONG
-    cell.suptitle("\n".join(textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")), fontsize=10)
-    lines = [f"{answer['answer']}  {answer['score']:.1%}" for answer in one.predictions]
+    cell.suptitle(
+        "\n".join(textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")), fontsize=10, parse_math=False
+    )
+    lines = [f"{textwrap.shorten(answer['answer'], 42)}  {answer['score']:.1%}" for answer in one.predictions]
     if color == WRONG:
-        lines.append(f"(right: {one.answer})")
-    cell.supxlabel("\n".join(lines), fontsize=9, color=color)
+        lines.append(f"(right: {textwrap.shorten(one.answer, 42)})")
+    cell.supxlabel("\n".join(lines), fontsize=9, color=color, parse_math=False)
 
 
 def plot_retrieved(

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
-from hivilt.processing_hivilt import load_picture
+from hivilt.processing_hivilt import load_picture, well_formed
 from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_model, make_picture, make_processor, make_tokenizer
 
 QUESTION = "what color is the square"
@@ -368,6 +368,28 @@ def test_prepared_tensors_are_taken_as_they_are():
     prepared = torch.rand(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     inputs = PROCESSOR(images=[prepared], do_rescale=False, do_normalize=False, do_resize=False, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"][0], prepared)
+
+
+# Texts from the wild
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=())), min_size=1, max_size=3))
+def test_any_text_is_taken_or_refused_as_empty(texts):
+    if any(not text.strip() for text in texts):
+        with pytest.raises(ValueError, match="is empty; there is nothing to ask"):
+            PROCESSOR(text=texts)
+        return
+    inputs = PROCESSOR(text=texts, return_tensors="pt")
+    assert inputs["input_ids"].shape[0] == len(texts) and inputs["attention_mask"].sum(1).min() >= 2
+    for number, text in enumerate(texts):
+        alone = PROCESSOR(text=text, return_tensors="pt")["input_ids"][0]
+        assert torch.equal(inputs["input_ids"][number, : len(alone)], alone)
+
+
+def test_half_of_a_surrogate_pair_reads_as_a_replacement_character():
+    assert well_formed("a \ud800 b \udc00") == "a \ufffd b \ufffd"
+    assert well_formed("\ud83d\ude00 \ufeff\U0001f600 \x00é") == "\U0001f600 \ufeff\U0001f600 \x00é"
 
 
 # Long texts

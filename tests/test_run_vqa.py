@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import ViTImageProcessorPil, ViTModel, pipeline
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import exact_match
+from hivilt.processing_hivilt import well_formed
 from hivilt.run_vqa import VQAArguments, main, read_data
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
@@ -543,6 +545,37 @@ def test_bad_pictures_stop_the_run_or_are_left_out(data, tmp_path):
     assert results["data"]["train"]["bad_pictures"] == ["train/3.png"]
     assert results["data"]["test"]["bad_pictures"] == ["test/2.png"]
     assert results["test"]["num_questions"] == 10
+
+
+WILD = [
+    *(
+        "from $5 to $6_^ and \\frac{1}{",
+        "a\x00b\x07c\u200b",
+        "\N{WOMAN}\u200d\N{GIRL}?",
+        "ما لون الصورة؟",
+        "图片是什么颜色",
+    ),
+    *("half \ud800 a pair", "word " * 10_000, "\ufeffred"),
+]
+
+
+def test_texts_from_the_wild(data, tmp_path):
+    rows = read_lines(data / "train.jsonl")
+    os.rename(data / rows[0]["image"], data / "train/\N{SNOWMAN} \udcff.png")  # a name that is no UTF-8
+    answers = [7, 2.0, None, ["red", "dark red"], *WILD]
+    for row, question, answer in zip(rows, WILD * 3, answers * 2, strict=False):
+        row.update(question=question, answer=answer)
+        if row["image"] == rows[0]["image"]:
+            row["image"] = "train/\N{SNOWMAN} \udcff.png"
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main([*flags(data, tmp_path / "out", splits=("train", "test")), "--per_device_eval_batch_size", "1"])
+    predictions = read_lines(tmp_path / "out/predictions.jsonl")
+    expected = [well_formed(row["question"].strip()) for row in rows]
+    assert [row["question"] for row in predictions] == expected
+    assert predictions[0]["image"].endswith("train/\N{SNOWMAN} \udcff.png")
+    assert [row["answer"] for row in predictions[:4]] == ["7", "2", [], ["red", "dark red"]]
+    Image.open(tmp_path / "out/predictions.png").verify()
 
 
 def test_over_long_questions_are_cut(data, tmp_path):

@@ -80,12 +80,13 @@ def test_rows_of_local_files(tmp_path, kind):
         ("rows.jsonl", '{"a": 1}\n{"a": ', ValueError, "rows.jsonl, line 2: is not JSON"),
         ("rows.json", '{"image": "a"}', TypeError, "rows.json: expected a list of objects"),
         ("rows.json", '["a"]', TypeError, "rows.json: expected a list of objects"),
+        ("rows.csv", "image,question\na.png,gr\xfc\xdfe?\n", ValueError, "rows.csv: is not UTF-8 .*save it as UTF-8"),
         ("rows.json", "3", TypeError, "rows.json: expected a list of objects with the same keys, got int"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, error, message):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(error, match=message):
         column_names(read_rows(tmp_path / name), name)
 

@@ -120,6 +120,11 @@ def test_answers_in_every_form(folder):
     forms = [
         ("red", ("red",)),
         (2, ("2",)),
+        (2.0, ("2",)),
+        (2.5, ("2.5",)),
+        (float("nan"), ()),
+        ([None, 3, " red "], ("3", "red")),
+        ("half \ud800 a pair", ("half \N{REPLACEMENT CHARACTER} a pair",)),
         (["red", "dark red"], ("red", "dark red")),
         ([{"answer": "red", "answer_id": 1}, {"answer": "pink", "answer_id": 2}], ("red", "pink")),
         (None, ()),

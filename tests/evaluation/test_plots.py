@@ -234,3 +234,25 @@ def test_scaling_is_drawn_for_one_collection_and_several(tmp_path):
     for number in (1, 3):
         plot_scaling(rows[:number], tmp_path / "scaling.png")
         assert np.asarray(Image.open(tmp_path / "scaling.png").convert("L")).std() > 10
+
+
+WILD = [
+    "from $5 to $6_^",
+    "a\x00b\x07c\u200b",
+    "👩\u200d👧 red?",
+    "ما لون الصورة؟",
+    "图片是什么颜色",
+    "\\frac{1}{",
+    "word " * 10_000,
+]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("text", WILD, ids=ascii)
+def test_texts_from_the_wild_are_drawn_as_they_are(tmp_path, text):
+    predictions = [{"answer": text, "score": 0.9}]
+    one = AnsweredQuestion(make_picture(), text, predictions, "red " + text, None)
+    plot_predictions([one], tmp_path / "predictions.png")
+    assert_is_picture(tmp_path / "predictions.png")
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert max(picture.size) < 1000
