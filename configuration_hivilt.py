@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ for _requirement in ("transformers>=5.16.0,<6", "huggingface_hub>=1.20.0,<3"):
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 # Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
@@ -66,8 +68,10 @@ def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_t
     """The config of an encoder from what stands for it: itself, its fields, or nothing for that of the base model."""
     if isinstance(config, PreTrainedConfig):
         return config
+    if config is not None and not isinstance(config, dict):
+        raise ValueError(f"`{name}` must be a config or a dict of its fields, got {type(config).__name__}.")
     fields = {"model_type": default_type, **(config or {})}
-    if fields["model_type"] not in CONFIG_MAPPING:
+    if not isinstance(fields["model_type"], str) or fields["model_type"] not in CONFIG_MAPPING:
         raise ValueError(f"`{name}` has the `model_type` {fields['model_type']!r}, which transformers does not know.")
     return AutoConfig.for_model(**fields)
 
@@ -191,6 +195,7 @@ class HiViLTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
+        self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.vision_config = _encoder_config("vision_config", self.vision_config, "vit")
         self.text_config = _encoder_config("text_config", self.text_config, "bert")
@@ -295,6 +300,15 @@ class HiViLTConfig(PreTrainedConfig):
             if close and not hasattr(PreTrainedConfig, key):
                 raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{close[0]}`?")
 
+    def _refuse_foreign_labels(self, num_labels) -> None:
+        # transformers makes maps of both before it validates any field.
+        if self.id2label is not None:
+            numbered = isinstance(self.id2label, dict) and all(str(label).isdecimal() for label in self.id2label)
+            if not numbered or not all(isinstance(answer, str) for answer in self.id2label.values()):
+                raise ValueError(f"`id2label` must map numbers from 0 on to answers as text, got {self.id2label!r:.200}.")
+        if type(num_labels) is not int or num_labels < 0:
+            raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
+
     def validate_fusion(self):
         """Checks every fusion field against the encoders; runs on construction and on save."""
         for name in (
@@ -316,9 +330,16 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
-        for name in ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        weights = ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight")
+        for name in (*weights, "initializer_range"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"`layer_norm_eps` must be finite and above 0, got {self.layer_norm_eps}.")
+        if not math.isfinite(self.logit_scale_init_value):
+            raise ValueError(f"`logit_scale_init_value` must be finite, got {self.logit_scale_init_value}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
         self._validate_levels()
         if sorted(self.id2label or {}) != list(range(len(self.id2label or {}))):
             raise ValueError(
@@ -344,6 +365,11 @@ class HiViLTConfig(PreTrainedConfig):
             )
         if self.vision_strides is not None and min(self.vision_strides) < 1:
             raise ValueError(f"`vision_strides` must be at least 1, got {list(self.vision_strides)}.")
+        if self.vision_levels is None and self.num_fusion_stages > states:
+            raise ValueError(
+                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
+                f"encoder has hidden states ({states}); lower it or name `vision_levels`."
+            )
         if len(self._default_vision_levels()) < self.num_fusion_stages or self._default_vision_levels()[0] < 0:
             raise ValueError(
                 f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "

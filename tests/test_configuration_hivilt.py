@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import math
 import runpy
 import sys
 from dataclasses import fields
 from importlib import metadata
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -24,10 +28,10 @@ from transformers import (
     ViTConfig,
 )
 
-from hivilt import HiViLTConfig, configuration_hivilt
+from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, configuration_hivilt
 from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.modeling_hivilt import HiViLTModelOutput, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
 
 
 def saved(config: HiViLTConfig, folder) -> dict:
@@ -200,6 +204,14 @@ def test_num_labels_alone_makes_nameless_answers():
         ("num_attention_heads", 0),
         ("num_attention_heads", 3),
         ("num_fusion_stages", 0),
+        ("num_fusion_stages", 10**9),
+        ("hidden_act", "gleu"),
+        ("layer_norm_eps", 0.0),
+        ("layer_norm_eps", math.nan),
+        ("initializer_range", -0.02),
+        ("initializer_range", math.inf),
+        ("logit_scale_init_value", math.nan),
+        ("auxiliary_loss_weight", math.nan),
         ("num_fusion_stages", 2.0),
         ("fusion_intermediate_size", 0),
         ("projection_dim", -1),
@@ -231,6 +243,36 @@ def test_num_labels_alone_makes_nameless_answers():
 def test_refuses_a_wrong_value_by_the_name_of_its_field(field, wrong):
     with pytest.raises(StrictDataclassError, match=rf"['`]{field}['`]"):
         make_config(**{field: wrong})
+
+
+OWN_FIELDS = sorted(field.name for field in fields(HiViLTConfig) if field.name in HiViLTConfig.__annotations__)
+NUMBERS = st.integers(-3, 9) | st.floats(width=16) | st.sampled_from([10**6, -1.0, 0.5, 1e-6])
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "gelu", "relu", "vit", "x"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["model_type", "0", "1", "x"]), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*OWN_FIELDS, "id2label", "num_labels", "problem_type"]), JSON)
+def test_any_json_is_refused_by_name_or_makes_a_model_that_computes(field, value):
+    written = make_config().to_dict()
+    if field == "num_labels":
+        del written["id2label"], written["label2id"]
+    try:
+        config = HiViLTConfig.from_dict({**written, field: value})
+    except (ValueError, StrictDataclassError) as error:
+        assert field in str(error), error
+        return
+    if field.endswith("_config") or value == 10**6:  # another encoder takes other inputs; others are too large to run
+        return
+    batch = make_batch()
+    for model_class in (HiViLTForQuestionAnswering, HiViLTForRetrieval):
+        with torch.no_grad():
+            output = model_class(config)(**batch)
+        scores = output.logits if model_class is HiViLTForQuestionAnswering else output.logits_per_text
+        assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize("vision", ["swin", "convnext"])
