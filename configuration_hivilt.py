@@ -305,7 +305,9 @@ class HiViLTConfig(PreTrainedConfig):
         if self.id2label is not None:
             numbered = isinstance(self.id2label, dict) and all(str(label).isdecimal() for label in self.id2label)
             if not numbered or not all(isinstance(answer, str) for answer in self.id2label.values()):
-                raise ValueError(f"`id2label` must map numbers from 0 on to answers as text, got {self.id2label!r:.200}.")
+                raise ValueError(
+                    f"`id2label` must map numbers from 0 on to answers as text, got {self.id2label!r:.200}."
+                )
         if type(num_labels) is not int or num_labels < 0:
             raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
 

@@ -97,6 +97,52 @@ def test_the_reference_would_notice_a_swapped_modality():
     assert np.abs(outputs.global_fusion_state[0].numpy() - expected["global_fusion_state"]).max() > 1e-3
 
 
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_grid_mask_and_pairing_equals_the_equations_in_plain_loops(data):
+    stages = data.draw(st.integers(1, 3), "stages")
+    fusion = {
+        "num_fusion_stages": stages,
+        "vision_levels": [1] * stages,
+        "vision_strides": data.draw(st.lists(st.integers(1, 3), min_size=stages, max_size=stages), "strides"),
+        "fusion_top_k": data.draw(st.none() | st.integers(1, 30), "top_k"),
+        "use_local_fusion": data.draw(st.integers(0, 4), "local") > 0,
+        "use_global_fusion": data.draw(st.integers(0, 4), "global") > 0,
+        "use_position_embeddings": data.draw(st.booleans(), "positions"),
+    }
+    height, width = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7)), "grid")
+    index = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=4), "image_index")
+    longest = data.draw(st.integers(1, 6), "longest")
+    # Texts lie anywhere between padding, as left or right padding puts them.
+    spans = [data.draw(st.tuples(st.integers(0, longest - 1), st.integers(1, longest)), "span") for _ in index]
+
+    model = make_model(HiViLTModel, weight_scale=8.0, **fusion).double()
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), "seed"))
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    maps = [make(3, height, width, 24) for _ in model.fusion.vision_levels]
+    mask = torch.zeros(len(index), longest, dtype=torch.bool)
+    for row, (start, length) in enumerate(spans):
+        mask[row, start : start + length] = True
+    tokens = make(len(index), longest, 18)
+    weights = {name: parameter.numpy() for name, parameter in model.state_dict().items()}
+    with torch.no_grad():
+        images, texts = model.fusion("encode_images", maps), model.fusion("encode_texts", tokens, mask)
+        outputs = model.fuse(images, texts, torch.tensor(index))
+    # Without local fusion the reference, too, reads the last level alone.
+    maps = [maps[0]] * stages if len(maps) < stages else maps
+    for row, image in enumerate(index):
+        expected = reference.fuse(
+            weights, model.config, [level[image].numpy() for level in maps], tokens[row, mask[row]].numpy()
+        )
+        for name in ("vision_global_state", "text_global_state", "global_fusion_state"):
+            np.testing.assert_allclose(outputs[name][row].numpy(), expected[name], atol=1e-6, rtol=1e-6)
+        num_vision = outputs.local_fusion_state.shape[1] - longest
+        kept = torch.cat([torch.ones(num_vision, dtype=torch.bool), mask[row]])
+        np.testing.assert_allclose(
+            outputs.local_fusion_state[row, kept].numpy(), expected["local_fusion_state"], atol=1e-6, rtol=1e-6
+        )
+
+
 # Shapes
 
 
