@@ -603,6 +603,58 @@ def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
     assert outputs.image_embeds.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("model_class", "dtype"), [(HiViLTForQuestionAnswering, torch.bfloat16), (HiViLTForRetrieval, torch.float16)]
+)
+def test_two_hundred_steps_in_half_precision_are_finite_and_learn(model_class, dtype):
+    model = make_model(model_class, dropout=0.1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    batch = make_batch() | {"attention_mask": make_batch()["attention_mask"].clone()}
+    batch["attention_mask"][3] = 0  # a text of nothing but padding
+    if model_class is HiViLTForQuestionAnswering:
+        batch["labels"] = torch.arange(5)
+    losses = []
+    for _ in range(200):
+        with torch.autocast("cpu", dtype=dtype):
+            outputs = model(**batch)
+        optimizer.zero_grad()
+        scaler.scale(outputs.loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(outputs.loss.item())
+    assert all(math.isfinite(loss) for loss in losses) and sum(losses[-10:]) < sum(losses[:10]) / 2
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
+def test_a_text_of_nothing_but_padding_is_finite_and_touches_no_other(fusion, batch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, **fusion)
+    expected = model(**batch).logits
+    batch["attention_mask"] = batch["attention_mask"].clone()
+    batch["attention_mask"][2] = 0
+    logits = model(**batch).logits
+    assert logits.isfinite().all()
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(logits[others], expected[others], atol=1e-5, rtol=1e-5)
+    logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@given(st.permutations(range(5)), st.integers(1, 5), st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_what_else_is_in_a_batch_changes_nothing(order, number, padding):
+    model, batch = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, fusion_top_k=4), make_batch()
+    some = torch.tensor(order[:number])
+    with torch.no_grad():
+        expected = model(**batch).logits[some]
+        part = {name: F.pad(batch[name][some], (0, padding)) for name in ("input_ids", "attention_mask")}
+        logits = model(**part, pixel_values=batch["pixel_values"], image_index=batch["image_index"][some]).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_retrieval_without_known_pairs_scores_but_has_no_loss(batch):
     """One picture and several candidate texts, as zero-shot classification calls it."""
     model = make_model(HiViLTForRetrieval)

@@ -512,6 +512,26 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+ANYTHING = st.recursive(
+    st.sampled_from([None, True, 0, -1.5, "", "x", QUESTION, b"x", {"a": 1}, np.zeros(0), np.zeros((2, 2), np.uint8)])
+    | st.builds(make_picture)
+    | st.builds(lambda shape: np.zeros(shape, np.uint8), st.lists(st.integers(0, 4), max_size=4)),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.just("images"), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING, ANYTHING)
+def test_anything_in_place_of_pictures_and_texts_is_taken_or_refused(images, text):
+    try:
+        inputs = PROCESSOR(images=images, text=text, return_tensors="pt")
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        assert str(error)
+        return
+    assert "image_index" not in inputs or int(inputs["image_index"].max()) < len(inputs["pixel_values"])
+
+
 def test_a_damaged_picture_in_memory_is_refused(tmp_path):
     with (
         Image.open(a_truncated_file(tmp_path)) as picture,
