@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
@@ -1019,6 +1020,17 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             if id(parameter) in training:
                 break
             parameter.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; weights that were cut off or tampered with are refused by the name of
+        their folder (`OSError`)."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path}: its weights are cut off or damaged ({error}); copy or download them again."
+            ) from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """

@@ -22,7 +22,7 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 REMOTE = ["configuration_hivilt.py", "modeling_hivilt.py", "processing_hivilt.py", "pipeline_hivilt.py"]
 
 # Whoever loads a checkpoint runs these files: they compute, and leave the network, files and processes to transformers.
-LIBRARIES = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
+LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
 UNSAFE_MODULES = {
     *("pickle", "marshal", "shelve", "dbm"),
     *("subprocess", "multiprocessing", "pty", "ctypes", "importlib", "runpy", "code", "codeop"),
