@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval weights app test browser versions lint format clean
+.PHONY: help install vqa retrieval weights app test stress browser versions lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,11 +34,11 @@ weights:  ## make what `make vqa` and `make retrieval` left the models of this f
 	chmod 644 *.safetensors retrieval/*.safetensors
 
 # Small models run fastest on one thread, and no test may need the network or a screen.
-test browser versions: export OMP_NUM_THREADS = 1
-test browser versions: export HF_HUB_OFFLINE = 1
-test browser versions: export HF_DATASETS_OFFLINE = 1
-test browser versions: export TOKENIZERS_PARALLELISM = false
-test browser versions: export MPLBACKEND = Agg
+test stress browser versions: export OMP_NUM_THREADS = 1
+test stress browser versions: export HF_HUB_OFFLINE = 1
+test stress browser versions: export HF_DATASETS_OFFLINE = 1
+test stress browser versions: export TOKENIZERS_PARALLELISM = false
+test stress browser versions: export MPLBACKEND = Agg
 # A file is tested by one of two processes, so that its fixtures are made once; ARGS="-n 0" tests all in this one.
 test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile
 
@@ -47,6 +47,9 @@ app: .venv/.installed  ## a page to try it, in the browser: make app ARGS="--mod
 
 test: .venv/.installed  ## run the tests: make test ARGS="-k retrieval"
 	$(BIN)/python -m pytest $(ARGS)
+
+stress: .venv/.installed  ## the long tests of what can go wrong, about ten minutes: kills, bad pictures, memory
+	$(BIN)/python -m pytest tests/stress $(ARGS)
 
 browser: .venv/.browser  ## test that page in Debian's Chromium (packages chromium and chromium-driver)
 	$(BIN)/python -m pytest tests/browser $(ARGS)

@@ -202,7 +202,8 @@ COMMON_DEFAULTS = {
     "ddp_find_unused_parameters": False,
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
-    "save_total_limit": 1,
+    # The best and the last; of one, Trainer deletes the last when it ends, and a run cut off then would train again.
+    "save_total_limit": 2,
     "load_best_model_at_end": True,
     "lr_scheduler_type": "cosine",
     "logging_steps": 50,

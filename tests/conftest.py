@@ -11,8 +11,8 @@ import torch
 from hivilt import HiViLTProcessor
 from tiny import make_batch, make_processor
 
-# Chromium is for `make browser`, which names that folder.
-collect_ignore = ["browser"]
+# `make browser`, which wants Chromium, and `make stress`, which takes long, name these folders.
+collect_ignore = ["browser", "stress"]
 
 # Small tensors on few cores run an order of magnitude slower with several threads.
 torch.set_num_threads(1)

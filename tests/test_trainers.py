@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,6 +319,22 @@ def test_each_picture_is_decoded_once_an_epoch_however_many_questions_it_has(tmp
     opened.clear()
     trainer.evaluate()
     assert sorted(opened) == files
+
+
+def test_evaluation_holds_one_batch_at_a_time(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset, per_device_eval_batch_size=1)
+    collate, batches, alive = trainer.data_collator, [], []
+
+    def watched(items):
+        alive.append(sum(batch() is not None for batch in batches))
+        inputs = collate(items)
+        batches.append(weakref.ref(inputs["pixel_values"]))
+        return inputs
+
+    trainer.data_collator = watched
+    trainer.evaluate()
+    # The one at hand, and the one that the loader reads ahead to know which is the last.
+    assert len(batches) == len(COUNTS) and max(alive) <= 2
 
 
 def test_looking_shows_the_finest_stage_and_restores_the_model(tmp_path, dataset):
