@@ -18,6 +18,9 @@ from .configuration_hivilt import code_in_place
 
 logger = logging.get_logger(__name__)
 
+# Of a picture longer than this many times its other side only the middle is resized, where a square is cut out of it.
+MAX_RATIO = 32
+
 
 class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
@@ -176,6 +179,13 @@ class HiViLTProcessor(ProcessorMixin):
         processor, size = self.image_processor, picture.size
         if _is_usual(processor) and processor.do_resize:
             if processor.size.shortest_edge and not processor.size.longest_edge:
+                longest = MAX_RATIO * min(size)
+                if processor.do_center_crop and max(size) > longest:
+                    # A line of 1 by 60,000 pixels would be resized to gigabytes, of which the middle is kept.
+                    sides = [min(side, longest + (side - longest) % 2) for side in size]
+                    left, top = ((old - new) // 2 for old, new in zip(size, sides, strict=True))
+                    picture = picture.crop((left, top, left + sides[0], top + sides[1]))
+                    size = picture.size
                 size = tuple(int(processor.size.shortest_edge * side / min(size)) for side in size)
             elif processor.size.height and processor.size.width:
                 size = processor.size.width, processor.size.height

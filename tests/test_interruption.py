@@ -108,6 +108,15 @@ def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, execute, d
     assert_same_weights(whole[script], out)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_workers_train_to_the_same_weights(script, execute, data, whole, tmp_path):
+    for number in ("0", "1", "2"):
+        out = tmp_path / number
+        status, output = execute(Run(script, flags(data, out, "--dataloader_num_workers", number)))
+        assert status == 0, output
+        assert_same_weights(whole[script], out)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A folder that is a disk of its own, as large as its `resize` says."""

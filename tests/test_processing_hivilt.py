@@ -302,16 +302,6 @@ def test_tiny_and_narrow_pictures_are_read(size):
     assert inputs["pixel_values"].isfinite().all()
 
 
-def test_a_picture_that_is_upright_and_in_rgb_is_not_copied(tmp_path):
-    picture = make_picture()
-    assert load_picture(picture) is picture
-    picture.save(tmp_path / "picture.jpg")
-    opened = load_picture(tmp_path / "picture.jpg")
-    assert load_picture(opened) is opened
-    (tmp_path / "picture.jpg").unlink()
-    assert opened.getpixel((30, 22))[0] > 200  # nothing of it is left in the file
-
-
 # What they do to pictures: size and crop; those that resize, order their steps or pad in a way of their own.
 IMAGE_PROCESSORS = {
     "ViT": lambda: ViTImageProcessorPil(size={"height": 13, "width": 17}),
@@ -327,6 +317,51 @@ IMAGE_PROCESSORS = {
         size={"height": 13, "width": 17}, do_pad=True, pad_size={"height": 20, "width": 20}
     ),
 }
+
+
+@pytest.mark.checklist("11")
+@pytest.mark.parametrize("size", [(1, 4000), (4001, 1), (2, 90), (120, 3)], ids=str)
+@pytest.mark.parametrize("name", ["ViT", "CLIP", "DINOv2"])
+def test_strips_are_resized_without_what_is_cut_off(name, size):
+    image_processor = IMAGE_PROCESSORS[name]()
+    processor = HiViLTProcessor(image_processor, make_tokenizer())
+    picture = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[::-1])).convert(
+        "RGB"
+    )
+    found = processor(images=picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, image_processor(picture, return_tensors="pt")["pixel_values"], atol=0.05, rtol=0)
+    longest = max(processor.resize(picture).size)
+    assert longest <= 34 * 18
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_a_moving_picture_the_first_is_taken(kind, tmp_path):
+    first, second = (make_picture(color) for color in ("white", "black"))
+    first.save(tmp_path / "moving", kind, save_all=True, append_images=[second], duration=100, lossless=True)
+    assert_looks_like(tmp_path / "moving", first)
+
+
+@pytest.mark.parametrize(
+    "name", ["\N{SNOWMAN} \N{CJK UNIFIED IDEOGRAPH-56FE}.png", "a\nb.png", "\udcff.png"], ids=ascii
+)
+def test_a_file_may_be_called_anything(name, tmp_path):
+    make_picture().save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / name)
+    assert_looks_like(tmp_path / name, make_picture())
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError) as caught:
+        load_picture(tmp_path / name)
+    str(caught.value).encode()  # it can be written
+
+
+def test_a_picture_that_is_upright_and_in_rgb_is_not_copied(tmp_path):
+    picture = make_picture()
+    assert load_picture(picture) is picture
+    picture.save(tmp_path / "picture.jpg")
+    opened = load_picture(tmp_path / "picture.jpg")
+    assert load_picture(opened) is opened
+    (tmp_path / "picture.jpg").unlink()
+    assert opened.getpixel((30, 22))[0] > 200  # nothing of it is left in the file
 
 
 @pytest.mark.parametrize("size", [(31, 23), (23, 31), (14, 14)], ids=str)
@@ -433,9 +468,21 @@ def a_truncated_file(folder):
     return folder / "half.png"
 
 
+def a_loop(folder):
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    return folder / "loop.png"
+
+
+def a_pipe(folder):
+    os.mkfifo(folder / "pipe.png")
+    return folder / "pipe.png"
+
+
 @pytest.mark.parametrize(
     ("picture", "error", "message"),
     [
+        (a_loop, FileNotFoundError, r"There is no picture file .*loop.png"),
+        (a_pipe, FileNotFoundError, r"There is no picture file .*pipe.png"),
         (lambda _: "https://example.org/cat.png", ValueError, r"download https://example.org/cat.png and give"),
         (lambda folder: folder / "gone.png", FileNotFoundError, r"gone.png.*check the path"),
         (lambda folder: folder, FileNotFoundError, r"There is no picture file"),
