@@ -168,7 +168,8 @@ def plot_attention(
         start = 0.0
         for seen, share in shares.items():
             axes.barh(place, share, left=start, color=f"C{len(axes.patches) % 2}", alpha=0.5)
-            axes.text(start + share / 2, place, f"{seen} {share:.0%}", ha="center", va="center", fontsize=8)
+            if share >= 0.1:  # it has room for its name
+                axes.text(start + share / 2, place, f"{seen} {share:.0%}", ha="center", va="center", fontsize=8)
             start += share
     axes.set(yticks=range(len(looks)), yticklabels=list(looks), xticks=[], xlim=(0, 1))
     axes.set_title("global fusion", fontsize=10)
