@@ -73,12 +73,19 @@ class _SaveOnSigterm(TrainerCallback):
     def __init__(self):
         self.asked = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        # Python lets no other thread set handlers.
-        if threading.current_thread() is threading.main_thread():
-            self.usual = signal.signal(signal.SIGTERM, self.ask)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets no other thread set handlers
+            return
+        self.asked = False
+        usual = signal.signal(signal.SIGTERM, self.ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, usual)
 
-    def ask(self, signum, frame):
+    def ask(self, signum, frame) -> None:
         self.asked = True
 
     def asked_anywhere(self, args) -> bool:
@@ -103,10 +110,6 @@ class _SaveOnSigterm(TrainerCallback):
             )
             # Not by ending training as usual: Trainer would delete the checkpoint if another one was better.
             raise SystemExit(128 + signal.SIGTERM)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.usual)
 
 
 class _NewDraws(TrainerCallback):
@@ -145,7 +148,8 @@ class HiViLTTrainer(Trainer):
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
         self.add_callback(_NewDraws)
-        self.add_callback(_SaveOnSigterm)
+        self._sigterm = _SaveOnSigterm()
+        self.add_callback(self._sigterm)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
             whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
@@ -211,7 +215,8 @@ class HiViLTTrainer(Trainer):
                 f"resume_from_checkpoint: {resume_from_checkpoint} is no checkpoint that was written to its end; name "
                 "another, or 'last' for the last whole one of output_dir."
             )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._sigterm.listening():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -223,7 +228,7 @@ class HiViLTTrainer(Trainer):
         # torch and safetensors have errors of their own for a disk that is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(folder.parent).free
-            if self.args.should_save:
+            if self.args.should_save and not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"output_dir: {folder.name} could not be written to {folder.parent}, which has {free / 2**20:,.0f} MiB "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import weakref
 from pathlib import Path
@@ -24,6 +25,7 @@ from hivilt.trainers import (
     QuestionAnsweringTrainer,
     RetrievalTrainer,
     answer_and_look,
+    last_checkpoint,
     question_losses,
 )
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments
@@ -185,6 +187,26 @@ def test_a_sharded_model_is_saved_with_its_code(tmp_path, dataset):
     trainer._save(str(tmp_path / "saved"), state_dict=trainer.model.state_dict())
     code = {path.name for path in (tmp_path / "saved").glob("*.py")}
     assert code == {f"{name}_hivilt.py" for name in ("configuration", "modeling", "processing", "pipeline")}
+
+
+def test_a_checkpoint_is_whole_before_an_older_one_that_cannot_be_deleted(tmp_path, dataset, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError("old")
+
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", refuse)
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, save_strategy="steps", save_steps=1, eval_strategy="no")
+    with pytest.raises(OSError, match="checkpoint-1 could not be written .*old"):
+        trainer.train()
+    assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out/checkpoint-1")
+
+
+def test_after_training_sigterm_is_what_it_was(tmp_path, dataset, monkeypatch):
+    usual = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, eval_strategy="no")
+    monkeypatch.setattr(trainer, "training_step", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_model_card_is_left_alone(tmp_path, dataset):
