@@ -329,14 +329,23 @@ def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -
     for name, run in runs.items():
         task, contestant, _ = name.split(" | ")
         panels.setdefault(task, {}).setdefault(contestant, []).append(run)
-    figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.5), layout="constrained")
-    panes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    # A contestant looks the same in every panel; there are fewer colors than contestants.
+    names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))
+    styles = {name: {"color": f"C{place}", "linestyle": "--" if place > 6 else "-"} for place, name in enumerate(names)}
+    styles["HiViLT"] = {"linewidth": 3, "color": "black", "zorder": 3}
+    columns = min(3, max(1, len(panels)))
+    rows = -(-max(1, len(panels)) // columns)
+    figure = Figure(figsize=(4.5 * columns + 2.5, 4 * rows), layout="constrained")
+    panes = figure.subplots(rows, columns, squeeze=False).ravel()
+    drawn = {}
     for axes, (task, contestants) in zip(panes, panels.items(), strict=False):
         for contestant, lines in contestants.items():
             curves = np.array([line["curve"] for line in lines])  # (seeds, evaluations, 2)
             share, accuracy = curves.mean(axis=0).T
-            style = {"linewidth": 3, "color": "black", "zorder": 3} if contestant == "HiViLT" else {"linewidth": 1.5}
-            axes.plot(share * lines[0]["flops"] / 1e12, 100 * accuracy, label=contestant, **style)
+            cost = share * lines[0]["flops"] / 1e12
+            (drawn[contestant],) = axes.plot(cost, 100 * accuracy, marker=".", label=contestant, **styles[contestant])
         axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training pictures, %", xscale="log")
-        axes.legend(fontsize=7)
+    for axes in panes[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend([drawn[name] for name in names], names, loc="outside right upper")
     figure.savefig(path, dpi=120)
