@@ -82,6 +82,11 @@ class HiViLTConfig(PreTrainedConfig):
     Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
     at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. Arguments go by keyword.
 
+    Three stages, both fusions and positions are the default after `benchmarks/fusion_study.py` (docs/fusion.md has the
+    tables): without local fusion Sort-of-CLEVR stays on its first plateau, at 69.6 % of held-out questions where the whole
+    reaches 92.0 % (one seed), and on VQA-RAD nothing could be left out for the better. Global fusion has not been told from
+    none so far.
+
     Args:
         vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
             Config of any transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
