@@ -159,7 +159,7 @@ class HiViLTProcessor(ProcessorMixin):
                 raise ValueError("`images` is an empty list; give at least one picture.")
         if text is not None:
             texts, image_index = self._flatten(text, len(pictures) if images is not None else None)
-            tokens = self.tokenizer(texts if not isinstance(text, str) else text, **merged["text_kwargs"])
+            tokens = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
             self._tell_of_truncation(tokens, len(texts), merged["text_kwargs"].get("max_length"))
             inputs.update(tokens)
         if images is not None:

@@ -423,6 +423,8 @@ def test_any_text_is_taken_or_refused_as_empty(texts):
 
 
 def test_half_of_a_surrogate_pair_reads_as_a_replacement_character():
+    for text in ("red \ud800", ["red \ud800"], [["red \ud800"]]):
+        assert PROCESSOR(text=text).input_ids in (ids_of("red \ufffd"), [ids_of("red \ufffd")])
     assert well_formed("a \ud800 b \udc00") == "a \ufffd b \ufffd"
     assert well_formed("\ud83d\ude00 \ufeff\U0001f600 \x00é") == "\U0001f600 \ufeff\U0001f600 \x00é"
 
