@@ -198,13 +198,12 @@ def train(
     task = TASKS[task_name]
     data = read(task, data_dir)
     make_one = partial(make, head=data.head, vocab_size=len(data.processor.tokenizer), image_size=task.image_size)
-    share = 1.0
-    if contestant in AT_EQUAL_FLOPS:
-        ours, theirs = (flops_per_picture(make_one(name, **data.fields), data) for name in ("HiViLT", contestant))
-        share = ours / theirs
     set_seed(seed)
     model = make_one(contestant, **data.fields)
-    flops = 3 * flops_per_picture(model, data) * len(data.train) * epochs * share
+    cost, share = flops_per_picture(model, data), 1.0
+    if contestant in AT_EQUAL_FLOPS:
+        share = flops_per_picture(make_one("HiViLT", **data.fields), data) / cost
+    flops = 3 * cost * len(data.train) * epochs * share
     with tempfile.TemporaryDirectory() as folder:
         args = HiViLTTrainingArguments(
             **{
