@@ -53,6 +53,7 @@ from hivilt.training import (
     prepare_splits,
     read_splits,
     run,
+    run_command,
 )
 
 logger = logging.getLogger("hivilt")
@@ -380,4 +381,4 @@ def main(argv: list[str] | None = None) -> dict | list:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -49,6 +49,7 @@ from hivilt.training import (
     prepare_splits,
     read_splits,
     run,
+    run_command,
 )
 
 logger = logging.getLogger("hivilt")
@@ -329,4 +330,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

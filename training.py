@@ -266,6 +266,24 @@ def begin_run(
     return args, training_args
 
 
+def run_command(main: Callable[[], Any]) -> None:
+    """A script's `main`; then leaves the group of processes, whose Gloo threads would abort a Python that ends under them
+    (pytorch/pytorch#190489).
+    """
+    try:
+        main()
+    except SystemExit:  # of all processes together: told to stop by SIGTERM
+        _leave_processes()
+        raise
+    # Not after an error: others may wait for this process, and leaving could wait for them.
+    _leave_processes()
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def flags_in_file(path: Path) -> list[str]:
     """The flags that a JSON or YAML file stands for, so that its values are read as those of flags: YAML's 1e-3 too."""
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}  # YAML reads JSON too

@@ -130,5 +130,18 @@ def _run(main: Callable[[Sequence[str]], Any], run: Run) -> int:
     return status
 
 
+def _together(runs: Sequence[Run]) -> None:
+    """Runs in this process, which is one of several; the signals go to the second of them."""
+    for run in runs:
+        if run.moment is not None and os.environ["RANK"] == "1":
+            _arrange(run.moment, run.call, run.signal)
+        importlib.import_module(f"hivilt.{run.script}").main(run.flags)
+
+
 if __name__ == "__main__":
-    _serve()
+    if len(sys.argv) > 1:
+        from hivilt.training import run_command
+
+        run_command(lambda: _together([Run(*run) for run in json.loads(sys.argv[1])]))
+    else:
+        _serve()

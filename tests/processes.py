@@ -11,6 +11,8 @@ from pathlib import Path
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
+from hivilt.training import run_command
+
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
@@ -19,33 +21,33 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(module: str, num_processes: int, arguments: list[str]) -> str:
-    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU."""
+def launch(module: str, num_processes: int, arguments: list[str], status: int = 0) -> str:
+    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU.
+
+    `status` is what the launcher is to end with: 1 if its processes end with anything but 0.
+    """
     # Not --cpu, with which accelerate starts one process, whatever their number.
-    return _accelerate("--multi_gpu", "--num_processes", str(num_processes), "-m", module, *arguments)
+    return _accelerate("--multi_gpu", "--num_processes", str(num_processes), "-m", module, *arguments, status=status)
 
 
 def launch_sharded(config_file: Path, runs: list[tuple[str, list[str]]]) -> str:
     """Runs modules one after another on two processes that share the weights as an FSDP file says, but in float32."""
     sharded = ("--config_file", str(config_file), "--num_processes", "2", "--mixed_precision", "no")
-    environment = {
-        "ACCELERATE_TORCH_DEVICE": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }
-    return _accelerate(*sharded, "-m", Path(__file__).stem, json.dumps(runs), **environment)
+    return _accelerate(*sharded, "-m", Path(__file__).stem, json.dumps(runs), ACCELERATE_TORCH_DEVICE="cpu")
 
 
-def _accelerate(*arguments: str, **environment: str) -> str:
+def _accelerate(*arguments: str, status: int = 0, **environment: str) -> str:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--main_process_port", str(free_port()), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == status, done.stderr[-6000:]
     return done.stdout
 
 
 if __name__ == "__main__":  # one of the processes of `launch_sharded`
     # accelerate shards on accelerators alone; to it these processes have one each.
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-    for module, arguments in json.loads(sys.argv[1]):
-        importlib.import_module(module).main(arguments)
+    runs = json.loads(sys.argv[1])
+    run_command(lambda: [importlib.import_module(module).main(arguments) for module, arguments in runs])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hivilt.trainers import last_checkpoint
 from interruptions import Run, Scripts
+from processes import launch
 from tiny import make_picture
 
 COLORS = ["red", "blue", "green", "white"]
@@ -106,6 +107,20 @@ def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, execute, d
         assert status == 128 + signal.SIGTERM, output
         assert f"SIGTERM: saved step {step} of 8" in output and "Traceback" not in output
     assert_same_weights(whole[script], out)
+
+
+def test_of_two_processes_one_is_told_to_end_and_both_save(data, tmp_path):
+    """At the end of the epoch, where they look after each other; both go on to the weights of an unbroken run."""
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    rarely = ("--eval_steps", "8", "--save_steps", "8")  # not at step 4, where the second epoch of two steps ends
+    first = [Run("run_vqa", flags(data, broken, *rarely), "step", 3, signal.SIGTERM)]
+    launch("interruptions", 2, [json.dumps(first)], status=1)
+    assert last_checkpoint(broken) == str(broken / "checkpoint-4")
+    assert not (broken / "model.safetensors").exists()
+
+    rest = [Run("run_vqa", again(data, broken, *rarely)), Run("run_vqa", flags(data, unbroken, *rarely))]
+    launch("interruptions", 2, [json.dumps(rest)])
+    assert_same_weights(unbroken, broken)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

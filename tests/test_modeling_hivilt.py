@@ -714,6 +714,7 @@ outputs.loss.backward()
 gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
 norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
 print("RESULT" + json.dumps([rank, outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]))
+dist.destroy_process_group()
 """
 
 

@@ -28,7 +28,7 @@ from hivilt.trainers import (
     last_checkpoint,
     question_losses,
 )
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, run_command
 from processes import launch
 from tiny import make_config, make_model, make_picture, make_processor
 
@@ -551,8 +551,7 @@ def evaluate_in_folds(tmp_path, captioned):
     return [trainer.evaluate() for trainer in trainers]
 
 
-def test_folds_on_two_processes(tmp_path, captioned, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+def test_folds_on_two_processes(tmp_path, captioned):
     launch(Path(__file__).stem, 2, [str(tmp_path)])
     together = json.loads((tmp_path / "metrics.json").read_text())
     for found, expected in zip(together, evaluate_in_folds(tmp_path, captioned), strict=True):
@@ -634,10 +633,14 @@ def test_every_epoch_draws_other_captions(tmp_path, captioned):
     assert set().union(*drawn) == set(range(9))
 
 
-if __name__ == "__main__":  # one of the processes of `test_folds_on_two_processes`
+def main():
     folder = Path(sys.argv[1])
     metrics = evaluate_in_folds(
         folder, [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
     )
     if os.environ["RANK"] == "0":
         (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":  # one of the processes of `test_folds_on_two_processes`
+    run_command(main)

@@ -7,9 +7,11 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 from huggingface_hub import get_token
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
@@ -25,6 +27,7 @@ from hivilt.training import (
     parameter_table,
     parse_arguments,
     peak_memory_bytes,
+    run_command,
     train_tokenizer,
 )
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
@@ -111,6 +114,20 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one of 2 processes, each of which would train by itself.*--use_cpu"):
         begin_run(["--output_dir", str(tmp_path)], TaskArguments, {})
+
+
+@pytest.mark.parametrize("ends", [None, SystemExit(143)])
+def test_a_script_that_ends_leaves_the_other_processes(ends, tmp_path):
+    """Gloo's threads would abort it now and then, after all is done."""
+
+    def main():
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        if ends:
+            raise ends
+
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        run_command(main)
+    assert not dist.is_initialized()
 
 
 def test_misspelt_arguments_are_refused(tmp_path):
