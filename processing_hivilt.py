@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image
         name = os.fspath(picture)
         if name.startswith(("http://", "https://")):
             raise ValueError(f"Pictures are not fetched from the web: download {name} and give the file's path.")
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # Path.is_file raises, for a folder that may not be looked into
             raise FileNotFoundError(f"There is no picture file {name!r}; check the path and the working directory.")
         try:
             with Image.open(name) as opened:

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -488,6 +489,7 @@ def a_pipe(folder):
         (lambda _: "https://example.org/cat.png", ValueError, r"download https://example.org/cat.png and give"),
         (lambda folder: folder / "gone.png", FileNotFoundError, r"gone.png.*check the path"),
         (lambda folder: folder, FileNotFoundError, r"There is no picture file"),
+        (lambda folder: folder / ("x" * 300), FileNotFoundError, r"There is no picture file"),
         (a_text_file, ValueError, r"notes.png' is not a readable picture .*; replace or remove it"),
         (a_truncated_file, ValueError, r"half.png' is not a readable picture .*truncated.*; replace or remove it"),
         (lambda _: 7, TypeError, r"a PIL image or an array of uint8, got int"),
@@ -500,6 +502,30 @@ def a_pipe(folder):
 def test_what_is_no_picture_is_refused_by_name(picture, error, message, tmp_path):
     with pytest.raises(error, match=message):
         PROCESSOR(images=[picture(tmp_path)], text=QUESTION)
+
+
+@pytest.fixture
+def no_root():
+    """Root may read everything."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def test_what_may_not_be_read_is_refused_by_name(no_root):
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "closed.png")
+        Image.new("RGB", (4, 4)).save(picture)
+        picture.chmod(0)
+        with pytest.raises(ValueError, match=r"closed.png' is not a readable picture .*Permission denied"):
+            load_picture(picture)
+        Path(folder).chmod(0)
+        with pytest.raises(FileNotFoundError, match=r"no picture file .*closed.png"):
+            load_picture(picture)
+        Path(folder).chmod(0o700)
 
 
 Image.init()
