@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering
+from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering, get_scheduler
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 
@@ -173,6 +173,22 @@ def test_equal_flops_are_fewer_steps(benchmark, contestants, tmp_path):
     assert short["flops"] == pytest.approx(ours["flops"]) and vilt["flops"] > 5 * ours["flops"]
     assert ours["steps"] == vilt["steps"] == 20
     assert short["steps"] == math.ceil(20 * ours["flops"] / vilt["flops"])
+
+
+def test_a_rate_that_is_held_falls_in_the_last_share_of_the_steps(benchmark):
+    task = benchmark.Task("sort-of-clevr", 75, 1, 8, decay=0.25)
+    arguments = task.schedule(40)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = []
+    scheduler = get_scheduler(
+        arguments["lr_scheduler_type"], optimizer, 4, 40, scheduler_specific_kwargs=arguments["lr_scheduler_kwargs"]
+    )
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[4:31] == [1.0] * 27 and rates[:5] == sorted(rates[:5]) and rates[30:] == sorted(rates[30:])[::-1]
+    assert rates[0] < 0.5 and 0.5 < rates[34] < 0.9 and rates[39] < 0.1 and optimizer.param_groups[0]["lr"] < 1e-6
 
 
 def test_pictures_that_are_read_once_make_the_batches_of_the_collator(benchmark, tmp_path):
