@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
@@ -345,6 +346,10 @@ def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -
             cost = share * lines[0]["flops"] / 1e12
             (drawn[contestant],) = axes.plot(cost, 100 * accuracy, marker=".", label=contestant, **styles[contestant])
         axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training pictures, %", xscale="log")
+        # Powers of ten alone name too few places on some panels, and the usual ticks between them run into each other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panes[len(panels) :]:
         axes.set_axis_off()
     figure.legend([drawn[name] for name in names], names, loc="outside right upper")
