@@ -150,7 +150,7 @@ def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     assert benchmark.table(results) in printed and "| relational | beside HiViLT |" in printed
     for run in results["runs"].values():
         assert set(run["test"]) == {"accuracy", "relational", "non-relational"}
-        assert run["steps"] == 1 and run["curve"][-1] == [1.0, run["validation"]]
+        assert run["steps"] == 2 and run["curve"][-1] == [1.0, run["validation"]]
 
 
 def test_the_same_seed_trains_the_same(benchmark, tmp_path):
