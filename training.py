@@ -1,6 +1,7 @@
 """What every run does: read its arguments and data, build a model, train, save, draw, evaluate, write down what it measured."""
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -270,18 +271,18 @@ def run_command(main: Callable[[], Any]) -> None:
     """A script's `main`; then leaves the group of processes, whose Gloo threads would abort a Python that ends under them
     (pytorch/pytorch#190489).
     """
+    status = None
     try:
         main()
-    except SystemExit:  # of all processes together: told to stop by SIGTERM
-        _leave_processes()
-        raise
-    # Not after an error: others may wait for this process, and leaving could wait for them.
-    _leave_processes()
-
-
-def _leave_processes() -> None:
+    except SystemExit as stop:  # of all processes together: told to stop by SIGTERM
+        status = stop.code
+    # Not after another error: others may wait for this process, and leaving could wait for them.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # First the model, which is in a cycle with its trainer: were its DistributedDataParallel the last to hold the
+        # group, Python would wait for a thread of Gloo that waits for Python.
+        gc.collect()
         torch.distributed.destroy_process_group()
+    sys.exit(status)
 
 
 def flags_in_file(path: Path) -> list[str]:
