@@ -268,21 +268,27 @@ def begin_run(
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """A script's `main`; then leaves the group of processes, whose Gloo threads would abort a Python that ends under them
-    (pytorch/pytorch#190489).
-    """
+    """A script's `main`; then ends the process, having left those that it trained with."""
     status = None
     try:
         main()
     except SystemExit as stop:  # of all processes together: told to stop by SIGTERM
         status = stop.code
     # Not after another error: others may wait for this process, and leaving could wait for them.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # First the model, which is in a cycle with its trainer: were its DistributedDataParallel the last to hold the
-        # group, Python would wait for a thread of Gloo that waits for Python.
-        gc.collect()
-        torch.distributed.destroy_process_group()
+    leave_processes()
     sys.exit(status)
+
+
+def leave_processes() -> None:
+    """Leaves the group of processes, if this is in one: its Gloo threads would abort a Python that ends under them
+    (pytorch/pytorch#190489).
+
+    The caller lets go of its model first, whose DistributedDataParallel holds the group. Were it the last to, Python would
+    wait for a thread of Gloo that waits for Python.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a model is in a cycle with its trainer
+        torch.distributed.destroy_process_group()
 
 
 def flags_in_file(path: Path) -> list[str]:

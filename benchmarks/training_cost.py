@@ -15,7 +15,6 @@ It prints the tables of docs/scaling.md, and leaves a JSON file with the process
 """
 
 import argparse
-import gc
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from hivilt.modeling_hivilt import map_states
 from hivilt.training import (
     SMALL_FUSION,
     environment,
+    leave_processes,
     peak_memory_bytes,
     small_text_config,
     small_vision_config,
@@ -141,11 +141,8 @@ def measure_together(rank: int, num_processes: int, pictures: int, steps: int, s
         model = DistributedDataParallel(model)
     batch = make_batch(64, pictures, 10 * pictures, num_tokens=8, vocab_size=100)
     seconds_a_step = training_seconds(model, with_labels(*batch), steps)
-    if num_processes > 1:
-        # The model first: were it the last to hold the group, Python would wait for a thread that waits for Python.
-        del model
-        gc.collect()
-        dist.destroy_process_group()
+    del model
+    leave_processes()
     return seconds_a_step
 
 

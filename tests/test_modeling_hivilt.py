@@ -682,12 +682,13 @@ def test_features_are_the_embeddings_and_have_length_one(batch):
 # Several processes
 
 _TWO_PROCESSES = """
-import gc, json, sys
+import json, sys
 import torch
 import torch.distributed as dist
 from tiny import make_batch, make_model
 from torch.nn.parallel import DistributedDataParallel
 from hivilt import HiViLTForRetrieval
+from hivilt.training import leave_processes
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -714,10 +715,8 @@ outputs.loss.backward()
 gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
 norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
 print("RESULT" + json.dumps([rank, outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]))
-# First the model: as the last to hold the group, it would have Python wait for a thread that waits for Python.
 del outputs, parallel
-gc.collect()
-dist.destroy_process_group()
+leave_processes()
 """
 
 
