@@ -423,7 +423,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: learning rates alone are tried")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid")
     parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
     parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")

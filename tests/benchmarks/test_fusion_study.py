@@ -132,7 +132,10 @@ def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     write(tmp_path / "data", {"train": 6, "test": 2})
     flags = ["--tasks", "Sort-of-CLEVR", "--data_dir", f"sort-of-clevr={tmp_path / 'data'}", "--epochs", "1"]
     flags += ["--learning_rates", "1e-3", "2e-3", "--output_dir", str(tmp_path / "out")]
+    searched = benchmark.main([*flags, "--contestants", "HiViLT", "--seeds"])
+    assert len(searched["searched"]) == 2 and not searched["runs"]
     first = benchmark.main([*flags, "--contestants", "HiViLT", "--seeds", "1"])
+    assert first["searched"] == json.loads(json.dumps(searched["searched"]))
     assert len(first["searched"]) == 2 and list(first["runs"]) == ["Sort-of-CLEVR | HiViLT | 1"]
     capsys.readouterr()
     results = benchmark.main([*flags, "--contestants", "HiViLT", "late fusion (CLIP)", "--seeds", "1", "2"])
