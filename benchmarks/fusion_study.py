@@ -352,16 +352,14 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def curves(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def curves(results: Mapping[str, Any]) -> dict[str, dict[str, list[dict]]]:
     """What `plot_study` draws: the runs, and for a contestant that has none yet on a task the best of its search."""
-    drawn = dict(results["runs"])
-    have = {name.rsplit(" | ", 1)[0] for name in drawn}
-    best: dict[str, dict] = {}
-    for name, run in results["searched"].items():
-        contestant = name.rsplit(" | ", 1)[0]
-        if contestant not in have and run["validation"] > best.get(contestant, {"validation": -1})["validation"]:
-            best[contestant] = run
-    return {**drawn, **{key(contestant, run["seed"]): run for contestant, run in best.items()}}
+    drawn = by_task(results["runs"])
+    for task, contestants in by_task(results["searched"]).items():
+        for contestant, tried in contestants.items():
+            best = max(tried, key=lambda run: run["validation"])
+            drawn.setdefault(task, {}).setdefault(contestant, [best])
+    return drawn
 
 
 def search_table(results: Mapping[str, Any]) -> str:

@@ -318,18 +318,14 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
     figure.savefig(path, dpi=120)
 
 
-def plot_study(runs: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
+def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike) -> None:
     """What is reached against what training has cost so far, a panel for each task and a line for each contestant.
 
     Args:
-        runs: by `"task | contestant | seed"`: `flops` of all of the training, and `curve`, pairs of the share of it and
-            the accuracy or recall in [0, 1] on held-out training pictures. Lines are means over seeds.
+        panels: trainings by task and contestant: `flops` of all of the training, and `curve`, pairs of the share of it
+            and the accuracy or recall in [0, 1] on held-out training pictures. Lines are means over trainings.
         path: the PNG file to write.
     """
-    panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for name, run in runs.items():
-        task, contestant, _ = name.split(" | ")
-        panels.setdefault(task, {}).setdefault(contestant, []).append(run)
     # A contestant looks the same in every panel; there are fewer colors than contestants.
     names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))
     styles = {name: {"color": f"C{place}", "linestyle": "--" if place > 6 else "-"} for place, name in enumerate(names)}

@@ -283,7 +283,7 @@ def test_curves_are_those_of_the_runs_and_before_them_of_the_best_search(benchma
             "a task | ViLT | 0.4": run(0, 0.6),
         },
     }
-    assert benchmark.curves(results) == {"a task | HiViLT | 1": run(1, 0.9), "a task | ViLT | 0": run(0, 0.7)}
+    assert benchmark.curves(results) == {"a task": {"HiViLT": [run(1, 0.9)], "ViLT": [run(0, 0.7)]}}
 
 
 @pytest.mark.parametrize("wrong", ["sort-of-clevr", "clever=folder", "sort-of-clevr="])

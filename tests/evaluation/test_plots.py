@@ -207,13 +207,11 @@ def test_a_study_has_a_panel_a_task_and_a_line_a_contestant(tmp_path, monkeypatc
     def run(flops, *values):
         return {"flops": flops, "curve": [[share, value] for share, value in zip((0.5, 1.0), values, strict=True)]}
 
-    runs = {
-        "one | HiViLT | 1": run(2e12, 0.5, 0.7),
-        "one | HiViLT | 2": run(2e12, 0.6, 0.9),
-        "one | ViLT | 1": run(8e12, 0.1, 0.2),
-        "two | HiViLT | 1": run(1e12, 0.3, 0.4),
+    panels = {
+        "one": {"HiViLT": [run(2e12, 0.5, 0.7), run(2e12, 0.6, 0.9)], "ViLT": [run(8e12, 0.1, 0.2)]},
+        "two": {"HiViLT": [run(1e12, 0.3, 0.4)]},
     }
-    plot_study(runs, tmp_path / "study.png")
+    plot_study(panels, tmp_path / "study.png")
     assert_is_picture(tmp_path / "study.png")
     one, two = drawn[0].axes
     assert (one.get_title(), two.get_title()) == ("one", "two")
