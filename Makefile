@@ -40,7 +40,7 @@ test stress browser versions: export HF_DATASETS_OFFLINE = 1
 test stress browser versions: export TOKENIZERS_PARALLELISM = false
 test stress browser versions: export MPLBACKEND = Agg
 # A file is tested by one of two processes, so that its fixtures are made once; ARGS="-n 0" tests all in this one.
-test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile --max-worker-restart 0
+test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile --durations 10 --max-worker-restart 0
 
 app: .venv/.installed  ## a page to try it, in the browser: make app ARGS="--model outputs/vqa"
 	$(BIN)/python app.py $(ARGS)
