@@ -12,7 +12,8 @@ Those of `AT_EQUAL_FLOPS` take as many FLOPs as HiViLT instead, and so fewer ste
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
-and draws a picture. One GPU if there is one, in bfloat16; `--processes` many trainings at once, of one thread each.
+and draws a picture. One GPU if there is one, in float32 as on a CPU; `--processes` many trainings at once, of one thread
+each.
 """
 
 import argparse
@@ -240,7 +241,6 @@ def train(
                 "load_best_model_at_end": False,
             },
             seed=seed,
-            bf16=torch.cuda.is_available(),
             disable_tqdm=True,
         )
         trainer = data.trainer(
