@@ -93,15 +93,20 @@ class Task:
         return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": kwargs}
 
 
-KINDS = ("relational", "non-relational")
 TASKS = {
     # Most are on their first plateau for long; on a shorter search all would look alike. The same holds for easy-VQA. Small
     # batches, since it takes a number of steps to leave it, whatever their size, and a rate that is held: one that falls
     # from the beginning is too low for those that leave it late.
     "Sort-of-CLEVR": Task(
-        "sort-of-clevr", 75, 2, 4, search_share=1.0, families=KINDS, learning_rates=(3.5e-4, 7e-4, 1.4e-3), decay=0.25
+        "sort-of-clevr",
+        75,
+        2,
+        4,
+        search_share=1.0,
+        families=("relational", "non-relational"),
+        learning_rates=(3.5e-4, 7e-4, 1.4e-3),
+        decay=0.25,
     ),
-    "Sort-of-CLEVR, 64 a step": Task("sort-of-clevr", 75, 4.8, 64, search_share=1.0, families=KINDS),
     "easy-VQA, 5 %": Task("easy-vqa", 64, 16, 8, share=0.05, search_share=1.0),
     "easy-VQA": Task("easy-vqa", 64, 3, 8, search_share=1.0),
     "VQA-RAD": Task("vqa-rad", 96, 10, 16),
