@@ -320,6 +320,7 @@ def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: in
 
 CONTESTANTS: dict[str, Make] = {
     "HiViLT": make_hivilt,
+    "HiViLT, co-attention's FLOPs": make_hivilt,
     "ViLT": make_vilt,
     "ViLT, HiViLT's FLOPs": make_vilt,
     "single stream (VisualBERT)": partial(with_fusion, partial(SingleStream, num_layers=6)),
@@ -333,8 +334,8 @@ CONTESTANTS: dict[str, Make] = {
     "sparse, k = 4": partial(make_hivilt, fusion_top_k=4),
 }
 
-# Trained for as many FLOPs as HiViLT, all others for as many steps.
-AT_EQUAL_FLOPS = {"ViLT, HiViLT's FLOPs"}
+# Trained for as many FLOPs as another, and so for fewer or more steps than all others.
+AT_EQUAL_FLOPS = {"ViLT, HiViLT's FLOPs": "HiViLT", "HiViLT, co-attention's FLOPs": "co-attention (METER)"}
 
 
 def make(name: str, head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, **fields) -> nn.Module:

@@ -8,7 +8,7 @@ For each task and each contestant (benchmarks/fusion_contestants.py) every learn
 for two fifths of the epochs, and the best on questions held out of training is taken; then each seed trains anew and
 answers the test questions once. Data, word pieces, epochs, batches, optimizer and held-out questions are the same for
 all, so that all take the same number of steps; what these cost in FLOPs, three times a forward pass, is given beside.
-Those of `AT_EQUAL_FLOPS` take as many FLOPs as HiViLT instead, and so fewer steps.
+Those of `AT_EQUAL_FLOPS` take as many FLOPs as another instead, and so fewer or more steps.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
@@ -226,7 +226,7 @@ def train(
     model = make_one(contestant, **data.fields)
     cost, share = flops_per_picture(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
-        share = flops_per_picture(make_one("HiViLT", **data.fields), data) / cost
+        share = flops_per_picture(make_one(AT_EQUAL_FLOPS[contestant], **data.fields), data) / cost
     flops = 3 * cost * len(data.train) * epochs * share
     steps = math.ceil(math.ceil(len(data.train) / task.pictures) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
