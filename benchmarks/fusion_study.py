@@ -4,11 +4,12 @@
     python benchmarks/fusion_study.py --data_dir sort-of-clevr=sort_of_clevr vqa-rad=vqa_rad
     python benchmarks/fusion_study.py --tasks "easy-VQA, 5 %" --contestants HiViLT ViLT --seeds 1
 
-For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried, most
-for two fifths of the epochs, and the best on questions held out of training is taken; then each seed trains anew and
-answers the test questions once. Data, word pieces, epochs, batches, optimizer and held-out questions are the same for
-all, so that all take the same number of steps; what these cost in FLOPs, three times a forward pass, is given beside.
-Those of `AT_EQUAL_FLOPS` take as many FLOPs as another instead, and so fewer or more steps.
+For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried, on
+VQA-RAD and OpenMoji for two fifths of the epochs, and the best on questions held out of training is taken; then each
+seed trains anew and answers the test questions once. Data, word pieces, epochs, batches, optimizer and held-out
+questions are the same for all, so that all take the same number of steps; what these cost in FLOPs, three times a
+forward pass, is given beside. Those of `AT_EQUAL_FLOPS` take as many FLOPs as another instead, and so fewer or more
+steps.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
