@@ -329,6 +329,7 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
     # A contestant looks the same in every panel; there are fewer colors than contestants.
     names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))
     styles = {name: {"color": f"C{place}", "linestyle": "--" if place > 6 else "-"} for place, name in enumerate(names)}
+    styles |= {name: {"color": "black", "linestyle": ":", "zorder": 3} for name in names if name.startswith("HiViLT")}
     styles["HiViLT"] = {"linewidth": 3, "color": "black", "zorder": 3}
     columns = min(3, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
