@@ -33,12 +33,6 @@ weights:  ## make what `make vqa` and `make retrieval` left the models of this f
 	cp $(addprefix outputs/retrieval/,$(CHECKPOINT)) retrieval
 	chmod 644 *.safetensors retrieval/*.safetensors
 
-# Small models run fastest on one thread, and no test may need the network or a screen.
-test stress browser versions: export OMP_NUM_THREADS = 1
-test stress browser versions: export HF_HUB_OFFLINE = 1
-test stress browser versions: export HF_DATASETS_OFFLINE = 1
-test stress browser versions: export TOKENIZERS_PARALLELISM = false
-test stress browser versions: export MPLBACKEND = Agg
 # A file is tested by one of two processes, so that its fixtures are made once; ARGS="-n 0" tests all in this one.
 test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile --durations 10 --max-worker-restart 0
 

@@ -1,28 +1,63 @@
-"""What every test runs under: no network, one thread, quiet; and the two fixtures that most of them share."""
+"""What every test runs under: an empty home folder, no network, one thread; and the two fixtures that most tests share."""
 
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# All that follows comes before the imports that read it; processes that tests start inherit it.
+
+# What lies in a person's home folder, or is set in their shell, must not decide whether a test passes.
+FOREIGN = ("ACCELERATE_", "DATASETS_", "GRADIO_", "HF_", "HIVILT_", "HUGGINGFACE_", "HYPOTHESIS_", "MPL", "TORCH")
+FOREIGN += ("TRANSFORMERS_", "XDG_")
+for _name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    del os.environ[_name]
+HOME = Path(tempfile.mkdtemp(prefix="hivilt-home-")).resolve()
+os.environ["HOME"] = str(HOME)
+# Else each process that draws would look through all fonts again.
+os.environ["MPLCONFIGDIR"] = str(HOME / "matplotlib")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(HOME / "inductor")
+
+os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"), "1")
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
+# Small tensors on few cores run an order of magnitude slower with several threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# As it is now: later transformers and evaluate append their caches of modules to `sys.path`, and modules of the same name
+# in the cache of another process would hide its own.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
 import pytest
-import torch
-
-from hivilt import HiViLTProcessor
-from tiny import make_batch, make_processor
+from hypothesis import settings
 
 # `make browser`, which wants Chromium, and `make stress`, which takes long, name these folders.
 collect_ignore = ["browser", "stress"]
 
-# Small tensors on few cores run an order of magnitude slower with several threads.
-torch.set_num_threads(1)
+# The same examples in every run; `make test-all` draws others each time.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("same")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+# These import what they need: the process that hands tests to workers runs this file, too.
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict:
+    """Three images and five texts, as `tiny.make_batch` says."""
+    from tiny import make_batch
+
     return make_batch()
 
 
 @pytest.fixture
-def processor() -> HiViLTProcessor:
+def processor():
+    """A tiny [`HiViLTProcessor`]."""
+    from tiny import make_processor
+
     return make_processor()

@@ -94,7 +94,7 @@ def start_elsewhere(
 def finish_elsewhere(process: subprocess.Popen) -> dict:
     """Waits for it; gives what the function returned."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

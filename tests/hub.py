@@ -164,8 +164,10 @@ class Hub:
         """Variables for a client's process: it asks this Hub, and reaches nothing else."""
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), self.url)
         proxies |= {name.lower(): self.url for name in proxies} | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        # On a machine with much else to do an answer may take longer than a client waits by default.
+        patient = {"HF_HUB_ETAG_TIMEOUT": "300", "HF_HUB_DOWNLOAD_TIMEOUT": "300"}
         quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        return {"HF_ENDPOINT": self.url, **proxies, **quiet}
+        return {"HF_ENDPOINT": self.url, **proxies, **patient, **quiet}
 
     def requests(self, method: str, path: str) -> list[Request]:
         """What has been asked with this method and a path that holds a match of this expression, in order."""
@@ -204,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 60
+    timeout = 900
 
     def answer(self) -> None:
         """Does what the table says; what comes of it is a file, or goes out as JSON."""

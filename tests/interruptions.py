@@ -48,9 +48,8 @@ class Scripts:
     """A process that has imported the scripts; each run is a copy of it, which has computed nothing yet."""
 
     def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+        self._process = subprocess.Popen([sys.executable, __file__], **pipes)
 
     def __call__(self, run: Run) -> tuple[int, str]:
         """Runs it to its end: its exit status, negative for a signal that ended it, as `subprocess` has it, and what it

@@ -1,8 +1,10 @@
 """Starting several processes that train or evaluate together, with the launcher that users have."""
 
+import contextlib
 import importlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -15,10 +17,13 @@ from hivilt.training import run_command
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port of this machine that nobody listens on, and that the system gives to nobody who asks for any."""
+    while True:
+        # Systems take theirs from 32768 on. One of those could be gone by the time that a launcher listens on it.
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(module: str, num_processes: int, arguments: list[str], status: int = 0) -> str:
@@ -39,9 +44,7 @@ def launch_sharded(config_file: Path, runs: list[tuple[str, list[str]]]) -> str:
 def _accelerate(*arguments: str, status: int = 0, **environment: str) -> str:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--main_process_port", str(free_port()), *arguments]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == status, done.stderr[-6000:]
     return done.stdout
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -35,7 +34,6 @@ from hivilt.modeling_hivilt import (
     resample_grid,
     smooth_tokens,
 )
-from processes import free_port
 from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model
 
 FUSIONS = {
@@ -690,10 +688,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hivilt import HiViLTForRetrieval
 from hivilt.training import leave_processes
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 batch = make_batch()
 # uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
 images = [[0, 1], [2]][rank]
@@ -705,47 +701,45 @@ own = {
     "pixel_values": batch["pixel_values"][images],
     "image_index": batch["image_index"][texts] - images[0],
 }
-if "ids" in sys.argv:
-    own["image_ids"] = torch.tensor([5, 5, 6])[images]
-if "chunks" in sys.argv:
-    own["chunk_size"] = 2
-parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
-outputs = parallel(**own)
-outputs.loss.backward()
-gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
-norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
-print("RESULT" + json.dumps([rank, outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]))
-del outputs, parallel
+cases = {"images differ": {}, "images repeat": {"image_ids": torch.tensor([5, 5, 6])[images]}, "in chunks": {"chunk_size": 2}}
+results = {}
+for case, more in cases.items():
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+    parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
+    outputs = parallel(**own, **more)
+    outputs.loss.backward()
+    gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    results[case] = [outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]
+    del outputs, parallel
+print("RESULT" + json.dumps(results))
 leave_processes()
 """
 
 
-@pytest.mark.checklist("5")
-@pytest.mark.parametrize(
-    ("image_ids", "flags"),
-    [(None, []), ([5, 5, 6], ["ids"]), (None, ["chunks"])],
-    ids=["images differ", "images repeat", "in chunks"],
-)
-def test_two_processes_give_the_loss_and_gradients_of_one(image_ids, flags, batch):
-    port = free_port()
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory) -> list[dict]:
+    """What each of two processes found in each case."""
+    meeting = tmp_path_factory.mktemp("two") / "meeting"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _TWO_PROCESSES, *flags],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},
+            [sys.executable, "-c", _TWO_PROCESSES, str(rank), str(meeting)], stdout=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=240)[0] for process in processes]
-    results = [json.loads(text.split("RESULT")[1].splitlines()[0]) for text in printed]
+    printed = [process.communicate(timeout=600)[0] for process in processes]
+    return [json.loads(text.split("RESULT")[1].splitlines()[0]) for text in printed]
 
+
+@pytest.mark.checklist("5")
+@pytest.mark.parametrize(
+    ("case", "image_ids"), [("images differ", None), ("images repeat", [5, 5, 6]), ("in chunks", None)]
+)
+def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case, image_ids, batch):
     model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
     outputs = model(**batch, image_ids=None if image_ids is None else torch.tensor(image_ids))
     outputs.loss.backward()
-    for _, loss, dropped, gradients, norms in results:
+    for loss, dropped, gradients, norms in (found[case] for found in of_two_processes):
         assert loss == pytest.approx(outputs.loss.item(), rel=1e-5)
         assert dropped == outputs.num_dropped_anchors.item()
         for name, parameter in model.named_parameters():

@@ -294,7 +294,7 @@ def killed(*args, **kwargs):
 model.encode_images = killed
 ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "index")!r}, batch_size=2, shard_size=4)
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
         index = build(pictures, model)
         assert sum(model.encoded) == 12 - 4
