@@ -1,13 +1,19 @@
-"""Starting several processes that train or evaluate together, with the launcher that users have."""
+"""Starting several processes that train or evaluate together."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
 import random
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
 from pathlib import Path
 
 from accelerate.state import PartialState
@@ -26,13 +32,13 @@ def free_port() -> int:
             return port
 
 
-def launch(module: str, num_processes: int, arguments: list[str], status: int = 0) -> str:
-    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU.
+# With the launcher that users have: the processes of `accelerate launch`, each of which imports everything
 
-    `status` is what the launcher is to end with: 1 if its processes end with anything but 0.
-    """
+
+def launch_accelerate(module: str, num_processes: int, arguments: list[str]) -> str:
+    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU."""
     # Not --cpu, with which accelerate starts one process, whatever their number.
-    return _accelerate("--multi_gpu", "--num_processes", str(num_processes), "-m", module, *arguments, status=status)
+    return _accelerate("--multi_gpu", "--num_processes", str(num_processes), "-m", module, *arguments)
 
 
 def launch_sharded(config_file: Path, runs: list[tuple[str, list[str]]]) -> str:
@@ -41,16 +47,96 @@ def launch_sharded(config_file: Path, runs: list[tuple[str, list[str]]]) -> str:
     return _accelerate(*sharded, "-m", Path(__file__).stem, json.dumps(runs), ACCELERATE_TORCH_DEVICE="cpu")
 
 
-def _accelerate(*arguments: str, status: int = 0, **environment: str) -> str:
+def _accelerate(*arguments: str, **environment: str) -> str:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--main_process_port", str(free_port()), *arguments]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == status, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout
 
 
-if __name__ == "__main__":  # one of the processes of `launch_sharded`
-    # accelerate shards on accelerators alone; to it these processes have one each.
-    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-    runs = json.loads(sys.argv[1])
-    run_command(lambda: [importlib.import_module(module).main(arguments) for module, arguments in runs])
+# The same in seconds: copies of one process that has imported everything, and computed nothing yet
+
+
+def launch(module: str, num_processes: int, arguments: list[str], status: int = 0) -> str:
+    """Runs a module on several processes and returns what they printed; with --use_cpu they train together on the CPU.
+
+    `status` is 0 if all are to end well, 1 if one of them is not to.
+    """
+    server = _server()
+    server.stdin.write(json.dumps([module, num_processes, arguments]) + "\n")
+    server.stdin.flush()
+    failed, printed, errors = json.loads(server.stdout.readline())
+    assert failed == bool(status), errors[-6000:]
+    return printed
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    """What those processes are copies of. It ends with this one, when nothing more can come."""
+    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _serve() -> None:
+    for module in ("hivilt.run_vqa", "hivilt.run_retrieval"):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        module, num_processes, arguments = json.loads(line)
+        together = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+            children = set()
+            for rank in map(str, range(num_processes)):
+                child = os.fork()
+                if child == 0:
+                    os.environ |= together | {"RANK": rank, "LOCAL_RANK": rank}
+                    for number, file in enumerate(
+                        (os.open(os.devnull, os.O_RDONLY), printed.fileno(), errors.fileno())
+                    ):
+                        os.dup2(file, number)
+                    os._exit(_run(module, arguments))
+                children.add(child)
+            failed = _wait(children)
+            texts = [(file.seek(0), file.read())[1] for file in (printed, errors)]
+        print(json.dumps([failed, *texts]), flush=True)
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    """As `python -m` does; gives the exit status."""
+    sys.argv[1:] = arguments
+    status = None
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status if isinstance(status, int) else int(status is not None)
+
+
+def _wait(children: set[int]) -> bool:
+    """Waits for all of them; whether one failed, after which the others have a minute."""
+    failed, last = False, None
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            time.sleep(0.02)
+        children.discard(child)
+        if child and status:
+            failed, last = True, last or time.monotonic() + 60
+        if last and time.monotonic() > last:
+            for left in children:
+                os.kill(left, signal.SIGKILL)
+    return failed
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        _serve()
+    else:  # one of the processes of `launch_sharded`
+        # accelerate shards on accelerators alone; to it these processes have one each.
+        PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+        runs = json.loads(sys.argv[1])
+        run_command(lambda: [importlib.import_module(module).main(arguments) for module, arguments in runs])

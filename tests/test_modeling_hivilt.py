@@ -2,16 +2,18 @@
 
 import json
 import math
-import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BertConfig,
     BertModel,
@@ -34,6 +36,8 @@ from hivilt.modeling_hivilt import (
     resample_grid,
     smooth_tokens,
 )
+from hivilt.training import run_command
+from processes import launch
 from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model
 
 FUSIONS = {
@@ -679,64 +683,52 @@ def test_features_are_the_embeddings_and_have_length_one(batch):
 
 # Several processes
 
-_TWO_PROCESSES = """
-import json, sys
-import torch
-import torch.distributed as dist
-from tiny import make_batch, make_model
-from torch.nn.parallel import DistributedDataParallel
-from hivilt import HiViLTForRetrieval
-from hivilt.training import leave_processes
+CASES = {"images differ": {}, "images repeat": {"image_ids": [5, 5, 6]}, "in chunks": {"chunk_size": 2}}
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-batch = make_batch()
-# uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
-images = [[0, 1], [2]][rank]
-texts = [t for t, image in enumerate(batch["image_index"].tolist()) if image in images]
-length = int(batch["attention_mask"][texts].sum(1).max())
-own = {
-    "input_ids": batch["input_ids"][texts, :length],
-    "attention_mask": batch["attention_mask"][texts, :length],
-    "pixel_values": batch["pixel_values"][images],
-    "image_index": batch["image_index"][texts] - images[0],
-}
-cases = {"images differ": {}, "images repeat": {"image_ids": torch.tensor([5, 5, 6])[images]}, "in chunks": {"chunk_size": 2}}
-results = {}
-for case, more in cases.items():
-    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
-    parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
-    outputs = parallel(**own, **more)
-    outputs.loss.backward()
-    gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
-    results[case] = [outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]
-    del outputs, parallel
-print("RESULT" + json.dumps(results))
-leave_processes()
-"""
+
+def main():
+    """One of the processes of `test_two_processes_give_the_loss_and_gradients_of_one`."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    batch = make_batch()
+    # uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
+    images = [[0, 1], [2]][rank]
+    texts = [t for t, image in enumerate(batch["image_index"].tolist()) if image in images]
+    length = int(batch["attention_mask"][texts].sum(1).max())
+    own = {
+        "input_ids": batch["input_ids"][texts, :length],
+        "attention_mask": batch["attention_mask"][texts, :length],
+        "pixel_values": batch["pixel_values"][images],
+        "image_index": batch["image_index"][texts] - images[0],
+    }
+    results = {}
+    for case, more in CASES.items():
+        if "image_ids" in more:
+            more = {"image_ids": torch.tensor(more["image_ids"])[images]}
+        model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+        parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
+        outputs = parallel(**own, **more)
+        outputs.loss.backward()
+        gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
+        norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+        results[case] = [outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]
+        del outputs, parallel
+    Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> list[dict]:
     """What each of two processes found in each case."""
-    meeting = tmp_path_factory.mktemp("two") / "meeting"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO_PROCESSES, str(rank), str(meeting)], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=600)[0] for process in processes]
-    return [json.loads(text.split("RESULT")[1].splitlines()[0]) for text in printed]
+    folder = tmp_path_factory.mktemp("two")
+    launch(Path(__file__).stem, 2, [str(folder)])
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.checklist("5")
-@pytest.mark.parametrize(
-    ("case", "image_ids"), [("images differ", None), ("images repeat", [5, 5, 6]), ("in chunks", None)]
-)
-def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case, image_ids, batch):
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case, batch):
     model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+    image_ids = CASES[case].get("image_ids")
     outputs = model(**batch, image_ids=None if image_ids is None else torch.tensor(image_ids))
     outputs.loss.backward()
     for loss, dropped, gradients, norms in (found[case] for found in of_two_processes):
@@ -931,3 +923,7 @@ def test_default_config_is_the_base_model_of_the_note():
     )
     assert model.model.vision_model.config.image_size == 224 and model.config.hidden_size == 768
     assert encoders > 190e6 and sum(p.numel() for p in model.parameters()) - encoders < 45e6
+
+
+if __name__ == "__main__":
+    run_command(main)

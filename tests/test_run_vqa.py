@@ -21,7 +21,7 @@ from hivilt.processing_hivilt import well_formed
 from hivilt.run_vqa import VQAArguments, main, read_data
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
-from processes import launch
+from processes import launch, launch_accelerate
 from tiny import VISION_CONFIGS, make_config, make_picture, make_processor
 
 COLORS = ["red", "blue", "green", "white"]
@@ -457,7 +457,8 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
     encoder = ("--vision_model", str(tmp_path / "vit"), "--warmup_steps", "0")
     main(flags(data, tmp_path / "one", *encoder))
-    printed = launch("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *encoder, "--per_device_train_batch_size", "2"))
+    more = (*encoder, "--per_device_train_batch_size", "2")
+    printed = launch_accelerate("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *more))
     assert printed.count("test accuracy") == 1
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     for step in (1, 2):
