@@ -1178,6 +1178,9 @@ class HiViLTModel(HiViLTPreTrainedModel):
         Raises:
             ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size.
         """
+        if pixel_values.dim() == 5 and pixel_values.shape[1] == 1:
+            # Encodings of one image each, (1, channels, height, width), that a collator stacked.
+            pixel_values = pixel_values.flatten(0, 1)
         if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
             raise ValueError(
                 "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor "
@@ -1221,7 +1224,17 @@ class HiViLTModel(HiViLTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the texts as either `input_ids` or `inputs_embeds`, exactly one of them.")
+        if input_ids is not None and input_ids.dim() == 3 and input_ids.shape[1] == 1:
+            # Encodings of one text each, (1, N_t), that a collator stacked.
+            stacked = (input_ids, attention_mask, token_type_ids)
+            input_ids, attention_mask, token_type_ids = (x if x is None else x.flatten(0, 1) for x in stacked)
         tokens = input_ids if input_ids is not None else inputs_embeds
+        if tokens.dim() != (2 if input_ids is not None else 3):
+            raise ValueError(
+                "Texts must have shape (texts, tokens), those of `inputs_embeds` (texts, tokens, text width), got "
+                f"{tuple(tokens.shape)}. Several texts about an image are rows of their own, and `image_index` says which "
+                "image each belongs to."
+            )
         limit = self.config.max_text_length
         if limit is not None and tokens.shape[1] > limit:
             raise ValueError(

@@ -1,7 +1,8 @@
 """HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 import torch
@@ -21,45 +22,69 @@ logger = logging.get_logger(__name__)
 MAX_RATIO = 32
 
 
+# How far floats may lie outside of 0 to 1 by rounding.
+OVERSHOOT = 1e-3
+FROM_BYTES = "give PIL.Image.open(io.BytesIO(content))"
+
+
 class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-def load_picture(picture: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+def load_picture(
+    picture: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
+) -> Image.Image:
     """
-    Opens a picture as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. One that is
+    Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. One that is
     so already is returned as it is, in memory.
 
+    Arrays and tensors have shape `(height, width)`, or channels first or last: 1, 3 or 4 (RGBA) of them. Where both ends
+    could be channels, an array has them last and a tensor first. Their values say what they are, by one rule:
+
+    - `bool`: `False` is 0 and `True` 255;
+    - integers: as they are up to 255; where there are larger ones, up to 65,535, the upper 8 of 16 bits are taken;
+    - floats from 0 to 1, as `ToTensor` gives them: 1 is 255;
+    - floats that are all whole numbers: as integers.
+
+    Images of the modes I, I;16 and F go by the same rule; those of mode F may hold fractions, if any is above 2.
+
     Args:
-        picture (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, or `numpy.ndarray` of `uint8`).
+        picture (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`).
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays and tensors.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no readable picture, the array has not the shape of one, or the name is a web address, which is
-            never fetched.
-        TypeError: something else.
+        ValueError: it is no readable image, the array has not the shape or the values of one (negative, NaN, fractions
+            above 1), or the name is a web address, which is never fetched.
+        TypeError: something else, encoded bytes among it.
     """
     if isinstance(picture, (str, os.PathLike)):
         name = os.fspath(picture)
-        if name.startswith(("http://", "https://")):
-            raise ValueError(f"Pictures are not fetched from the web: download {name} and give the file's path.")
+        shown = repr(name if len(name) < 300 else f"{name[:40]}...")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+            raise ValueError(f"Images are not fetched from the web: download {name} and give the file's path.")
+        if name.startswith("data:"):
+            raise ValueError(f"{shown} is an image's content: decode the base64 after the comma, then {FROM_BYTES}.")
         if not os.path.isfile(name):  # Path.is_file raises, for a folder that may not be looked into
-            raise FileNotFoundError(f"There is no picture file {name!r}; check the path and the working directory.")
+            hint = "check the path and the working directory"
+            if name.startswith("~"):
+                hint = "`~` is not expanded: give os.path.expanduser(path)"
+            elif len(name) > 99 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name):
+                hint = f"if it is base64, decode it, then {FROM_BYTES}"
+            raise FileNotFoundError(f"There is no image file {shown}; {hint}.")
         try:
             with Image.open(name) as opened:
                 return _as_seen(opened)
         except Exception as error:
             raise unreadable(repr(name), error) from error
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
-        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (3, 4)) or 0 in picture.shape:
-            raise ValueError(
-                "An array must have shape (height, width), (height, width, 3) or (height, width, 4), got "
-                f"{picture.shape}."
-            )
-        picture = Image.fromarray(picture)
+    if _is_array(picture):
+        picture = _from_array(picture, input_data_format)
     if not isinstance(picture, Image.Image):
-        what = f"{type(picture).__name__} of {picture.dtype}" if hasattr(picture, "dtype") else type(picture).__name__
-        raise TypeError(f"A picture must be a file's path, a PIL image or an array of uint8, got {what}.")
+        hint = f"; {FROM_BYTES}" if isinstance(picture, (bytes, bytearray, memoryview)) else ""
+        raise TypeError(
+            "An image must be a file's path, a PIL image, or an array or tensor of numbers, got "
+            f"{type(picture).__name__}{hint}."
+        )
     try:
         return _as_seen(picture)
     except Exception as error:
@@ -80,13 +105,89 @@ def _as_seen(picture: Image.Image) -> Image.Image:
     # Turning and converting copy, even where there is nothing to do.
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
-        # 16 bits a pixel: a plain conversion would cut everything above 255 to white.
-        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        # A plain conversion would cut everything above 255 to white.
+        picture = Image.fromarray(_levels(np.asarray(picture), from_file=True))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _is_array(value) -> bool:
+    """Whether it is a tensor or an array of any library."""
+    return isinstance(value, torch.Tensor) or (hasattr(value, "__array__") and hasattr(value, "dtype"))
+
+
+def _as_numpy(value) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    return np.asarray(value)
+
+
+def _channels_last(array, input_data_format: str | None) -> np.ndarray:
+    """An image's values, `(height, width)` or `(height, width, channels)`."""
+    values = _as_numpy(array)
+    if values.ndim == 3 and 0 not in values.shape:
+        # Photographs have three channels; of two ways to see as many, each library's own.
+        ends = (0, 2) if isinstance(array, torch.Tensor) else (2, 0)
+        if input_data_format is not None:
+            ends = (0,) if "first" in str(getattr(input_data_format, "value", input_data_format)) else (2,)
+        for channels in (3, 1, 4):
+            for end in ends:
+                if values.shape[end] == channels:
+                    return np.moveaxis(values, end, 2)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(
+            "An image as an array or tensor must have shape (height, width), (channels, height, width) or (height, "
+            f"width, channels), with 1, 3 or 4 channels, got {tuple(array.shape)}."
+        )
+    return values
+
+
+def _from_array(array, input_data_format: str | None) -> Image.Image:
+    levels = _levels(_channels_last(array, input_data_format))
+    if levels.ndim == 3 and levels.shape[2] == 1:
+        levels = levels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def _prepared(array, input_data_format: str | None) -> np.ndarray:
+    """Values that are scaled already, channels first."""
+    values = _channels_last(array, input_data_format)
+    if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
+        raise ValueError(
+            "Floats that are taken as they are (do_rescale=False) must be finite and have three channels, got shape "
+            f"{tuple(array.shape)}{'' if np.isfinite(values).all() else ' with NaN or infinity'}."
+        )
+    return np.moveaxis(values, 2, 0)
+
+
+def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
+    """The values of an image as `uint8`, by the rule of [`load_picture`]."""
+    kind = values.dtype.kind
+    if kind == "b":
+        return values * np.uint8(255)
+    if values.dtype == np.uint8:
+        return values
+    if kind not in "iuf":
+        raise TypeError(f"An image as an array must hold numbers, got {values.dtype}.")
+    low, high = float(values.min()), float(values.max())  # NaN if there is one
+    if kind == "f" and low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+        return np.rint(values.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
+    if not 0 <= low <= high < 2**16 or (
+        # An image of fractions that reaches a little above 1 is one from 0 to 1 that was resized, or normalized.
+        kind == "f" and not (from_file and high > 2) and (values != np.rint(values)).any()
+    ):
+        raise ValueError(
+            f"An image's values must be integers from 0 to 255 (or to 65,535: 16 bits) or floats from 0 to 1, got "
+            f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them; values that are scaled and normalized "
+            "already are taken as they are with do_rescale=False, do_normalize=False."
+        )
+    if high <= 255:
+        return np.rint(values).astype(np.uint8)
+    return (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
 def well_formed(text: str) -> str:
@@ -115,13 +216,16 @@ class HiViLTProcessor(ProcessorMixin):
     _told_of_truncation = False
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
-        # Answers by label, read from the checkpoint's config so that there is but one place that names them.
+        # Answers by label, and whether they exclude each other, read from the checkpoint's config so that there is but one
+        # place that says so.
         self.id2label = None
+        self.problem_type = None
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index"]
+        """What one text and one image give; where they do not pair row by row, there is `image_index` besides."""
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __call__(
         self,
@@ -130,32 +234,44 @@ class HiViLTProcessor(ProcessorMixin):
         **kwargs: Unpack[HiViLTProcessorKwargs],
     ) -> BatchFeature:
         """
-        Prepares pictures, texts, or both.
+        Prepares images, texts, or both.
+
+        ```python
+        processor(images=image, text="what is it?")                                   # one of each
+        processor(images=[image, other], text=["what is it?", "is it red?"])          # row by row
+        processor(images=image, text=["what is it?", "is it red?"])                   # two about one image
+        processor(images=[image, other], text=[["what is it?", "is it red?"], ["where?"]])
+        ```
+
+        The first two can be encoded row by row and stacked by any collator: pad to one length for that
+        (`padding="max_length", max_length=24`), or let `DataCollatorWithPadding(processor.tokenizer)` pad. The others
+        are batches by themselves: `image_index` counts the images of this call, so they are not to be joined.
 
         Args:
-            images (a picture or a list of them, *optional*): file paths, PIL images, `uint8` arrays; each once.
-            text (`str`, `list[str]` or `list[list[str]]`, *optional*): one text; one for each picture; several for the
-                only picture; or for each picture a list of its texts.
+            images (an image, a batch or a list of them, *optional*): file paths, PIL images, arrays or tensors, each
+                once. An array or tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_picture`] says
+                what its values mean. `[[image], [other]]` is `[image, other]`.
+            text (`str`, `list[str]` or `list[list[str]]`, *optional*): one text; one for each image; several for the
+                only image; or for each image a list of its texts.
             **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
-                texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning.
+                texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. Floats
+                go to the image processor as they are, whatever their range, with `do_rescale=False`.
 
         Returns:
             `input_ids`, `attention_mask` (and what else the tokenizer gives) with one row a text, `pixel_values` with
-            one row a picture, and with both of them `image_index` `(texts,)`, the picture of each text.
+            one row an image, and `image_index` `(texts,)`, the image of each text, unless each image has one text.
 
         Raises:
-            ValueError: neither is given, a text is empty, a picture is unreadable, or they do not pair up.
-            TypeError, FileNotFoundError: a text is no string, a picture is no picture or not there.
+            ValueError: neither is given, a text is empty, an image is unreadable or its values are not those of one, or
+                they do not pair up.
+            TypeError, FileNotFoundError: a text is no string, an image is no image or not there.
         """
         if images is None and text is None:
             raise ValueError("Give the processor `images`, `text`, or both.")
         merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        inputs = {}
+        inputs, image_index = {}, None
         if images is not None:
-            several = isinstance(images, Sequence) and not isinstance(images, str)
-            pictures = list(images) if several else [images]
-            if not pictures:
-                raise ValueError("`images` is an empty list; give at least one picture.")
+            pictures = self._flatten_images(images)
         if text is not None:
             texts, image_index = self._flatten(text, len(pictures) if images is not None else None)
             tokens = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
@@ -163,7 +279,7 @@ class HiViLTProcessor(ProcessorMixin):
             inputs.update(tokens)
         if images is not None:
             inputs.update(self._prepare_pictures(pictures, merged["images_kwargs"]))
-            if text is not None:
+            if image_index is not None:
                 inputs["image_index"] = image_index
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
@@ -199,13 +315,19 @@ class HiViLTProcessor(ProcessorMixin):
         normalized value of each of the 256 that a pixel can have.
         """
         processor = self.image_processor
-        special = kwargs.keys() - {"return_tensors"} or any(isinstance(p, torch.Tensor) for p in pictures)
-        if special or not _is_usual(processor):
-            # Tensors are taken to be prepared already, as image processors take them.
-            pictures = [p if isinstance(p, torch.Tensor) else load_picture(p) for p in pictures]
+        data_format = kwargs.get("input_data_format")
+        kwargs = {name: value for name, value in kwargs.items() if name != "input_data_format"}
+        usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor)
+        for place, picture in enumerate(pictures):
+            if kwargs.get("do_rescale") is False and _is_array(picture) and _as_numpy(picture).dtype.kind == "f":
+                pictures[place] = _prepared(picture, data_format)
+            else:
+                picture = load_picture(picture, data_format)
+                # At once, so that only one is in memory at its full size.
+                pictures[place] = self.resize(picture) if usual else picture
+        if not usual:
             return processor(pictures, **kwargs)
 
-        pictures = [self.resize(load_picture(p)) for p in pictures]
         levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         # (3, 1, 256) -> (3, 256)
         table = processor(levels, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]
@@ -219,9 +341,30 @@ class HiViLTProcessor(ProcessorMixin):
         return {"pixel_values": values}
 
     @staticmethod
-    def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int]]:
-        """All texts in one list, and the picture of each."""
-        if not isinstance(text, Iterable):
+    def _flatten_images(images: ImageInput) -> list:
+        """All images in one list."""
+        if _is_array(images):
+            images = list(images) if images.ndim in (1, 4) else [images]
+        if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray, memoryview)):
+            images = [images]
+        flat = []
+        for position, image in enumerate(images):
+            if isinstance(image, (list, tuple)):
+                if len(image) != 1:
+                    raise ValueError(
+                        f"`images` has a list of {len(image)} images at position {position}, but a text is about one "
+                        "image: give `images=[image, other]`, and for each image a list of its texts."
+                    )
+                (image,) = image
+            flat += list(image) if _is_array(image) and image.ndim == 4 else [image]
+        if not flat:
+            raise ValueError("`images` is an empty list; give at least one image.")
+        return flat
+
+    @staticmethod
+    def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int] | None]:
+        """All texts in one list, and the image of each; `None` where they pair with images row by row."""
+        if not isinstance(text, Iterable) or isinstance(text, (Mapping, Set)):
             raise TypeError(
                 f"`text` must be a string, a list of strings, or a list of lists of strings, got {type(text).__name__}."
             )
@@ -235,8 +378,8 @@ class HiViLTProcessor(ProcessorMixin):
         if num_images is not None and len(groups) != num_images:
             what = "lists of texts" if groups is nested else "texts"
             raise ValueError(
-                f"{len(groups)} {what} cannot be paired with {num_images} pictures. Give one text for each picture, or "
-                'for each picture a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
+                f"{len(groups)} {what} cannot be paired with {num_images} images. Give one text for each image, or "
+                'for each image a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
             )
         texts = [well_formed(single) if isinstance(single, str) else single for group in groups for single in group]
         for position, single in enumerate(texts):
@@ -246,7 +389,8 @@ class HiViLTProcessor(ProcessorMixin):
                 raise ValueError(f"The text at position {position} is empty; there is nothing to ask.")
         if not texts:
             raise ValueError("`text` is an empty list; give at least one text.")
-        return texts, [index for index, group in enumerate(groups) for _ in group]
+        image_index = [index for index, group in enumerate(groups) for _ in group]
+        return texts, None if image_index == list(range(num_images or 0)) else image_index
 
     def _tell_of_truncation(self, tokens, num_texts: int, max_length: int | None) -> None:
         num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
@@ -260,7 +404,11 @@ class HiViLTProcessor(ProcessorMixin):
             logger.warning(f"{num_cut} of {num_texts} texts were cut to {limit}. Later cuts are not reported.")
 
     def post_process_question_answering(
-        self, logits: torch.Tensor, top_k: int = 1, id2label: dict[int, str] | None = None, multi_label: bool = False
+        self,
+        logits: torch.Tensor,
+        top_k: int = 1,
+        id2label: dict[int, str] | None = None,
+        multi_label: bool | None = None,
     ) -> list[list[dict[str, str | float]]]:
         """
         Turns scores into answers.
@@ -270,8 +418,10 @@ class HiViLTProcessor(ProcessorMixin):
             top_k (`int`, defaults to 1): how many answers to give for each text, best first.
             id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config that was saved with this
                 processor.
-            multi_label (`bool`, defaults to `False`): the head was trained on soft labels, each answer by itself, so
-                probabilities are sigmoids and need not sum to one; otherwise they are a softmax.
+            multi_label (`bool`, *optional*): the head was trained on soft labels, each answer by itself, so
+                probabilities are sigmoids and need not sum to one; otherwise they are a softmax. Unset, whether
+                `problem_type` is `"multi_label_classification"` in the config that was saved with this processor;
+                without one, a softmax.
 
         Returns:
             For each text a list of `{"answer": str, "score": float}`.
@@ -281,6 +431,8 @@ class HiViLTProcessor(ProcessorMixin):
         """
         logits = getattr(logits, "logits", logits)
         id2label = id2label if id2label is not None else self.id2label
+        if multi_label is None:
+            multi_label = self.problem_type == "multi_label_classification"
         if id2label is None:
             raise ValueError("This processor was loaded without a config: give `id2label=model.config.id2label`.")
         if logits.dim() != 2 or logits.shape[1] != len(id2label):
@@ -297,7 +449,8 @@ class HiViLTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "HiViLTProcessor":
-        """Loads as every processor does, and reads the answers' names from the config beside it, if there is one."""
+        """Loads as every processor does, and reads from the config beside it, if there is one, the answers' names and
+        whether they exclude each other."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         try:
@@ -308,6 +461,7 @@ class HiViLTProcessor(ProcessorMixin):
             return processor  # saved by itself
         if config.get("id2label") is not None:
             processor.id2label = {int(label): answer for label, answer in config["id2label"].items()}
+        processor.problem_type = config.get("problem_type")
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):

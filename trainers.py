@@ -556,7 +556,7 @@ class RetrievalTrainer(HiViLTTrainer):
         images, texts, losses = _Encoded(), _Encoded(), []
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
-            pairs = {name: inputs.pop(name) for name in ("image_index", "image_ids")}
+            pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
             caption_index = inputs.pop("caption_index")
             image_states = model.encode_images(inputs.pop("pixel_values"))
             text_states = model.encode_texts(**inputs)

@@ -12,20 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, default_collate
 from transformers import (
     AutoProcessor,
     BertTokenizerFast,
     BitImageProcessorPil,
     CLIPImageProcessorPil,
     ConvNextImageProcessorPil,
+    DataCollatorWithPadding,
     SiglipImageProcessorPil,
+    Trainer,
+    TrainingArguments,
     ViltImageProcessorPil,
     ViTImageProcessor,
     ViTImageProcessorPil,
+    default_data_collator,
 )
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
@@ -34,6 +40,7 @@ from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_model, make_picture, mak
 
 QUESTION = "what color is the square"
 PROCESSOR = make_processor()
+PICTURE = make_picture()
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -64,7 +71,7 @@ def ids_of(text: str) -> list[int]:
 def test_one_text_for_each_picture():
     pictures = [make_picture("red"), make_picture("blue")]
     inputs = PROCESSOR(images=pictures, text=[QUESTION, "is there a circle"], return_tensors="pt")
-    assert inputs["image_index"].tolist() == [0, 1] and inputs["image_index"].dtype == torch.long
+    assert "image_index" not in inputs
     assert inputs["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["input_ids"].tolist() == [ids_of(QUESTION), ids_of("is there a circle") + [0]]
     assert inputs["attention_mask"].tolist() == [[1] * 7, [1] * 6 + [0]]
@@ -76,13 +83,120 @@ def test_one_text_for_each_picture():
 @pytest.mark.parametrize("images", [make_picture(), [make_picture()]], ids=["picture", "list of one"])
 def test_several_questions_about_one_picture(images):
     inputs = PROCESSOR(images=images, text=["is the square red", "is it blue", "yes"], return_tensors="pt")
-    assert inputs["image_index"].tolist() == [0, 0, 0]
+    assert inputs["image_index"].tolist() == [0, 0, 0] and inputs["image_index"].dtype == torch.long
     assert inputs["pixel_values"].shape[0] == 1 and inputs["input_ids"].shape[0] == 3
 
 
 def test_one_question_about_one_picture():
     inputs = PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt")
-    assert inputs["input_ids"].tolist() == [ids_of(QUESTION)] and inputs["image_index"].tolist() == [0]
+    assert inputs["input_ids"].tolist() == [ids_of(QUESTION)] and "image_index" not in inputs
+
+
+def test_lists_of_one_image_each_pair_as_the_images():
+    pictures = [make_picture("red"), make_picture("blue")]
+    for text in (["yes", "no"], [["yes"], ["no"]], [["yes", "no"], ["red"]]):
+        expected = PROCESSOR(images=pictures, text=text, return_tensors="pt")
+        found = PROCESSOR(images=[[one] for one in pictures], text=text, return_tensors="pt")
+        torch.testing.assert_close(dict(found), dict(expected))
+        assert ("image_index" in found) == (len(text[0]) == 2 and text[0] != "no")
+    assert PROCESSOR(images=[[pictures[0]]], text=["yes", "no"])["image_index"] == [0, 0]
+
+
+# One image and one text, encoded alone
+
+COLORS = ["red", "blue", "lime", "white", "navy"]
+ASKED = ["what color", "is there a red circle in the image", "is it blue", "what shape is the square", "yes"]
+ALIKE = {"padding": "max_length", "max_length": 12}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Large weights, so that image and question decide what comes out."""
+    return make_model(HiViLTForQuestionAnswering, weight_scale=6)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """The logits of each question by itself."""
+    with torch.no_grad():
+        rows = [
+            model(**PROCESSOR(images=make_picture(color), text=text, return_tensors="pt")).logits[0]
+            for color, text in zip(COLORS, ASKED, strict=True)
+        ]
+    # Not the same whatever is shown and asked, or no mix-up could be seen.
+    shown = model(
+        **PROCESSOR(images=[make_picture(color) for color in COLORS], text=[ASKED[1]] * 5, return_tensors="pt")
+    )
+    assert torch.pdist(torch.stack(rows)).min() > 1e-2 and torch.pdist(shown.logits).min() > 1e-2
+    return torch.stack(rows)
+
+
+def rows_of_pictures():
+    return [{"image": make_picture(color), "text": text} for color, text in zip(COLORS, ASKED, strict=True)]
+
+
+@torch.no_grad()
+def assert_answers_are(model, batches, expected):
+    found = torch.cat([model(**batch).logits for batch in batches])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("squeezed", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("collate", [default_collate, default_data_collator])
+def test_encodings_stacked_by_the_default_collator_answer_as_each_alone(model, alone, collate, batch_size, squeezed):
+    items = [
+        dict(PROCESSOR(images=row["image"], text=row["text"], return_tensors="pt", **ALIKE))
+        for row in rows_of_pictures()
+    ]
+    if squeezed:
+        items = [{name: value.squeeze() for name, value in item.items()} for item in items]
+    assert_answers_are(model, DataLoader(items, batch_size, collate_fn=collate), alone)
+
+
+def test_encodings_of_several_lengths_are_padded_by_the_tokenizers_collator(model, alone):
+    items = []
+    for row in rows_of_pictures():
+        encoded = PROCESSOR(images=row["image"], text=[row["text"]], return_tensors="np")
+        items.append({name: value[0] for name, value in encoded.items()})
+    collate = DataCollatorWithPadding(PROCESSOR.tokenizer)
+    assert_answers_are(model, DataLoader(items, 2, collate_fn=collate), alone)
+
+
+@pytest.mark.parametrize("how", ["map", "map, batched", "set_transform", "with_transform"])
+def test_a_dataset_encoded_row_by_row_or_in_batches_answers_as_each_alone(model, alone, how):
+    def encode(rows):
+        return PROCESSOR(images=rows["image"], text=rows["text"], **ALIKE)
+
+    rows = Dataset.from_list(rows_of_pictures(), features=Features(image=ImageFeature(), text=Value("string")))
+    if how.startswith("map"):
+        batches = {"batched": True, "batch_size": 2} if "batched" in how else {}
+        rows = rows.map(encode, remove_columns=rows.column_names, keep_in_memory=True, **batches).with_format("torch")
+    elif how == "set_transform":
+        rows.set_transform(encode)
+    else:
+        rows = rows.with_transform(encode)
+    for batch_size in (1, 2, 5):
+        assert_answers_are(model, DataLoader(rows, batch_size, collate_fn=default_data_collator), alone)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_plain_trainer_predicts_as_each_alone_with_its_own_collator(model, alone, batch_size, tmp_path):
+    def encode(rows):
+        labels = torch.arange(len(rows["text"])) % 5
+        return {**PROCESSOR(images=rows["image"], text=rows["text"], return_tensors="pt", **ALIKE), "labels": labels}
+
+    rows = Dataset.from_list(rows_of_pictures(), features=Features(image=ImageFeature(), text=Value("string")))
+    quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "remove_unused_columns": False}
+    arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=batch_size, **quiet)
+    found = Trainer(model, arguments).predict(rows.with_transform(encode))
+    torch.testing.assert_close(torch.tensor(found.predictions), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_stacked_encodings_of_several_questions_an_image_are_refused(model):
+    items = [dict(PROCESSOR(images=PICTURE, text=["yes", "no"], return_tensors="pt", **ALIKE)) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"\(texts, tokens\).*got \(2, 2, 12\).*`image_index`"):
+        model(**default_collate(items))
 
 
 def test_either_alone():
@@ -111,7 +225,9 @@ def test_nested_texts_keep_their_order_and_their_pictures(groups):
     pictures = [np.full((3, 4, 3), 20 * number, np.uint8) for number in range(len(groups))]
     inputs = PROCESSOR(images=pictures, text=groups, return_tensors="pt")
     expected = [(number, text) for number, group in enumerate(groups) for text in group]
-    assert inputs["image_index"].tolist() == [number for number, _ in expected]
+    owners = [number for number, _ in expected]
+    row_by_row = owners == list(range(len(groups)))
+    assert "image_index" not in inputs if row_by_row else inputs["image_index"].tolist() == owners
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     assert rows == [ids_of(text) for _, text in expected]
     # Each picture once and in order, those without a text too: they grow lighter.
@@ -123,7 +239,7 @@ def test_what_it_returns_is_what_the_model_takes():
     model = make_model(HiViLTForQuestionAnswering)
     nested = [["is the square red", "no"], ["yes"]]
     inputs = PROCESSOR(images=[make_picture("red"), make_picture("blue")], text=nested, return_tensors="pt")
-    assert list(inputs) == PROCESSOR.model_input_names
+    assert list(inputs) == [*PROCESSOR.model_input_names, "image_index"]
     for model_class in MODEL_CLASSES:
         assert set(inputs) <= set(inspect.signature(model_class.forward).parameters)
     assert model(**inputs).logits.shape == (3, 5)
@@ -400,6 +516,130 @@ def test_pictures_that_come_out_in_different_sizes_are_no_batch():
         processor(images=pictures, return_tensors="pt")
 
 
+# Arrays and tensors
+
+
+def noise(channels: int, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (23, 31, channels)).astype(dtype)
+
+
+def pixels_of(images, **keywords) -> torch.Tensor:
+    return PROCESSOR(images=images, return_tensors="pt", **keywords)["pixel_values"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("make", [np.ascontiguousarray, torch.tensor], ids=["array", "tensor"])
+def test_an_array_or_tensor_with_channels_at_either_end_is_the_image(make, first, channels):
+    levels = noise(channels)
+    expected = pixels_of(Image.fromarray(levels.squeeze()))
+    one = make(np.moveaxis(levels, 2, 0) if first else levels)
+    for images in (one, [one], one[None], [one[None]]):
+        assert torch.equal(pixels_of(images), expected)
+    if channels == 1:
+        assert torch.equal(pixels_of(make(levels[:, :, 0])), expected)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("make", [np.ascontiguousarray, torch.tensor], ids=["array", "tensor"])
+def test_four_dimensions_are_a_batch_of_images(make, first):
+    levels = np.stack([noise(3), noise(3)[::-1]])
+    batch = make(np.moveaxis(levels, 3, 1) if first else levels)
+    pictures = [Image.fromarray(one) for one in levels]
+    for text in (["yes", "no"], [["yes"], ["no", "red"]]):
+        expected = dict(PROCESSOR(images=pictures, text=text, return_tensors="pt"))
+        for images in (batch, list(batch), [batch], [batch[:1], batch[1:]], [[batch[0]], [batch[1]]]):
+            torch.testing.assert_close(dict(PROCESSOR(images=images, text=text, return_tensors="pt")), expected)
+
+
+def test_where_both_ends_could_be_channels_the_library_decides_or_the_keyword():
+    levels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    first, last = Image.fromarray(np.moveaxis(levels, 0, 2)), Image.fromarray(levels)
+    assert_looks_like(levels, last)
+    assert_looks_like(torch.tensor(levels), first)
+    assert torch.equal(pixels_of(levels, input_data_format="channels_first"), pixels_of(first))
+    assert torch.equal(pixels_of(torch.tensor(levels), input_data_format="channels_last"), pixels_of(last))
+    # Three channels before four.
+    levels = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
+    assert_looks_like(levels, Image.fromarray(np.ascontiguousarray(np.moveaxis(levels, 0, 2))))
+
+
+FLOATS = [np.float16, np.float32, np.float64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INTEGERS = [np.uint16, np.int16, np.int32, np.int64, np.uint64, torch.int16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_floats_from_zero_to_one_are_what_totensor_made_of_the_image(dtype):
+    levels = noise(3)
+    scaled = torch.tensor(levels).permute(2, 0, 1) / 255
+    scaled = scaled.to(dtype) if isinstance(dtype, torch.dtype) else scaled.numpy().astype(dtype)
+    assert_looks_like(scaled, Image.fromarray(levels), tolerance=dtype == torch.bfloat16)
+    # Rounding may have moved them a little out of range.
+    assert_looks_like(scaled * 1.0005 - 0.0002, Image.fromarray(levels), tolerance=1)
+    # Of a dark image too: it is the kind of its values that says what they are.
+    assert_looks_like(scaled * 0 + 0.5, Image.new("RGB", (31, 23), (128, 128, 128)))
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS], ids=str)
+def test_whole_numbers_up_to_255_are_eight_bits_in_any_dtype(dtype):
+    levels = noise(3)
+    values = torch.tensor(levels).to(dtype) if isinstance(dtype, torch.dtype) else levels.astype(dtype)
+    assert_looks_like(values, Image.fromarray(levels))
+
+
+def test_a_mask_of_booleans_is_black_and_white():
+    mask = noise(1)[:, :, 0] > 127
+    assert_looks_like(mask, Image.fromarray(mask).convert("RGB"))
+    assert_looks_like(torch.tensor(mask)[None], Image.fromarray(mask).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("values", "came"),
+    [
+        (np.float32([[-1, 1], [0, 0.5]]), "float32 from -1 to 1"),
+        (np.float32([[0, 1.02], [0, 0.5]]), "float32 from 0 to 1.02"),
+        (np.float32([[0, 254.5], [0, 1]]), "float32 from 0 to 254.5"),
+        (np.float64([[0, np.nan], [0, 1]]), "float(32|64) from nan to nan"),
+        (np.float64([[0, np.inf], [0, 1]]), "float(32|64) from 0 to inf"),
+        (np.int32([[-1, 255], [0, 1]]), "int32 from -1 to 255"),
+        (np.int32([[0, 65536], [0, 1]]), "int32 from 0 to 65536"),
+    ],
+)
+def test_values_that_are_no_images_are_refused(values, came):
+    for image in (values, torch.tensor(values)[None]):
+        with pytest.raises(ValueError, match=f"integers from 0 to 255 .*got {came}.*do_rescale=False"):
+            pixels_of([image])
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_eight_bits_in_a_mode_with_more_are_not_black(mode, tmp_path):
+    grey = Image.fromarray(noise(1)[:, :, 0])
+    picture = Image.fromarray(np.asarray(grey).astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert picture.mode == mode
+    assert_looks_like(picture, grey.convert("RGB"))
+    picture.save(tmp_path / "picture.tiff")
+    assert_looks_like(tmp_path / "picture.tiff", grey.convert("RGB"))
+
+
+def test_an_image_of_floats_goes_by_its_own_range():
+    grey = noise(1)[:, :, 0]
+    assert_looks_like(Image.fromarray(grey / np.float32(255)), Image.fromarray(grey).convert("RGB"))
+    assert_looks_like(make_picture("red").convert("F"), make_picture("red").convert("L").convert("RGB"), tolerance=1)
+    assert_looks_like(Image.fromarray(grey * np.float32(256)), Image.fromarray(grey).convert("RGB"))
+    for low, high in [(-1, 1), (0, 1.5), (0, 1e6), (0, np.nan)]:
+        with pytest.raises(ValueError, match="'a PIL image' is not a readable picture .*float32 from"):
+            load_picture(Image.fromarray(np.float32([[low, high]])))
+
+
+def test_prepared_floats_must_be_finite_and_of_three_channels():
+    for prepared, came in [
+        (torch.full((3, 4, 4), torch.nan), r"\(3, 4, 4\) with NaN"),
+        (torch.rand(1, 4, 4), r"\(1, 4, 4\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"do_rescale=False.*got shape {came}"):
+            pixels_of([prepared], do_rescale=False)
+
+
 def test_prepared_tensors_are_taken_as_they_are():
     prepared = torch.rand(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     inputs = PROCESSOR(images=[prepared], do_rescale=False, do_normalize=False, do_resize=False, return_tensors="pt")
@@ -484,19 +724,33 @@ def a_pipe(folder):
 @pytest.mark.parametrize(
     ("picture", "error", "message"),
     [
-        (a_loop, FileNotFoundError, r"There is no picture file .*loop.png"),
-        (a_pipe, FileNotFoundError, r"There is no picture file .*pipe.png"),
+        (a_loop, FileNotFoundError, r"There is no image file .*loop.png"),
+        (a_pipe, FileNotFoundError, r"There is no image file .*pipe.png"),
         (lambda _: "https://example.org/cat.png", ValueError, r"download https://example.org/cat.png and give"),
         (lambda folder: folder / "gone.png", FileNotFoundError, r"gone.png.*check the path"),
-        (lambda folder: folder, FileNotFoundError, r"There is no picture file"),
-        (lambda folder: folder / ("x" * 300), FileNotFoundError, r"There is no picture file"),
+        (lambda folder: folder, FileNotFoundError, r"There is no image file"),
+        (lambda folder: folder / ("x" * 300), FileNotFoundError, r"There is no image file"),
         (a_text_file, ValueError, r"notes.png' is not a readable picture .*; replace or remove it"),
         (a_truncated_file, ValueError, r"half.png' is not a readable picture .*truncated.*; replace or remove it"),
-        (lambda _: 7, TypeError, r"a PIL image or an array of uint8, got int"),
+        (lambda _: 7, TypeError, r"a PIL image, or an array or tensor of numbers, got int"),
         (lambda _: None, TypeError, r"got NoneType"),
-        (lambda _: np.zeros((4, 4, 3)), TypeError, r"an array of uint8, got ndarray of float64"),
-        (lambda _: np.zeros((3, 4, 5), np.uint8), ValueError, r"\(height, width, 3\).*got \(3, 4, 5\)"),
-        (lambda _: np.zeros((2, 4, 4, 3), np.uint8), ValueError, r"\(height, width\).*got \(2, 4, 4, 3\)"),
+        (lambda _: [[[1, 2], [3, 4]]], TypeError, r"got list"),
+        (lambda _: b"\x89PNG", TypeError, r"got bytes; give PIL.Image.open\(io.BytesIO\(content\)\)"),
+        (lambda _: {"bytes": b"", "path": None}, TypeError, r"got dict"),
+        (lambda _: "s3://bucket/cat.png", ValueError, r"download s3://bucket/cat.png and give"),
+        (
+            lambda _: "data:image/png;base64,iVBO",
+            ValueError,
+            r"decode the base64 after the comma, then give PIL.Image.op",
+        ),
+        (lambda _: "iVBORw0KGgo" * 2000 + "==", FileNotFoundError, r"'iVBO.{40,60}; if it is base64, decode it"),
+        (lambda _: "~/cat.png", FileNotFoundError, r"'~/cat.png'; `~` is not expanded"),
+        (lambda _: np.zeros((5, 4, 5), np.uint8), ValueError, r"\(height, width, channels\).*got \(5, 4, 5\)"),
+        (lambda _: np.zeros((2, 5, 5), np.uint8), ValueError, r"1, 3 or 4 channels, got \(2, 5, 5\)"),
+        (lambda _: np.zeros((1, 1, 4, 4, 3), np.uint8), ValueError, r"\(height, width\).*got \(1, 1, 4, 4, 3\)"),
+        (lambda _: torch.zeros(3, 0, 4), ValueError, r"\(height, width\).*got \(3, 0, 4\)"),
+        (lambda _: np.zeros((4, 4), complex), TypeError, r"must hold numbers, got complex128"),
+        (lambda _: np.full((4, 4), "x"), TypeError, r"must hold numbers, got <U1"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_name(picture, error, message, tmp_path):
@@ -523,7 +777,7 @@ def test_what_may_not_be_read_is_refused_by_name(no_root):
         with pytest.raises(ValueError, match=r"closed.png' is not a readable picture .*Permission denied"):
             load_picture(picture)
         Path(folder).chmod(0)
-        with pytest.raises(FileNotFoundError, match=r"no picture file .*closed.png"):
+        with pytest.raises(FileNotFoundError, match=r"no image file .*closed.png"):
             load_picture(picture)
         Path(folder).chmod(0o700)
 
@@ -637,9 +891,16 @@ def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
         (1, ["yes", 5], TypeError, r"`text` must hold strings, got int at position 1"),
         (2, [["yes"], [None]], TypeError, r"`text` must hold strings, got NoneType at position 1"),
         (2, [["yes"], "no"], TypeError, r"`text` must hold strings, got list at position 0"),
-        (2, "yes", ValueError, r"1 texts cannot be paired with 2 pictures.*a list of its texts"),
-        (2, ["yes", "no", "red"], ValueError, r"3 texts cannot be paired with 2 pictures"),
-        (3, [["yes"], ["no", "red"]], ValueError, r"2 lists of texts cannot be paired with 3 pictures"),
+        (2, "yes", ValueError, r"1 texts cannot be paired with 2 images.*a list of its texts"),
+        (2, ["yes", "no", "red"], ValueError, r"3 texts cannot be paired with 2 images"),
+        (3, [["yes"], ["no", "red"]], ValueError, r"2 lists of texts cannot be paired with 3 images"),
+        (1, {"yes": 1}, TypeError, r"`text` must be a string, .*got dict"),
+        (1, {"yes"}, TypeError, r"`text` must be a string, .*got set"),
+        ([[PICTURE, PICTURE]], "yes", ValueError, r"a list of 2 images at position 0, but a text is about one"),
+        ([[PICTURE], [PICTURE, PICTURE]], ["yes", "no"], ValueError, r"a list of 2 images at position 1"),
+        ([[PICTURE], []], ["yes", "no"], ValueError, r"a list of 0 images at position 1"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "yes", ValueError, r"1 texts cannot be paired with 2 images"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], "yes", ValueError, r"1 texts cannot be paired with 2 images"),
     ],
 )
 def test_what_does_not_pair_up_is_refused_with_its_remedy(pictures, text, error, message):
@@ -717,6 +978,18 @@ def test_a_model_output_in_half_precision_is_taken_too():
     )
     (answers,) = PROCESSOR.post_process_question_answering(outputs, top_k=5, id2label={i: str(i) for i in range(5)})
     assert sum(a["score"] for a in answers) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_soft_labels_are_told_by_the_config_saved_beside_it(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    logits = torch.tensor([[0.0, 2.0, 1.0, -1.0, 3.0]])
+    for problem, scores in ((None, logits.softmax(-1)), ("multi_label_classification", logits.sigmoid())):
+        make_model(HiViLTForQuestionAnswering, problem_type=problem).save_pretrained(tmp_path)
+        loaded = HiViLTProcessor.from_pretrained(tmp_path)
+        expected = {False: logits.softmax(-1), True: logits.sigmoid(), None: scores}
+        for multi_label, wanted in expected.items():
+            (answers,) = loaded.post_process_question_answering(logits, top_k=5, multi_label=multi_label)
+            assert [one["score"] for one in answers] == pytest.approx(sorted(wanted[0].tolist(), reverse=True))
 
 
 def test_answers_are_those_of_the_config_saved_beside_it(tmp_path):

@@ -311,7 +311,7 @@ def test_bad_pictures_stop_the_index_or_are_listed(pictures, checkpoint, tmp_pat
     ("query", "error", "message"),
     [
         ("  ", ValueError, "the text is empty"),
-        ("nowhere/picture.png", FileNotFoundError, "There is no picture file 'nowhere/picture.png'"),
+        ("nowhere/picture.png", FileNotFoundError, "There is no image file 'nowhere/picture.png'"),
         ("{folder}", ValueError, "is a folder.*--index"),
         ("{folder}/notes.txt", ValueError, "not a readable picture"),
     ],

@@ -572,7 +572,7 @@ def test_a_batch_ships_each_picture_once(examples, monkeypatch):
 
 def test_a_batch_of_one(examples):
     batch = CaptionCollator(make_processor())([CaptionDataset(examples, 1, seed=0)[1]])
-    assert [batch[name].shape[0] for name in batch] == [1] * 6
+    assert "image_index" not in batch and [batch[name].shape[0] for name in batch] == [1] * 5
 
 
 FULL = Augmentation(random_crop=0.5, random_flip="swap", rand_augment=(2, 7))
