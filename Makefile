@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval weights app test stress browser versions lint format clean
+.PHONY: help install vqa retrieval weights app test test-all stress browser versions lint format clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed  ## make .venv with the versions of constraints.txt
 
@@ -33,14 +33,18 @@ weights:  ## make what `make vqa` and `make retrieval` left the models of this f
 	cp $(addprefix outputs/retrieval/,$(CHECKPOINT)) retrieval
 	chmod 644 *.safetensors retrieval/*.safetensors
 
-# A file is tested by one of two processes, so that its fixtures are made once; ARGS="-n 0" tests all in this one.
-test versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile --durations 10 --max-worker-restart 0
+# A file is tested by one of two processes, so that its fixtures are made once, in the order of tests/conftest.py;
+# ARGS="-n 0" tests all in this one.
+test test-all versions: export PYTEST_ADDOPTS = -n 2 --dist loadfile --no-loadscope-reorder --durations 10 --max-worker-restart 0
 
 app: .venv/.installed  ## a page to try it, in the browser: make app ARGS="--model outputs/vqa"
 	$(BIN)/python app.py $(ARGS)
 
 test: .venv/.installed  ## run the tests: make test ARGS="-k retrieval"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: .venv/.installed  ## those that take long, too, and random examples, others in every run
+	$(BIN)/python -m pytest --hypothesis-profile random $(ARGS)
 
 stress: .venv/.installed  ## the long tests of what can go wrong, about ten minutes: kills, bad pictures, memory
 	$(BIN)/python -m pytest tests/stress $(ARGS)

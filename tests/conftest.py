@@ -40,6 +40,16 @@ settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
 
+# Those that take longest, begun first: else one of two processes would be left alone with one of them in the end.
+LONGEST = ["test_hub.py", "test_recipes.py", "test_run_retrieval.py", "test_run_vqa.py", "test_modeling_hivilt.py"]
+LONGEST += ["test_interruption.py", "test_checkpoint_life.py", "test_remote_code.py", "test_conformance.py"]
+LONGEST += ["test_export.py", "test_fusion_study.py", "test_trainers.py"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_unconfigure():
     shutil.rmtree(HOME, ignore_errors=True)
 

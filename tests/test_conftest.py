@@ -65,6 +65,7 @@ def test_whatever_home_and_shell_say_a_run_of_tests_begins_the_same(tmp_path, wo
     file.touch()
     theirs = dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HOME"), str(file / "home"))
     theirs |= {"HF_TOKEN": "hf_theirs", "HIVILT_DEBUG": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "7"}
+    theirs["PYTEST_ADDOPTS"] = ""
     command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, env=os.environ | theirs, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

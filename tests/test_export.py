@@ -94,7 +94,11 @@ def assert_same(found, expected, atol: float = 1e-5):
 @pytest.mark.checklist("12")
 @pytest.mark.parametrize(
     ("model_class", "top_k"),
-    [(HiViLTForQuestionAnswering, None), (HiViLTForQuestionAnswering, 3), (HiViLTForRetrieval, 3)],
+    [
+        (HiViLTForQuestionAnswering, None),
+        pytest.param(HiViLTForQuestionAnswering, 3, marks=pytest.mark.slow),
+        (HiViLTForRetrieval, 3),
+    ],
 )
 def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
     model = make_model(model_class, weight_scale=8.0, fusion_top_k=top_k)
@@ -127,6 +131,7 @@ def test_compiled_with_dynamic_shapes_it_takes_batches_of_any_size(top_k, make):
             assert_same(compiled(**inputs), model(**inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("12")
 def test_compiled_to_machine_code_fusion_gives_the_same():
     # The encoders are transformers' own; without them it is half the code to compile.
@@ -147,9 +152,9 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
         (HiViLTForQuestionAnswering, "vit", "bert"),
         # Encoders alone, since embeddings need no fusion.
         (HiViLTForRetrieval, "swin", "t5"),
-        (HiViLTForRetrieval, "clip", "clip"),
-        (HiViLTForRetrieval, "siglip", "roberta"),
-        (HiViLTForRetrieval, "convnext", "distilbert"),
+        pytest.param(HiViLTForRetrieval, "clip", "clip", marks=pytest.mark.slow),
+        pytest.param(HiViLTForRetrieval, "siglip", "roberta", marks=pytest.mark.slow),
+        pytest.param(HiViLTForRetrieval, "convnext", "distilbert", marks=pytest.mark.slow),
     ],
 )
 def test_exported_it_gives_the_same_for_batches_of_any_size_as_onnx_too(model_class, vision, text, tmp_path):
@@ -164,7 +169,10 @@ def test_exported_it_gives_the_same_for_batches_of_any_size_as_onnx_too(model_cl
 
 
 @pytest.mark.checklist("12")
-@pytest.mark.parametrize(("model_class", "top_k"), [(HiViLTForQuestionAnswering, None), (HiViLTForRetrieval, 3)])
+@pytest.mark.parametrize(
+    ("model_class", "top_k"),
+    [pytest.param(HiViLTForQuestionAnswering, None, marks=pytest.mark.slow), (HiViLTForRetrieval, 3)],
+)
 def test_exported_in_three_parts_it_gives_the_same_as_onnx_too(model_class, top_k, tmp_path):
     model = make_model(model_class, weight_scale=8.0, fusion_top_k=top_k)
     inputs = make_inputs(model, *EXAMPLE)

@@ -606,7 +606,11 @@ def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "dtype"), [(HiViLTForQuestionAnswering, torch.bfloat16), (HiViLTForRetrieval, torch.float16)]
+    ("model_class", "dtype"),
+    [
+        (HiViLTForQuestionAnswering, torch.bfloat16),
+        pytest.param(HiViLTForRetrieval, torch.float16, marks=pytest.mark.slow),
+    ],
 )
 def test_two_hundred_steps_in_half_precision_are_finite_and_learn(model_class, dtype):
     model = make_model(model_class, dropout=0.1).train()

@@ -91,6 +91,7 @@ def test_vilt_for_pairs_scores_as_vilt(contestants):
     torch.testing.assert_close(model.score(images, texts, *pairs), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_learn_to_match_pairs(contestants):
     sizes = {}
     for name in contestants.CONTESTANTS:
@@ -156,6 +157,7 @@ def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
         assert run["steps"] == 2 and run["curve"][-1] == [1.0, run["validation"]]
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same(benchmark, tmp_path):
     from hivilt.data.sort_of_clevr import write
 
@@ -166,6 +168,7 @@ def test_the_same_seed_trains_the_same(benchmark, tmp_path):
     assert runs[0] == runs[1] and runs[0]["curve"] != runs[2]["curve"]
 
 
+@pytest.mark.slow
 def test_equal_flops_are_fewer_or_more_steps(benchmark, contestants, tmp_path):
     from hivilt.data.sort_of_clevr import write
 
