@@ -1,5 +1,6 @@
 """What every test runs under: an empty home folder, no network, one thread; and the two fixtures that most tests share."""
 
+import gc
 import os
 import shutil
 import sys
@@ -48,6 +49,11 @@ LONGEST += ["test_export.py", "test_fusion_study.py", "test_trainers.py"]
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    # What is imported by now stays. Trainer collects garbage after every run, and need not look through it all again.
+    gc.freeze()
 
 
 def pytest_unconfigure():
