@@ -9,9 +9,11 @@ Open the address that it prints. Nothing leaves this machine, and only this mach
 """
 
 import argparse
+import errno
 import functools
 import html
 import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,15 +25,19 @@ from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcess
 from hivilt.data.tables import open_picture
 from hivilt.data.vqa import VQAExample
 from hivilt.evaluation.plots import draw_attention
+from hivilt.flags import Parser
 from hivilt.modeling_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
 from hivilt.trainers import answer_and_look
-from hivilt.training import load_checkpoint
+from hivilt.training import end_with, load_checkpoint, missing_place, run_command
 
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError("The page needs Gradio: pip install 'hivilt[app]', in a clone -e '.[app]'") from error
+    missing = ImportError("The page needs Gradio: pip install 'hivilt[app]', in a clone -e '.[app]'")
+    if __name__ == "__main__":
+        end_with(missing)
+    raise missing from error
 
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
@@ -188,9 +194,39 @@ def build_page(
     return page
 
 
+def check_address(host: str, port: int) -> None:
+    """Looks whether the page can be served there; Gradio would say so after the models are loaded, in names of its own.
+
+    Raises:
+        ValueError: the port is none.
+        OSError: it is taken, or not for this user, or the host is not this machine's; names the flag.
+    """
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port: expected a number from 1 to 65535, got {port}.")
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise OSError(f"--host: {host!r} is no address ({error.strerror}).") from error
+    with socket.socket(family, kind) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise OSError(f"--host: {host!r} is no address of this machine.") from error
+            another = port + 1 if 1024 <= port < 65535 else 7861
+            raise OSError(
+                f"--port: {port} cannot be had ({error.strerror}); give another, such as --port {another}."
+            ) from error
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped.
+
+    Raises:
+        ValueError, OSError: a flag is wrong; names it.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT), help="question answering checkpoint, a folder or a Hub name")
     parser.add_argument("--retrieval", default=str(ROOT / "retrieval"), help="retrieval checkpoint, likewise")
     parser.add_argument("--index", help="folder of the index to search, as run_retrieval.py --index makes it too")
@@ -199,23 +235,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
     if args.pictures and not args.index:
-        parser.error("--pictures needs --index, the folder where their embeddings go")
-    try:
-        model, processor = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
-        index = None
-        if args.index:
-            searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
-            if args.pictures:
-                index = ImageIndex.build(args.pictures, *searching, args.index, on_bad_image="skip")
-            else:
-                index = ImageIndex.load(args.index, *searching)
-        page = build_page(model, processor, index, EXAMPLES if args.model == str(ROOT) else ())
-        page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+        raise ValueError("--pictures needs --index, the folder where their embeddings go")
+    if args.pictures and not Path(args.pictures).is_dir():
+        raise missing_place("--pictures", args.pictures)
+    check_address(args.host, args.port)
+    model, processor = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
+    index = None
+    if args.index:
+        searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
+        if args.pictures:
+            index = ImageIndex.build(args.pictures, *searching, args.index, on_bad_image="skip")
+        else:
+            index = ImageIndex.load(args.index, *searching)
+    page = build_page(model, processor, index, EXAMPLES if args.model == str(ROOT) else ())
+    page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
     print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
     page.block_thread()
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,8 +17,9 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import PictureRecord, TablePicture
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.flags import flags_in_file, is_settings_file
 from hivilt.trainers import HiViLTTrainer
-from hivilt.training import TaskArguments, flags_in_file, without_place
+from hivilt.training import TaskArguments, without_place
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
@@ -271,7 +272,7 @@ def _escape(text: str) -> str:
 def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
     """The command line, a flag a line, without secrets, places of this machine, and where the model was pushed."""
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and not argv[0].startswith("-"):
+    if len(argv) == 1 and is_settings_file(argv[0]):
         argv = flags_in_file(Path(argv[0]))
     flags: list[list[str]] = []
     for part in argv:

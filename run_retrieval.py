@@ -54,6 +54,7 @@ from hivilt.training import (
     read_splits,
     run,
     run_command,
+    set_threads,
 )
 
 logger = logging.getLogger("hivilt")
@@ -119,6 +120,15 @@ class RetrievalArguments(TaskArguments):
     query: str | None = field(default=None, metadata={"help": "Words, or the path of a picture, to search for."})
     top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
     rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
+
+    at_least_one = (
+        *TaskArguments.at_least_one,
+        "captions_per_image",
+        "similar_per_batch",
+        "contrastive_chunk_size",
+        "top_k",
+    )
+    places = (*TaskArguments.places, "karpathy_file", "index")
 
     def __post_init__(self):
         super().__post_init__()
@@ -291,6 +301,7 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
     if args.model_name_or_path is None:
         args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else DEFAULTS["output_dir"]
     model, processor = load_or_build(args, HiViLTForRetrieval)
+    set_threads(args, model)
     model = model.to(training_args.device).eval()
     if args.index is not None:
         index = ImageIndex.build(
@@ -331,6 +342,7 @@ def main(argv: list[str] | None = None) -> dict | list:
     name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
+    set_threads(args, model)
     datasets = {
         split: CaptionDataset(
             examples,

@@ -50,6 +50,7 @@ from hivilt.training import (
     read_splits,
     run,
     run_command,
+    set_threads,
 )
 
 logger = logging.getLogger("hivilt")
@@ -93,6 +94,12 @@ class VQAArguments(TaskArguments):
     )
     min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
+
+    at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
+    places = (
+        *TaskArguments.places,
+        "answer_file",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -273,6 +280,7 @@ def main(argv: list[str] | None = None) -> dict:
     name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), by)
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
+    set_threads(args, model)
     label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
     data = {split: describe(examples, label2id, bad_pictures[split]) for split, examples in splits.items()}
     for split, found in data.items():

@@ -1,30 +1,32 @@
 """What every run does: read its arguments and data, build a model, train, save, draw, evaluate, write down what it measured."""
 
-import argparse
+import difflib
 import gc
 import json
 import logging
 import os
 import platform
 import re
-import resource
 import sys
+import tempfile
+import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import accelerate
 import torch
 import transformers
-import yaml
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
-    HfArgumentParser,
     PreTrainedTokenizerFast,
     ResNetConfig,
     T5Config,
@@ -36,6 +38,7 @@ from transformers import (
 
 # From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 import hivilt
 from hivilt.configuration_hivilt import HiViLTConfig
@@ -43,6 +46,7 @@ from hivilt.data.augmentation import Augmentation
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.tables import check_pictures, hold_out
 from hivilt.evaluation.plots import plot_training
+from hivilt.flags import Parser, flags_in_file, is_settings_file, read_mapping
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.trainers import HiViLTTrainer
@@ -52,6 +56,9 @@ logger = logging.getLogger(__name__)
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 # ---------------------------------------------------------------------------------------------------------------------
+
+# What --freeze can name.
+PARTS = ("vision", "text", "fusion")
 
 
 @dataclass
@@ -131,7 +138,13 @@ class TaskArguments:
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the text encoder, likewise."}
     )
-    num_threads: int = field(default=1, metadata={"help": "CPU threads of one process; small tensors want few."})
+    num_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "CPU threads of one process. Unset: one for a small model, whose tensors want few, and the process's "
+            "share of the machine for one of 10 million parameters or more."
+        },
+    )
     license: str = field(
         default="apache-2.0", metadata={"help": "Of the weights, for the model card: the Hub's name of a license."}
     )
@@ -149,7 +162,24 @@ class TaskArguments:
         if wrong:
             raise ValueError(f"language: expected ISO 639 codes of two or three letters, such as en, got {wrong[0]!r}.")
         if isinstance(self.fusion, str):
-            self.fusion = json.loads(self.fusion)
+            self.fusion = read_mapping("fusion", self.fusion)
+        if not isinstance(self.fusion, dict | None):
+            raise ValueError(f"fusion: expected fields of HiViLTConfig with their values, got {self.fusion!r}.")
+        wrong = [part for part in self.freeze if part not in PARTS]
+        if wrong:
+            raise ValueError(f"freeze: expected any of {', '.join(PARTS)}, with blanks between, got {wrong[0]!r}.")
+        for name in self.at_least_one:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}; leave it out for the default.")
+        for name in ("vision_learning_rate", "text_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a number from 0 on, got {value}.")
+        for name in self.places:
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, os.path.expanduser(value))  # a settings file passes no shell
         sources = {
             "dataset_name": self.dataset_name,
             "data_dir": self.data_dir,
@@ -167,10 +197,87 @@ class TaskArguments:
                 "model_name_or_path names a whole HiViLT; drop vision_model, text_model and fusion, which build a new one."
             )
 
+    # Those of its fields that are numbers from one on, and files and folders to read.
+    at_least_one = ("image_size", "num_threads", "max_train_samples", "max_eval_samples", "max_predict_samples")
+    places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
+
+    def check_places(self) -> None:
+        """Looks whether the files and folders to read are there.
+
+        Raises:
+            FileNotFoundError: one is not; names its flag.
+        """
+        for name in self.places:
+            value = getattr(self, name)
+            if value is not None and not os.path.exists(value):
+                raise missing_place(name, value)
+        for name in ("model_name_or_path", "vision_model", "text_model"):
+            if (value := getattr(self, name)) is not None:
+                check_name(name, value)
+        if self.dataset_name is not None and _is_path(self.dataset_name) and not os.path.exists(self.dataset_name):
+            raise missing_place("dataset_name", self.dataset_name)
+
     def names_data(self) -> bool:
         """Whether any data is named; else the script has its own."""
         files = self.train_file or self.validation_file or self.test_file
         return bool(self.benchmark or self.dataset_name or self.data_dir or files)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is that of a file or folder and not one on the Hub, which has one slash at most: `runs/x` is a path
+    where there is a folder `runs`, and `outputs/x` always, since the scripts write there."""
+    path = Path(name)
+    marked = path.is_absolute() or name.startswith((".", "~", "outputs/")) or name.endswith("/") or "\\" in name
+    return marked or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
+
+
+def missing_place(argument: str, place: str) -> FileNotFoundError:
+    """The error for a file or folder that is not there: where it was looked for, and what is there of almost its name."""
+    path = Path(place)
+    while not path.parent.exists():
+        path = path.parent
+    names = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    hint = f"; did you mean {path.parent / near[0]}?" if near else "."
+    kind = "file" if argument.endswith("_file") else "folder"
+    return FileNotFoundError(f"{argument}: there is no {kind} {place!r}{where}{hint}")
+
+
+def check_name(argument: str, name: str) -> None:
+    """Looks whether what names a model can be one: a folder that has a config, or a name on the Hub.
+
+    Raises:
+        FileNotFoundError: it is a path and nothing is there, or a folder without a config.
+        NotADirectoryError: it is a file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            inner = sorted(str(one.parent) for one in path.glob("*/config.json"))
+            hint = f"did you mean {inner[-1]}?" if inner else "give the folder that a model was saved to."
+            raise FileNotFoundError(f"{argument}: the folder {name} has no config.json, so no model is in it; {hint}")
+    elif path.exists():
+        raise NotADirectoryError(f"{argument}: {name} is a file; give the folder that it lies in.")
+    elif _is_path(name):
+        raise missing_place(argument, name)
+
+
+@contextmanager
+def _loading(argument: str, name: str) -> Iterator[None]:
+    """Within it a model or what goes with it is loaded by its name; what fails names the argument.
+
+    transformers tells a folder that is not there as a failure of the network.
+    """
+    check_name(argument, name)
+    try:
+        yield
+    except OSError as error:
+        if os.path.exists(name):
+            raise
+        raise FileNotFoundError(
+            f"{argument}: there is no folder {name!r} in {Path.cwd()}, and the Hub gave nothing of that name: {error}"
+        ) from error
 
 
 @dataclass
@@ -183,6 +290,12 @@ class HiViLTTrainingArguments(TrainingArguments):
             self.do_train = self.do_eval = self.do_predict = True
         if not self.do_train:
             self.eval_strategy, self.load_best_model_at_end = "no", False
+        lowered = [name for name in ("bf16", "bf16_full_eval") if getattr(self, name)]
+        if lowered and not self.use_cpu and not is_torch_bf16_gpu_available() and not is_torch_xla_available():
+            raise ValueError(
+                f"{lowered[0]}: no device of this machine computes in bfloat16; give --{lowered[0]} false, here and after "
+                "the name of a recipe, or --use_cpu to compute in it on the CPU."
+            )
         super().__post_init__()
         if self.hub_token is not None:
             # Arguments are printed and pickled; a token is found here all the same, by all that talks to the Hub.
@@ -229,15 +342,17 @@ def parse_arguments(
         benchmark_defaults: what is otherwise where `--benchmark` names one, by its name.
 
     Raises:
-        ValueError: an argument is unknown.
+        ValueError: an argument is unknown or wrong; names it.
+        OSError: the file cannot be read.
     """
-    parser = HfArgumentParser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        argv = flags_in_file(Path(argv[0]))
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
+    if len(argv) == 1 and is_settings_file(argv[0]):
+        argv = flags_in_file(Path(argv[0]), parser)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--benchmark")
     benchmark = first.parse_known_args(argv)[0].benchmark
     parser.set_defaults(**{**COMMON_DEFAULTS, **defaults, **(benchmark_defaults or {}).get(benchmark, {})})
+    parser.parse_args(argv)
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
 
 
@@ -260,23 +375,105 @@ def begin_run(
             f"This is one of {started} processes, each of which would train by itself, since it sees no GPU: start one, or "
             "give --use_cpu to train together on the CPU."
         )
+    args.check_places()
+    check_output_dir(training_args.output_dir)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
-    torch.set_num_threads(args.num_threads)
+    torch.set_num_threads(args.num_threads or 1)
     set_seed(training_args.seed)
     return args, training_args
 
 
+def check_output_dir(folder: str) -> None:
+    """Looks whether a run can write what it makes, before it makes it; leaves nothing there.
+
+    Raises:
+        NotADirectoryError: it is a file, or in one.
+        PermissionError: nothing can be written there.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"output_dir: {folder} cannot be a folder, since {place} is a file; name another.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise PermissionError(
+            f"output_dir: nothing can be written in {place} ({error.strerror}); name another."
+        ) from error
+
+
+# What a person gave and can mend; all else is a fault of ours, and keeps its traceback.
+MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError)
+
+
 def run_command(main: Callable[[], Any]) -> None:
-    """A script's `main`; then ends the process, having left those that it trained with."""
-    status = None
+    """A script's `main`; then ends the process, having left those that it trained with.
+
+    What `MISTAKES` lists ends it with status 2 and one line on stderr; `HIVILT_DEBUG=1` in the environment shows the
+    traceback instead.
+    """
+    status, mistake = None, None
     try:
         main()
     except SystemExit as stop:  # of all processes together: told to stop by SIGTERM
         status = stop.code
-    # Not after another error: others may wait for this process, and leaving could wait for them.
+    except MISTAKES as error:
+        status, mistake = 2, _describe(error)
+    if mistake is not None:
+        _tell_once(mistake)
+        if _is_grouped() and torch.distributed.get_world_size() > 1:
+            # Others may wait for this process, and leaving them could wait for them: its launcher ends them.
+            sys.stdout.flush()
+            os._exit(status)
+    # Not after another error, for the same reason.
     leave_processes()
     sys.exit(status)
+
+
+def end_with(mistake: Exception) -> NoReturn:
+    """Ends the script as `run_command` does on a mistake."""
+
+    def main():
+        raise mistake
+
+    run_command(main)
+
+
+def _describe(error: BaseException) -> str:
+    """An error as one line, or as a traceback where `HIVILT_DEBUG` asks for it."""
+    if os.environ.get("HIVILT_DEBUG", "0") not in ("", "0"):
+        return "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        said = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        said = f"the package {error.name.partition('.')[0]} is missing: install it with pip"
+    else:
+        said = str(error) or type(error).__name__
+        if isinstance(error, DatasetsError) and error.__cause__ is not None:
+            said = f"{said}: {error.__cause__}"
+    said = " ".join(line.strip() for line in said.splitlines() if line.strip())
+    last = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    ours = [name for name in last if name.partition(".")[0] in ("hivilt", "__main__")]
+    if isinstance(error, TypeError) or (isinstance(error, ValueError) and not ours):
+        # Perhaps a fault of ours after all.
+        said += f" ({type(error).__name__}; HIVILT_DEBUG=1 shows where)"
+    return f"{Path(sys.argv[0]).name}: error: {said}"
+
+
+def _tell_once(mistake: str) -> None:
+    """Writes to stderr what is wrong, of the processes that train together by one: mostly all of them find it.
+
+    The first says it. The others give it the time to, in which the launcher ends them, and say what it does not find.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(10)
+    print(mistake, file=sys.stderr, flush=True)
+
+
+def _is_grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def leave_processes() -> None:
@@ -286,22 +483,9 @@ def leave_processes() -> None:
     The caller lets go of its model first, whose DistributedDataParallel holds the group. Were it the last to, Python would
     wait for a thread of Gloo that waits for Python.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _is_grouped():
         gc.collect()  # a model is in a cycle with its trainer
         torch.distributed.destroy_process_group()
-
-
-def flags_in_file(path: Path) -> list[str]:
-    """The flags that a JSON or YAML file stands for, so that its values are read as those of flags: YAML's 1e-3 too."""
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}  # YAML reads JSON too
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected names of flags with their values, got a {type(settings).__name__}.")
-    flags = []
-    for name, value in settings.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            flags += [f"--{name}", *map(str, values)]
-    return flags
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,6 +607,9 @@ def augmentation_of(args: TaskArguments) -> Augmentation | None:
 # Models
 # ---------------------------------------------------------------------------------------------------------------------
 
+# Parameters from which a model is not small: its tensors keep several CPU threads busy.
+SMALL = 10_000_000
+
 # The fusion of the small model; with two pretrained encoders HiViLTConfig's own defaults apply.
 SMALL_FUSION = {
     "hidden_size": 64,
@@ -504,13 +691,20 @@ def load_checkpoint(
         ValueError: it has another head.
         OSError: there is none of this name.
     """
-    saved_as = HiViLTConfig.get_config_dict(name)[0].get("architectures") or ["an unknown class"]
-    if not any_head and model_class.__name__ not in saved_as:
-        raise ValueError(
-            f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected {model_class.__name__}, whose head "
-            "would be untrained: train it first, or name another checkpoint."
-        )
-    return model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
+    with _loading(argument, name):
+        config = HiViLTConfig.get_config_dict(name)[0]
+        saved_as = config.get("architectures") or ["an unknown class"]
+        if not any_head and model_class.__name__ not in saved_as:
+            raise ValueError(
+                f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected {model_class.__name__}, whose head "
+                "would be untrained: train it first, or name another checkpoint."
+            )
+        if config.get("model_type") != HiViLTConfig.model_type:
+            raise ValueError(
+                f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected a HiViLT; an encoder alone goes "
+                "into --vision_model or --text_model."
+            )
+        return model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
 
 
 def load_or_build(
@@ -534,12 +728,17 @@ def load_or_build(
 
     remote = {"trust_remote_code": args.trust_remote_code}
     if args.vision_model:
-        image_processor = AutoImageProcessor.from_pretrained(args.vision_model, **remote)
+        with _loading("vision_model", args.vision_model):
+            image_processor = AutoImageProcessor.from_pretrained(args.vision_model, **remote)
     else:
         size = {"height": args.image_size, "width": args.image_size}
         # Not the torchvision one, which differs a little: a checkpoint gives the same numbers wherever it is made.
         image_processor = ViTImageProcessorPil(size=size)
-    tokenizer = AutoTokenizer.from_pretrained(args.text_model, **remote) if args.text_model else train_tokenizer(texts)
+    if args.text_model:
+        with _loading("text_model", args.text_model):
+            tokenizer = AutoTokenizer.from_pretrained(args.text_model, **remote)
+    else:
+        tokenizer = train_tokenizer(texts)
 
     small = {} if args.vision_model and args.text_model else SMALL_FUSION
     model = model_class.from_vision_text_pretrained(
@@ -598,6 +797,16 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     return metrics, predictions
 
 
+def set_threads(args: TaskArguments, model: HiViLTPreTrainedModel) -> None:
+    """Lets torch use as many CPU threads as `num_threads` says; unset, as many as suit the model's size."""
+    threads = args.num_threads
+    if threads is None:
+        small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = 1 if small else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(threads)
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware of this process, for `results.json`."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -648,15 +857,27 @@ def peak_memory_bytes() -> int:
         # Not getrusage: what it says begins with the peak of the process that started this one.
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil  # which accelerate needs anyway
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, others in KiB.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def without_place(value: str) -> str:
-    """A path of this machine by its last name; all else as it is."""
+    """A path of this machine by its last name, a data file's with its folder's, which tells it apart; all else as it is."""
     path = Path(value)
-    return (path.name or value) if path.is_absolute() or {"..", "~"} & set(path.parts) else value
+    if not path.is_absolute() and not {"..", "~"} & set(path.parts):
+        return value
+    folder, is_data = path.parent, path.suffix.lower() in (".json", ".jsonl", ".csv", ".parquet")
+    # The home folder's name may be a person's.
+    if is_data and folder.name not in ("", "..", "~") and folder.expanduser() != Path.home():
+        return f"{folder.name}/{path.name}"
+    return path.name or value
 
 
 def collect_results(

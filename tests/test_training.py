@@ -6,29 +6,34 @@ import math
 import pickle
 import subprocess
 import sys
+import time
 import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import get_token
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
 from hivilt.data.augmentation import Augmentation
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
     augmentation_of,
     begin_run,
+    end_with,
     environment,
     load_or_build,
     parameter_table,
     parse_arguments,
     peak_memory_bytes,
     run_command,
+    set_threads,
     train_tokenizer,
+    without_place,
 )
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
 
@@ -134,6 +139,219 @@ def test_a_script_that_ends_leaves_the_other_processes(status, tmp_path):
         run_command(main)
     assert stop.value.code == status
     assert not dist.is_initialized() and not models
+
+
+# Mistakes
+
+
+MISTAKES = [
+    (ValueError("image_size: expected 1 or more, got 0"), "image_size: expected 1 or more, got 0"),
+    (TypeError("id2label: expected a dict"), "id2label: expected a dict"),
+    (FileNotFoundError("train_file: there is no file 'x'"), "train_file: there is no file 'x'"),
+    (FileNotFoundError(2, "No such file or directory", "settings.yaml"), "settings.yaml: No such file or directory"),
+    (OSError("many\n\n  lines\nof a library"), "many lines of a library"),
+    (
+        ModuleNotFoundError("No module named 'peft.x'", name="peft.x"),
+        "the package peft is missing: install it with pip",
+    ),
+    (ImportError("X needs the Y library:\n`pip install y`"), "X needs the Y library: `pip install y`"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "can't decode byte"),
+    (json.JSONDecodeError("Expecting value", "", 0), "Expecting value"),
+    (DatasetNotFoundError("Dataset 'x/y' doesn't exist"), "Dataset 'x/y' doesn't exist"),
+    (ValueError(), "ValueError"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "said"), MISTAKES)
+def test_a_mistake_ends_a_script_in_one_line_and_status_2(mistake, said, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/run_vqa.py"])
+
+    def main():
+        raise mistake
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("run_vqa.py: error: ") and printed.err.endswith("\n") and printed.err.count("\n") == 1
+    assert said in printed.err and "Traceback" not in printed.err
+
+
+def test_a_mistake_that_another_library_found_says_how_to_see_where(capsys):
+    for main, hinted in ((lambda: math.sqrt(-1), False), (lambda: json.loads("{"), True), (lambda: None + 1, True)):
+        with pytest.raises(SystemExit):
+            run_command(main)
+        assert ("HIVILT_DEBUG=1" in capsys.readouterr().err) is (hinted or not __name__.startswith("hivilt"))
+
+
+@pytest.mark.parametrize(("debug", "shown"), [("1", True), ("0", False), ("", False)])
+def test_for_debugging_a_mistake_keeps_its_traceback(debug, shown, capsys, monkeypatch):
+    monkeypatch.setenv("HIVILT_DEBUG", debug)
+
+    def main():
+        raise ValueError("image_size: wrong")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "image_size: wrong" in printed
+    assert ("Traceback" in printed and "in main" in printed) is shown
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError, AssertionError, KeyError, IndexError, AttributeError, ZeroDivisionError]
+)
+def test_a_fault_of_ours_keeps_its_traceback(fault, capsys):
+    def main():
+        raise fault("ours")
+
+    with pytest.raises(fault, match="ours"):
+        run_command(main)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("script", [run_vqa, run_retrieval])
+def test_who_calls_a_script_from_python_gets_the_exception(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="^train_file: there is no file 'nosuch.jsonl'"):
+        script.main(["--train_file", "nosuch.jsonl", "--use_cpu"])
+    with pytest.raises(ValueError, match="^--learning_rat is no flag; did you mean --learning_rate"):
+        script.main(["--learning_rat", "1"])
+
+
+def test_of_processes_that_fail_alike_the_first_says_it(capsys, monkeypatch):
+    order = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: order.append((seconds, capsys.readouterr().err)))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            end_with(ValueError("wrong"))
+    # The second waited, and was not ended meanwhile, so it says it too.
+    assert order == [(10, "")]
+    assert capsys.readouterr().err.count("wrong") == 2
+
+
+# Places
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Begins a run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *flags: begin_run(["--use_cpu", *flags], TaskArguments, {"output_dir": "outputs/x"})
+
+
+@pytest.mark.parametrize("name", ["train_file", "validation_file", "test_file", "data_dir", "image_dir"])
+def test_data_that_is_not_there_stops_before_the_run(name, begin, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"^{name}: there is no (file|folder) 'nosuch' in {tmp_path}"):
+        begin(f"--{name}", "nosuch")
+    with pytest.raises(FileNotFoundError, match=rf"^{name}: there is no (file|folder) '{tmp_path}/no/such'\."):
+        begin(f"--{name}", str(tmp_path / "no/such"))
+    (tmp_path / "nosuhc").mkdir()
+    with pytest.raises(FileNotFoundError, match="did you mean nosuhc?"):
+        begin(f"--{name}", "nosuch")
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "vision_model", "text_model", "dataset_name"])
+@pytest.mark.parametrize(
+    "place", ["outputs/nosuch", "./nosuch", "../nosuch", "/nosuch", "a/b/c", "here/nosuch", "nosuch/"]
+)
+def test_a_mistyped_folder_is_told_as_a_missing_folder(name, place, begin, tmp_path):
+    (tmp_path / "here").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"^{name}: there is no folder '{place}'"):
+        begin(f"--{name}", place)
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "vision_model", "text_model"])
+def test_a_folder_without_a_model_is_told_so(name, begin, tmp_path):
+    (tmp_path / "run/checkpoint-2").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=f"^{name}: the folder run has no config.json"):
+        begin(f"--{name}", "run")
+    (tmp_path / "run/checkpoint-2/config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="did you mean run/checkpoint-2?"):
+        begin(f"--{name}", "run")
+    with pytest.raises(NotADirectoryError, match=f"^{name}: run/checkpoint-2/config.json is a file"):
+        begin(f"--{name}", "run/checkpoint-2/config.json")
+    begin(f"--{name}", "run/checkpoint-2")
+
+
+def test_a_name_that_the_hub_does_not_give_either_is_told_as_both(begin):
+    for name in ("outptus", "me/nosuch"):
+        args, _ = begin("--model_name_or_path", name)
+        with pytest.raises(
+            FileNotFoundError, match=f"^model_name_or_path: there is no folder '{name}' .* and the Hub gave"
+        ):
+            load_or_build(args, HiViLTForQuestionAnswering)
+
+
+def test_a_model_of_another_kind_is_told_so(tmp_path):
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(tmp_path / "bert")
+    for trains in (False, True):
+        with pytest.raises(ValueError, match="^model_name_or_path: .* is a checkpoint of BertModel, expected "):
+            load_or_build(
+                TaskArguments(model_name_or_path=str(tmp_path / "bert")), HiViLTForQuestionAnswering, trains=trains
+            )
+
+
+def test_an_output_dir_that_is_a_file_stops_before_the_run(begin, tmp_path):
+    (tmp_path / "taken").write_text("")
+    for place in ("taken", "taken/inside"):
+        with pytest.raises(
+            NotADirectoryError, match=f"^output_dir: {place} cannot be a folder, since .*taken is a file"
+        ):
+            begin("--output_dir", place)
+    begin("--output_dir", "free/inside")
+    assert not (tmp_path / "free").exists()
+
+
+def test_an_output_dir_that_cannot_be_written_stops_before_the_run(begin):
+    with pytest.raises(PermissionError, match="^output_dir: nothing can be written in /proc"):
+        begin("--output_dir", "/proc/outputs")
+
+
+def test_a_settings_file_may_say_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert TaskArguments(train_file="~/rows.csv").train_file == "/home/me/rows.csv"
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/data/pets/train.jsonl", "pets/train.jsonl"),
+        ("../pets/train.CSV", "pets/train.CSV"),
+        ("~/pets/train.json", "pets/train.json"),
+        ("pets/train.jsonl", "pets/train.jsonl"),
+        ("/home/me/train.jsonl", "train.jsonl"),
+        ("~/train.jsonl", "train.jsonl"),
+        ("../train.jsonl", "train.jsonl"),
+        ("/data/pets", "pets"),
+        ("red heart", "red heart"),
+    ],
+)
+def test_a_data_file_keeps_its_folder_and_no_more(place, shown, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert without_place(place) == shown
+
+
+# Threads
+
+
+@pytest.mark.parametrize(("asked", "processes", "share"), [(3, "1", 3), (None, "1", "cores"), (None, "2", "half")])
+def test_a_large_model_has_the_process_s_share_of_the_machine(asked, processes, share, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    with torch.device("meta"):
+        large = torch.nn.Linear(4000, 4000)
+    try:
+        set_threads(TaskArguments(num_threads=asked), large)
+        assert torch.get_num_threads() == {"cores": 4, "half": 2}.get(share, share)
+        set_threads(TaskArguments(), torch.nn.Linear(2, 2))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_misspelt_arguments_are_refused(tmp_path):

@@ -1,0 +1,240 @@
+"""Flags as people write them, on the command line and in files: read as they are written, or refused by name."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivilt.flags import flags_in_file
+from hivilt.run_retrieval import RetrievalArguments
+from hivilt.run_vqa import VQAArguments
+from hivilt.training import parse_arguments
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """What the script makes of a settings file of this text."""
+
+    def read(text, name="settings.yaml", kind=VQAArguments):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return parse_arguments([str(path)], kind, {"output_dir": "outputs/x"})
+
+    return read
+
+
+def parse(*argv, kind=VQAArguments):
+    return parse_arguments(argv, kind, {"output_dir": "outputs/x"})
+
+
+# Words
+
+
+@pytest.mark.parametrize("language", ["no", "en", "de"])
+def test_norwegian_is_a_language(settings, language):
+    assert settings(f"language: {language}")[0].language == [language]
+    assert settings(f"language: [en, {language}]")[0].language == ["en", language]
+    assert settings(json.dumps({"language": language}), "settings.json")[0].language == [language]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["yes", "on", "off", "Yes", "NO", "2020-01-01", "010", "0o17", "0x1F", "1_000", "12:30", "1e3", "1.0", ".5", "="],
+)
+def test_a_word_of_yaml_stays_as_it_is_written(settings, word):
+    assert settings(f"query: {word}\nindex: photos", kind=RetrievalArguments)[0].query == word
+    assert settings(f"query: '{word}'\nindex: photos", kind=RetrievalArguments)[0].query == word
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("on", True), ("off", False), ("yes", True), ("no", False), ("true", True)]
+)
+def test_a_switch_is_on_or_off(settings, word, meant):
+    assert settings(f"load_best_model_at_end: {word}")[1].load_best_model_at_end is meant
+    assert parse("--load_best_model_at_end", word)[1].load_best_model_at_end is meant
+
+
+def test_no_is_a_strategy(settings):
+    training = settings("eval_strategy: no\nsave_strategy: no\nload_best_model_at_end: no")[1]
+    assert (training.eval_strategy, training.save_strategy) == ("no", "no")
+
+
+def test_numbers_within_fusion_are_numbers(settings):
+    text = "fusion: {layer_norm_epsilon: 1e-6, fusion_top_k: 8, use_local_fusion: false, vision_levels: [1, 2]}"
+    fusion = settings(text)[0].fusion
+    expected = {"layer_norm_epsilon": 1e-6, "fusion_top_k": 8, "use_local_fusion": False, "vision_levels": [1, 2]}
+    assert fusion == expected and type(fusion["layer_norm_epsilon"]) is float
+
+
+def test_null_and_nothing_are_no_flag(settings):
+    task, training = settings("vision_model: null\ntext_model: ~\nseed:\nfreeze: []\noutput_dir: outputs/y")
+    assert (task.vision_model, task.text_model, task.freeze) == (None, None, [])
+    assert (training.seed, training.output_dir) == (42, "outputs/y")
+
+
+def test_a_value_may_begin_with_a_dash(settings):
+    assert settings("query: -red heart\nindex: photos", kind=RetrievalArguments)[0].query == "-red heart"
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\x85\u2028\u2029\ufeff"), min_size=1)
+
+
+@given(WORDS)
+def test_json_and_quoted_yaml_give_any_text_back(tmp_path_factory, text):
+    if text == "None":
+        return
+    folder = tmp_path_factory.mktemp("settings")
+    for name in ("settings.json", "settings.yaml"):
+        (folder / name).write_text(json.dumps({"query": text, "index": "photos"}), encoding="utf-8-sig")
+    for name in ("settings.json", "settings.yaml")[: 2 if text.isascii() else 1]:  # JSON's \\ud83d is none of YAML's
+        task, _ = parse_arguments([str(folder / name)], RetrievalArguments, {"output_dir": "outputs/x"})
+        assert task.query == text
+
+
+# Files
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_changes_nothing(settings, mark):
+    assert settings(mark + b"seed: 7")[1].seed == 7
+    assert settings(mark + b'{\n\t"seed": 7}', "settings.json")[1].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("settings.yaml", "seed: 7\nfreeze: [vision\nimage_size: 32", "settings.yaml, line 3: is not YAML"),
+        ("settings.yaml", "seed: 7\n\timage_size: 32", "settings.yaml, line 2: is not YAML"),
+        ("settings.yml", "seed: 7\nimage_size: 32\nseed: 8", "settings.yml, line 3: is not YAML .seed twice"),
+        ("settings.yaml", "seed: 7\nfusion:\n  dropout: 0\n  dropout: 1", "settings.yaml, line 4: .*dropout twice"),
+        ("settings.yaml", "seed: 7\n---\nseed: 8", "settings.yaml, line 2: is not YAML"),
+        ("settings.yaml", "? [a, b]\n: 1", "settings.yaml, line 1: is not YAML"),
+        ("settings.json", '{"seed": 7,\n"image_size": }', "settings.json, line 2: is not JSON"),
+        ("settings.json", '{"seed": 7, "seed": 8}', "settings.json: seed stands there twice"),
+        ("settings.json", "[1]", "settings.json: expected names of flags with their values, got a list"),
+        ("settings.json", b'{"query": "caf\xe9"}', "settings.json: is not UTF-8"),
+        ("settings.yaml", b"query: caf\xe9", "settings.yaml: is not UTF-8"),
+        ("settings.yaml", "seed: 7\x00", "settings.yaml: is not YAML"),
+    ],
+)
+def test_an_ill_formed_file_is_refused_with_its_line(settings, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        settings(text, name)
+
+
+def test_an_empty_file_is_no_flag(settings):
+    for name in ("settings.yaml", "settings.json"):
+        assert settings("", name)[1].seed == settings("\n", name)[1].seed == 42
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="settings.yaml"):
+        parse(str(tmp_path / "settings.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "settings.yaml: learning_rat is no flag; did you mean learning_rate"),
+        ("epochs: 3", "epochs is no flag; did you mean num_train_epochs"),
+        ("Seed: 3", "Seed is no flag; did you mean seed"),
+        ("no_remove_unused_columns: true", "no_remove_unused_columns is no flag"),
+        ("<<: {seed: 1}", "<< is no flag"),
+        ("output_dir: true", "output_dir: expected one value, got true; quote it if it is a word"),
+        ("seed: false", "seed: expected one value, got false"),
+        ("license: True", "license: expected one value, got true"),
+        ("model_name_or_path: None", "model_name_or_path: got None; leave it out, or write null"),
+        ("learning_rate: [0.1, 0.2]", "learning_rate: expected one value, got a list of 2"),
+        ("do_train: [true]", "do_train: expected true or false, got a list of 1"),
+        ("output_dir: {a: b}", "output_dir: expected one value, got names with values"),
+        ("freeze: {vision: true}", "freeze: expected one value or a list of them, got names with values"),
+        ("freeze: [[vision]]", r"freeze: expected plain values in its list, got \[\"vision\"\]"),
+        ("freeze: [vision, null]", "freeze: expected plain values in its list, got null"),
+        ("language: []", "language: expected one value or a list of them, got a list of 0"),
+        ("do_train: maybe", "--do_train: .*maybe"),
+        ("image_size: 6.4", "--image_size: invalid int value: '6.4'"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_by_name(settings, text, message):
+    with pytest.raises(ValueError, match=message):
+        settings(text)
+
+
+def test_the_flags_of_a_file_are_those_of_a_command_line(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("learning_rate: 1e-2\nfreeze: [vision, text]\ndo-train: yes\nquery: -x\nfusion: {dropout: 0.5}")
+    expected = ["--learning_rate", "1e-2", "--freeze", "vision", "text", "--do-train", "yes", "--query=-x"]
+    assert flags_in_file(path) == [*expected, "--fusion", '{"dropout": 0.5}']
+
+
+# Command lines
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat", "1"], "^--learning_rat is no flag; did you mean --learning_rate?"),
+        (["--learning_rat=1"], "^--learning_rat is no flag; did you mean --learning_rate?"),
+        (
+            ["--output_dri", "x", "--trian_file=y"],
+            r"did you mean --output_dir\?; --trian_file .*did you mean --train_file",
+        ),
+        (["-seed", "1"], "^-seed is no flag; did you mean --seed?"),
+        (["--train-flie", "x"], "did you mean --train_file"),
+        (["--batch_size", "8"], "did you mean --per_device_train_batch_size"),
+        (["--qwertz"], "^--qwertz is no flag; --help lists all"),
+        (["train.jsonl"], "^'train.jsonl': expected a flag"),
+        (["settings.yaml", "--seed", "1"], "^settings.yaml: a settings file stands alone"),
+        (["--learning_rate", "fast"], "^--learning_rate: invalid float value: 'fast'"),
+        (["--learning_rate"], "^--learning_rate: expected one argument"),
+        (["--benchmark", "gqq"], "^--benchmark: invalid choice: 'gqq'"),
+        (["--eval_strategy", "often"], "^--eval_strategy: invalid choice: 'often' .*epoch"),
+        (["--do_train", "maybe"], "^--do_train: .*maybe"),
+    ],
+)
+def test_a_wrong_flag_is_refused_by_name(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--fusion", "{fusion_top_k: 8}"], "^fusion: expected JSON such as .*got '{fusion_top_k: 8}'"),
+        (["--fusion", "8"], "^fusion: expected fields of HiViLTConfig with their values.* got 8"),
+        (["--lr_scheduler_kwargs", "{a: 8}"], "^lr_scheduler_kwargs: expected JSON such as .*got '{a: 8}'"),
+        (["--fusion", "[8]"], "^fusion: expected fields"),
+        (["--freeze", "vision", "head"], "^freeze: expected any of vision, text, fusion, .*got 'head'"),
+        (["--freeze", "vision,text"], "^freeze: expected any of .*got 'vision,text'"),
+        (["--license", "Apache 2"], "^license: .*got 'Apache 2'"),
+        (["--language", "english"], "^language: .*got 'english'"),
+        (["--max_train_samples", "0"], "^max_train_samples: expected 1 or more, got 0"),
+        (["--max_eval_samples", "-1"], "^max_eval_samples: expected 1 or more, got -1"),
+        (["--max_predict_samples", "0"], "^max_predict_samples: expected 1 or more"),
+        (["--image_size", "0"], "^image_size: expected 1 or more, got 0"),
+        (["--num_threads", "0"], "^num_threads: expected 1 or more, got 0"),
+        (["--min_answer_count", "0"], "^min_answer_count: expected 1 or more"),
+        (["--max_answers", "0"], "^max_answers: expected 1 or more"),
+        (["--vision_learning_rate", "-1"], "^vision_learning_rate: expected a number from 0 on, got -1.0"),
+        (["--text_learning_rate", "nan"], "^text_learning_rate: expected a number from 0 on, got nan"),
+        (["--bf16"], "^bf16: no device of this machine .*--bf16 false.*--use_cpu"),
+        (["--bf16_full_eval"], "^bf16_full_eval: no device"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize("name", ["captions_per_image", "similar_per_batch", "contrastive_chunk_size", "top_k"])
+def test_retrieval_counts_from_one(name):
+    for value in ("0", "-3"):
+        with pytest.raises(ValueError, match=f"^{name}: expected 1 or more, got {value}"):
+            parse(f"--{name}", value, kind=RetrievalArguments)
+    parse(f"--{name}", "1", kind=RetrievalArguments)
+
+
+def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
+    assert parse("--bf16", "--bf16", "false")[1].bf16 is False
+    assert parse("--bf16", "--use_cpu")[1].bf16 is True
