@@ -121,13 +121,7 @@ class RetrievalArguments(TaskArguments):
     top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
     rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
 
-    at_least_one = (
-        *TaskArguments.at_least_one,
-        "captions_per_image",
-        "similar_per_batch",
-        "contrastive_chunk_size",
-        "top_k",
-    )
+    at_least_one = (*TaskArguments.at_least_one, "captions_per_image", "top_k")
     places = (*TaskArguments.places, "karpathy_file", "index")
 
     def __post_init__(self):

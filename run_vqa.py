@@ -96,10 +96,6 @@ class VQAArguments(TaskArguments):
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
 
     at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
-    places = (
-        *TaskArguments.places,
-        "answer_file",
-    )
 
     def __post_init__(self):
         super().__post_init__()

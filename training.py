@@ -171,7 +171,7 @@ class TaskArguments:
         for name in self.at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}; leave it out for the default.")
+                raise ValueError(f"{name}: expected at least 1, got {value}; leave it out for the default.")
         for name in ("vision_learning_rate", "text_learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
@@ -209,7 +209,9 @@ class TaskArguments:
         """
         for name in self.places:
             value = getattr(self, name)
-            if value is not None and not os.path.exists(value):
+            # The folders of a benchmark it looks through itself, and says which of its files they lack.
+            own = self.benchmark is None or name not in ("data_dir", "image_dir")
+            if own and value is not None and not os.path.exists(value):
                 raise missing_place(name, value)
         for name in ("model_name_or_path", "vision_model", "text_model"):
             if (value := getattr(self, name)) is not None:
