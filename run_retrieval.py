@@ -154,7 +154,7 @@ def read_data(args: RetrievalArguments, splits: Collection[str]) -> tuple[str, d
         args,
         splits,
         lambda path, split: read_caption_file(path, columns),
-        lambda table, source, split: read_caption_table(table, columns, source),
+        lambda table, source, split, folder: read_caption_table(table, columns, source, folder),
         benchmark,
     )
 

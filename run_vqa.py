@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from hivilt.cards import python_literal, write_model_card
+from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.vqa import (
     Columns,
     VQACollator,
@@ -114,7 +115,7 @@ def read_data(args: VQAArguments, splits: Collection[str]) -> tuple[str, dict[st
         args,
         splits,
         lambda path, split: read_file(path, columns, answers_needed=split != "test"),
-        lambda table, source, split: read_table(table, columns, source, answers_needed=split != "test"),
+        lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test"),
         VQA_BENCHMARKS.get(args.benchmark),
     )
 
@@ -145,6 +146,7 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
     questions = [one.question for one in train]
     labels = dict(enumerate(vocabulary))
     model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, trains=True, id2label=labels)
+    spell_alike(model.config, vocabulary)
     known = set(model.config.id2label.values())
     if known != set(vocabulary):
         logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(known & set(vocabulary))}.")
@@ -154,6 +156,15 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
     for part in args.freeze:
         model.freeze(part)
     return model, processor
+
+
+def spell_alike(config: HiViLTConfig, vocabulary: list[str]) -> None:
+    """Gives the classes of a checkpoint that the vocabulary has too the vocabulary's spelling: "USA" for "usa"."""
+    spelling = {canonical_answer(answer): answer for answer in vocabulary}
+    labels = {label: spelling.get(canonical_answer(answer), answer) for label, answer in config.id2label.items()}
+    # Classes that differ in nothing but spelling stay as they are.
+    if len(set(labels.values())) == len(labels):
+        config.id2label, config.label2id = labels, {answer: label for label, answer in labels.items()}
 
 
 def describe(examples: list[VQAExample], label2id: dict[str, int], bad_pictures: list[str]) -> dict:

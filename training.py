@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 import accelerate
 import torch
 import transformers
-from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -44,6 +43,7 @@ import hivilt
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.benchmarks import Benchmark
+from hivilt.data.folders import read_folder
 from hivilt.data.tables import check_pictures, hold_out
 from hivilt.evaluation.plots import plot_training
 from hivilt.flags import Parser, flags_in_file, is_settings_file, read_mapping
@@ -499,7 +499,7 @@ def read_splits(
     args: TaskArguments,
     splits: Collection[str],
     read_file: Callable[[Path, str], list],
-    read_table: Callable[[Dataset, str, str], list],
+    read_table: Callable[[Any, str, str, Path], list],
     benchmark: Benchmark | None = None,
 ) -> tuple[str, dict[str, list]]:
     """The data that the arguments name: its name and those of the splits that there are.
@@ -508,7 +508,8 @@ def read_splits(
         args: where the data is: of a benchmark, in files, or in tables of `datasets`.
         splits: which to read of "train", "validation" and "test".
         read_file: examples of a file, given its path and the split.
-        read_table: examples of a table of `datasets`, given what to call it and the split.
+        read_table: examples of a table of `datasets` or a list of rows, given what to call it, the split, and the folder
+            where relative picture paths start.
         benchmark: the one to read if the arguments name no files and no tables of their own.
     """
     if benchmark is not None:
@@ -522,12 +523,12 @@ def read_splits(
     name = args.dataset_name or args.data_dir
     # A folder goes by its own name, wherever it lies.
     name = Path(name).name if Path(name).exists() else name
-    tables = load_dataset(args.dataset_name or "imagefolder", args.dataset_config_name, data_dir=args.data_dir)
-    named = {split: official or split for split, official in _named_splits(args).items()}
+    named = {split: official or split for split, official in _named_splits(args).items() if split in splits}
+    tables = read_folder(args.dataset_name, args.dataset_config_name, args.data_dir, set(named.values()))
     return name, {
-        split: read_table(tables[table], f"{name}, {table}", split)
+        split: read_table(tables[table].rows, f"{name}, {table}", split, tables[table].folder)
         for split, table in named.items()
-        if split in splits and table in tables
+        if table in tables
     }
 
 

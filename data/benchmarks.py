@@ -4,7 +4,6 @@ Both forms are read into rows with the same columns, and one function makes exam
 are in `hivilt.data.vqa_benchmarks` and `hivilt.data.caption_benchmarks`.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Generic, NamedTuple
 
 import datasets
 
+from hivilt.data.cells import parse_json, read_text
 from hivilt.data.tables import Record, TablePicture, TableRow, column_names, rows_with_pictures
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Benchmark(Generic[Record]):
             else:
                 rows, source = self._read_hub(name, dataset_name, dataset_config_name)
             image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
-            with_pictures = rows_with_pictures(rows, "image", image_id, source, ".")
+            with_pictures = rows_with_pictures(rows, "image", image_id, source, ".", trust_ids=True)
             examples += self.read_rows(with_pictures if name in self.hidden else self._answered(with_pictures))
         return examples
 
@@ -177,7 +177,9 @@ class Benchmark(Generic[Record]):
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
-            values = list(rows[column])
+            values, feature = list(rows[column]), rows.features[column]
+            if isinstance(feature, datasets.ClassLabel):
+                values = feature.int2str(values)
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
@@ -254,9 +256,6 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
     """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or not UTF-8.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}: is not JSON ({error}).") from error
+    return parse_json(read_text(path), path.name, object_hook)

@@ -23,6 +23,7 @@ from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
 from hivilt.data.captions import CaptionedImage, karpathy_rows, named_emoji, read_captions, read_openmoji
+from hivilt.data.cells import read_text, split_lines
 from hivilt.data.tables import TablePicture, TableRow
 
 FLICKR8K_CAPTIONS = tuple(f"caption_{number}" for number in range(5))
@@ -71,7 +72,7 @@ def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
         }
     else:
         named = find_file(folder, f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt")
-        captions = {name: [] for name in named.read_text(encoding="utf-8").split()}
+        captions = {name: [] for name in read_text(named).split()}
         # The file has captions of a picture that was never released; no split names it.
         for name, caption in _token_captions(path):
             if name in captions:
@@ -87,14 +88,13 @@ def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
 
 def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
     """Names of pictures and captions, from lines `name.jpg#0<TAB>caption`."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            name, tab, caption = line.partition("\t")
-            name, sign, _ = name.rpartition("#")
-            if tab and sign:
-                yield name, caption.strip()
-            elif line.strip():
-                raise ValueError(f"{path.name}, line {number}: expected 'name.jpg#0', a tab, a caption, got {line!r}.")
+    for number, line in enumerate(split_lines(read_text(path)), 1):
+        name, tab, caption = line.partition("\t")
+        name, sign, _ = name.rpartition("#")
+        if tab and sign:
+            yield name, caption.strip()
+        elif line.strip():
+            raise ValueError(f"{path.name}, line {number}: expected 'name.jpg#0', a tab, a caption, got {line!r}.")
 
 
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ import torch
 from datasets.utils import tqdm
 
 from hivilt.data.augmentation import Augmentation, swap_left_and_right
+from hivilt.data.cells import cell_values, scalar_text
 from hivilt.data.tables import (
     EpochDataset,
     TablePicture,
@@ -37,9 +38,11 @@ from hivilt.data.tables import (
     read_rows,
     rows_with_pictures,
 )
-from hivilt.processing_hivilt import well_formed
 
 Split = Literal["train", "validation", "test"]
+
+# Where data sets have the captions of an object.
+CAPTION_KEYS = ("raw", "caption", "captions")
 
 # COCO's "restval" is what was left of its validation pictures; every published run trains on it.
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
@@ -279,7 +282,7 @@ def read_caption_table(
 
     Args:
         rows: a picture is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
-            a list of dicts, with a key "raw" (Karpathy's sentences).
+            a list of dicts, with a key "raw" (Karpathy's sentences), see `read_captions`.
         columns: names of the columns.
         source: what to call the table in error messages.
         folder: where relative picture paths start.
@@ -293,7 +296,9 @@ def read_caption_table(
     if columns.caption not in present:
         caption_columns = [name.strip() for name in columns.caption.split(",")]
         usual = [name for name in ("captions", "text", "sentences") if name in present]
-        likely = usual[0] if columns.caption == DEFAULT_COLUMNS.caption and len(usual) == 1 else None
+        likely = None
+        if columns.caption == DEFAULT_COLUMNS.caption and usual:
+            likely = usual[0] if len(usual) == 1 else ""
         for name in caption_columns:
             check_columns({"caption": name}, present, source, likely)
 
@@ -355,28 +360,26 @@ def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.P
             f"got {split!r}."
         )
     rows = karpathy_rows(content, path, KARPATHY_SPLITS[split], image_dir)
-    return [CaptionedImage(str(row.get("cocoid", row["imgid"])), row["image"], tuple(row["sentences"])) for row in rows]
+    rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
+    return [
+        CaptionedImage(row.image_id, row.image, tuple(row.values["sentences"]))
+        for row in rows_with_pictures(rows, "image", "image_id", path.name, ".")
+    ]
 
 
 def read_captions(value: Any, where: str) -> list[str]:
-    """Captions as a row has them, without blanks around them: a text, a list of texts, or a dict, or a list of dicts,
-    with a key "raw" (Karpathy's sentences).
+    """The captions of a cell, as `hivilt.data.cells` reads them: a text, a list of texts, or objects with a key "raw"
+    (Karpathy's sentences), "caption" or "captions".
 
     Raises:
-        ValueError, TypeError: there is none, one is empty, or it is anything else; names `where`.
+        CellError, ValueError: there is none, one is empty, or it is anything else; names `where`.
     """
-    if isinstance(value, Mapping) and "raw" in value:
-        return read_captions(value["raw"], where)
-    if isinstance(value, (list, tuple)) and len(value) > 0:
-        return [caption for one in value for caption in read_captions(one, where)]
-    if value is not None and not isinstance(value, (str, list, tuple)):
-        raise TypeError(
-            f"{where}: should hold a caption as text, a list of them, or dicts with 'raw', got {type(value).__name__} "
-            f"{value!r}."
-        )
-    if not value or not value.strip():
+    expected = "a caption as text, a list of them, or dicts with 'raw', 'caption' or 'captions'"
+    values = cell_values(value, where, CAPTION_KEYS)
+    captions = [scalar_text(one, f"{where}:", expected, numbers=False) for one in values]
+    if not captions or not all(captions):
         raise ValueError(f"{where}: the caption is empty; write one or drop the row.")
-    return [well_formed(value.strip())]
+    return captions
 
 
 # ---------------------------------------------------------------------------------------------------------------------

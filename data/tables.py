@@ -1,25 +1,38 @@
 """What the readers of every task share: local files and tables, the pictures in them, and splits by picture."""
 
-import csv
+import difflib
 import hashlib
+import importlib.util
 import io
-import json
 import logging
 import os
 import random
+import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
+import numpy as np
 import torch
 from datasets.utils import tqdm
 from PIL import Image
 
+from hivilt.data.cells import read_csv, read_json_rows, scalar_text
 from hivilt.processing_hivilt import load_picture, unreadable
 
 logger = logging.getLogger(__name__)
+
+# Pillow opens HEIC, the format of many phones, where the extra `heif` is installed.
+if importlib.util.find_spec("pillow_heif") is not None:
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+CSV_ENDINGS = (".csv", ".tsv")
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+# A picture's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
+_BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+/\s-]{256,})=*\s*", re.ASCII)
 
 
 class TablePicture(NamedTuple):
@@ -60,40 +73,27 @@ class TableRow(NamedTuple):
 def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
     """The rows of a local JSON (a list of objects, alone or under "data"), JSONL, CSV or Parquet file.
 
-    CSV cells stay text as it is written. JSON may hold anything else; `column_names` refuses what is no table.
+    CSV cells stay text as it is written; `hivilt.data.cells` says more. JSON may hold anything else; `column_names`
+    refuses what is no table.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, its ending is another, it is not JSON or not UTF-8.
+        FileNotFoundError: there is no such file.
+        ValueError: its ending is another, or its content is not what the ending says; names file and line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"data file {path}: there is no such file.")
-    try:
-        return _read_rows(path, path.suffix.lower())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data file {path}: is not UTF-8 ({error}); save it as UTF-8.") from error
-
-
-def _read_rows(path: Path, kind: str) -> datasets.Dataset | Any:
+    kind = path.suffix.lower()
     if kind == ".parquet":
-        return datasets.Dataset.from_parquet(str(path))
-    if kind == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    if kind == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            return [_parse_json(line, f"{path.name}, line {n}") for n, line in enumerate(file, 1) if line.strip()]
-    if kind == ".json":
-        rows = _parse_json(path.read_text(encoding="utf-8"), path.name)
-        return rows["data"] if isinstance(rows, dict) and "data" in rows else rows
+        try:
+            return datasets.Dataset.from_parquet(str(path))
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"data file {path}: is not Parquet ({error.__cause__ or error}).") from error
+    if kind in CSV_ENDINGS:
+        return read_csv(path)
+    if kind in JSON_ENDINGS:
+        return read_json_rows(path)
     raise ValueError(f"data file {path}: expected .json, .jsonl, .csv or .parquet, got {kind or 'no ending'!r}.")
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is not JSON ({error}).") from error
 
 
 def column_names(rows: Any, source: str) -> list[str]:
@@ -106,7 +106,10 @@ def column_names(rows: Any, source: str) -> list[str]:
     if not isinstance(rows, datasets.Dataset) and not (
         isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
     ):
-        raise TypeError(f"{source}: expected a list of objects with the same keys, got {type(rows).__name__}.")
+        raise TypeError(
+            f"{source}: expected a list of objects with the same keys, got {type(rows).__name__}. (pandas writes one with "
+            'to_json(..., orient="records").)'
+        )
     if len(rows) == 0:
         raise ValueError(f"{source}: has no rows, so there is nothing to train or to evaluate on.")
     if isinstance(rows, datasets.Dataset):
@@ -123,13 +126,17 @@ def check_columns(
         columns: kinds and their names, such as `{"image": "picture"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
         source: what to call the table in messages.
-        likely: the column that was probably meant, for the message.
+        likely: the column that was probably meant, for the message; default: one that is called alike; empty: none.
 
     Raises:
         ValueError: one is missing.
     """
     for kind, name in columns.items():
         if name is not None and name not in present:
+            alike = {column.casefold(): column for column in present}
+            close = difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)
+            if likely is None and close:
+                likely = alike[close[0]]
             raise ValueError(
                 f"{kind}_column: {source} has no column {name!r}; it has {', '.join(map(repr, present))}. "
                 f"Name the right one with --{kind}_column{f', probably {likely!r}' if likely else ''}."
@@ -142,43 +149,73 @@ def rows_with_pictures(
     image_id_column: str | None,
     source: str,
     folder: str | os.PathLike,
+    trust_ids: bool = False,
 ) -> Iterator[TableRow]:
     """The rows of a table, each with its picture, which is not decoded.
 
-    Rows about the same picture have the same `image_id`: the named one, else the picture's path, else a hash of its
-    bytes. In a table with pictures inside, all of them point to the first such row.
+    Rows about the same picture have the same `image_id`: the named one, else the picture's path below `folder`, however
+    the rows spell it, else a hash of its bytes. In a table with pictures inside, all of them point to the first such row.
+    Cells of `datasets.ClassLabel` are the names of their classes, -1 is `None`.
 
     Args:
-        rows: a table with these columns; a picture is a path, what `datasets.Image` stores, or a `TablePicture`.
+        rows: a table with these columns; a picture is a path, what `datasets.Image` stores, its bytes, or a
+            `TablePicture`.
         image_column: the column of pictures.
-        image_id_column: the column of their ids, if there is one. It spares reading every picture to tell them apart.
+        image_id_column: the column of their ids, if there is one.
         source: what to call the table in messages.
         folder: where relative picture paths start.
+        trust_ids: do not read the pictures of a table to see whether those with one id are one; as for a benchmark.
 
     Raises:
         TypeError: the column, or a row, holds no picture.
-        ValueError: a row has no picture id.
+        ValueError: a row has no picture id, two pictures have the same, or a path is a web address or base64.
     """
+    if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
+        rows = rows.with_format(None)  # cells as Python's own values
     table = _undecoded(rows, image_column)
-    light = rows
-    if table is not None:
-        light = table.remove_columns(image_column) if image_id_column else table
-
+    light = rows if table is None else table
+    trusted = table is not None and image_id_column is not None and trust_ids
+    if trusted:
+        light = table.remove_columns(image_column)
     first_row: dict[str, int] = {}
-    for index, row in enumerate(light):
+    # What tells pictures apart, the id that its first row gave it, and for each id its picture and that one's name.
+    ids: dict[str, str] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    for index, row in enumerate(iterate_rows(light)):
         where = f"{source}, row {index + 1}"
-        image_id = _image_id(row, image_column, image_id_column, where)
         image = row.get(image_column)
         if isinstance(image, TablePicture):
-            yield TableRow(where, image_id, image, row)
-        elif table is not None and not isinstance(image, str):
-            yield TableRow(
-                where, image_id, TablePicture(table, first_row.setdefault(image_id, index), image_column), row
-            )
-        elif isinstance(image, str) and image:
-            yield TableRow(where, image_id, str(Path(folder, image)), row)
+            key = f"{id(image.table)} {image.row} {image.column}"
+            name = own_id = _name_of(image)
+        elif trusted:
+            key = name = own_id = ""
+        elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
+            key = own_id = hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
+            name = image.get("path") or f"the picture of row {index + 1}"
         else:
-            raise _no_picture(image, image_column, where)
+            name = image.get("path") if isinstance(image, Mapping) else image
+            name = os.fspath(name) if isinstance(name, os.PathLike) else name
+            if not isinstance(name, str) or not name.strip():
+                raise _no_picture(image, image_column, where)
+            image = _locate(name, folder, f"{where}, column {image_column!r}")
+            key, own_id = os.path.realpath(image), _path_as_id(name, image, folder)
+
+        if image_id_column is None:
+            # Only a link to a folder makes two files of what reads as one.
+            image_id = ids.setdefault(key, own_id if own_id not in owners else key)
+        else:
+            image_id = scalar_text(row.get(image_id_column), f"{where}: column {image_id_column!r}")
+            if not image_id:
+                raise ValueError(f"{where}: the picture id in column {image_id_column!r} is empty; write one.")
+        known, known_name = owners.setdefault(image_id, (key, name))
+        if known != key:
+            raise ValueError(
+                f"{where}: column {image_id_column!r} gives {name!r} the id {image_id!r}, which is that of "
+                f"{known_name!r} in an earlier row; give each picture an id of its own."
+            )
+        if not isinstance(image, str | TablePicture):
+            image = TablePicture(table, first_row.setdefault(image_id, index), image_column)
+        yield TableRow(where, image_id, image, row)
 
 
 def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
@@ -186,7 +223,8 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     if not isinstance(rows, datasets.Dataset):
         return None
     feature = rows.features[image_column]
-    if isinstance(feature, datasets.Image):
+    binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    if isinstance(feature, datasets.Image) or binary:
         return rows.cast_column(image_column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return rows
@@ -197,23 +235,67 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     )
 
 
-def _image_id(row: Mapping[str, Any], image_column: str, image_id_column: str | None, where: str) -> str:
-    if image_id_column is not None:
-        if row.get(image_id_column) in (None, ""):
-            raise ValueError(f"{where}: the picture id in column {image_id_column!r} is empty; write one.")
-        return str(row[image_id_column])
-    image = row.get(image_column)
-    if isinstance(image, str) and image:
-        return image
-    if isinstance(image, Mapping) and image.get("bytes"):
-        return hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-    if isinstance(image, Mapping) and image.get("path"):
-        return image["path"]
-    raise _no_picture(image, image_column, where)
+def iterate_rows(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Rows whose cells of `datasets.ClassLabel`, in lists and objects too, are the names of their classes; -1 is `None`."""
+    features = rows.features if isinstance(rows, datasets.Dataset) else {}
+    namers = {name: _namer(feature) for name, feature in features.items()}
+    namers = {name: namer for name, namer in namers.items() if namer is not None}
+    for row in rows:
+        yield {**row, **{name: namer(row[name]) for name, namer in namers.items() if name in row}}
+
+
+def _namer(feature: Any) -> Callable[[Any], Any] | None:
+    """What a cell of this feature has to go through; `None`: nothing."""
+    if isinstance(feature, datasets.ClassLabel):
+        # A transform may have given them their names.
+        return lambda value: value if not isinstance(value, int) else feature.int2str(value) if value >= 0 else None
+    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32"):
+        # As short as it was written: Python's 0.1 is another number than float32's.
+        return lambda value: None if value is None else np.dtype(feature.dtype).type(value)
+    if isinstance(feature, (datasets.List, datasets.LargeList, list)):
+        inner = _namer(feature[0] if isinstance(feature, list) else feature.feature)
+        return inner and (lambda values: values and [inner(value) for value in values])
+    if isinstance(feature, dict):
+        namers = {name: _namer(one) for name, one in feature.items()}
+        namers = {name: namer for name, namer in namers.items() if namer is not None}
+        if namers:
+            return lambda value: value and {**value, **{name: namer(value[name]) for name, namer in namers.items()}}
+    return None
+
+
+def _path_as_id(written: str, image: str, folder: str | os.PathLike) -> str:
+    """What a file goes by: its path below `folder`, else as a row has it, in its shortest form."""
+    start, path = os.path.abspath(folder), os.path.abspath(image)
+    if Path(path).is_relative_to(start):
+        path = os.path.relpath(path, start)
+    elif not os.path.isabs(written):
+        path = os.path.normpath(written)
+    return Path(path).as_posix()
+
+
+def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
+    """The file that a cell means: as it is written, else without blanks around it, with slashes and with ~ as home.
+
+    Raises:
+        ValueError: it is a web address, base64 or no path.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", image):
+        raise ValueError(f"{where}: holds the address {image!r}; download it and give the path of the file.")
+    if image.startswith("data:") or _BASE64.fullmatch(image):
+        raise ValueError(
+            f"{where}: holds a picture as base64, {reprlib.repr(image)}; write it to a file and give its path, or make a "
+            "Parquet file with a column of datasets.Image."
+        )
+    if "\0" in image:
+        raise ValueError(f"{where}: the path {image!r} holds a NUL character; mend it.")
+    tidy = os.path.expanduser(image.strip().replace("\\", "/"))
+    if tidy != image and not os.path.isfile(Path(folder, image)):
+        image = tidy
+    return str(Path(folder, image))
 
 
 def _no_picture(image: Any, image_column: str, where: str) -> TypeError:
-    return TypeError(f"{where}: column {image_column!r} should hold a picture or its path, got {image!r}.")
+    return TypeError(f"{where}: column {image_column!r} should hold a picture or its path, got {reprlib.repr(image)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,14 +348,14 @@ def open_picture(image: str | TablePicture) -> Image.Image:
     """
     if isinstance(image, str):
         return load_picture(image)
-    stored = image.table[image.row][image.column]
-    if not stored["bytes"]:
-        return load_picture(stored["path"])
+    stored = _stored_file(image)
+    if isinstance(stored, str):
+        return load_picture(stored)
     try:
-        with Image.open(io.BytesIO(stored["bytes"])) as picture:
+        with Image.open(stored) as picture:
             return load_picture(picture)
     except Exception as error:
-        name = repr(stored["path"] or f"row {image.row + 1} of column {image.column!r}")
+        name = repr(image.table[image.row][image.column]["path"] or f"row {image.row + 1} of column {image.column!r}")
         raise unreadable(name, error.__cause__ or error) from error
 
 
@@ -306,9 +388,8 @@ def check_pictures(
                 f"{source}: {len(missing)} of {len(images)} picture files are missing: {_some(missing)}. Paths are "
                 "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
             )
-        foreign = [
-            image for image in tqdm(files, desc=f"Checking pictures, {source}", unit="pictures") if _is_foreign(image)
-        ]
+        checked = tqdm(images.values(), desc=f"Checking pictures, {source}", unit="pictures")
+        foreign = [_name_of(image) for image in checked if _is_foreign(image)]
         if foreign:
             raise ValueError(
                 f"{source}: {len(foreign)} of {len(images)} files are no readable pictures: {_some(foreign)}. Replace them, "
@@ -333,13 +414,26 @@ def check_pictures(
     return kept, list(bad)
 
 
-def _is_foreign(path: str) -> bool:
-    """Whether a file does not even begin as a picture: it is empty, a web page, or may not be read."""
+def _is_foreign(image: str | TablePicture) -> bool:
+    """Whether what should be a picture does not even begin as one: it is empty, a web page, or may not be read."""
     try:
-        with Image.open(path):
+        with Image.open(image if isinstance(image, str) else _stored_file(image)):
             return False
     except Exception:  # see `unreadable`
         return True
+
+
+def _stored_file(image: TablePicture) -> str | io.BytesIO:
+    """The bytes of a picture in a table, or the path that stands there instead."""
+    stored = image.table[image.row][image.column]
+    return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
+
+
+def _name_of(image: str | TablePicture) -> str:
+    if isinstance(image, str):
+        return image
+    path = image.table[image.row][image.column]["path"]
+    return f"row {image.row + 1} of column {image.column!r}{f' ({path})' if path else ''}"
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

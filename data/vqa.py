@@ -12,9 +12,9 @@ twice for the questions it carries.
 """
 
 import logging
-import math
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,9 @@ import torch
 from PIL import Image
 
 from hivilt.data.augmentation import Augmentation, swap_left_and_right
+from hivilt.data.cells import cell_values, clean, parse_json, read_text, scalar_text, split_lines
 from hivilt.data.tables import (
+    CSV_ENDINGS,
     EpochDataset,
     TablePicture,
     check_columns,
@@ -36,11 +38,13 @@ from hivilt.data.tables import (
     rows_with_pictures,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
-from hivilt.processing_hivilt import well_formed
 
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
+
+# Where the Hub's data sets have the answers of an object.
+ANSWER_KEYS = ("answer", "answers", "text")
 
 
 class VQAExample(NamedTuple):
@@ -84,6 +88,7 @@ def read_file(
     """Examples of a local JSON (a list of objects, alone or under "data"), JSONL, CSV or Parquet file.
 
     Text stays as it is written: a CSV cell "007" or "None" is an answer like any other, an empty one is not known.
+    `hivilt.data.cells` says what else a file and a cell may hold.
 
     Args:
         path: the file; its ending says what it is.
@@ -109,8 +114,9 @@ def read_table(
     Rows about the same picture are found by `columns.image_id` if named, else by the picture's path, else by its bytes.
 
     Args:
-        rows: a picture is a path, or what `datasets.Image` stores. An answer is text or a number, a list of these, or
-            a list of dicts with a key "answer" (VQAv2); `None` or an empty text: not known.
+        rows: a picture is a path, or what `datasets.Image` stores. An answer is text, a number or a truth value, a list
+            of these, or dicts with a key "answer", "answers" or "text", see `read_answers`; `None` or an empty text: not
+            known. Cells of `datasets.ClassLabel` are the names of their classes.
         columns: names of the columns.
         source: what to call the table in error messages.
         folder: where relative picture paths start.
@@ -131,11 +137,12 @@ def read_table(
     examples = []
     for index, row in enumerate(rows_with_pictures(rows, columns.image, columns.image_id, source, folder)):
         question_id = index if columns.question_id is None else row.values.get(columns.question_id)
-        if question_id is None:
+        question_id = scalar_text(question_id, f"{row.where}, column {columns.question_id!r}")
+        if not question_id:
             raise ValueError(f"{row.where}: the question's id in column {columns.question_id!r} is empty; write one.")
         question = read_question(row.values.get(columns.question), columns.question, row.where)
         answers = read_answers(row.values.get(columns.answer), columns.answer, row.where)
-        examples.append(VQAExample(str(question_id), row.image_id, row.image, question, answers))
+        examples.append(VQAExample(question_id, row.image_id, row.image, question, answers))
     return examples
 
 
@@ -143,36 +150,33 @@ def read_question(value: Any, column: str, where: str) -> str:
     """A question as a row has it, without blanks around it.
 
     Raises:
-        TypeError, ValueError: it is no text, or empty; names `column` and `where`.
+        CellError, ValueError: it is no text, or empty; names `column` and `where`.
     """
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{where}: column {column!r} should hold a question as text, got {type(value).__name__}.")
-    if value is None or not value.strip():
+    question = scalar_text(value, f"{where}: column {column!r}", "a question as text", numbers=False)
+    if not question:
         raise ValueError(f"{where}: the question in column {column!r} is empty; write one or drop the row.")
-    return well_formed(value.strip())
+    return question
 
 
 def read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """Answers as a row has them: text, a number, a list of these or of dicts with a key "answer"; empty or NaN: not known.
+    """The answers of a cell, as `hivilt.data.cells` reads them: text, a number or a truth value, a list of these, or objects
+    with a key "answer", "answers" or "text", as the Hub's data sets have them; empty or NaN: not known.
 
     2.0 is "2": in a table, a column of whole numbers with gaps holds them so.
 
     Raises:
-        TypeError: it is anything else; names `column` and `where`.
+        CellError, ValueError: it is anything else; names `column` and `where`.
     """
-    if isinstance(value, Mapping):
-        value = value.get("answer")
-    if isinstance(value, (list, tuple)):
-        return tuple(answer for one in value for answer in read_answers(one, column, where))
-    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-        raise TypeError(
-            f"{where}: column {column!r} should hold an answer as text or a list of them, got {type(value).__name__} "
-            f"{value!r}."
-        )
-    if isinstance(value, float):
-        value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    text = "" if value is None else well_formed(str(value).strip())
-    return (text,) if text else ()
+    return tuple(filter(None, read_each_answer(value, column, where)))
+
+
+def read_each_answer(value: Any, column: str, where: str) -> list[str]:
+    """As `read_answers`, with an empty text for each one that is not known."""
+    expected = "an answer as text or a list of them, or objects with a key 'answer', 'answers' or 'text'"
+    return [
+        scalar_text(one, f"{where}: column {column!r}", expected)
+        for one in cell_values(value, f"{where}: column {column!r}", ANSWER_KEYS)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,12 +189,14 @@ def build_answer_vocabulary(
 ) -> list[str]:
     """The classes of a question answering head: the most frequent answers first, ties in alphabetical order.
 
+    Answers that differ only in case or spaces are one class. It is spelled as most of them are, or as the first of those.
+
     Args:
         answers: for each training question what people said; the answer most of them gave is counted.
         min_count: leave out answers that fewer questions have (VQAv2's 3,129 classes use 9).
         max_size: keep at most this many; `None` keeps all.
-        normalize: write answers as VQA accuracy compares them (`normalize_answer`: "two dogs" and "2 dogs" are one);
-            default: as `canonical_answer` does.
+        normalize: one class is what VQA accuracy takes for one (`normalize_answer`: "two dogs" and "2 dogs"), written so
+            but for capitals; default: what `canonical_answer` does.
 
     Returns:
         Distinct answers; the index is the label.
@@ -199,14 +205,19 @@ def build_answer_vocabulary(
         ValueError: no answer is left.
     """
     write = normalize_answer if normalize else canonical_answer
-    counts = Counter(write(majority_answer(said)) for said in answers if len(said) > 0)
+    counts, spellings = Counter(), {}
+    for said in answers:
+        if len(said) > 0:
+            counts[write(majority_answer(said))] += 1
+        for answer in said:
+            spellings.setdefault(canonical_answer(answer), Counter())[" ".join(answer.split())] += 1
     vocabulary = [a for a, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count >= min_count]
     if not vocabulary:
         raise ValueError(
             f"The answer vocabulary is empty: none of {len(counts)} distinct training answers occurs min_count="
             f"{min_count} times. Lower it, or check the answer column."
         )
-    return vocabulary[:max_size]
+    return [spellings[a].most_common(1)[0][0] if a in spellings else a for a in vocabulary[:max_size]]
 
 
 def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, int]) -> list[VQAExample]:
@@ -215,19 +226,38 @@ def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, 
 
 
 def read_answers_file(path: str | os.PathLike) -> list[str]:
-    """A list of answers to choose from, one a line; a line may be empty, as one of VQAv2's 3,129 is.
+    """A list of answers to choose from: a text file with one a line, or a JSON list.
+
+    An empty line is an answer, as one of VQAv2's 3,129 is; empty lines at the end are not.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an answer stands there twice.
+        ValueError: there is no answer, one stands there twice but for case and spaces, or it is another kind of file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"answer_file: {path} is not a file; give a text file with one answer a line.")
-    answers = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if path.suffix.lower() in (*CSV_ENDINGS, ".jsonl", ".ndjson", ".parquet"):
+        raise ValueError(
+            f"answer_file: {path.name} is a table; give a text file with one answer a line, or a JSON list."
+        )
+    what = f"answer_file: {path.name}"
+    text = read_text(path, what)
+    if path.suffix.lower() == ".json" or re.match(r"\s*\[\s*\"", text):
+        listed = parse_json(text, what)
+        if not isinstance(listed, list) or any(isinstance(one, (list, dict)) for one in listed):
+            raise ValueError(f'{what} holds no list of texts; write one: ["yes", "no"], or one answer a line.')
+        answers = [scalar_text(one, what) for one in listed]
+    else:
+        answers = [clean(line) for line in split_lines(text.rstrip())]
+    if not any(answers):
+        raise ValueError(f"{what} holds no answer; write one a line.")
     twice = [answer for answer, count in Counter(map(canonical_answer, answers)).items() if count > 1]
     if twice:
-        raise ValueError(f"answer_file: {path.name} has {twice[0]!r} more than once; every answer is one class.")
+        places = [place for place, answer in enumerate(answers, 1) if canonical_answer(answer) == twice[0]]
+        raise ValueError(
+            f"{what} has {twice[0]!r} more than once (answers {places[0]} and {places[1]}); every answer is one class."
+        )
     return answers
 
 

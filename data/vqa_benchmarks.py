@@ -43,7 +43,7 @@ from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
 from hivilt.data.tables import TableRow
-from hivilt.data.vqa import VQAExample, read_answers, read_question
+from hivilt.data.vqa import VQAExample, read_answers, read_each_answer, read_question
 from hivilt.evaluation.submissions import (
     gqa_submission,
     vizwiz_answerability_submission,
@@ -281,7 +281,7 @@ def _answers(value: Any, column: str, where: str) -> tuple[str, ...]:
     """As `read_answers`, but one of several may be empty: it is one of ten all the same."""
     if not isinstance(value, list):
         return read_answers(value, column, where)
-    answers = tuple("".join(read_answers(one, column, where)) for one in value)
+    answers = tuple(read_each_answer(value, column, where))
     return answers if any(answers) else ()
 
 

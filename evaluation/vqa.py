@@ -20,6 +20,7 @@ compared, both sides are normalized; how is the `normalization` argument:
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
@@ -137,8 +138,8 @@ def normalize_answer_mmf(text: str) -> str:
 
 
 def canonical_answer(answer: str) -> str:
-    """How an answer is written in the vocabulary and compared for exact match: lower case, single spaces."""
-    return " ".join(answer.lower().split())
+    """How answers are compared for exact match: in lower case, with single spaces, in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(answer.lower().split()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

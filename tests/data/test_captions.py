@@ -403,6 +403,20 @@ def test_a_caption_that_is_no_text_is_named(value):
         read_caption_table([{"image": "blue.png", "caption": value}], source="toy")
 
 
+def test_captions_written_by_pandas_and_in_other_forms_of_unicode_are_read():
+    rows = [{"image": "a.png", "caption": "['un cafe\u0301', 'a, b']"}, {"image": "./a.png", "caption": "un caf\u00e9"}]
+    assert read_caption_table(rows) == [CaptionedImage("a.png", "a.png", ("un caf\u00e9", "a, b"))]
+    with pytest.raises(ValueError, match="toy, row 1, column 'caption': looks like a list"):
+        read_caption_table([{"image": "a.png", "caption": "['a' 'b']"}], source="toy")
+
+
+def test_two_files_under_one_id_of_karpathys_are_refused(tmp_path):
+    images = [{"filename": f"{n}.jpg", "imgid": 7, "split": "val", "sentences": [{"raw": "a"}]} for n in range(2)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(ValueError, match="'.*1.jpg' the id '7', which is that of '.*0.jpg'"):
+        read_karpathy(tmp_path / "dataset.json", "validation")
+
+
 def test_a_row_that_lacks_a_column_is_named():
     with pytest.raises(ValueError, match="toy, row 2, column 'caption': the caption is empty"):
         read_caption_table([ROWS[0], {"image": "blue.png"}], source="toy")

@@ -139,6 +139,163 @@ def test_a_column_that_holds_no_pictures():
         pictures_of(datasets.Dataset.from_dict({"image": [1, 2]}))
 
 
+@pytest.mark.parametrize(
+    ("present", "likely"),
+    [(["image", "Question"], "Question"), (["image", "questions"], "questions"), (["image", "QUESTION "], "QUESTION ")],
+)
+def test_a_column_that_is_called_alike_is_named(present, likely):
+    with pytest.raises(ValueError, match=f"has no column 'question'; .*--question_column, probably '{likely}'.$"):
+        check_columns({"question": "question"}, present, "toy")
+
+
+def test_class_labels_are_read_by_name_wherever_they_stand():
+    classes = datasets.ClassLabel(names=["red", "blue"])
+    features = {
+        "image": datasets.Value("string"),
+        "answer": classes,
+        "several": datasets.List(classes),
+        "objects": datasets.List({"answer": classes, "answer_id": datasets.Value("int64")}),
+        "object": {"answers": datasets.List(classes)},
+        "score": datasets.Value("float32"),
+    }
+    rows = [
+        {
+            "image": f"{name}.png",
+            "answer": label,
+            "several": [label, 0],
+            "objects": [{"answer": label, "answer_id": 7}],
+            "object": {"answers": [1, label]},
+            "score": 0.1,
+        }
+        for name, label in (("a", 1), ("b", -1))
+    ]
+    rows.append(dict.fromkeys(features) | {"image": "c.png"})
+    first, second, third = (
+        row.values for row in pictures_of(datasets.Dataset.from_list(rows, datasets.Features(features)))
+    )
+    assert first["answer"] == "blue" and second["answer"] is None and third["answer"] is None
+    assert (first["several"], second["several"], third["several"]) == (["blue", "red"], [None, "red"], None)
+    assert first["objects"] == [{"answer": "blue", "answer_id": 7}]
+    assert first["object"] == {"answers": ["blue", "blue"]}
+    assert str(first["score"]) == "0.1"
+
+
+def test_class_labels_tell_pictures_apart_by_name():
+    table = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "id": [1, 0]})
+    table = table.cast_column("id", datasets.ClassLabel(names=["zebra", "ape"]))
+    assert [row.image_id for row in pictures_of(table, "id")] == ["ape", "zebra"]
+
+
+@pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
+def test_a_table_in_another_format_is_read_as_it_is(format):
+    table = datasets.Dataset.from_dict({"image": ["a.png"], "answer": [["red", "blue"]], "id": [7]})
+    (row,) = pictures_of(table.with_format(format), "id")
+    assert (row.image_id, row.values["answer"]) == ("7", ["red", "blue"])
+
+
+@pytest.mark.parametrize("id_column", [None, "id"])
+def test_a_file_is_one_picture_however_it_is_written(tmp_path, id_column):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    make_picture("red").save(tmp_path / "a.png")
+    (tmp_path / "other.png").symlink_to(tmp_path / "a.png")
+    written = ["a.png", "./a.png", "x/../a.png", "x//..//a.png", str(tmp_path / "a.png"), ".\\a.png", " a.png "]
+    written += ["link/a.png", "other.png"]
+    rows = [{"image": one, "id": "one"} for one in written]
+    found = list(rows_with_pictures(rows, "image", id_column, "toy", tmp_path))
+    assert {row.image_id for row in found} == {"a.png" if id_column is None else "one"}
+    assert {open_picture(row.image).getpixel((30, 22)) for row in found} == {(255, 0, 0)}
+
+
+def test_a_file_goes_by_its_path_below_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    make_picture("red").save(tmp_path / "home" / "a.png")
+    written = ["b/a.png", str(tmp_path / "data" / "c.png"), "../data/d.png", "../e.png", "~/a.png", "/elsewhere/f.png"]
+    rows = list(rows_with_pictures([{"image": one} for one in written], "image", None, "toy", tmp_path / "data"))
+    home = str(tmp_path / "home" / "a.png")
+    assert [row.image_id for row in rows][:4] == ["b/a.png", "c.png", "d.png", "../e.png"]
+    assert [row.image_id for row in rows][5] == "/elsewhere/f.png"
+    assert rows[4].image == home
+
+
+def test_links_that_only_read_alike_are_two_pictures(tmp_path):
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "x").symlink_to(tmp_path / "far" / "below")
+    for place in (tmp_path, tmp_path / "far"):
+        make_picture("red").save(place / "a.png")
+    rows = [{"image": one} for one in ("a.png", "x/../a.png", "far/a.png")]
+    first, second, third = (row.image_id for row in rows_with_pictures(rows, "image", None, "toy", tmp_path))
+    assert first == "a.png" != second == third
+
+
+def test_two_files_under_one_id_are_refused(tmp_path):
+    rows = [{"image": "a.png", "id": 7}, {"image": "./a.png", "id": 7}, {"image": "b.png", "id": 7.0}]
+    message = "toy, row 3: column 'id' gives 'b.png' the id '7', which is that of 'a.png' in an earlier row"
+    with pytest.raises(ValueError, match=message):
+        pictures_of(rows, "id")
+
+
+def test_two_pictures_in_a_table_under_one_id_are_refused():
+    pictures = [make_picture(color) for color in ("red", "red", "blue")]
+    table = datasets.Dataset.from_dict({"image": pictures, "id": [7, 7, 7]}).cast_column("image", datasets.Image())
+    with pytest.raises(ValueError, match="toy, row 3: column 'id' gives 'the picture of row 3' the id '7'.*of row 1"):
+        pictures_of(table, "id")
+    assert len(pictures_of(table.select([0, 1]), "id")) == 2
+
+
+def test_a_benchmark_is_trusted_with_its_ids():
+    pictures = [make_picture(color) for color in ("red", "blue")]
+    table = datasets.Dataset.from_dict({"image": pictures, "id": [7, 7]}).cast_column("image", datasets.Image())
+    rows = list(rows_with_pictures(table, "image", "id", "toy", ".", trust_ids=True))
+    assert [row.image.row for row in rows] == [0, 0] and "image" not in rows[0].values
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("https://example.org/a.png", "toy, row 1, column 'image': holds the address .*download it"),
+        ("s3://bucket/a.png", "toy, row 1, column 'image': holds the address"),
+        ("file:///a.png", "toy, row 1, column 'image': holds the address"),
+        ("data:image/png;base64,iVBORw0KGgo=", "toy, row 1, column 'image': holds a picture as base64"),
+        ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=", "as base64"),
+        ("/9j/4AAQSkZJRgABAQEAYABgAAD/2wBDAAIBAQIBAQICAgICAgICAwUDAwMDAwYEBAMFBwYHBwcG", "as base64"),
+        ("qk" * 200, "as base64"),
+        ("a\0.png", "NUL"),
+    ],
+)
+def test_what_is_no_path_is_refused_before_training(image, message):
+    with pytest.raises(ValueError, match=message):
+        pictures_of([{"image": image}])
+
+
+@pytest.mark.parametrize(
+    "image", ["red pictures/a.png", "C:\\pictures\\a.png", "~me/a.png", "x" * 300 + ".png", "/9j/a.png"]
+)
+def test_paths_of_all_kinds_are_looked_for_and_named(image):
+    (row,) = pictures_of([{"image": image}])
+    with pytest.raises(FileNotFoundError, match="toy: 1 of 1 picture files are missing: folder|toy: .*: /9j"):
+        check_pictures([Record(row.image_id, row.image)], source="toy")
+
+
+def test_a_path_in_a_table_of_pictures_starts_at_the_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    make_picture("red").save(tmp_path / "pictures" / "a.png")
+    stored = [{"bytes": None, "path": "pictures/a.png"}, {"bytes": None, "path": "./pictures/a.png"}]
+    table = datasets.Dataset.from_dict({"image": stored}).cast_column("image", datasets.Image())
+    first, second = rows_with_pictures(table, "image", None, "toy", tmp_path)
+    assert first.image_id == second.image_id == "pictures/a.png"
+    assert open_picture(second.image).getpixel((30, 22)) == (255, 0, 0)
+
+
+def test_a_column_of_bytes_holds_pictures(tmp_path):
+    make_picture("red").save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    rows = pictures_of(datasets.Dataset.from_dict({"image": [content, content]}))
+    assert rows[0].image_id == rows[1].image_id
+    assert open_picture(rows[1].image).getpixel((30, 22)) == (255, 0, 0)
+
+
 # Splits
 
 
@@ -219,6 +376,19 @@ def test_unreadable_picture_in_a_table():
         open_picture(first.image)
     with pytest.raises(ValueError, match="row 2 of column 'image'. is not a readable picture"):
         open_picture(second.image)
+
+
+def test_pictures_in_tables_are_checked_before_training(tmp_path):
+    make_picture("red").save(tmp_path / "a.png")
+    good = (tmp_path / "a.png").read_bytes()
+    stored = [{"bytes": good, "path": None}, {"bytes": b"<html>", "path": None}, {"bytes": b"404", "path": "c.png"}]
+    rows = pictures_of(datasets.Dataset.from_dict({"image": stored}))
+    records = [Record(row.image_id, row.image, number) for number, row in enumerate(rows)]
+    message = r"toy: 2 of 3 files are no readable pictures: row 2 of column 'image', row 3 of column 'image' \(c.png\)"
+    with pytest.raises(ValueError, match=message):
+        check_pictures(records, source="toy")
+    kept, bad = check_pictures(records, "skip", source="toy")
+    assert [one.number for one in kept] == [0] and len(bad) == 2
 
 
 def test_table_that_holds_paths_of_pictures(pictures):

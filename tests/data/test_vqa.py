@@ -7,8 +7,11 @@ import pickle
 import datasets
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hivilt.data.augmentation import Augmentation
+from hivilt.data.cells import clean
 from hivilt.data.tables import TablePicture, open_picture
 from hivilt.data.vqa import (
     Columns,
@@ -21,6 +24,7 @@ from hivilt.data.vqa import (
     read_file,
     read_table,
 )
+from hivilt.evaluation.vqa import exact_match
 from tiny import IMAGE_SIZE, make_picture, make_processor
 
 ROWS = [
@@ -127,6 +131,11 @@ def test_answers_in_every_form(folder):
         ("half \ud800 a pair", ("half \N{REPLACEMENT CHARACTER} a pair",)),
         (["red", "dark red"], ("red", "dark red")),
         ([{"answer": "red", "answer_id": 1}, {"answer": "pink", "answer_id": 2}], ("red", "pink")),
+        (True, ("true",)),
+        ({"text": "red"}, ("red",)),
+        ({"answers": [{"answer": "red", "answer_confidence": "yes"}]}, ("red",)),
+        ({"answer": ["red", "pink"], "answer_id": [1, 2]}, ("red", "pink")),
+        ("['red', 'dark red']", ("red", "dark red")),
         (None, ()),
         ("  ", ()),
         ([], ()),
@@ -140,6 +149,46 @@ def test_csv_cells_stay_as_they_are_written(folder):
     assert [one.answers for one in read_file(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
 
 
+def test_answers_as_class_labels_are_the_names_of_their_classes(folder):
+    names, labels = ["yes", "no", "007"], [1, 2, -1]
+    table = table_of_pictures(["red"] * 3, question=["q"] * 3, answer=labels, several=[[one, 0] for one in labels])
+    classes = datasets.ClassLabel(names=names)
+    table = table.cast_column("answer", classes).cast_column("several", datasets.List(classes))
+    table.to_parquet(folder / "train.parquet")
+    for read in (
+        lambda columns: read_table(table, columns),
+        lambda columns: read_file(folder / "train.parquet", columns),
+    ):
+        assert [one.answers for one in read(Columns())] == [("no",), ("007",), ()]
+        assert [one.answers for one in read(Columns(answer="several"))] == [("no", "yes"), ("007", "yes"), ("yes",)]
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".parquet"])
+def test_composed_and_decomposed_texts_are_one(folder, kind):
+    rows = [ROWS[0] | {"question": f"un {text}?", "answer": text} for text in ("caf\u00e9", "cafe\u0301", "Caf\u00e9")]
+    examples = read_file(write(folder, kind, rows))
+    assert {one.question for one in examples} == {"un caf\u00e9?", "un Caf\u00e9?"}
+    assert build_answer_vocabulary([one.answers for one in examples]) == ["caf\u00e9"]
+    assert exact_match("CAFE\u0301", ["caf\u00e9"])
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0[]{}()")), min_size=1))
+def test_answers_of_all_kinds_of_files_are_those_that_were_written(tmp_path_factory, answers):
+    folder = tmp_path_factory.getbasetemp()
+    rows = [{"image": "a.png", "question": "what?", "answer": answer} for answer in answers]
+    wanted = [(clean(answer),) if clean(answer) else () for answer in answers]
+    for kind in (".json", ".jsonl", ".csv"):
+        assert [one.answers for one in read_file(write(folder, kind, rows))] == wanted
+
+
+def test_question_ids_are_read_as_other_cells_are(folder):
+    rows = [row | {"id": number} for row, number in zip(ROWS, (7.0, "007", 3), strict=True)]
+    examples = read_file(write(folder, ".json", rows), Columns(question_id="id"))
+    assert [one.question_id for one in examples] == ["7", "007", "3"]
+    with pytest.raises(ValueError, match="row 2: the question's id in column 'id' is empty"):
+        read_file(write(folder, ".json", [rows[0], rows[1] | {"id": float("nan")}]), Columns(question_id="id"))
+
+
 # Bad input
 
 
@@ -150,9 +199,9 @@ def test_csv_cells_stay_as_they_are_written(folder):
         ({"question": None}, ValueError, "row 2: the question in column 'question' is empty"),
         ({"question": 3}, TypeError, "row 2: column 'question' should hold a question as text, got int"),
         (
-            {"answer": True},
+            {"answer": {"ids": [1]}},
             TypeError,
-            "row 2: column 'answer' should hold an answer as text or a list of them, got bool",
+            "row 2: column 'answer' should hold an answer as text or a list of them, .*got dict {'ids'",
         ),
         ({"image": None}, TypeError, "row 2: column 'image' should hold a picture or its path, got None"),
     ],
@@ -208,7 +257,7 @@ def test_a_normalized_vocabulary_joins_what_the_metric_joins():
     answers = [["Two dogs"] * 3, ["2 dogs"], ["a cat."], ["the cat", "dog"]]
     assert build_answer_vocabulary(answers, normalize=True) == ["2 dogs", "cat"]
     assert build_answer_vocabulary(answers, min_count=2, normalize=True, max_size=1) == ["2 dogs"]
-    assert build_answer_vocabulary(answers) == ["2 dogs", "a cat.", "the cat", "two dogs"]
+    assert build_answer_vocabulary(answers) == ["2 dogs", "a cat.", "the cat", "Two dogs"]
 
 
 def test_labels_find_answers_as_the_metric_writes_them(folder):
@@ -227,6 +276,46 @@ def test_labels_find_answers_as_the_metric_writes_them(folder):
 def test_lists_of_answers_are_read_line_by_line(tmp_path):
     (tmp_path / "answers.txt").write_text("\nyes\nred hat\n")
     assert read_answers_file(tmp_path / "answers.txt") == ["", "yes", "red hat"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lists_of_answers_are_read_as_editors_save_them(tmp_path, end, mark):
+    (tmp_path / "answers.txt").write_bytes(f"{mark}yes {end}caf\u00e9{end}USA{end}{end}".encode())
+    assert read_answers_file(tmp_path / "answers.txt") == ["yes", "caf\u00e9", "USA"]
+
+
+@pytest.mark.parametrize("name", ["answers.json", "answers.txt"])
+def test_a_json_list_of_answers_is_read(tmp_path, name):
+    (tmp_path / name).write_text('\ufeff["yes", "no", 3, true]\n', encoding="utf-8")
+    assert read_answers_file(tmp_path / name) == ["yes", "no", "3", "true"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("answers.txt", "yes\nno\n Yes\n", "answer_file: answers.txt has 'yes' more than once .answers 1 and 3."),
+        ("answers.txt", "caf\u00e9\ncafe\u0301\n", "answer_file: answers.txt has 'caf\u00e9' more than once"),
+        ("answers.txt", "yes\n\nno\n\nred", "answer_file: answers.txt has '' more than once .answers 2 and 4."),
+        ("answers.txt", "\n\n", "answer_file: answers.txt holds no answer"),
+        ("answers.json", '{"yes": 0}', "answer_file: answers.json holds no list of texts"),
+        ("answers.json", '[["yes"]]', "answer_file: answers.json holds no list of texts"),
+        ("answers.json", "yes\nno\n", "answer_file: answers.json: is not JSON"),
+        ("answers.csv", "answer,count\nyes,3\n", "answer_file: answers.csv is a table; give a text file"),
+    ],
+)
+def test_a_list_of_answers_that_is_none_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_answers_file(tmp_path / name)
+
+
+def test_a_class_is_spelled_as_most_of_its_answers_are():
+    answers = [["USA"], ["usa"], ["USA"], ["Berlin"], ["new  york"], ["New York"], ["New York"]]
+    assert build_answer_vocabulary(answers) == ["New York", "USA", "Berlin"]
+    several = [["USA", "USA", "usa"], ["U.S.A.", "USA", "USA"], ["two dogs", "2 dogs", "Two dogs"], ["The Cat"] * 3]
+    assert build_answer_vocabulary(several, normalize=True) == ["USA", "2 dogs", "cat"]
+    assert build_answer_vocabulary([["red"], ["blue"], ["red"]]) == ["red", "blue"]
 
 
 def test_vocabulary_counts_the_majority_answer():

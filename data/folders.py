@@ -1,0 +1,119 @@
+"""Data sets in a folder, or on the Hub, whose splits `datasets` finds; their text files are read as they are written.
+
+`datasets` would have pandas and Arrow guess what cells mean: nothing for "None", 7 for "007", a time for "2026-11-28".
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from hivilt.data.tables import CSV_ENDINGS, JSON_ENDINGS, column_names, iterate_rows, read_rows
+
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+class FolderSplit(NamedTuple):
+    """Rows of a split, and where their relative picture paths start."""
+
+    rows: datasets.Dataset | list[dict[str, Any]]
+    folder: Path
+
+
+def read_folder(
+    name: str | None, config: str | None = None, data_dir: str | None = None, splits: Collection[str] | None = None
+) -> dict[str, FolderSplit]:
+    """The splits of a data set.
+
+    Args:
+        name: a folder, or a name on the Hub; `None`: `data_dir` is an image folder, whose metadata.csv, metadata.jsonl or
+            metadata.parquet, one a split or one a folder of it, has a column `file_name` (which becomes `image`) or
+            `<column>_file_name`.
+        config: of the data set.
+        data_dir: as `datasets.load_dataset` takes it.
+        splits: which to read, of those that there are; default: all.
+
+    Raises:
+        ValueError: a file is not as expected; names it.
+    """
+    builder = datasets.load_dataset_builder(name or "imagefolder", config, data_dir=data_dir)
+    files = {str(split): [Path(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
+    every = [file for found in files.values() for file in found]
+    wanted = [split for split in files if splits is None or split in splits]
+    folder = Path(data_dir or name)
+    is_local = folder.is_dir() and all(map(Path.is_file, every))
+
+    if is_local and isinstance(builder, ImageFolder):
+        metadata = {split: [file for file in found if file.name in METADATA_FILES] for split, found in files.items()}
+        _check_image_folder(folder, every, metadata, wanted)
+        if any(metadata.values()):
+            return {split: FolderSplit(_metadata_rows(metadata[split]), folder) for split in wanted}
+    elif is_local and every and all(file.suffix.lower() in (*CSV_ENDINGS, *JSON_ENDINGS) for file in every):
+        return {split: _text_rows(files[split]) for split in wanted}
+    elif isinstance(builder, ImageFolder) and any(file.name == "metadata.csv" for file in every):
+        raise ValueError(
+            f"dataset_name: {name} is an image folder with metadata.csv, which is read from a local folder alone: hf download "
+            f"{name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
+        )
+    as_written = {"keep_default_na": False, "dtype": str} if isinstance(builder, Csv) else {}
+    tables = datasets.load_dataset(name or "imagefolder", config, data_dir=data_dir, **as_written)
+    return {split: FolderSplit(tables[split], folder) for split in tables if splits is None or split in splits}
+
+
+def _check_image_folder(
+    folder: Path, files: list[Path], metadata: dict[str, list[Path]], wanted: Collection[str]
+) -> None:
+    archive = next((file for file in files if file.suffix.lower() == ".zip"), None)
+    if archive is not None:
+        raise ValueError(f"data_dir: {archive} is an archive; unpack it into its folder.")
+    above = next((folder / one for one in METADATA_FILES if (folder / one).is_file()), None)
+    if above is not None and not any(above in found for found in metadata.values()):
+        raise ValueError(
+            f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
+            "each, with paths that start there."
+        )
+    without = [split for split in wanted if not metadata[split]]
+    if without and any(metadata.values()):
+        raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without[0]!r}.")
+
+
+def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
+    """The rows of an image folder's metadata, with their pictures as paths."""
+    rows = []
+    for path in paths:
+        table = read_rows(path)
+        if not any(name == "file_name" or name.endswith("_file_name") for name in column_names(table, str(path))):
+            raise ValueError(f"{path}: has no column 'file_name', nor one whose name ends in '_file_name'.")
+        for number, row in enumerate(iterate_rows(table), 1):
+            where = f"{path}, row {number}"
+            rows.append(dict(_with_picture(column, cell, path.parent, where) for column, cell in row.items()))
+    return rows
+
+
+def _with_picture(column: str, cell: Any, folder: Path, where: str) -> tuple[str, Any]:
+    if column != "file_name" and not column.endswith("_file_name") or not cell:
+        return column, cell
+    below = os.path.normpath(str(cell).replace("\\", "/"))
+    # As `datasets` has it: what somebody else made may not read files from all over the machine.
+    if "://" in str(cell) or os.path.isabs(below) or below.split(os.sep)[0] == os.pardir:
+        raise ValueError(f"{where}: column {column!r} should hold a path below the folder of its file, got {cell!r}.")
+    return column.removesuffix("file_name").removesuffix("_") or "image", str(folder / str(cell))
+
+
+def _text_rows(paths: list[Path]) -> FolderSplit:
+    folders = sorted({path.parent for path in paths})
+    if len(folders) > 1:
+        raise ValueError(
+            f"dataset_name: the files of one split lie in {len(folders)} folders, {folders[0]} and {folders[1]} first; put "
+            "them into one, where their picture paths start."
+        )
+    rows = []
+    for path in paths:
+        found = read_rows(path)
+        column_names(found, str(path))
+        rows += found
+    return FolderSplit(rows, folders[0])
