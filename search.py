@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
+from hivilt.data.tables import HEIF_ENDINGS, picture_endings
 from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states, take
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ _NOT_ABOUT_PICTURES = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_name_or_path"),
     *("device", "return_tensors", "disable_grouping"),
 }
+
+_HEIF_HINT = '; HEIC is, with pip install "hivilt[heif]"'
 
 # Pictures that are encoded at a time for re-ranking.
 _RERANK_BATCH = 32
@@ -259,16 +263,16 @@ class ImageIndex:
         - `embeddings/`: a `datasets` folder with columns `image` (path below `pictures`), `size` (bytes), `mtime_ns`
           and `embedding` (`projection_dim` float32 numbers), sorted by path;
         - `embeddings.faiss`: their FAISS index, by inner product;
-        - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped.
+        - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
 
         Args:
-            pictures: the folder. Every file below it with an ending that Pillow reads is taken, but hidden ones; links
-                to folders are not followed.
+            pictures: the folder. Every file below it with an ending that Pillow reads is taken (HEIC where the extra `heif`
+                is installed), all others are skipped; hidden ones are not looked at, links to folders not followed.
             model: in evaluation mode.
             processor: of the same checkpoint.
             output_dir: where the index goes; made if missing.
             batch_size: pictures that are encoded at a time.
-            on_bad_image: what to do about a file that cannot be read: stop, or leave it out.
+            on_bad_image: what to do about a file that has the ending of a picture and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
                 "Flat" is exact; "IVF256,Flat" and the like are trained here, and trade recall for speed. How hard they
                 search is set on `index.dataset.get_index("embedding").faiss_index`, e.g. its `nprobe`.
@@ -294,9 +298,9 @@ class ImageIndex:
         if not Path(pictures).is_dir():
             raise FileNotFoundError(f"pictures: there is no folder {os.fspath(pictures)!r}; check the path.")
         folder, output_dir = Path(os.path.realpath(pictures)), Path(os.path.realpath(output_dir))
-        found = _find_pictures(folder)
+        found, others = _find_pictures(folder)
         if not found:
-            raise ValueError(f"pictures: there is no picture file below {folder}.")
+            raise ValueError(f"pictures: there is no picture file below {folder}{_count_endings(others)}.")
 
         info = {
             "hivilt_version": __version__,
@@ -316,25 +320,28 @@ class ImageIndex:
         tables = complete + _read_shards(output_dir, key)
         known = _rows(tables)
         todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
-        skipped = {}
+        skipped = dict(others)
         if todo:
             save = partial(_write_shard, output_dir, key)
             with tqdm(total=len(found), initial=len(found) - len(todo), unit="picture", desc="Embedding") as bar:
-                skipped = _embed_pictures(
+                skipped |= _embed_pictures(
                     folder, todo, model, processor, batch_size, on_bad_image == "skip", shard_size, save, bar
                 )
             tables = complete + _read_shards(output_dir, key)
             known = _rows(tables)
         if skipped:
-            where = output_dir / _INFO
-            logger.warning("%d of %d files are no readable pictures; %s lists them.", len(skipped), len(found), where)
+            every, where = len(found) + len(others), output_dir / _INFO
+            endings = _count_endings(skipped)
+            logger.warning(
+                "%d of %d files are no readable pictures%s; %s lists them.", len(skipped), every, endings, where
+            )
 
         rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
         if not rows:
-            image, reason = next(iter(skipped.items()))
-            raise ValueError(f"pictures: none of the {len(found)} files could be read; {image}: {reason}")
+            image = next(image for image in skipped if image in found)
+            raise ValueError(f"pictures: none of the {len(found)} files could be read; {image}: {skipped[image]}")
         info["num_pictures"] = len(rows)
-        info["skipped"] = [{"image": image, "reason": reason} for image, reason in skipped.items()]
+        info["skipped"] = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
         if info != old or rows != list(range(len(complete[0]))):
             _stage(output_dir, datasets.concatenate_datasets(tables).select(rows), faiss_index, info)
             _publish(output_dir)
@@ -482,22 +489,37 @@ class ImageIndex:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _find_pictures(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size in bytes and time of change in ns of each picture file, by its path below the folder, sorted."""
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = {}
+def _find_pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """The files below a folder by their paths there, sorted: of those with the ending of a picture size in bytes and time
+    of change in ns, of all others why they are none."""
+    endings = picture_endings()
+    found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in suffixes:
-                try:
-                    stat = path.stat()
-                except OSError:  # a dead link; opening it says so
-                    found[path.relative_to(folder).as_posix()] = (0, 0)
-                else:
-                    found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
-    return dict(sorted(found.items()))
+            image, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
+            if name.startswith("."):
+                continue
+            if ending not in endings:
+                what = f"files of the ending {ending}" if ending else "files without an ending"
+                others[image] = f"{what} are not read as pictures{_HEIF_HINT if ending in HEIF_ENDINGS else ''}."
+                continue
+            try:
+                stat = path.stat()
+            except OSError:  # a dead link; opening it says so
+                found[image] = (0, 0)
+            else:
+                found[image] = (stat.st_size, stat.st_mtime_ns)
+    return dict(sorted(found.items())), dict(sorted(others.items()))
+
+
+def _count_endings(images: Iterable[str]) -> str:
+    """How many files there are of which ending, in brackets; nothing of none."""
+    counts = Counter(Path(image).suffix.lower() for image in images)
+    listed = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(counts.items()))
+    hint = _HEIF_HINT if counts.keys() & set(HEIF_ENDINGS) - picture_endings() else ""
+    return f" ({listed}{hint})" if listed else ""
 
 
 def _read_picture(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:

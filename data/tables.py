@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
 
+HEIF_ENDINGS = (".heic", ".heics", ".heif", ".heifs", ".hif")
+# What Pillow tells from other files, but cannot open without a program beside it; EPS is one.
+_NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
 CSV_ENDINGS = (".csv", ".tsv")
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 # A picture's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
@@ -337,6 +341,15 @@ def hold_out(
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def picture_endings() -> set[str]:
+    """Endings of the files that are opened as pictures, in lower case with their dot."""
+    return {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NOT_OPENED
+    }
 
 
 def open_picture(image: str | TablePicture) -> Image.Image:

@@ -1,5 +1,6 @@
 """Rows of batched states, pairs of them, and a folder of pictures that is indexed, cut off, changed and searched."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -237,7 +238,8 @@ class TestBuild:
         info = json.loads((output_dir / "index.json").read_text())
         features = load_from_disk(output_dir / "embeddings").features
         assert features["embedding"] == List(Value("float32"), length=model.config.projection_dim)
-        assert info["pictures"] == "../pictures" and info["num_pictures"] == 12 and info["skipped"] == []
+        assert info["pictures"] == "../pictures" and info["num_pictures"] == 12
+        assert [one["image"] for one in info["skipped"]] == ["notes.txt"]
         assert faiss.read_index(str(output_dir / "embeddings.faiss")).metric_type == faiss.METRIC_INNER_PRODUCT
 
     def test_folder_and_index_may_move_together(self, pictures, model, tmp_path):
@@ -376,6 +378,38 @@ ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "in
         assert len(build(pictures, model)) == 12
         assert sum(model.encoded) == 12
 
+    def test_files_of_a_phone_that_are_no_pictures_are_counted_and_listed(self, pictures, model, caplog):
+        for name in ("IMG_1.MOV", "IMG_2.dng", "clip.mpg", "a/IMG_3", "drawing.eps"):
+            (pictures / name).write_bytes(b"no picture")
+        assert len(build(pictures, model)) == 12
+        skipped = json.loads((pictures.parent / "index/index.json").read_text())["skipped"]
+        assert {one["image"]: one["reason"] for one in skipped} == {
+            "IMG_1.MOV": "files of the ending .mov are not read as pictures.",
+            "IMG_2.dng": "files of the ending .dng are not read as pictures.",
+            "a/IMG_3": "files without an ending are not read as pictures.",
+            "clip.mpg": "files of the ending .mpg are not read as pictures.",
+            "drawing.eps": "files of the ending .eps are not read as pictures.",
+            "notes.txt": "files of the ending .txt are not read as pictures.",
+        }
+        counted = "6 of 18 files are no readable pictures (1 without an ending, 1 .dng, 1 .eps, 1 .mov, 1 .mpg, 1 .txt)"
+        assert counted in caplog.text
+
+    @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif opens HEIC")
+    def test_heic_pictures_are_listed_with_the_way_to_read_them(self, pictures, model, caplog):
+        (pictures / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        build(pictures, model)
+        first = json.loads((pictures.parent / "index/index.json").read_text())["skipped"][0]
+        assert first["image"] == "IMG_1.HEIC" and 'pip install "hivilt[heif]"' in first["reason"]
+        assert (
+            '2 of 14 files are no readable pictures (1 .heic, 1 .txt; HEIC is, with pip install "hivilt[heif]")'
+            in caplog.text
+        )
+
+    def test_heic_pictures_are_indexed_where_pillow_heif_is_installed(self, pictures, model):
+        pytest.importorskip("pillow_heif", reason="needs the extra heif")
+        make_picture("red", (64, 64)).save(pictures / "IMG_1.HEIC")
+        assert "IMG_1.HEIC" in names(build(pictures, model))
+
     def test_bad_files_are_skipped_and_listed(self, pictures, model):
         (pictures / "notes.png").write_text("no picture")
         (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
@@ -385,7 +419,7 @@ ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "in
         index = build(pictures, model, on_bad_image="skip")
         assert len(index) == 12 and index.search(pictures / "red.png", top_k=1)[0].path.name == "red.png"
         skipped = json.loads((pictures.parent / "index/index.json").read_text())["skipped"]
-        assert [one["image"] for one in skipped] == ["cut.png", "dead.png", "notes.png", "pipe.png"]
+        assert [one["image"] for one in skipped] == ["cut.png", "dead.png", "notes.png", "notes.txt", "pipe.png"]
         assert all(one["reason"] and str(pictures) not in one["reason"] for one in skipped)
 
         before = (pictures.parent / "index/embeddings.faiss").stat().st_mtime_ns
