@@ -18,7 +18,7 @@ from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import exact_match
 from hivilt.processing_hivilt import well_formed
-from hivilt.run_vqa import VQAArguments, main, read_data
+from hivilt.run_vqa import VQAArguments, main, read_data, spell_alike
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch, launch_accelerate
@@ -419,6 +419,39 @@ def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
     train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
     assert held_out and not train & held_out
     assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}
+
+
+def test_answers_are_given_as_most_of_the_training_data_spells_them(data, tmp_path):
+    spelling = {"red": "USA", "blue": "Berlin", "yes": "Yes"}
+    for split in ("train", "validation", "test"):
+        rows = [
+            row | {"answer": spelling.get(row["answer"], row["answer"])} for row in read_lines(data / f"{split}.jsonl")
+        ]
+        if split == "train":
+            rows.append(rows[0] | {"answer": "usa"})
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    results = main(flags(data, tmp_path / "out"))
+    model = HiViLTForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert {"USA", "Berlin", "Yes", "no", "green", "white"} == set(model.config.id2label.values())
+    assert results["data"]["test"]["answer_coverage"] == 1
+    given = {best["answer"] for row in read_lines(tmp_path / "out/predictions.jsonl") for best in row["predictions"]}
+    assert given <= set(model.config.label2id)
+
+
+def test_a_checkpoint_keeps_what_it_learned_of_an_answer_in_another_spelling():
+    model = HiViLTForQuestionAnswering(make_config(id2label={0: "usa", 1: "berlin", 2: "no"}))
+    learned = model.classifier.weight.detach().clone()
+    spell_alike(model.config, ["Berlin", "new", "USA"])
+    assert model.config.id2label == {0: "USA", 1: "Berlin", 2: "no"}
+    assert model.config.label2id == {"USA": 0, "Berlin": 1, "no": 2}
+    model.resize_answer_head(["Berlin", "new", "USA"])
+    assert torch.equal(model.classifier.weight[[0, 2]], learned[[1, 0]])
+
+
+def test_classes_that_differ_in_nothing_but_spelling_stay():
+    config = make_config(id2label={0: "usa", 1: "USA"})
+    spell_alike(config, ["Usa"])
+    assert config.id2label == {0: "usa", 1: "USA"}
 
 
 def test_answers_from_a_file(data, tmp_path):
