@@ -216,7 +216,8 @@ def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset
 
     All processes call it, for their shares of the weights; the main one draws.
     """
-    shown = [test.groups[place] for place in torch.linspace(0, len(test) - 1, min(12, len(test))).int().tolist()]
+    num_images = len(test.groups)
+    shown = [test.groups[place] for place in torch.linspace(0, num_images - 1, min(12, num_images)).int().tolist()]
     shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
     with trainer.whole_weights():
         if trainer.is_world_process_zero():

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 import shutil
 import signal
 import threading
@@ -28,7 +29,7 @@ from transformers.utils import ModelOutput
 
 from hivilt.data.captions import SimilarCaptionsSampler
 from hivilt.data.tables import EpochDataset, open_picture
-from hivilt.data.vqa import IGNORED_LABEL, VQAExample
+from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
@@ -288,7 +289,8 @@ class HiViLTTrainer(Trainer):
 
 
 class QuestionAnsweringTrainer(HiViLTTrainer):
-    """Trains and evaluates on a `VQADataset`, whose unit is a picture while losses and metrics count questions.
+    """Trains and evaluates on a `VQADataset`. A batch is of images with all their questions, and
+    `per_device_train_batch_size` counts images, while losses and metrics count questions.
 
     The loss of a step is the mean over all its questions: over pictures with few and many of them, over accumulated
     batches and over processes. Evaluation keeps the best few answers of each question, not the scores of all answers,
@@ -317,6 +319,24 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         self.top_k = top_k
         self.watched_answer = watched_answer
         self.official_metrics = official_metrics
+
+    def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs):
+        """Batches of a `VQADataset` by image; refuses to train where no question has an answer of the vocabulary."""
+        if isinstance(dataset, VQADataset):
+            if is_training:
+                self._check_answers(dataset)
+            dataset = dataset.by_image()
+        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+
+    def _check_answers(self, dataset: VQADataset) -> None:
+        label2id = getattr(self.data_collator, "label2id", None)
+        if label2id and not drop_unknown_answers(dataset.examples, label2id):
+            answers = [answer for example in dataset.examples for answer in example.answers]
+            raise ValueError(
+                f"train_dataset: none of its {len(dataset)} questions has an answer of the collator's label2id, so there is "
+                f"nothing to learn. Their answers are {reprlib.repr(answers)}, those of label2id "
+                f"{reprlib.repr(list(label2id))}."
+            )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one step, and how many questions with an answer they hold, on all processes together."""

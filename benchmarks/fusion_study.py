@@ -46,7 +46,14 @@ from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcess
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionCollator, CaptionDataset
 from hivilt.data.tables import hold_out
-from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, build_answer_vocabulary, drop_unknown_answers
+from hivilt.data.vqa import (
+    VQACollator,
+    VQADataset,
+    VQAExample,
+    VQAImages,
+    build_answer_vocabulary,
+    drop_unknown_answers,
+)
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.plots import plot_study
 from hivilt.evaluation.vqa import canonical_answer
@@ -187,11 +194,11 @@ def make_processor(task: Task, texts: list[str]) -> HiViLTProcessor:
     return HiViLTProcessor(image_processor, train_tokenizer(texts))
 
 
-class ReadOnce(VQADataset):
+class ReadOnce(VQAImages):
     """Opens each picture once, and keeps what the collator makes of it and its questions."""
 
     def __init__(self, examples: Sequence[VQAExample], collator: VQACollator):
-        super().__init__(examples)
+        super().__init__(VQADataset(examples))
         self.collator = collator
         self.kept: dict[int, dict[str, torch.Tensor]] = {}
 

@@ -131,7 +131,7 @@ def make_collator(examples: list[VQAExample], side: int) -> VQACollator:
 
 def make_loaders(examples: list[VQAExample], sides: Mapping[str, int], num_workers: int) -> dict[str, DataLoader]:
     """The three that are compared, on the same files."""
-    dataset, ours = VQADataset(examples), make_collator(examples, sides["hivilt"])
+    dataset, ours = VQADataset(examples).by_image(), make_collator(examples, sides["hivilt"])
     vilt = ViltImageProcessorPil(size={"shortest_edge": sides["vilt"]})
     clip = CLIPImageProcessorPil(size={"shortest_edge": sides["clip"]}, crop_size=sides["clip"])
     pairs = max(1, round(BATCH_SIZE * len(examples) / len(dataset)))
@@ -170,7 +170,7 @@ def copy_batch(batch: Mapping[str, torch.Tensor], items: object) -> dict[str, to
 
 def milliseconds_a_picture(examples: list[VQAExample], side: int, rounds: int) -> dict[str, float]:
     """Of the steps on the way to a batch of HiViLT, and of what transformers' image processor takes by itself."""
-    dataset, collator = VQADataset(examples), make_collator(examples, side)
+    dataset, collator = VQADataset(examples).by_image(), make_collator(examples, side)
     items = [dataset[place] for place in range(min(BATCH_SIZE, len(dataset)))]
     processor = collator.processor
     pictures = [open_picture(item["image"]) for item in items]

@@ -6,15 +6,16 @@
 | JSON, JSONL, CSV, Parquet | `read_file` | any | the user's |
 | image folder with metadata, or a dataset on the Hub | `read_table` | any | the user's |
 
-Every reader gives a list of `VQAExample`. `VQADataset` groups them, so that one item is one picture with all its
-questions, and `VQACollator` opens the pictures of a batch once each: no picture is ever decoded, shipped or encoded
-twice for the questions it carries.
+Every reader gives a list of `VQAExample`. One item of `VQADataset` is one question, and `VQACollator` opens the images of
+a batch once each, however many of its questions are about them. `VQADataset.by_image` puts all questions about an image
+into one item, so that no image is decoded, shipped or encoded twice in a pass over the data.
 """
 
 import logging
 import os
 import random
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -221,8 +222,35 @@ def build_answer_vocabulary(
 
 
 def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, int]) -> list[VQAExample]:
-    """The examples with at least one answer in the vocabulary: only these can be trained on."""
+    """The examples with at least one answer in the vocabulary, however it is spelled: only these can be trained on."""
+    label2id = labels_by_answer(label2id)
     return [one for one in examples if any(answer_label(answer, label2id) is not None for answer in one.answers)]
+
+
+def labels_by_answer(label2id: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary as `answer_label` looks answers up: written as `canonical_answer` does.
+
+    Args:
+        label2id: answers, in any spelling, and their labels; `model.config.label2id` is one.
+
+    Raises:
+        ValueError: it is empty or the other way round, or two of its answers differ in their spelling alone.
+    """
+    if (
+        not isinstance(label2id, Mapping)
+        or not label2id
+        or not all(isinstance(answer, str) and isinstance(label, int) for answer, label in label2id.items())
+        or min(label2id.values()) < 0
+    ):
+        raise ValueError(
+            "label2id: expected a dict of answers and their labels, as `model.config.label2id` is ({'yes': 0, 'no': 1}), "
+            f"got {reprlib.repr(label2id)}."
+        )
+    labels: dict[str, int] = {}
+    for answer, label in label2id.items():
+        if labels.setdefault(canonical_answer(answer), label) != label:
+            raise ValueError(f"label2id: {answer!r} is there in another spelling too, with another label; keep one.")
+    return labels
 
 
 def read_answers_file(path: str | os.PathLike) -> list[str]:
@@ -267,12 +295,16 @@ def read_answers_file(path: str | os.PathLike) -> list[str]:
 
 
 class VQADataset(EpochDataset):
-    """One item is one picture with all its questions: a dict of `image`, `examples` and their `question_index`; of a
-    training split also `draw`, the seed of its augmentation in this epoch.
+    """One item is one question: a dict of `image`, `examples` (the question, alone in a list) and `question_index` (its
+    place in the split, alone in a list); of a training split also `draw`, the seed of its image's augmentation in this
+    epoch.
 
     Args:
         examples: a split; `question_index` counts its questions in this order.
         seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
+
+    Attributes:
+        groups: for each image the places of its questions, images in the order of their first ones.
 
     Raises:
         ValueError: `examples` is empty.
@@ -289,38 +321,75 @@ class VQADataset(EpochDataset):
         self.groups = list(groups.values())
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        questions = self.groups[index]
-        first = self.examples[questions[0]]
+        # Counted from the front: question_index is a place in the split.
+        return self.questions([range(len(self))[index]])
+
+    def questions(self, places: Sequence[int]) -> dict[str, Any]:
+        """An item of some questions about one image."""
+        first = self.examples[places[0]]
         return {
             "image": first.image,
-            "examples": [self.examples[question] for question in questions],
-            "question_index": questions,
+            "examples": [self.examples[place] for place in places],
+            "question_index": list(places),
             **self.augmentation_draw(first.image_id),
         }
 
+    def by_image(self) -> "VQAImages":
+        """The same split with one item an image, as `QuestionAnsweringTrainer` takes it in batches."""
+        return VQAImages(self)
+
+
+class VQAImages(EpochDataset):
+    """A `VQADataset`, one item of which is an image with all its questions. Both are always in the same epoch.
+
+    A loop that counts items, as Trainer's own does, must not count these for questions.
+    """
+
+    def __init__(self, dataset: VQADataset):
+        super().__init__(dataset.seed)
+        self._epoch = dataset._epoch
+        self.dataset = dataset
+
+    @property
+    def examples(self) -> list[VQAExample]:
+        return self.dataset.examples
+
+    def __len__(self) -> int:
+        return len(self.dataset.groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset.questions(self.dataset.groups[index])
+
 
 class VQACollator:
-    """Opens the pictures of a batch, once each, and flattens their questions.
+    """Opens the images of a batch, once each, and tokenizes its questions, in their order.
 
-    Pictures are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+
+    A batch whose questions all have answers outside the vocabulary teaches nothing and has a loss of 0; of the first one
+    a warning tells.
 
     Args:
         processor: a `HiViLTProcessor`.
-        label2id: the answer vocabulary, written as `hivilt.evaluation.vqa.canonical_answer` does.
+        label2id: the answer vocabulary, in any spelling: `model.config.label2id`. Answers are looked up as
+            `hivilt.evaluation.vqa.answer_label` does.
         soft_labels: `True` gives each answer the VQA accuracy it would earn, for questions with several answers.
-        augmentation: changes the pictures of training splits, those of a `VQADataset` with a seed; default: none does.
-            All questions and answers about a picture decide whether it may be mirrored; where it was, left and right
-            are exchanged in them, before labels are looked up.
+        augmentation: changes the images of training splits, those of a `VQADataset` with a seed; default: none does.
+            All questions of the batch, and their answers, about an image decide whether it may be mirrored; where it was,
+            left and right are exchanged in them, before labels are looked up.
 
     Returns:
-        A batch of `B_i` pictures and `B_t` questions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, `image_index` (B_t,) long,
-        `question_index` (B_t,) long (the place in `VQADataset.examples`), and `labels`: (B_t,) long with -100 for an
-        answer outside the vocabulary, or (B_t, num_labels) float, all zero for one. `labels` is left out if no answer
-        of the batch is known.
+        A batch of `B_i` images and `B_t` questions, the texts first (Trainer takes the batch size from there):
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, `question_index` (B_t,) long
+        (the place in `VQADataset.examples`), unless each question has an image of its own `image_index` (B_t,) long, and
+        `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or (B_t, num_labels) float, all zero for
+        one. Of a split to evaluate on, `labels` are left out where no question of the batch has an answer.
+
+    Raises:
+        ValueError: `label2id` is no vocabulary, see `labels_by_answer`.
     """
 
     def __init__(
@@ -331,33 +400,52 @@ class VQACollator:
         augmentation: Augmentation | None = None,
     ):
         self.processor = processor
-        self.label2id = dict(label2id)
+        self.label2id = labels_by_answer(label2id)
         self.soft_labels = soft_labels
         self.augmentation = augmentation
+        self._told_of_unknown_answers = False
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "examples", "VQACollator", "VQADataset")
-        pictures, groups = [], []
-        for item in items:
-            picture, group = open_item(item), item["examples"]
+        examples = [example for item in items for example in item["examples"]]
+        first_items = {item["examples"][0].image_id: item for item in reversed(items)}
+        rows: dict[str, list[int]] = {}
+        for row, example in enumerate(examples):
+            rows.setdefault(example.image_id, []).append(row)
+
+        pictures, image_index = [], [0] * len(examples)
+        for number, (image_id, places) in enumerate(rows.items()):
+            item = first_items[image_id]
+            picture = open_item(item)
             if self.augmentation is not None and "draw" in item:
-                picture, group = self._augment(picture, group, item["draw"])
-            # At once, so that only one picture is in memory at its full size.
+                picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
+                for place, example in zip(places, changed, strict=True):
+                    examples[place] = example
+            # At once, so that only one image is in memory at its full size.
             pictures.append(self.processor.resize(picture))
-            groups.append(group)
-        batch = self.processor(
-            images=pictures,
-            text=[[example.question for example in group] for group in groups],
-            return_tensors="pt",
-            padding=True,
-        )
-        examples = [example for group in groups for example in group]
+            for place in places:
+                image_index[place] = number
+        texts = self.processor(text=[example.question for example in examples], return_tensors="pt", padding=True)
         # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": batch["input_ids"], **batch}
+        batch = {"input_ids": texts["input_ids"], **texts, **self.processor(images=pictures, return_tensors="pt")}
+        if image_index != list(range(len(pictures))):
+            batch["image_index"] = torch.tensor(image_index)
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
-        if any(example.answers for example in examples):
+        if any(example.answers for example in examples) or any("draw" in item for item in items):
             batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
+            self._tell_of_unknown_answers(batch["labels"], examples)
         return batch
+
+    def _tell_of_unknown_answers(self, labels: torch.Tensor, examples: Sequence[VQAExample]) -> None:
+        known = (labels > 0).any() if self.soft_labels else (labels != IGNORED_LABEL).any()
+        said = dict.fromkeys(answer for example in examples for answer in example.answers)
+        if said and not known and not self._told_of_unknown_answers:
+            self._told_of_unknown_answers = True
+            logger.warning(
+                f"None of the {len(examples)} questions of a batch has an answer of label2id, so they teach nothing: their "
+                f"answers are {reprlib.repr(list(said))}, those of label2id {reprlib.repr(list(self.label2id))}. Further "
+                "such batches are not reported."
+            )
 
     def _augment(
         self, picture: Image.Image, examples: list[VQAExample], draw: str
@@ -380,7 +468,7 @@ class VQACollator:
         return torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
 
     def _soft(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        labels = torch.zeros(len(examples), len(self.label2id))
+        labels = torch.zeros(len(examples), max(self.label2id.values()) + 1)
         for row, example in enumerate(examples):
             for label, score in soft_scores(example.answers, self.label2id).items():
                 labels[row, label] = score

@@ -242,6 +242,24 @@ def test_removed_columns_are_explained(tmp_path, dataset):
         trainer.evaluate(rows)
 
 
+def test_training_on_unknown_answers_alone_is_refused(tmp_path, dataset):
+    strange = VQADataset([example._replace(answers=("purple",)) for example in dataset.examples])
+    with pytest.raises(
+        ValueError, match=r"none of its 17 questions has an answer.*'purple'.*\['yes', 'no', 'red', 'blue'\]"
+    ):
+        make_trainer(tmp_path, strange).train()
+
+
+def test_questions_without_an_answer_are_no_obstacle_to_training(tmp_path, dataset):
+    """Those about image 2 are a batch of their own, which has no answer at all."""
+    examples = [one._replace(answers=()) if one.image_id == "2" else one for one in dataset.examples]
+    trainer = make_trainer(
+        tmp_path, VQADataset(examples, seed=0), per_device_train_batch_size=1, num_train_epochs=1, eval_strategy="no"
+    )
+    trainer.train()
+    assert trainer.state.global_step == 7 and trainer.num_examples_trained == 17 - 4 - 1
+
+
 # Evaluation
 
 

@@ -204,7 +204,7 @@ def test_pictures_that_are_read_once_make_the_batches_of_the_collator(benchmark,
 
     write(tmp_path, {"train": 4, "test": 1})
     train = benchmark.read(benchmark.TASKS["Sort-of-CLEVR"], tmp_path).train
-    expected = train.collator([benchmark.VQADataset.__getitem__(train, place) for place in (2, 0)])
+    expected = train.collator([benchmark.VQAImages.__getitem__(train, place) for place in (2, 0)])
     for _ in range(2):
         joined = benchmark.join([train[2], train[0]])
         assert joined.keys() == expected.keys() and next(iter(joined)) == "input_ids"

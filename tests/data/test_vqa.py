@@ -338,7 +338,7 @@ def test_questions_without_a_known_answer_cannot_be_trained_on():
 
 
 def test_a_batch_ships_each_picture_once(folder):
-    dataset = VQADataset(read_file(write(folder, ".json")))
+    dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
     assert len(dataset) == 2
     batch = VQACollator(make_processor(), {"yes": 0, "no": 1})([dataset[0], dataset[1]])
     assert next(iter(batch)) == "input_ids"
@@ -350,11 +350,87 @@ def test_a_batch_ships_each_picture_once(folder):
     assert all(isinstance(value, torch.Tensor) for value in batch.values())
 
 
+def test_one_item_is_one_question_and_a_batch_keeps_their_order(folder):
+    dataset = VQADataset(read_file(write(folder, ".json")), seed=0)
+    assert len(dataset) == 3 and dataset[-1]["question_index"] == [2]
+    with pytest.raises(IndexError):
+        dataset[3]
+    batch = VQACollator(make_processor(), {"yes": 0, "no": 1, "red": 2})([dataset[0], dataset[1], dataset[2]])
+    assert batch["question_index"].tolist() == [0, 1, 2] and batch["image_index"].tolist() == [0, 1, 0]
+    assert batch["labels"].tolist() == [2, 1, 0] and batch["pixel_values"].shape[0] == 2
+    texts = make_processor().batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert texts == make_processor().batch_decode(
+        make_processor()(text=[row["question"] for row in ROWS])["input_ids"], skip_special_tokens=True
+    )
+    # Row by row where each question has an image of its own.
+    pair = VQACollator(make_processor(), {"yes": 0})([dataset[1], dataset[2]])
+    assert "image_index" not in pair and pair["pixel_values"].shape[0] == pair["input_ids"].shape[0] == 2
+
+
+def test_by_image_has_all_questions_of_an_image_and_shares_the_epoch(folder):
+    dataset = VQADataset(read_file(write(folder, ".json")), seed=0)
+    images = dataset.by_image()
+    assert [item["question_index"] for item in images] == dataset.groups == [[0, 2], [1]]
+    images.set_epoch(3)
+    assert dataset.epoch == 3 and dataset[2]["draw"] == images[0]["draw"] == dataset[0]["draw"] != dataset[1]["draw"]
+
+
+@pytest.mark.parametrize("spelling", ["Red", "RED", "  red ", "red"])
+def test_labels_are_found_whatever_the_spelling_in_the_config(folder, spelling):
+    label2id = {"Yes": 0, "NO": 1, spelling: 2}
+    examples = read_file(write(folder, ".json"))
+    assert drop_unknown_answers(examples, label2id) == examples
+    dataset = VQADataset(examples)
+    batch = VQACollator(make_processor(), label2id)([dataset[place] for place in range(3)])
+    assert batch["labels"].tolist() == [2, 1, 0]
+
+
+def test_an_accent_may_be_composed_or_not(folder):
+    examples = beside(folder, ("where", ["cafe\u0301"]), ("where", ["CAF\u00c9"]))
+    for spelled in ("caf\u00e9", "cafe\u0301"):
+        (labels,) = [VQACollator(make_processor(), {spelled: 0})([VQADataset(examples).by_image()[0]])["labels"]]
+        assert labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_without_a_known_answer_is_told_of_once(folder, soft, caplog):
+    dataset = VQADataset(read_file(write(folder, ".json")))
+    collator = VQACollator(make_processor(), {"LABEL_0": 0, "LABEL_1": 1}, soft)
+    for place in range(3):
+        collator([dataset[place]])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "None of the 1 questions of a batch" in said and "['red']" in said and "['label_0', 'label_1']" in said
+    caplog.clear()
+    VQACollator(make_processor(), {"yes": 0}, soft)([dataset[place] for place in range(3)])
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("label2id", "came"),
+    [
+        ({}, r"got \{\}"),
+        ({0: "yes", 1: "no"}, r"got \{0: 'yes', 1: 'no'\}"),
+        (["yes", "no"], r"got \['yes', 'no'\]"),
+        ({"yes": "0"}, r"got \{'yes': '0'\}"),
+        ({"yes": -1}, r"got \{'yes': -1\}"),
+        (None, "got None"),
+    ],
+)
+def test_what_is_no_label2id_is_refused(label2id, came):
+    with pytest.raises(ValueError, match=f"label2id: expected a dict of answers and their labels.*{came}"):
+        VQACollator(make_processor(), label2id)
+
+
+def test_two_spellings_of_one_answer_are_no_two_labels():
+    with pytest.raises(ValueError, match="label2id: 'yes' is there in another spelling too"):
+        VQACollator(make_processor(), {"Yes": 0, "yes": 1})
+
+
 def test_soft_labels_are_the_metric():
     table = table_of_pictures(
         ["red", "red"], question=["what?", "who?"], answer=[["red"] * 8 + ["pink"] * 2, ["x"] * 10]
     )
-    dataset = VQADataset(read_table(table))
+    dataset = VQADataset(read_table(table)).by_image()
     batch = VQACollator(make_processor(), {"pink": 0, "blue": 1, "red": 2}, soft_labels=True)([dataset[0]])
     assert batch["labels"].dtype == torch.float32
     torch.testing.assert_close(batch["labels"], torch.tensor([[0.6, 0, 1], [0, 0, 0]]))
@@ -362,7 +438,7 @@ def test_soft_labels_are_the_metric():
 
 def test_questions_without_answers_have_no_labels(folder):
     rows = [row | {"answer": None} for row in ROWS]
-    dataset = VQADataset(read_file(write(folder, ".json", rows)))
+    dataset = VQADataset(read_file(write(folder, ".json", rows))).by_image()
     assert "labels" not in VQACollator(make_processor(), {"yes": 0})([dataset[0]])
 
 
@@ -377,8 +453,8 @@ class Heard:
         self.processor = make_processor()
         self.resize = self.processor.resize
 
-    def __call__(self, images, text, **options):
-        self.texts = text
+    def __call__(self, images=None, text=None, **options):
+        self.texts = text if text is not None else self.texts
         return self.processor(images=images, text=text, **options)
 
 
@@ -393,7 +469,7 @@ def beside(folder, *questions):
 
 def collated_epochs(examples, augmentation, soft_labels=False, epochs=range(20)):
     """Whether the picture of these questions is mirrored in an epoch, the texts that the processor got, and labels."""
-    dataset, processor = VQADataset(examples, seed=0), Heard()
+    dataset, processor = VQADataset(examples, seed=0).by_image(), Heard()
     plain = VQACollator(processor, SIDES)([dataset[0]])["pixel_values"]
     collator = VQACollator(processor, SIDES, soft_labels, augmentation)
     for epoch in epochs:
@@ -409,7 +485,7 @@ def test_a_mirrored_picture_has_left_and_right_swapped_in_questions_and_labels(f
     found = list(collated_epochs(examples, Augmentation(random_flip="swap")))
     assert {mirrored for mirrored, _, _ in found} == {False, True}
     for mirrored, texts, labels in found:
-        assert texts == [["Is the corner Right or left?" if mirrored else "Is the corner Left or right?", "what color"]]
+        assert texts == ["Is the corner Right or left?" if mirrored else "Is the corner Left or right?", "what color"]
         assert labels == ([0, 2] if mirrored else [1, 2])
     assert examples[0].answers == ("left",) * 10
 
@@ -434,12 +510,12 @@ def test_all_questions_and_answers_decide_whether_their_picture_is_mirrored(fold
     examples = beside(folder, *questions)
     found = list(collated_epochs(examples, Augmentation(random_flip="skip")))
     assert {mirrored for mirrored, _, _ in found} == ({False, True} if may_be_mirrored else {False})
-    assert all(texts == [[example.question for example in examples]] for _, texts, _ in found)
+    assert all(texts == [example.question for example in examples] for _, texts, _ in found)
 
 
 def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(folder):
     examples = read_file(write(folder, ".json"))
-    train, test = VQADataset(examples, seed=0), VQADataset(examples)
+    train, test = VQADataset(examples, seed=0).by_image(), VQADataset(examples).by_image()
     assert "draw" in train[0] and "draw" not in test[0]
     labels = {"yes": 0, "no": 1}
     plain = VQACollator(make_processor(), labels)([test[0], test[1]])
@@ -461,7 +537,7 @@ def test_draws_depend_on_seed_epoch_and_picture_alone(folder):
     examples = read_file(write(folder, ".json"))
     draws = []
     for seed in (0, 1):
-        dataset, fewer = VQADataset(examples, seed=seed), VQADataset(examples[2:] + examples[1:2], seed=seed)
+        dataset, fewer = (VQADataset(some, seed=seed).by_image() for some in (examples, examples[2:] + examples[1:2]))
         for epoch in (0, 1):
             dataset.set_epoch(epoch)
             fewer.set_epoch(epoch)
@@ -471,7 +547,7 @@ def test_draws_depend_on_seed_epoch_and_picture_alone(folder):
 
 
 def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(folder):
-    dataset, epochs = VQADataset(read_file(write(folder, ".json")), seed=0), []
+    dataset, epochs = VQADataset(read_file(write(folder, ".json")), seed=0).by_image(), []
     collator = VQACollator(make_processor(), {"yes": 0, "no": 1}, augmentation=FULL)
     loaders = [
         torch.utils.data.DataLoader(dataset, collate_fn=collator, **workers)
@@ -498,7 +574,7 @@ def test_empty_dataset_is_refused():
 
 
 def test_batches_from_spawned_workers_are_the_same(folder):
-    dataset = VQADataset(read_file(write(folder, ".json")))
+    dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
     collator = pickle.loads(pickle.dumps(VQACollator(make_processor(), {"yes": 0, "no": 1, "red": 2})))
     here = list(torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator))
     there = list(
