@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
@@ -19,6 +20,15 @@ AutoModel.register(HiViLTConfig, HiViLTModel, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(HiViLTConfig, HiViLTForQuestionAnswering, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(HiViLTConfig, HiViLTForRetrieval, exist_ok=True)
 AutoProcessor.register(HiViLTConfig, HiViLTProcessor, exist_ok=True)
+
+# For models in memory; a folder brings its own code. transformers 5 has removed the task, and refuses it by name before it
+# asks who registered it anew.
+REMOVED_TASKS.pop("visual-question-answering", None)
+PIPELINE_REGISTRY.supported_tasks["visual-question-answering"] = {
+    "impl": HiViLTVisualQuestionAnsweringPipeline,
+    "pt": (AutoModelForVisualQuestionAnswering,),
+    "type": "multimodal",
+}
 
 __version__ = "0.1.0"
 

@@ -1,23 +1,46 @@
 """`pipeline("visual-question-answering")` for HiViLT; transformers 5 has none of its own."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
 
+def _are_many(image) -> bool:
+    """Whether it is a list, data set or generator, rather than an image or a request."""
+    if isinstance(image, (str, bytes, os.PathLike, Mapping)) or hasattr(image, "__array__"):
+        return False
+    return isinstance(image, Iterable) or (hasattr(image, "__getitem__") and hasattr(image, "__len__"))
+
+
+def _asked(image, question: str) -> dict:
+    """A request of an image, which may stand in the row of a data set."""
+    if isinstance(image, Mapping):
+        if "question" in image:
+            raise ValueError("The question is given twice: as an argument, and beside the image.")
+        return {**image, "question": question}
+    return {"image": image, "question": question}
+
+
 class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     """
-    Answers questions about pictures. Each picture is encoded once, however many questions it is asked.
+    Answers questions about images. Each image is encoded once, however many questions it is asked.
 
     ```python
     vqa = pipeline("visual-question-answering", model=folder, trust_remote_code=True)
     vqa("picture.png", "what color is the square?")                      # [{"answer": ..., "score": ...}]
     vqa("picture.png", ["what shape is it?", "is it red?"], top_k=3)     # one list of answers for each question
+    vqa(["a.png", "b.png"], "what shape is it?")                         # one list of answers for each image
     vqa([{"image": "a.png", "question": "what?"}, {"image": "b.png", "question": ["who?", "where?"]}])
+    for answers in vqa(dataset):                                         # rows with an image and a question
+        ...
+    vqa = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=processor)
     ```
+
+    The last line is for a model in memory; where `hivilt` is imported, `pipeline("visual-question-answering",
+    model=model, processor=processor)` does the same.
     """
 
     _load_processor = True
@@ -28,27 +51,39 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     def __call__(self, image=None, question: str | list[str] | None = None, **kwargs):
         """
         Args:
-            image: a picture (file path, PIL image, `uint8` array); or a dict with `image` and `question`; or a list or
-                generator of such dicts.
-            question (`str` or `list[str]`, *optional*): what to ask of the picture, unless `image` brings it.
+            image: an image (file path, PIL image, array or tensor); or a dict with `image` and `question`; or many of
+                either: a list, a `datasets.Dataset` (`KeyDataset` takes one column of it) or a generator. An array or
+                tensor with 4 dimensions is many images.
+            question (`str` or `list[str]`, *optional*): what to ask of the image, unless `image` brings it. Many images
+                get the same question, which must be one.
             top_k (`int`, defaults to 5): answers for each question, best first.
-            batch_size (`int`, defaults to 8): pictures in one pass of the model, where several are given.
+            batch_size (`int`, defaults to 8): images in one pass of the model, where several are given.
 
         Returns:
             For one question a list of `{"answer": str, "score": float}`; for a list of questions a list of these; for
-            several requests a list (for a generator, a generator) with one of either for each.
+            many images a list (for a data set or a generator, a generator) with one of either for each.
 
         Raises:
-            ValueError, TypeError, FileNotFoundError: no question, an empty one, or no readable picture.
+            ValueError, TypeError, FileNotFoundError: no question, an empty one, two, or no readable image.
         """
         batch_size = kwargs.pop("batch_size", None) or self._batch_size or 8
-        if question is not None:
-            image = {"image": image, "question": question}
-        if isinstance(image, dict):
+        if getattr(image, "ndim", 0) in (1, 4):
+            image = list(image)
+        if not _are_many(image):
+            if question is not None:
+                image = {"image": image, "question": question}
+            if not isinstance(image, Mapping):
+                raise ValueError("There is no question: call the pipeline as `vqa(image, question)`.")
             return super().__call__({"requests": [image]}, **kwargs)[0]
-        if isinstance(image, (str, os.PathLike)) or hasattr(image, "shape") or not isinstance(image, Iterable):
-            raise ValueError("There is no question: call the pipeline as `vqa(image, question)`.")
-        answers = self._answer_all(iter(image), batch_size, kwargs)
+        if question is not None and not isinstance(question, str):
+            raise ValueError(
+                'Many images take one question. Several, or each its own: `vqa([{"image": image, "question": '
+                f'["first", "second"]}}, ...])`; got a question that is a {type(question).__name__}.'
+            )
+        requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
+        if question is not None:
+            requests = (_asked(one, question) for one in requests)
+        answers = self._answer_all(requests, batch_size, kwargs)
         return list(answers) if isinstance(image, (list, tuple)) else answers
 
     def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
@@ -66,10 +101,10 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     def preprocess(self, batch: dict) -> dict:
         requests = batch["requests"]
         for request in requests:
-            if not isinstance(request, dict) or not {"image", "question"} <= set(request):
+            if not isinstance(request, Mapping) or not {"image", "question"} <= set(request):
                 raise ValueError(
                     'Each request must be a dict with "image" and "question", got '
-                    f"{sorted(request) if isinstance(request, dict) else type(request).__name__}."
+                    f"{sorted(request) if isinstance(request, Mapping) else type(request).__name__}."
                 )
         questions = [request["question"] for request in requests]
         nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in questions]

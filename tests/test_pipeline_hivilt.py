@@ -4,10 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from elsewhere import answer_everywhere, run_elsewhere
 from hivilt import (
@@ -130,6 +133,58 @@ def test_pictures_may_be_files_images_or_arrays(vqa, tmp_path):
         assert_same_answers(vqa(picture, QUESTIONS[0]), expected)
 
 
+@pytest.mark.parametrize("many", [list, tuple, iter], ids=lambda many: many.__name__)
+def test_one_question_about_many_images(vqa, encoded, many):
+    expected = [answers_by_hand(vqa, picture, QUESTIONS[0]) for picture in PICTURES.values()]
+    encoded.clear()
+    answers = vqa(many(PICTURES.values()), QUESTIONS[0], batch_size=2)
+    assert isinstance(answers, list) == (many is not iter)
+    assert_same_answers(list(answers), expected)
+    assert encoded == [2, 1]
+
+
+def test_four_dimensions_are_many_images(vqa):
+    pictures = [picture.resize((20, 20)) for picture in PICTURES.values()]
+    expected = [answers_by_hand(vqa, picture, QUESTIONS[0]) for picture in pictures]
+    batch = np.stack([np.asarray(picture) for picture in pictures])
+    assert_same_answers(vqa(batch, QUESTIONS[0]), expected)
+    assert_same_answers(vqa(torch.tensor(batch).permute(0, 3, 1, 2) / 255, QUESTIONS[0]), expected)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rows = [{**request, "question": QUESTIONS[place % 2]} for place, request in enumerate(REQUESTS)]
+    return Dataset.from_list(rows, features=Features(image=datasets.Image(), question=Value("string")))
+
+
+def test_rows_of_a_dataset_are_requests(vqa, rows):
+    expected = [answers_by_hand(vqa, row["image"], row["question"]) for row in rows]
+    answers = vqa(rows, batch_size=2)
+    assert_same_answers(next(answers), expected[0])
+    assert_same_answers([expected[0], *answers], expected)
+    assert_same_answers(list(vqa(rows.to_iterable_dataset())), expected)
+
+
+def test_one_question_about_the_images_of_a_dataset(vqa, rows):
+    expected = [answers_by_hand(vqa, row["image"], QUESTIONS[0]) for row in rows]
+    for images in (KeyDataset(rows, "image"), rows.remove_columns("question"), rows["image"]):
+        assert_same_answers(list(vqa(images, question=QUESTIONS[0])), expected)
+    asked_twice = vqa(rows, question=QUESTIONS[0])
+    with pytest.raises(ValueError, match="question is given twice"):
+        next(asked_twice)
+
+
+def test_a_model_in_memory(vqa, tmp_path):
+    expected = vqa(PICTURES["red"], QUESTIONS)
+    vqa.model.save_pretrained(tmp_path)
+    for model in (vqa.model, HiViLTForQuestionAnswering.from_pretrained(tmp_path)):
+        made = pipeline("visual-question-answering", model=model, processor=vqa.processor, device="cpu")
+        assert type(made) is HiViLTVisualQuestionAnsweringPipeline
+        assert_same_answers(made(PICTURES["red"], QUESTIONS), expected)
+    made.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "pipeline_hivilt.py").is_file()
+
+
 def test_top_k_of_the_call_or_of_the_pipeline(vqa):
     best = answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0])
     assert_same_answers(vqa(PICTURES["red"], QUESTIONS[0], top_k=2), best[:2])
@@ -189,6 +244,12 @@ def test_half_precision_model_answers(vqa):
         ({"question": "is it red"}, None, ValueError, r'"image" and "question", got \[\'question\'\]'),
         ([REQUESTS[0], "is it red"], None, ValueError, '"image" and "question", got str'),
         ([PICTURES["red"]], None, ValueError, '"image" and "question", got Image'),
+        ([PICTURES["red"], PICTURES["blue"]], QUESTIONS, ValueError, "Many images take one question.*is a list"),
+        (iter([PICTURES["red"]]), QUESTIONS, ValueError, "Many images take one question"),
+        (REQUESTS, QUESTIONS[0], ValueError, "question is given twice"),
+        (b"\x89PNG", "is it red", TypeError, "got bytes; give PIL.Image.open"),
+        ("data:image/png;base64,iVBO", "is it red", ValueError, "decode the base64"),
+        (np.zeros((2, 4, 4, 3), np.uint8), None, ValueError, '"image" and "question", got ndarray'),
     ],
 )
 def test_refuses_a_request_that_it_cannot_answer(vqa, image, question, error, message):
