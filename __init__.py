@@ -6,8 +6,8 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    pipelines,
 )
-from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
@@ -23,8 +23,8 @@ AutoProcessor.register(HiViLTConfig, HiViLTProcessor, exist_ok=True)
 
 # For models in memory; a folder brings its own code. transformers 5 has removed the task, and refuses it by name before it
 # asks who registered it anew.
-REMOVED_TASKS.pop("visual-question-answering", None)
-PIPELINE_REGISTRY.supported_tasks["visual-question-answering"] = {
+getattr(pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
+pipelines.PIPELINE_REGISTRY.supported_tasks["visual-question-answering"] = {
     "impl": HiViLTVisualQuestionAnsweringPipeline,
     "pt": (AutoModelForVisualQuestionAnswering,),
     "type": "multimodal",
