@@ -28,7 +28,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.data.tables import HEIF_ENDINGS, picture_endings
+from hivilt.data.tables import heif_hint, picture_endings
 from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states, take
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ _NOT_ABOUT_PICTURES = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_name_or_path"),
     *("device", "return_tensors", "disable_grouping"),
 }
-
-_HEIF_HINT = '; HEIC is, with pip install "hivilt[heif]"'
 
 # Pictures that are encoded at a time for re-ranking.
 _RERANK_BATCH = 32
@@ -300,7 +298,9 @@ class ImageIndex:
         folder, output_dir = Path(os.path.realpath(pictures)), Path(os.path.realpath(output_dir))
         found, others = _find_pictures(folder)
         if not found:
-            raise ValueError(f"pictures: there is no picture file below {folder}{_count_endings(others)}.")
+            raise ValueError(
+                f"pictures: there is no picture file below {folder}{_count_endings(others)}.{heif_hint(others)}"
+            )
 
         info = {
             "hivilt_version": __version__,
@@ -331,9 +331,9 @@ class ImageIndex:
             known = _rows(tables)
         if skipped:
             every, where = len(found) + len(others), output_dir / _INFO
-            endings = _count_endings(skipped)
             logger.warning(
-                "%d of %d files are no readable pictures%s; %s lists them.", len(skipped), every, endings, where
+                f"{len(skipped)} of {every} files are no readable pictures{_count_endings(skipped)}; {where} lists them."
+                f"{heif_hint(skipped)}"
             )
 
         rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
@@ -503,7 +503,7 @@ def _find_pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, 
                 continue
             if ending not in endings:
                 what = f"files of the ending {ending}" if ending else "files without an ending"
-                others[image] = f"{what} are not read as pictures{_HEIF_HINT if ending in HEIF_ENDINGS else ''}."
+                others[image] = f"{what} are not read as pictures.{heif_hint([image])}"
                 continue
             try:
                 stat = path.stat()
@@ -518,8 +518,7 @@ def _count_endings(images: Iterable[str]) -> str:
     """How many files there are of which ending, in brackets; nothing of none."""
     counts = Counter(Path(image).suffix.lower() for image in images)
     listed = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(counts.items()))
-    hint = _HEIF_HINT if counts.keys() & set(HEIF_ENDINGS) - picture_endings() else ""
-    return f" ({listed}{hint})" if listed else ""
+    return f" ({listed})" if listed else ""
 
 
 def _read_picture(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:

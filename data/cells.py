@@ -208,7 +208,7 @@ def _check_header(header: list[str], where: str) -> None:
 
 def clean(text: str) -> str:
     """A text without blanks around it, in Unicode's composed form, and without halves of surrogate pairs."""
-    return unicodedata.normalize("NFC", well_formed(text)).strip()
+    return text.strip() if text.isascii() else unicodedata.normalize("NFC", well_formed(text)).strip()
 
 
 class CellError(TypeError, ValueError):

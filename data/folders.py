@@ -4,6 +4,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,10 @@ def _check_image_folder(
             f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
             "each, with paths that start there."
         )
+    folders = Counter(file.parent for found in metadata.values() for file in found)
+    twice = next((place for place, count in folders.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"data_dir: {twice} has several of {', '.join(METADATA_FILES)}; drop all but one.")
     without = [split for split in wanted if not metadata[split]]
     if without and any(metadata.values()):
         raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without[0]!r}.")

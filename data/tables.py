@@ -9,7 +9,7 @@ import os
 import random
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -181,6 +181,8 @@ def rows_with_pictures(
     trusted = table is not None and image_id_column is not None and trust_ids
     if trusted:
         light = table.remove_columns(image_column)
+    # By a path as it is written the file, which one it is, and its id: many rows are about few pictures.
+    files: dict[str, tuple[str, str, str]] = {}
     first_row: dict[str, int] = {}
     # What tells pictures apart, the id that its first row gave it, and for each id its picture and that one's name.
     ids: dict[str, str] = {}
@@ -201,8 +203,10 @@ def rows_with_pictures(
             name = os.fspath(name) if isinstance(name, os.PathLike) else name
             if not isinstance(name, str) or not name.strip():
                 raise _no_picture(image, image_column, where)
-            image = _locate(name, folder, f"{where}, column {image_column!r}")
-            key, own_id = os.path.realpath(image), _path_as_id(name, image, folder)
+            if name not in files:
+                image = _locate(name, folder, f"{where}, column {image_column!r}")
+                files[name] = image, os.path.realpath(image), _path_as_id(name, image, folder)
+            image, key, own_id = files[name]
 
         if image_id_column is None:
             # Only a link to a folder makes two files of what reads as one.
@@ -352,6 +356,16 @@ def picture_endings() -> set[str]:
     }
 
 
+def heif_hint(images: Iterable[str]) -> str:
+    """What opens HEIC, if it is among these files and does not open; else nothing."""
+    closed = set(HEIF_ENDINGS) - picture_endings()
+    return (
+        ' HEIC opens after pip install "hivilt[heif]".'
+        if any(Path(one).suffix.lower() in closed for one in images)
+        else ""
+    )
+
+
 def open_picture(image: str | TablePicture) -> Image.Image:
     """Reads a picture into memory (upright, RGB) and closes its file.
 
@@ -406,7 +420,7 @@ def check_pictures(
         if foreign:
             raise ValueError(
                 f"{source}: {len(foreign)} of {len(images)} files are no readable pictures: {_some(foreign)}. Replace them, "
-                "or leave them out with --on_bad_image skip."
+                f"or leave them out with --on_bad_image skip.{heif_hint(foreign)}"
             )
         return list(examples), []
 

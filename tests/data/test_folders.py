@@ -93,6 +93,13 @@ def test_metadata_that_would_lose_rows_is_refused(folder, place, row, message):
         read_folder(None, data_dir=str(folder), splits=["train"])
 
 
+def test_two_files_of_metadata_about_the_same_pictures_are_refused(folder):
+    for kind in (".csv", ".jsonl"):
+        write(folder / "train" / f"metadata{kind}", [{"file_name": "a.png", "question": "q", "answer": "a"}])
+    with pytest.raises(ValueError, match="train has several of metadata.csv, metadata.jsonl, .*; drop all but one"):
+        read_folder(None, data_dir=str(folder), splits=["train"])
+
+
 def test_an_archive_in_an_image_folder_is_refused(folder):
     (folder / "train" / "more.zip").write_bytes(b"")
     with pytest.raises(ValueError, match="more.zip is an archive; unpack it"):

@@ -1,6 +1,7 @@
 """Files, tables and pictures as every reader takes them, whatever the task."""
 
 import csv
+import importlib.util
 import json
 from collections import Counter
 from typing import NamedTuple
@@ -362,6 +363,13 @@ def test_files_that_are_no_pictures_are_found_before_training(pictures, tmp_path
         ValueError, match=r"toy: 1 of 2 files are no readable pictures: .*red\.png.*--on_bad_image skip"
     ):
         check_pictures(pictures, source="toy")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif opens HEIC")
+def test_heic_pictures_that_cannot_be_opened_name_what_opens_them(tmp_path):
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ValueError, match=r'IMG_1.HEIC.* HEIC opens after pip install "hivilt\[heif\]".$'):
+        check_pictures([Record("1", str(tmp_path / "IMG_1.HEIC"))])
 
 
 def test_a_long_list_of_missing_pictures_is_cut():
