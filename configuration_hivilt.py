@@ -76,6 +76,11 @@ def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_t
     return AutoConfig.for_model(**fields)
 
 
+def _foreign_labels(labels) -> str:
+    way_out = "; write id2label=dict(enumerate(answers))" if isinstance(labels, (list, tuple)) else ""
+    return f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
+
+
 @strict
 class HiViLTConfig(PreTrainedConfig):
     r"""
@@ -226,6 +231,8 @@ class HiViLTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As [`PreTrainedConfig.from_dict`]; `id2label` given on loading replaces both maps of the file."""
         if kwargs.get("id2label") is not None:
+            if not isinstance(kwargs["id2label"], dict):
+                raise ValueError(_foreign_labels(kwargs["id2label"]))
             # transformers sets it after the config is made, with whatever keys it has.
             kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
             kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
@@ -312,9 +319,7 @@ class HiViLTConfig(PreTrainedConfig):
         if self.id2label is not None:
             numbered = isinstance(self.id2label, dict) and all(str(label).isdecimal() for label in self.id2label)
             if not numbered or not all(isinstance(answer, str) for answer in self.id2label.values()):
-                raise ValueError(
-                    f"`id2label` must map numbers from 0 on to answers as text, got {self.id2label!r:.200}."
-                )
+                raise ValueError(_foreign_labels(self.id2label))
         if type(num_labels) is not int or num_labels < 0:
             raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
 

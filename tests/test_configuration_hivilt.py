@@ -178,6 +178,14 @@ def test_max_text_length(text, limit):
 # Answers
 
 
+@pytest.mark.parametrize("make", [HiViLTConfig, lambda **labels: HiViLTConfig.from_dict({}, **labels)])
+def test_a_list_of_answers_as_id2label_is_refused_with_the_way_out(make):
+    with pytest.raises(
+        ValueError, match=r"`id2label` must map .* got \['no', 'yes'\]; write .*dict\(enumerate\(answers"
+    ):
+        make(id2label=["no", "yes"])
+
+
 def test_label2id_follows_from_id2label():
     config = HiViLTConfig(id2label={"0": "red", "1": "blue", "2": "yes"})
     assert config.id2label == {0: "red", 1: "blue", 2: "yes"}
