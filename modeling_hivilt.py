@@ -1720,6 +1720,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
         if text_states is not None and (input_ids is not None or inputs_embeds is not None):
             raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+        if "caption_index" in kwargs and not self.training:
+            # A batch of `CaptionCollator` as it is. Trainer would keep as many texts of the last one as it has images.
+            raise ValueError(
+                "A batch of captions to evaluate has `caption_index`: take it out in a loop of your own, and evaluate with "
+                "`hivilt.trainers.RetrievalTrainer` where a Trainer is to, which itself counts images alone."
+            )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
         if image_states is None:

@@ -392,6 +392,9 @@ class CaptionDataset(EpochDataset):
     (texts) and `caption_index` (the places of these among all captions of the split); of a training split also `draw`,
     the seed of its augmentation in this epoch.
 
+    It is evaluated on by `RetrievalTrainer`. A plain `Trainer`, which would cut the captions of its last batch to the number
+    of images there, is refused by the model; it may train.
+
     Args:
         examples: a split.
         captions_per_image: draw this many captions of each picture, or all if it has fewer, anew in every epoch, for
@@ -502,9 +505,9 @@ class CaptionCollator:
 
     Returns:
         A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, `image_index` (B_t,) long
-        (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long (`image_number` of
-        `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, unless each image has one
+        caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
+        (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
     def __init__(self, processor, augmentation: Augmentation | None = None):

@@ -2,15 +2,19 @@
 
 import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
 import hivilt
 from elsewhere import run_code, run_elsewhere
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
 from tiny import make_model
 
 ROOT = Path(hivilt.__file__).resolve().parent
@@ -60,6 +64,70 @@ def test_onnx_example_answers_as_the_model_does(tmp_path):
     example = example.replace('"hivilt.onnx"', repr(str(tmp_path / "hivilt.onnx")))
     said = run_elsewhere(run_code, tmp_path, folder=ROOT, code=example)
     assert said["printed"].splitlines()[-1] == "red" and said["called"] == [] and said["written"] == []
+
+
+def run_blocks(names: dict, *openings: str) -> dict:
+    """Runs the blocks that begin so, one after another, with these names; gives all names that there are at the end."""
+    for opening in openings:
+        (block,) = (block for block in blocks("python") if opening in block)
+        exec(
+            block.replace('"outputs/', f'"{names["outputs"]}/').replace('"Pictures"', repr(names.get("pictures"))),
+            names,
+        )
+    return names
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What the blocks have from the blocks before them."""
+    monkeypatch.chdir(ROOT)
+    model, processor = HiViLTForQuestionAnswering.from_pretrained(ROOT), HiViLTProcessor.from_pretrained(ROOT)
+    return {"model": model, "processor": processor, "torch": torch, "outputs": str(tmp_path), "__name__": "readme"}
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """What a person's machine may have, and a test may not: an accelerator, services to report to."""
+    monkeypatch.setattr(
+        transformers, "TrainingArguments", partial(TrainingArguments, use_cpu=True, report_to="none", disable_tqdm=True)
+    )
+
+
+def test_ones_own_trainer_predicts_one_row_a_question(names, quiet):
+    untrained = names["model"].classifier.weight.detach().clone()
+    found = run_blocks(names, "from transformers import Trainer, TrainingArguments")
+    predictions = found["trainer"].predict(found["rows"].with_transform(found["encode"])).predictions
+    assert predictions.shape == (2, 13) and not torch.equal(found["model"].classifier.weight, untrained)
+    # Several questions an image, of images with more and fewer of them, in any order: with the next block's collator, by
+    # a plain Trainer, and by the trainer that the block shows.
+    order = [0, 1, 1, 0, 1, 0, 0]
+    images = [str(ROOT / "docs" / name) for name in ("picture.png", "red_heart.png")]
+    asked = [{"image": images[image], "question": f"what color is the {place}?"} for place, image in enumerate(order)]
+    found = run_blocks(found, "from hivilt.trainers import QuestionAnsweringTrainer")
+    dataset = found["VQADataset"](found["read_table"](asked, answers_needed=False))
+    assert len(found["trainer"].predict(dataset).predictions) == len(order)
+    plain = found["Trainer"](found["model"], found["args"], found["collator"])
+    assert len(plain.predict(dataset).predictions) == len(order)
+
+
+def test_a_block_of_several_questions_and_that_of_states_run(names):
+    names["AutoModelForVisualQuestionAnswering"], names["AutoProcessor"] = HiViLTForQuestionAnswering, HiViLTProcessor
+    (block,) = (block for block in blocks("python") if 'folder = "."' in block)
+    for name in ("a.png", "b.png"):
+        block = block.replace(f'"{name}"', repr(str(ROOT / "docs" / "picture.png")))
+    exec(block.replace(", trust_remote_code=True", ""), names)
+    assert names["outputs"].logits.shape == (3, 13)
+    (block,) = (block for block in blocks("python") if "states = model.encode_images" in block)
+    exec(block, names)
+
+
+def test_a_folder_is_indexed_and_searched(names, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("picture.png", "red_heart.png"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / "pictures")
+    names["pictures"] = str(tmp_path / "pictures")
+    index = run_blocks(names, "ImageIndex.build(")["index"]
+    assert index.search("red heart", top_k=1)[0].path.name == "red_heart.png"
 
 
 @pytest.mark.parametrize("folder", [".", "retrieval"])

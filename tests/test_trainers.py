@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
@@ -567,6 +567,17 @@ def evaluate_in_folds(tmp_path, captioned):
     """Metrics with folds of one picture, some of which are one pair, and of two."""
     trainers = [make_retrieval_trainer(tmp_path, captioned, fold_size=fold_size) for fold_size in (1, 2)]
     return [trainer.evaluate() for trainer in trainers]
+
+
+def test_a_plain_trainer_trains_on_captions_and_is_refused_to_evaluate_on_them(tmp_path, captioned):
+    """It would cut captions without a word."""
+    ours = make_retrieval_trainer(tmp_path, captioned)
+    arguments = make_arguments(tmp_path, max_steps=1, eval_strategy="no")
+    plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
+    assert plain.train().training_loss > 0
+    for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
+        with pytest.raises(ValueError, match="`hivilt.trainers.RetrievalTrainer`"):
+            evaluate()
 
 
 def test_folds_on_two_processes(tmp_path, captioned):
