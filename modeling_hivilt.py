@@ -1224,6 +1224,9 @@ class HiViLTModel(HiViLTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the texts as either `input_ids` or `inputs_embeds`, exactly one of them.")
+        if isinstance(input_ids, (list, tuple)):
+            # As torch's collator leaves lists of numbers: one tensor a token.
+            raise ValueError('`input_ids` must be a tensor, got a list; call the processor with `return_tensors="pt"`.')
         if input_ids is not None and input_ids.dim() == 3 and input_ids.shape[1] == 1:
             # Encodings of one text each, (1, N_t), that a collator stacked.
             stacked = (input_ids, attention_mask, token_type_ids)

@@ -193,6 +193,12 @@ def test_a_plain_trainer_predicts_as_each_alone_with_its_own_collator(model, alo
     torch.testing.assert_close(torch.tensor(found.predictions), alone, atol=1e-5, rtol=1e-4)
 
 
+def test_encodings_that_are_lists_are_refused_by_name_where_they_do_not_stack(model):
+    items = [dict(PROCESSOR(images=PICTURE, text="yes", **ALIKE)) for _ in range(2)]
+    with pytest.raises(ValueError, match='`input_ids` must be a tensor, got a list.*return_tensors="pt"'):
+        model(**default_collate(items))
+
+
 def test_stacked_encodings_of_several_questions_an_image_are_refused(model):
     items = [dict(PROCESSOR(images=PICTURE, text=["yes", "no"], return_tensors="pt", **ALIKE)) for _ in range(2)]
     with pytest.raises(ValueError, match=r"\(texts, tokens\).*got \(2, 2, 12\).*`image_index`"):
