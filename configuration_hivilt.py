@@ -14,9 +14,9 @@ from transformers.utils.versions import require_version
 for _requirement in ("transformers>=5.16.0,<6", "huggingface_hub>=1.20.0,<3"):
     require_version(_requirement, f'HiViLT works with: pip install "{_requirement}"')
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 # Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
@@ -352,8 +352,9 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError(f"`layer_norm_eps` must be finite and above 0, got {self.layer_norm_eps}.")
         if not math.isfinite(self.logit_scale_init_value):
             raise ValueError(f"`logit_scale_init_value` must be finite, got {self.logit_scale_init_value}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
+        known = transformers.activations.ACT2FN  # by its module, which takes a second to import, and only here
+        if self.hidden_act not in known:
+            raise ValueError(f"`hidden_act` must be one of {', '.join(known)}, got {self.hidden_act!r}.")
         self._validate_levels()
         if sorted(self.id2label or {}) != list(range(len(self.id2label or {}))):
             raise ValueError(
