@@ -47,6 +47,7 @@ from hivilt.training import (
     TaskArguments,
     augmentation_of,
     begin_run,
+    checkpoint_to_resume,
     collect_results,
     load_or_build,
     parameter_table,
@@ -55,6 +56,7 @@ from hivilt.training import (
     run,
     run_command,
     set_threads,
+    write_json,
 )
 
 logger = logging.getLogger("hivilt")
@@ -164,12 +166,13 @@ def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArgumen
     if train is None and not args.model_name_or_path:
         raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
     captions = [caption for one in train or () for caption in one.captions]
-    model, processor = load_or_build(args, HiViLTForRetrieval, captions, trains=train is not None)
+    resumed = checkpoint_to_resume(training_args)
+    model, processor = load_or_build(args, HiViLTForRetrieval, captions, train is not None, resumed)
     model.config.num_hard_negatives = args.num_hard_negatives
     for part in args.freeze:
         model.freeze(part)
     # Without fused matching nothing trains the fusion.
-    training_args.ddp_find_unused_parameters = model.config.auxiliary_loss_weight == 0
+    training_args.ddp_find_unused_parameters |= model.config.auxiliary_loss_weight == 0
     return model, processor
 
 
@@ -341,7 +344,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         split: CaptionDataset(
             examples,
             captions_per_image=args.captions_per_image if split == "train" else None,
-            seed=training_args.seed if split == "train" else None,
+            seed=training_args.draw_seed if split == "train" else None,
         )
         for split, examples in splits.items()
     }
@@ -375,7 +378,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
             write_card(trainer, args, results, splits, argv)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", results)
         for split, table in tables_of(results).items():
             found = data[split]
             print(

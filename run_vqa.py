@@ -44,6 +44,7 @@ from hivilt.training import (
     TaskArguments,
     augmentation_of,
     begin_run,
+    checkpoint_to_resume,
     collect_results,
     load_or_build,
     parameter_table,
@@ -52,6 +53,7 @@ from hivilt.training import (
     run,
     run_command,
     set_threads,
+    write_json,
 )
 
 logger = logging.getLogger("hivilt")
@@ -120,14 +122,43 @@ def read_data(args: VQAArguments, splits: Collection[str]) -> tuple[str, dict[st
     )
 
 
+def answers_file(args: VQAArguments) -> str | Path | None:
+    """The file of answers that is named, or that of the benchmark, if any."""
+    benchmark = VQA_BENCHMARKS.get(args.benchmark)
+    return args.answer_file or (benchmark and benchmark.answer_file)
+
+
 def answers_to_choose_from(args: VQAArguments, train: list[VQAExample]) -> list[str]:
     """The classes: a list that is named, that of the benchmark, or the answers of the training data."""
-    benchmark = VQA_BENCHMARKS.get(args.benchmark)
-    file = args.answer_file or (benchmark and benchmark.answer_file)
-    if file is not None:
+    if (file := answers_file(args)) is not None:
         return read_answers_file(file)
     answers = [one.answers for one in train]
     return build_answer_vocabulary(answers, args.min_answer_count, args.max_answers, normalize=several_answers(train))
+
+
+def answers_of_checkpoint(args: VQAArguments, checkpoint: str, vocabulary: list[str]) -> list[str]:
+    """The classes of the checkpoint that training goes on from, which hold: those of the data come in another order where
+    rows were added or removed.
+
+    Raises:
+        ValueError: the run has answers that the checkpoint does not know, or is to choose from a list that is not its.
+    """
+    own = list(HiViLTConfig.from_pretrained(checkpoint).id2label.values())
+    known, wanted = ({canonical_answer(answer) for answer in answers} for answers in (own, vocabulary))
+    begin = f"begin anew from its weights with --model_name_or_path {checkpoint} and another --output_dir"
+    if new := [answer for answer in vocabulary if canonical_answer(answer) not in known]:
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} does not know {len(new):,} of this run's {len(vocabulary):,} answers: "
+            f"{', '.join(map(repr, new[:5]))}. Leave out their rows (--min_answer_count, --max_answers), or {begin}."
+        )
+    if answers_file(args) is not None and (
+        lost := [answer for answer in own if canonical_answer(answer) not in wanted]
+    ):
+        raise ValueError(
+            f"answer_file: the checkpoint to resume, {checkpoint}, chooses from {len(lost):,} answers that are not in "
+            f"{answers_file(args)}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
+        )
+    return own
 
 
 def several_answers(examples: list[VQAExample]) -> bool:
@@ -142,14 +173,17 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
             raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
         return load_or_build(args, HiViLTForQuestionAnswering)
 
+    resumed = checkpoint_to_resume(training_args)
     vocabulary = answers_to_choose_from(args, train)
+    if resumed is not None:
+        vocabulary = answers_of_checkpoint(args, resumed, vocabulary)
     questions = [one.question for one in train]
     labels = dict(enumerate(vocabulary))
-    model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, trains=True, id2label=labels)
+    model, processor = load_or_build(args, HiViLTForQuestionAnswering, questions, True, resumed, id2label=labels)
     spell_alike(model.config, vocabulary)
-    known = set(model.config.id2label.values())
-    if known != set(vocabulary):
-        logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(known & set(vocabulary))}.")
+    known = list(model.config.id2label.values())
+    if set(known) != set(vocabulary) or (resumed is not None and known != vocabulary):
+        logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(set(known) & set(vocabulary))}.")
         model.resize_answer_head(vocabulary)
     soft = several_answers(train)
     model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
@@ -227,7 +261,7 @@ def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset
 def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, predictions: list[list[dict]]) -> None:
     """The files that the benchmark's server takes."""
     for name, rows in benchmark.submissions(predictions, test.examples).items():
-        (folder / name).write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
         logger.info(f"{name}: {len(rows):,} answers for the server of {benchmark.title}; it wants all of its split")
 
 
@@ -304,7 +338,7 @@ def main(argv: list[str] | None = None) -> dict:
         splits["train"] = kept
 
     datasets = {
-        split: VQADataset(examples, seed=training_args.seed if split == "train" else None)
+        split: VQADataset(examples, seed=training_args.draw_seed if split == "train" else None)
         for split, examples in splits.items()
     }
     soft = model.config.problem_type == "multi_label_classification"
@@ -336,7 +370,7 @@ def main(argv: list[str] | None = None) -> dict:
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
             write_card(trainer, args, results, splits, argv)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", results)
         for split in ("validation", "test"):
             if metric in results.get(split, {}):
                 print(summary_of(results, split, metric))

@@ -1,10 +1,9 @@
 """What counts as one example, one batch and one prediction, for each head: `Trainer` counts rows, HiViLT's data has
 pictures with several texts."""
 
-import json
 import logging
+import math
 import os
-import re
 import reprlib
 import shutil
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,14 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import ModelOutput
 
-from hivilt.data.captions import SimilarCaptionsSampler
+from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
 from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map
@@ -35,63 +36,52 @@ from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
 from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
 from hivilt.search import score_pairs
+from hivilt.training_arguments import check_training_arguments
 
 logger = logging.getLogger(__name__)
 
-
-def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The last checkpoint of a run that was written to its end; `None` if there is none.
-
-    Trainer writes a checkpoint file by file, its state last: one whose state is not there, or not whole, was cut off. Such
-    ones are named in a warning and left where they are.
-
-    Args:
-        folder: the run's `output_dir`; need not exist.
-    """
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.search(r"-\d+$", path.name)]
-    for path in sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
-        if _is_whole(path):
-            return str(path)
-        logger.warning(f"{path} was not written to its end, so training does not go on from it; it can be deleted.")
-    return None
+# A float16 run whose scaler comes this far down leaves out every step. fairseq's bound.
+SMALLEST_LOSS_SCALE = 1e-4
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-class _SaveOnSigterm(TrainerCallback):
-    """On SIGTERM, which batch systems send some time before they kill, saves after the step at hand and exits.
+class _SaveOnSignal(TrainerCallback):
+    """On SIGTERM, which batch systems send some time before they kill, and on Ctrl-C, saves after the step at hand and
+    exits; on a second Ctrl-C, at once.
 
     At the end of an epoch, or where an evaluation is due, that comes first: the run that goes on would not make up for it.
     """
 
     def __init__(self):
-        self.asked = False
+        self.asked: signal.Signals | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets no other thread set handlers
             return
-        self.asked = False
-        usual = signal.signal(signal.SIGTERM, self.ask)
+        self.asked = None
+        # A run in the background of a script is told to ignore Ctrl-C.
+        numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
+        usual = {number: signal.signal(number, self.ask) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, usual)
+            for number, handler in usual.items():
+                signal.signal(number, handler)
 
     def ask(self, signum, frame) -> None:
-        self.asked = True
+        self.asked = self.asked or signal.Signals(signum)
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Not by logging, which the signal may have come into the midst of.
+            os.write(2, b"\nCtrl-C: saves after this step and ends; once more ends at once, without saving.\n")
 
-    def asked_anywhere(self, args) -> bool:
-        """Whether one of the processes was asked; to be called by all."""
-        return self.asked if args.world_size == 1 else any(gather_object([self.asked]))
+    def asked_anywhere(self, args) -> signal.Signals | None:
+        """What one of the processes was asked by, if one was; to be called by all."""
+        asked = [self.asked] if args.world_size == 1 else gather_object([self.asked])
+        return next((one for one in asked if one is not None), None)
 
     def on_step_end(self, args, state, control, **kwargs):
         ends_epoch = state.global_step >= state.max_steps or state.epoch == int(state.epoch)
@@ -104,13 +94,30 @@ class _SaveOnSigterm(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        if self.asked_anywhere(args):
+        if asked := self.asked_anywhere(args):
             logger.warning(
-                f"SIGTERM: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; the same command with "
-                "--resume_from_checkpoint last goes on from there."
+                f"{asked.name}: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; the same command "
+                "with --resume_from_checkpoint last goes on from there."
             )
             # Not by ending training as usual: Trainer would delete the checkpoint if another one was better.
-            raise SystemExit(128 + signal.SIGTERM)
+            raise SystemExit(128 + asked)
+
+
+class _TrainingBegins(TrainerCallback):
+    """What a trainer has to know when training begins, which `auto_find_batch_size` may do more than once."""
+
+    def __init__(self, trainer: "HiViLTTrainer"):
+        self.trainer = trainer
+        self.resumed: Path | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.num_examples_trained, self.trainer.seconds_evaluating, self.trainer._step_loss = 0, 0.0, 0.0
+        if self.resumed is not None and state.best_global_step:
+            # Where the run's folder was moved, the path that was written down may lead to another run.
+            best = self.resumed.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if is_whole(best) else None
+            if state.best_model_checkpoint is None:
+                logger.warning(f"{best}, the best so far, is not there; one that is better than it will be kept.")
 
 
 class _NewDraws(TrainerCallback):
@@ -135,7 +142,8 @@ class HiViLTTrainer(Trainer):
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
     Raises:
-        ValueError: the process sees several devices, or is to push while it trains.
+        ValueError: the process sees several devices, or `args` have a flag that has no meaning here, see
+            docs/training_arguments.md.
     """
 
     unit: str  # what the head is trained and measured on, in the plural
@@ -143,14 +151,25 @@ class HiViLTTrainer(Trainer):
     def __init__(
         self, *args, vision_learning_rate: float | None = None, text_learning_rate: float | None = None, **kwargs
     ):
+        # Before Trainer makes a repository to push to.
+        if (arguments := kwargs.get("args", args[1] if len(args) > 1 else None)) is not None:
+            check_training_arguments(arguments)
         super().__init__(*args, **kwargs)
+        if self.compute_metrics is not None or self.preprocess_logits_for_metrics is not None:
+            raise ValueError(
+                f"compute_metrics, preprocess_logits_for_metrics: expected None; {type(self).__name__} measures whole "
+                "splits by itself. Compute others from what predict() returns."
+            )
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
+        self._step_loss: torch.Tensor | float = 0.0
         self.add_callback(_NewDraws)
-        self._sigterm = _SaveOnSigterm()
-        self.add_callback(self._sigterm)
+        self._begins = _TrainingBegins(self)
+        self.add_callback(self._begins)
+        self._signals = _SaveOnSignal()
+        self.add_callback(self._signals)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
             whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
@@ -204,20 +223,154 @@ class HiViLTTrainer(Trainer):
         """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
 
         Raises:
-            ValueError: the checkpoint that is named was not written to its end.
+            ValueError: the checkpoint was not written to its end, or its answers, tokenizer, image processor, layers or
+                optimizer are not those of this trainer; evaluation does not measure `metric_for_best_model`; training
+                diverged, and nothing was saved after it did.
             OSError: a checkpoint cannot be written; those before it are intact.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 logger.warning(f"{self.args.output_dir} has no checkpoint to go on from: training begins.")
-        elif resume_from_checkpoint and not _is_whole(Path(resume_from_checkpoint)):
-            raise ValueError(
-                f"resume_from_checkpoint: {resume_from_checkpoint} is no checkpoint that was written to its end; name "
-                "another, or 'last' for the last whole one of output_dir."
-            )
-        with self._sigterm.listening():
+        self._check_metric_for_best_model()
+        if resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint, self.model, self.processing_class)
+        self._begins.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        with self._signals.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def metric_names(self, dataset: Dataset) -> set[str]:
+        """The metrics that an evaluation of `dataset` within training gives and that are one number each."""
+        raise NotImplementedError
+
+    def _check_metric_for_best_model(self) -> None:
+        if self.args.metric_for_best_model is None or self.eval_dataset is None:
+            return
+        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        names = {
+            f"{split}_{name}" if split else name
+            for split, dataset in splits.items()
+            for name in self.metric_names(dataset)
+        }
+        if self.args.metric_for_best_model.removeprefix("eval_") not in names:
+            raise ValueError(
+                f"metric_for_best_model: got {self.args.metric_for_best_model!r}, but what evaluation measures here is "
+                f"{', '.join(sorted(names))}."
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's.
+
+        Raises:
+            ValueError: with `dataloader_drop_last` nothing is left to train on.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_drop_last and len(loader) == 0:
+            raise ValueError(
+                f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
+                f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
+            )
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As Trainer's; `dataloader_drop_last` is of training alone, since evaluation counts every example."""
+        with self._dropping_nothing():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        with self._dropping_nothing():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _dropping_nothing(self) -> Iterator[None]:
+        usual, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = usual
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Of a run that was finished; Trainer would look whether it is after one more step.
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._step_loss = self._step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called by all processes once a step, between backward pass and optimizer: where a step can still be stopped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        found = torch.tensor([float(self._step_loss), float(whole)], device=self.args.device)
+        self._step_loss = 0.0
+        if self.args.world_size > 1:
+            found = self.accelerator.reduce(found)
+        scaler, step = self.accelerator.scaler, self.state.global_step + 1
+        if scaler is not None:
+            # Where float16 overflows, the scaler leaves out the step and halves its scale: usual, but not time after time.
+            if scaler.get_scale() < SMALLEST_LOSS_SCALE:
+                self._stop_diverged(step, f"the scale of the loss fell below {SMALLEST_LOSS_SCALE:g}")
+        elif not found.isfinite().all():
+            what = "gradients are" if found[0].isfinite() else "loss is"
+            self._stop_diverged(step, f"its {what} {next(float(one) for one in found if not one.isfinite())}")
+        return grad_norm
+
+    def _stop_diverged(self, step: int, what: str) -> NoReturn:
+        args = self.args
+        precision = " or drop --fp16," if args.fp16 else " or drop --bf16," if args.bf16 else ""
+        out = f"Lower --learning_rate{precision} or raise --warmup_steps"
+        if self.state.global_step == 0:
+            out = f"No step was made before it: look for values that are not finite in weights and images,{precision} or lower it"
+        last = checkpoints(args.output_dir)
+        kept = f"; {last[-1]} and what was saved before it are as they were" if last else ""
+        raise ValueError(
+            f"learning_rate: with {args.learning_rate:g} training diverged at step {step} of {self.state.max_steps}, {what}. "
+            f"{out}. Nothing was saved after it{kept}."
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, but not over good weights: to be called by all processes.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        local = (
+            (name, one.to_local() if isinstance(one, DTensor) else one) for name, one in self.model.named_parameters()
+        )
+        bad = [name for name, one in local if not one.isfinite().all()]
+        if self.is_fsdp_enabled:  # each process has a part of them
+            bad = sum(gather_object([bad]), [])
+        if bad:
+            self._stop_diverged(
+                self.state.global_step, f"{len(set(bad))} of its weights are not finite, such as {bad[0]}"
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        names = {"initial_lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
+        names |= {"betas": "adam_beta1, adam_beta2"}
+        asked = [{name: group.get(name) for name in names} for group in self.optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # of torch, where the parameters that train are others
+            raise ValueError(
+                f"resume_from_checkpoint: the optimizer in {checkpoint} trains other parameters ({error}). Give the same "
+                "--freeze, --optim and learning rates of encoders as it was trained with."
+            ) from error
+        # What torch loads takes the place of what was asked for, without a word.
+        for before, group in zip(asked, self.optimizer.param_groups, strict=True):
+            for name, flag in names.items():
+                if before[name] is not None and before[name] != group[name]:
+                    raise ValueError(
+                        f"{flag}: {checkpoint} was trained with {group[name]} and goes on so, got {before[name]}. Leave it "
+                        f"as it was, or begin anew from its weights with --model_name_or_path {checkpoint} and another "
+                        "--output_dir."
+                    )
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -229,7 +382,7 @@ class HiViLTTrainer(Trainer):
         # torch and safetensors have errors of their own for a disk that is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(folder.parent).free
-            if self.args.should_save and not _is_whole(folder):
+            if self.args.should_save and not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"output_dir: {folder.name} could not be written to {folder.parent}, which has {free / 2**20:,.0f} MiB "
@@ -250,15 +403,6 @@ class HiViLTTrainer(Trainer):
         # A pickle of the arguments, which nothing reads, in a folder that is shared.
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        """Makes the repository to push to; before, refuses to push while training."""
-        if self.args.hub_strategy != HubStrategy.END:
-            raise ValueError(
-                f"hub_strategy: got {self.args.hub_strategy.value!r}, expected 'end'. While it trains, Trainer pushes "
-                "checkpoints without the model's code, which nobody can load, and pickles of its arguments."
-            )
-        super().init_hf_repo(*args, **kwargs)
-
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
 
@@ -273,7 +417,11 @@ class HiViLTTrainer(Trainer):
         model = self.model.eval()
         if hasattr(self.optimizer, "eval"):
             self.optimizer.eval()  # schedule-free optimizers evaluate at other weights than they train at
+        whole = {}
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            if not self.is_fsdp_enabled:
+                # What is pushed or trained on after it are the weights as they were.
+                whole = {name: one.data for name, one in (*model.named_parameters(), *model.named_buffers())}
             model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
         if self.args.world_size > 1:
             # Batch norms of each process have seen other pictures; those of the main process are what is saved.
@@ -282,10 +430,25 @@ class HiViLTTrainer(Trainer):
         self.callback_handler.eval_dataloader = dataloader
         with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
             predictions, metrics, num_samples = self.measure(model, dataloader, description)
+        if whole:
+            for name, one in (*model.named_parameters(), *model.named_buffers()):
+                one.data = whole[name].to(self.args.device)
+        self._check_finite(metrics)
         if self.is_in_train:
             self.seconds_evaluating += time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, None, metrics, num_samples)
+
+    def _check_finite(self, metrics: Mapping[str, Any]) -> None:
+        bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+        if not bad:
+            return
+        what = f"evaluation gives {bad[0]} {metrics[bad[0]]}"
+        if self.is_in_train:
+            self._stop_diverged(self.state.global_step, what)
+        half = next((name for name in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, name)), None)
+        out = f"drop --{half}" if half else "its weights are broken, or a picture holds values that are not finite"
+        raise ValueError(f"{what}: {out}.")
 
 
 class QuestionAnsweringTrainer(HiViLTTrainer):
@@ -316,6 +479,13 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        # Not by Trainer's smoother, which is NaN where no question of a batch has an answer.
+        self.label_smoother = None
+        if self.args.label_smoothing_factor and self.model.config.problem_type == "multi_label_classification":
+            raise ValueError(
+                f"label_smoothing_factor: got {self.args.label_smoothing_factor}, but questions with several answers have "
+                "soft labels as they are; leave it out."
+            )
         self.top_k = top_k
         self.watched_answer = watched_answer
         self.official_metrics = official_metrics
@@ -351,6 +521,15 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         num_questions = int(_answered(inputs["labels"]).sum())
         inputs = {name: value for name, value in inputs.items() if name != "question_index"}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if self.args.label_smoothing_factor and model.training:
+            if inputs["labels"].is_floating_point():
+                raise ValueError("label_smoothing_factor: expected integer labels, got soft ones; leave it out.")
+            ways = {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
+            plain = F.cross_entropy(outputs.logits.float(), inputs["labels"], **ways)
+            smooth = F.cross_entropy(
+                outputs.logits.float(), inputs["labels"], label_smoothing=self.args.label_smoothing_factor, **ways
+            )
+            loss = loss + self.model.config.classification_loss_weight * (smooth - plain) / max(num_questions, 1)
         if num_items_in_batch is not None:
             # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
             share = num_questions / num_items_in_batch.clamp(min=1)
@@ -382,6 +561,15 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             raise RuntimeError(f"{description}: {len(by_index)} of {len(examples)} questions were answered.")
         predictions = [by_index[index][1] for index in range(len(examples))]
 
+        metrics = self._metrics(predictions, examples)
+        losses = [loss for loss, _ in by_index.values() if loss is not None]
+        if losses:
+            metrics["loss"] = sum(losses) / len(losses)
+        elif not all(math.isfinite(answer["score"]) for answers in predictions for answer in answers):
+            metrics["loss"] = math.nan
+        return predictions, metrics, len(examples)
+
+    def _metrics(self, predictions: list[list[dict]], examples: list[VQAExample]) -> dict[str, Any]:
         metrics = vqa_metrics(
             [[answer["answer"] for answer in answers] for answers in predictions],
             [example.answers for example in examples],
@@ -391,10 +579,12 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             metrics |= {
                 name: value for name, value in official.items() if not (self.is_in_train and isinstance(value, dict))
             }
-        losses = [loss for loss, _ in by_index.values() if loss is not None]
-        if losses:
-            metrics["loss"] = sum(losses) / len(losses)
-        return predictions, metrics, len(examples)
+        return metrics
+
+    def metric_names(self, dataset: VQADataset) -> set[str]:
+        answer = {"answer": self.watched_answer or "", "score": 0.0}
+        found = self._metrics([[answer]] * len(dataset.examples), dataset.examples)
+        return {"loss", *(name for name, value in found.items() if isinstance(value, float))}
 
     def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
         config = self.model.config
@@ -528,6 +718,12 @@ class RetrievalTrainer(HiViLTTrainer):
                 f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; save memory by "
                 "gradient_checkpointing instead."
             )
+        for name, usual in (("label_smoothing_factor", 0.0), ("train_sampling_strategy", "random")):
+            if (value := getattr(self.args, name)) != usual:
+                raise ValueError(
+                    f"{name}: got {value!r}, expected {usual!r}: retrieval has no classes to smooth, and its sampler puts "
+                    "similar captions together (similar_per_batch). Leave it out."
+                )
         self.rerank_k = rerank_k
         self.similar_per_batch = similar_per_batch
         self.contrastive_chunk_size = contrastive_chunk_size
@@ -561,6 +757,11 @@ class RetrievalTrainer(HiViLTTrainer):
             logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._losses.items()}}
             self._losses = {}
         super().log(logs, *args, **kwargs)
+
+    def metric_names(self, dataset: CaptionDataset) -> set[str]:
+        only = torch.zeros(1, 1, dtype=torch.long)
+        stages = ("embedding_", "fused_", "") if self.rerank_k else ("embedding_", "")
+        return {"loss", *(f"{stage}{name}" for stage in stages for name in retrieval_metrics(only, only, [0]))}
 
     def measure(self, model, dataloader, description):
         """Ranks all captions for every picture and all pictures for every caption of a `CaptionDataset`.

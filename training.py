@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from transformers import (
 
 # From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 import hivilt
@@ -49,7 +51,9 @@ from hivilt.evaluation.plots import plot_training
 from hivilt.flags import Parser, flags_in_file, is_settings_file, read_mapping
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.resuming import checkpoints, is_whole, last_checkpoint
 from hivilt.trainers import HiViLTTrainer
+from hivilt.training_arguments import check_training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +141,9 @@ class TaskArguments:
     )
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the text encoder, likewise."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Begin anew where output_dir holds a run that was not finished."}
     )
     num_threads: int | None = field(
         default=None,
@@ -284,9 +291,16 @@ def _loading(argument: str, name: str) -> Iterator[None]:
 
 @dataclass
 class HiViLTTrainingArguments(TrainingArguments):
-    """`TrainingArguments` that do all three of training, evaluation and prediction unless told which."""
+    """`TrainingArguments` that do all three of training, evaluation and prediction unless told which; flags without a
+    meaning here are refused (docs/training_arguments.md)."""
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Not here: Trainer would drop the columns that `forward` does not name."}
+    )
 
     def __post_init__(self):
+        # Before the parent, which makes of some what cannot be made here, and after it, when all have their types.
+        check_training_arguments(self)
         # Before the parent, which sets do_eval by itself wherever there is an eval_strategy.
         if not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
@@ -299,6 +313,12 @@ class HiViLTTrainingArguments(TrainingArguments):
                 "the name of a recipe, or --use_cpu to compute in it on the CPU."
             )
         super().__post_init__()
+        check_training_arguments(self)
+        if self.resume_from_checkpoint is not None and not self.do_train:
+            raise ValueError(
+                f"resume_from_checkpoint: got {self.resume_from_checkpoint!r} without do_train; to evaluate a checkpoint, "
+                "name it as --model_name_or_path."
+            )
         if self.hub_token is not None:
             # Arguments are printed and pickled; a token is found here all the same, by all that talks to the Hub.
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
@@ -307,11 +327,14 @@ class HiViLTTrainingArguments(TrainingArguments):
         if self.resume_from_checkpoint is not None and self.resume_from_checkpoint.lower() in ("true", "last"):
             self.resume_from_checkpoint = True
 
+    @property
+    def draw_seed(self) -> int:
+        """The seed of what is drawn of the training data: `data_seed`, unless it is not set."""
+        return self.seed if self.data_seed is None else self.data_seed
+
 
 # What grouping asks of Trainer, and what suits runs that people wait for; flags and files override all of it.
 COMMON_DEFAULTS = {
-    # Trainer would drop the columns that `forward` does not name, pictures and questions among them.
-    "remove_unused_columns": False,
     # Dispatching slices every tensor of a batch alike, but pictures and texts differ in number.
     "accelerator_config": {"dispatch_batches": False},
     # Every parameter that trains has a gradient in every step.
@@ -358,6 +381,53 @@ def parse_arguments(
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
 
 
+def checkpoint_to_resume(training_args: HiViLTTrainingArguments) -> str | None:
+    """The folder of the checkpoint that training goes on from; `None` where it begins.
+
+    Raises:
+        ValueError: what is named is no checkpoint that was written to its end.
+    """
+    named = training_args.resume_from_checkpoint if training_args.do_train else None
+    if named is True:
+        return last_checkpoint(training_args.output_dir)
+    if named is not None and not is_whole(Path(named)):
+        raise ValueError(
+            f"resume_from_checkpoint: {named} is no checkpoint that was written to its end; name another, or 'last' for "
+            "the last whole one of output_dir."
+        )
+    return named
+
+
+def check_unfinished(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
+    """Asks before a training begins anew over one that was not finished.
+
+    Raises:
+        ValueError: `output_dir` holds checkpoints of a run that did not come to its end, which writes its state.
+    """
+    folder = Path(training_args.output_dir)
+    if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
+        return
+    whole = [path for path in checkpoints(folder) if is_whole(path)]
+    if whole and not (folder / TRAINER_STATE_NAME).exists():
+        raise ValueError(
+            f"output_dir: {folder} holds a run that was not finished, up to {whole[-1].name}. Go on with "
+            "--resume_from_checkpoint last, name another --output_dir, or begin anew with --overwrite_output_dir."
+        )
+
+
+def _begin_anew(trainer: HiViLTTrainer) -> None:
+    """Removes the checkpoints of an earlier run, from which this one could not be told when it is resumed, and the state
+    that says that the run was finished."""
+    if trainer.args.should_save:
+        folder = Path(trainer.args.output_dir)
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        if old := checkpoints(folder):
+            logger.warning(f"{folder}: training begins anew; the {len(old)} checkpoints of an earlier run are removed.")
+        for path in old:
+            shutil.rmtree(path)
+    trainer.accelerator.wait_for_everyone()
+
+
 def begin_run(
     argv: Sequence[str] | None,
     task_class: type[TaskArguments],
@@ -379,6 +449,7 @@ def begin_run(
         )
     args.check_places()
     check_output_dir(training_args.output_dir)
+    check_unfinished(args, training_args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads or 1)
@@ -419,8 +490,10 @@ def run_command(main: Callable[[], Any]) -> None:
     status, mistake = None, None
     try:
         main()
-    except SystemExit as stop:  # of all processes together: told to stop by SIGTERM
+    except SystemExit as stop:  # of all processes together: told to stop by SIGTERM or Ctrl-C
         status = stop.code
+    except KeyboardInterrupt:
+        status, mistake = 130, "Ctrl-C: ended without saving."
     except MISTAKES as error:
         status, mistake = 2, _describe(error)
     if mistake is not None:
@@ -711,7 +784,12 @@ def load_checkpoint(
 
 
 def load_or_build(
-    args: TaskArguments, model_class: type, texts: Iterable[str] = (), trains: bool = False, **config: Any
+    args: TaskArguments,
+    model_class: type,
+    texts: Iterable[str] = (),
+    trains: bool = False,
+    resumed: str | os.PathLike | None = None,
+    **config: Any,
 ) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
     """A model with its processor: the checkpoint that is named, or a new one on the encoders that are.
 
@@ -721,6 +799,7 @@ def load_or_build(
         model_class: a HiViLT class with a head.
         texts: the training texts.
         trains: whether the model is to be trained, so that a checkpoint with another head will do.
+        resumed: the checkpoint that training goes on from; its tokens hold, and none is trained on `texts`.
         **config: fields of `HiViLTConfig` for a new model.
 
     Returns:
@@ -740,6 +819,8 @@ def load_or_build(
     if args.text_model:
         with _loading("text_model", args.text_model):
             tokenizer = AutoTokenizer.from_pretrained(args.text_model, **remote)
+    elif resumed is not None:
+        tokenizer = HiViLTProcessor.from_pretrained(resumed).tokenizer
     else:
         tokenizer = train_tokenizer(texts)
 
@@ -787,9 +868,10 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     args, metrics, predictions = trainer.args, {}, None
     folder = Path(args.output_dir)
     if args.do_train:
+        if not args.resume_from_checkpoint:
+            _begin_anew(trainer)
         metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
-        trainer.save_state()
         if trainer.is_world_process_zero():
             plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
@@ -797,6 +879,8 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     if args.do_predict and test_dataset is not None:
         output = trainer.predict(test_dataset)
         metrics["test"], predictions = output.metrics, output.predictions
+    if args.do_train:
+        trainer.save_state()  # last: where it is, the run came to its end
     return metrics, predictions
 
 
@@ -841,8 +925,20 @@ def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Pa
     hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hardware}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(path, results)
     return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is there as a whole or not at all, and what it was before until then.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def _processor_name() -> str:
@@ -905,7 +1001,8 @@ def collect_results(
         # Evaluations within training are counted apart; saving is not.
         seconds = metrics["train"]["train_runtime"] - trainer.seconds_evaluating
         results["train"] = {
-            "loss": metrics["train"]["train_loss"],
+            # Of a run that was resumed at its end there is none.
+            "loss": metrics["train"]["train_loss"] if trainer.num_examples_trained else None,
             "epochs": trainer.state.epoch,
             "steps": trainer.state.global_step,
             trainer.unit: trainer.num_examples_trained,

@@ -98,14 +98,14 @@ def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, execute, d
     out = tmp_path / "out"
     runs = [
         Run(script, flags(data, out), "step", 3, signal.SIGTERM),
-        Run(script, again(data, out), "evaluation", 3, signal.SIGTERM),  # of step 8, the last
+        Run(script, again(data, out), "evaluation", 3, signal.SIGINT),  # of step 8, the last
         Run(script, again(data, out)),
     ]
     first, second, last = map(execute, runs)
     assert last[0] == 0, last[1]
-    for (status, output), step in ((first, 3), (second, 8)):
-        assert status == 128 + signal.SIGTERM, output
-        assert f"SIGTERM: saved step {step} of 8" in output and "Traceback" not in output
+    for (status, output), step, sent in ((first, 3, signal.SIGTERM), (second, 8, signal.SIGINT)):
+        assert status == 128 + sent, output
+        assert f"{sent.name}: saved step {step} of 8" in output and "Traceback" not in output
     assert_same_weights(whole[script], out)
 
 

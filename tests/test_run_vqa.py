@@ -11,8 +11,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import ViTImageProcessorPil, ViTModel, pipeline
+from safetensors.torch import load_file, save_file
+from transformers import BertModel, ViTImageProcessorPil, ViTModel, pipeline
 
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
@@ -22,7 +22,7 @@ from hivilt.run_vqa import VQAArguments, main, read_data, spell_alike
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch, launch_accelerate
-from tiny import VISION_CONFIGS, make_config, make_picture, make_processor
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
 
 COLORS = ["red", "blue", "green", "white"]
 # Small enough for a second a run, and without dropout so that runs can be compared.
@@ -173,6 +173,124 @@ def test_resuming_continues_exactly(data, tmp_path):
     assert (again[3], again[4]) == (whole[3], whole[4])
     first, second = (load_file(tmp_path / name / "checkpoint-4/model.safetensors") for name in ("whole", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A run of two steps: what runs it with other flags, its folder and the rows it was trained on."""
+    folder = tmp_path_factory.mktemp("started")
+    rows = {split: make_rows(split, number, folder) for split, number in (("train", 10), ("test", 7))}
+    for split in rows:
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows[split])))
+    chosen = ("--validation_file", str(folder / "test.jsonl"))
+    run = lambda out, *more: main([*flags(folder, out, *chosen, splits=("train", "test")), *more])
+    run(folder / "out")
+    return run, folder, rows["train"]
+
+
+def resume(started, out, rows, *more):
+    """Goes on with other rows, by default for no step, so that whatever answers otherwise was put together otherwise;
+    gives the answers to the test questions, before and after."""
+    run, folder, usual = started
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    try:
+        run(out, "--resume_from_checkpoint", str(folder / "out/checkpoint-2"), *more)
+    finally:
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, usual)))
+    return [[one["predictions"] for one in read_lines(place / "predictions.jsonl")] for place in (folder / "out", out)]
+
+
+@pytest.mark.parametrize("change", ["rows removed", "rows added", "rows in another order"])
+def test_resuming_on_changed_rows_keeps_answers_and_tokens(change, started, tmp_path):
+    rows = started[2]
+    if change == "rows removed":  # "no" was the most frequent answer, and words are counted anew
+        rows = [row for row in rows if row["answer"] not in ("yes", "no")]
+    elif change == "rows added":
+        rows = [{**rows[3], "question": "a zebra crossing or white snow, white snow?"}] * 9 + rows
+    else:
+        rows = rows[::-1]
+    before, after = resume(started, tmp_path / "out", rows)
+    assert after == before
+    first, second = (
+        json.loads((place / "config.json").read_text()) for place in (started[1] / "out", tmp_path / "out")
+    )
+    assert second["id2label"] == first["id2label"]
+    tokens = [(place / "tokenizer.json").read_bytes() for place in (started[1] / "out", tmp_path / "out")]
+    assert tokens[0] == tokens[1]
+    # And it does go on: the labels are those of the checkpoint's answers.
+    resume(started, tmp_path / "further", rows, "--max_steps", "3")
+    assert json.loads((tmp_path / "further/trainer_state.json").read_text())["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("a new answer", "checkpoint-2 does not know 1 of this run's 7 answers: 'teal'.*--model_name_or_path"),
+        ("several answers", "problem_type .* was 'single_label_classification' and is 'multi_label_classification'"),
+        (["--fusion", json.dumps({**TINY, "hidden_size": 20})], r"hidden_size \(--fusion\) was 16 and is 20"),
+        (["--image_size", "48"], r"size.height of its image processor \(--image_size.*\) was 32 and is 48"),
+        (["--vision_model", "vision"], r"vision_config.*\(--vision_model\)"),
+        (["--text_model", "text"], r"text_config.*\(--text_model\)"),
+        (["--answer_file", "answers.txt"], "answer_file: .* 2 answers that are not in .*answers.txt: 'blue', 'white'"),
+        (["--learning_rate", "0.1"], "^learning_rate: .* was trained with 0.0015 and goes on so, got 0.1"),
+        (["--weight_decay", "0.5"], "^weight_decay: .* was trained with 0.05"),
+        (["--freeze", "text"], "optimizer in .*checkpoint-2 trains other parameters.*--freeze"),
+    ],
+)
+def test_resuming_as_another_model_is_refused_by_name(change, message, started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ViTModel(VISION_CONFIGS["vit"]()).save_pretrained("vision")
+    ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained("vision")
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained("text")
+    make_tokenizer().save_pretrained("text")
+    Path("answers.txt").write_text("red\ngreen\nyes\nno\n")
+    rows, more = started[2], change if isinstance(change, list) else []
+    if change == "a new answer":
+        rows = [*rows, {**rows[0], "answer": "teal"}]
+    elif change == "several answers":
+        rows = [{**row, "answer": [row["answer"], "red"]} for row in rows]
+    elif "--answer_file" in more:
+        rows = [row for row in rows if row["answer"] in ("red", "green", "yes", "no")]
+    with pytest.raises(ValueError, match=message):
+        resume(started, tmp_path / "out", rows, *more)
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_run_that_was_moved_ends_with_its_own_best(started, tmp_path):
+    """Where it was, another run has left another best."""
+    _, folder, rows = started
+    shutil.copytree(folder / "out", tmp_path / "moved")
+    state = json.loads((tmp_path / "moved/checkpoint-2/trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(folder / "out/checkpoint-2")
+    elsewhere = shutil.copytree(folder / "out/checkpoint-2", tmp_path / "elsewhere/checkpoint-2")
+    weights = load_file(elsewhere / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, elsewhere / "model.safetensors", {"format": "pt"})
+    state["best_model_checkpoint"] = str(elsewhere)
+    (tmp_path / "moved/checkpoint-2/trainer_state.json").write_text(json.dumps(state))
+    started[0](tmp_path / "moved", "--resume_from_checkpoint", str(tmp_path / "moved/checkpoint-2"))
+    final = load_file(tmp_path / "moved/model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in weights.items())
+
+
+def test_the_same_command_again_begins_anew_and_says_so(started, tmp_path, caplog):
+    shutil.copytree(started[1] / "out", tmp_path / "out")
+    shutil.copytree(
+        tmp_path / "out/checkpoint-2", tmp_path / "out/checkpoint-9"
+    )  # --resume_from_checkpoint would take it
+    started[0](tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1")
+    assert "training begins anew; the 2 checkpoints of an earlier run are removed" in caplog.text
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_run_that_diverges_publishes_nothing_over_what_was_good(started, tmp_path):
+    out = shutil.copytree(started[1] / "out", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=r"^learning_rate: with 1e\+30 training diverged at step \d of 6"):
+        started[0](out, "--learning_rate", "1e30", "--warmup_steps", "0", "--max_steps", "6")
+    del before["trainer_state.json"]  # of a run that was finished, which this one was not
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    for path in out.rglob("*.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values())
 
 
 def test_a_checkpoint_can_be_measured_and_trained_on(data, tmp_path):

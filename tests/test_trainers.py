@@ -1,6 +1,7 @@
 """What counts questions and captions where Trainer counts rows."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -200,13 +202,33 @@ def test_a_checkpoint_is_whole_before_an_older_one_that_cannot_be_deleted(tmp_pa
     assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out/checkpoint-1")
 
 
-def test_after_training_sigterm_is_what_it_was(tmp_path, dataset, monkeypatch):
-    usual = signal.getsignal(signal.SIGTERM)
+def test_after_training_signals_are_what_they_were(tmp_path, dataset, monkeypatch):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    usual = list(map(signal.getsignal, numbers))
     trainer = make_trainer(tmp_path, dataset, max_steps=1, eval_strategy="no")
     monkeypatch.setattr(trainer, "training_step", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    assert signal.getsignal(signal.SIGTERM) is usual
+    assert list(map(signal.getsignal, numbers)) == usual
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(times, tmp_path, dataset, capfd):
+    trainer = make_trainer(tmp_path, dataset, max_steps=3, eval_strategy="no", per_device_train_batch_size=2)
+    step = trainer.training_step
+
+    def interrupted(*args):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    trainer.training_step = interrupted
+    with pytest.raises(SystemExit if times == 1 else KeyboardInterrupt) as stop:
+        trainer.train()
+    assert "Ctrl-C: saves after this step and ends; once more ends at once" in capfd.readouterr().err
+    last = last_checkpoint(tmp_path / "out")
+    assert (last and Path(last).name) == ("checkpoint-1" if times == 1 else None)
+    assert times == 2 or stop.value.code == 130
 
 
 def test_model_card_is_left_alone(tmp_path, dataset):
@@ -236,7 +258,8 @@ def test_several_devices_in_one_process_are_refused(tmp_path, dataset, monkeypat
 
 
 def test_removed_columns_are_explained(tmp_path, dataset):
-    trainer = make_trainer(tmp_path, dataset, remove_unused_columns=True)
+    trainer = make_trainer(tmp_path, dataset)
+    trainer.args.remove_unused_columns = True
     rows = Dataset.from_list([{"image": "a.png", "question": "q", "labels": 0}])
     with pytest.raises(TypeError, match="remove_unused_columns=False"):
         trainer.evaluate(rows)
@@ -258,6 +281,117 @@ def test_questions_without_an_answer_are_no_obstacle_to_training(tmp_path, datas
     )
     trainer.train()
     assert trainer.state.global_step == 7 and trainer.num_examples_trained == 17 - 4 - 1
+
+
+# Divergence
+
+
+def finite_weights(folder):
+    return all(one.isfinite().all() for path in folder.rglob("*.safetensors") for one in load_file(path).values())
+
+
+def test_a_run_that_diverges_stops_and_says_what_to_lower(tmp_path, dataset):
+    trainer = make_trainer(
+        tmp_path,
+        dataset,
+        learning_rate=1e30,
+        max_steps=6,
+        save_strategy="steps",
+        save_steps=1,
+        lr_scheduler_type="constant",
+    )
+    with pytest.raises(
+        ValueError, match=r"^learning_rate: with 1e\+30 training diverged at step \d.*Lower --learning_rate"
+    ):
+        trainer.train()
+    assert trainer.state.global_step < 6
+    assert finite_weights(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["loss", "gradients"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_step_at_which_it_diverged_is_named(place, accumulation, tmp_path, dataset):
+    """At its third step; in the first batch of two, where batches are accumulated."""
+    trainer = make_trainer(
+        tmp_path,
+        dataset,
+        max_steps=6,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=2,
+        eval_strategy="no",
+    )
+    forward, calls, before = trainer.model.forward, [], {}
+
+    def diverging(**inputs):
+        output = forward(**inputs)
+        calls.append(None)
+        if len(calls) == 2 * accumulation + 1:
+            before.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
+            if place == "loss":
+                output.loss = output.loss * math.nan
+            else:
+                output.loss.register_hook(lambda gradient: gradient * math.inf)
+        return output
+
+    trainer.model.forward = diverging
+    what = "loss is nan" if place == "loss" else "gradients are (nan|inf)"
+    with pytest.raises(ValueError, match=f"diverged at step 3 of 6, its {what}"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_step_that_the_scaler_leaves_out_is_no_divergence(tmp_path, dataset):
+    """Float16 overflows at the first steps, until the scale fits."""
+
+    class Scaler:
+        scale = 2.0
+
+        def get_scale(self):
+            return self.scale
+
+    trainer = make_trainer(tmp_path, dataset)
+    trainer.accelerator.scaler = Scaler()
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    trainer._get_grad_norm(trainer.model)
+    trainer.accelerator.scaler.scale = 1e-5
+    with pytest.raises(ValueError, match=r"diverged at step 1 .*the scale of the loss fell below 0\.0001"):
+        trainer._get_grad_norm(trainer.model)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_that_are_not_finite_are_not_measured_and_not_saved(known, tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    trainer.save_model()
+    with torch.no_grad():
+        trainer.model.classifier.bias[1] = math.nan
+    asked = dataset.examples if known else [one._replace(answers=()) for one in dataset.examples]
+    with pytest.raises(ValueError, match="evaluation gives loss nan"):
+        trainer.predict(VQADataset(asked))
+    with pytest.raises(ValueError, match="1 of its weights are not finite, such as classifier.bias"):
+        trainer.save_model()
+    assert finite_weights(tmp_path / "out")
+
+
+def diverge_on_one_of_two(folder, dataset):
+    """The loss of the second process is NaN in its second step."""
+    trainer = make_trainer(folder, dataset, max_steps=4, eval_strategy="no", per_device_train_batch_size=1)
+    forward = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: (
+        forward(*args, **kwargs)
+        * (math.nan if trainer.args.process_index == 1 and trainer.state.global_step == 1 else 1)
+    )
+    try:
+        trainer.train()
+    except ValueError as error:
+        (folder / f"{trainer.args.process_index}.txt").write_text(str(error))
+
+
+def test_of_two_processes_one_diverges_and_both_stop(tmp_path, dataset):
+    launch(Path(__file__).stem, 2, [str(tmp_path), "diverge"])
+    messages = [(tmp_path / f"{process}.txt").read_text() for process in (0, 1)]
+    assert messages[0] == messages[1]
+    assert "diverged at step 2 of 4, its loss is nan" in messages[0]
 
 
 # Evaluation
@@ -664,6 +798,12 @@ def test_every_epoch_draws_other_captions(tmp_path, captioned):
 
 def main():
     folder = Path(sys.argv[1])
+    if sys.argv[2:] == ["diverge"]:
+        examples = [
+            VQAExample(str(number), str(number), str(folder / f"{number}.png"), "what color", ("red",))
+            for number in range(len(COUNTS))
+        ]
+        return diverge_on_one_of_two(folder, VQADataset(examples))
     metrics = evaluate_in_folds(
         folder, [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
     )
@@ -671,5 +811,5 @@ def main():
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-if __name__ == "__main__":  # one of the processes of `test_folds_on_two_processes`
+if __name__ == "__main__":  # one of several processes of a test
     run_command(main)

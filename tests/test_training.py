@@ -35,6 +35,7 @@ from hivilt.training import (
     set_threads,
     train_tokenizer,
     without_place,
+    write_json,
 )
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
 
@@ -505,3 +506,42 @@ def test_a_token_is_kept_out_of_the_arguments_and_found_all_the_same(tmp_path, m
     arguments = HiViLTTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
     assert "hf_secret" not in f"{arguments}" and b"hf_secret" not in pickle.dumps(arguments)
     assert get_token() == "hf_secret"
+
+
+# Runs
+
+
+def test_json_is_whole_or_what_it_was_and_never_holds_nan(tmp_path):
+    write_json(tmp_path / "results.json", {"accuracy": 0.5})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "results.json", {"accuracy": [math.nan]})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy": 0.5}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_run_that_was_not_finished_is_asked_about(tmp_path):
+    """As transformers' `overwrite_output_dir` did; a finished one has left its state beside its checkpoints."""
+    begin = lambda *more: begin_run(["--output_dir", str(tmp_path), "--use_cpu", *more], TaskArguments, {})
+    begin()
+    (tmp_path / "checkpoint-7").mkdir()
+    begin()  # one that was cut off is none
+    (tmp_path / "checkpoint-7/trainer_state.json").write_text("{}")
+    with pytest.raises(
+        ValueError,
+        match="^output_dir: .* not finished, up to checkpoint-7.*--resume_from_checkpoint last.*--overwrite_outp",
+    ):
+        begin()
+    for more in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "last"], ["--do_predict"]):
+        begin(*more)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    begin()
+
+
+def test_ctrl_c_ends_a_script_in_one_line(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Ctrl-C: ended without saving.\n"

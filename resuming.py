@@ -1,0 +1,160 @@
+"""Checkpoints that a run goes on from: which is the last whole one, and whether it is of the model that the run trains."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
+
+from hivilt.configuration_hivilt import HiViLTConfig
+from hivilt.processing_hivilt import HiViLTProcessor
+
+logger = logging.getLogger(__name__)
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The last checkpoint of a run that was written to its end; `None` if there is none.
+
+    Trainer writes a checkpoint file by file, its state last: one whose state is not there, or not whole, was cut off. Such
+    ones are named in a warning and left where they are.
+
+    Args:
+        folder: the run's `output_dir`; need not exist.
+    """
+    for path in reversed(checkpoints(folder)):
+        if is_whole(path):
+            return str(path)
+        logger.warning(f"{path} was not written to its end, so training does not go on from it; it can be deleted.")
+    return None
+
+
+def checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints of a run, whole or not, in the order of their steps."""
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if re.search(r"-\d+$", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# What a config says of how it was saved and how it runs, not of what its weights mean.
+_NOT_WEIGHTS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "id2label",
+    "label2id",
+    "num_hard_negatives",
+    "return_loss",
+    "transformers_version",
+    "use_cache",
+}
+# The flag that makes each part of a config.
+_FLAGS = {"vision_config": "--vision_model", "text_config": "--text_model", "problem_type": "answers a question"}
+
+
+def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, processor: Any = None) -> None:
+    """Refuses to lay the weights of a checkpoint over a model whose answers, tokens or layers mean something else.
+
+    Args:
+        checkpoint: its folder.
+        model: what is to be trained.
+        processor: its `HiViLTProcessor`; of anything else nothing is compared.
+
+    Raises:
+        ValueError: the checkpoint was cut off, has no state of the optimizer, or does not fit; names what differs.
+    """
+    checkpoint = Path(checkpoint)
+    if not is_whole(checkpoint):
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is no checkpoint that was written to its end; name another, or 'last' "
+            "for the last whole one of output_dir."
+        )
+    if not (checkpoint / SCHEDULER_NAME).exists():
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} holds the model only (save_only_model), so that optimizer and learning "
+            f"rate would start over half-way; begin anew from its weights with --model_name_or_path {checkpoint} and "
+            "another --output_dir."
+        )
+    found = []
+    if (checkpoint / CONFIG_NAME).exists():  # of adapters alone there is none
+        found += _config_differences(HiViLTConfig.from_pretrained(checkpoint), model.config)
+    if isinstance(processor, HiViLTProcessor) and (checkpoint / PROCESSOR_NAME).exists():
+        found += _processor_differences(HiViLTProcessor.from_pretrained(checkpoint), processor)
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is of another model than this run would train: "
+            f"{'; '.join(found[:3])}{more}. Give the flags and data that it was trained with, or begin anew in another "
+            "--output_dir."
+        )
+
+
+def _config_differences(saved: HiViLTConfig, own: HiViLTConfig) -> Iterator[str]:
+    saved_values, own_values = dict(_flat(saved.to_dict())), dict(_flat(own.to_dict()))
+    # Encoders of another kind have other fields, and `model_type` in common.
+    for name in sorted(
+        saved_values.keys() & own_values.keys(), key=lambda name: (not name.endswith("model_type"), name)
+    ):
+        before, now = saved_values[name], own_values[name]
+        if before != now:
+            flag = _FLAGS.get(name.split(".")[0], "--fusion")
+            yield f"{name} ({flag}) was {before!r} and is {now!r}"
+    if saved.id2label != own.id2label:
+        before, now = list(saved.id2label.values()), list(own.id2label.values())
+        place = next(
+            (place for place, pair in enumerate(zip(before, now, strict=False)) if pair[0] != pair[1]),
+            min(len(before), len(now)),
+        )
+        at = [answers[place] if place < len(answers) else None for answers in (before, now)]
+        yield f"its {len(before)} answers are not the {len(now)} of this run: answer {place} was {at[0]!r} and is {at[1]!r}"
+
+
+def _processor_differences(saved: HiViLTProcessor, own: HiViLTProcessor) -> Iterator[str]:
+    saved_ids, own_ids = saved.tokenizer.get_vocab(), own.tokenizer.get_vocab()
+    token = next((token for token in sorted(saved_ids | own_ids) if saved_ids.get(token) != own_ids.get(token)), None)
+    if token is not None:
+        yield (
+            f"its tokenizer is another one (--text_model): {token!r} was token {saved_ids.get(token)} and is "
+            f"{own_ids.get(token)}"
+        )
+    elif _rules(saved.tokenizer) != _rules(own.tokenizer):
+        yield "its tokenizer (--text_model) cuts texts otherwise"
+    saved_values, own_values = (dict(_flat(one.image_processor.to_dict())) for one in (saved, own))
+    for name in sorted(saved_values.keys() & own_values.keys()):
+        if saved_values[name] != own_values[name]:
+            yield (
+                f"{name} of its image processor (--image_size, --vision_model) was {saved_values[name]!r} and is "
+                f"{own_values[name]!r}"
+            )
+
+
+def _rules(tokenizer: Any) -> dict[str, Any]:
+    """How a tokenizer cuts and marks texts; a call changes its padding and truncation."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if name in _NOT_WEIGHTS or name in ("image_processor_type", "processor_class", "_processor_class"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,411 @@
+"""Each flag of `TrainingArguments`: in the table, refused where it says so, and doing what it says where it works."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import ParallelismConfig
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.run_retrieval import RetrievalArguments
+from hivilt.run_vqa import VQAArguments
+from hivilt.trainers import QuestionAnsweringTrainer, RetrievalTrainer
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
+from hivilt.training_arguments import LEFT, REFUSED, WORKS, page
+from tiny import make_config, make_picture, make_processor
+
+ANSWERS = ["red", "blue", "yes", "no"]
+
+
+def test_every_flag_of_the_installed_transformers_is_in_the_table_once():
+    """A new one has to be decided: works and is tested, refused, or left to transformers."""
+    listed = [*WORKS, *REFUSED, *LEFT]
+    assert len(set(listed)) == len(listed)
+    assert {field.name for field in dataclasses.fields(TrainingArguments)} <= set(listed)
+
+
+def test_the_page_is_written_from_the_table():
+    written = Path(__file__).parent.parent / "docs/training_arguments.md"
+    assert written.read_text(encoding="utf-8") == page()
+
+
+# Refused
+
+OTHERWISE = {
+    "average_tokens_across_devices": ["false"],
+    "deepspeed": ["zero2.json"],
+    "eval_accumulation_steps": ["2"],
+    "eval_do_concat_batches": ["false"],
+    "include_for_metrics": ["inputs"],
+    "label_names": ["answers"],
+    "length_column_name": ["len"],
+    "logging_nan_inf_filter": ["false"],
+}
+ELSEWHERE = {
+    "liger_kernel_config": {"rope": True},
+    "parallelism_config": ParallelismConfig(),
+}  # not from a command line
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() - ELSEWHERE.keys()))
+def test_a_flag_without_a_meaning_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"^{name}: got .*, but .*[;:] .*"):
+        parse_arguments([f"--{name}", *OTHERWISE.get(name, ["true"])], TaskArguments, {})
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(name, tmp_path):
+    usual = {field.name: field.default for field in dataclasses.fields(HiViLTTrainingArguments)}[name]
+    value = ELSEWHERE.get(name, (not usual) if isinstance(usual, bool) else ["x"])
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        HiViLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+    plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none")
+    setattr(plain, name, value)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        QuestionAnsweringTrainer(HiViLTForQuestionAnswering(make_config()), plain)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_sampling_strategy", "group_by_length"], "^train_sampling_strategy: got 'group_by_length', expected"),
+        (["--train_sampling_strategy", "batch_rebalance"], "^train_sampling_strategy: got 'batch_rebalance', expected"),
+        (["--accelerator_config", '{"dispatch_batches": true}'], "^accelerator_config: got dispatch_batches=True"),
+        (
+            ["--optim_target_modules", "attn"],
+            "^optim_target_modules: got 'attn', which adamw_torch_fused does not read",
+        ),
+        (["--push_to_hub", "--hub_strategy", "checkpoint"], "^hub_strategy: got 'checkpoint', expected 'end'"),
+        (["--do_predict", "--resume_from_checkpoint", "last"], "^resume_from_checkpoint: .*without do_train"),
+    ],
+)
+@pytest.mark.parametrize("task", [VQAArguments, RetrievalArguments])
+def test_values_that_cannot_work_are_refused_by_name(task, flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(flags, task, {})
+
+
+# Works
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """Six images with eight questions."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(6):
+        make_picture("red" if number % 2 else "blue").save(folder / f"{number}.png")
+    asked = [("what color", number) for number in range(6)] + [("is there a red circle", 0), ("is there", 3)]
+    return [
+        VQAExample(f"{place}", str(number), str(folder / f"{number}.png"), question, (ANSWERS[place % 4],))
+        for place, (question, number) in enumerate(asked)
+    ]
+
+
+class Recorder(TrainerCallback):
+    """Losses, and at which steps was evaluated and saved."""
+
+    def __init__(self):
+        self.losses, self.evaluated, self.saved = [], [], []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated.append(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved.append(state.global_step)
+
+
+@pytest.fixture
+def make(tmp_path, examples):
+    """Makes a trainer of a tiny model without dropout, always the same, of two steps of four questions unless told
+    otherwise; `recorder` is its callback."""
+
+    def make(model=None, **arguments):
+        set_seed(0)
+        if model is None:
+            config = make_config(dropout=0.0, id2label=dict(enumerate(ANSWERS)), initializer_range=0.3)
+            model = HiViLTForQuestionAnswering(config)
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        usual = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}
+        usual |= {"output_dir": str(tmp_path / "out"), "disable_tqdm": True, "learning_rate": 1e-3}
+        usual |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        args = HiViLTTrainingArguments(**{**COMMON_DEFAULTS, **usual, **arguments})
+        recorder = Recorder()
+        trainer = QuestionAnsweringTrainer(
+            model=model,
+            args=args,
+            train_dataset=VQADataset(examples, seed=args.draw_seed),
+            eval_dataset=VQADataset(examples),
+            data_collator=VQACollator(make_processor(), {answer: label for label, answer in enumerate(ANSWERS)}),
+            processing_class=make_processor(),
+            callbacks=[recorder],
+        )
+        trainer.recorder = recorder
+        return trainer
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """What two steps with every flag unset come to; filled by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def plain(make, usual):
+    """Losses and weights of two steps with every flag unset."""
+    if not usual:
+        trainer = make()
+        trainer.train()
+        usual["losses"] = trainer.recorder.losses
+        usual["weights"] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return usual["losses"], usual["weights"]
+
+
+def same(trainer, weights, rtol=0.0, atol=0.0):
+    found = trainer.model.state_dict()
+    return all(torch.allclose(found[name], weights[name], rtol=rtol, atol=atol) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1},
+        {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        {"per_device_eval_batch_size": 3, "eval_strategy": "steps", "eval_steps": 1},
+        {"include_num_input_tokens_seen": "all"},
+        {"torch_empty_cache_steps": 1},
+        {"activation_checkpointing": True},
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+        {"eval_on_start": True},
+        {"greater_is_better": False, "metric_for_best_model": "loss"},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_what_should_change_no_weight_changes_none(arguments, make, plain):
+    trainer = make(**arguments)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert same(trainer, plain[1], rtol=1e-3, atol=1e-5)
+    if "include_num_input_tokens_seen" in arguments:
+        assert trainer.state.num_input_tokens_seen > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"neftune_noise_alpha": 50.0},
+        {"label_smoothing_factor": 0.3},
+        {"bf16": True},
+        {"max_grad_norm": 1e-3},
+        {"seed": 3},
+        {"data_seed": 3},
+        {"train_sampling_strategy": "sequential"},
+        {"weight_decay": 0.5, "learning_rate": 0.1},
+        {"per_device_train_batch_size": 2},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_what_should_change_training_changes_it(arguments, make, plain):
+    trainer = make(**arguments)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not same(trainer, plain[1], rtol=1e-3, atol=1e-5)
+    assert all(math.isfinite(loss) for loss in trainer.recorder.losses)
+
+
+def test_label_smoothing_is_that_of_torch(make, examples):
+    trainer = make(label_smoothing_factor=0.3, max_steps=1, per_device_train_batch_size=8)
+    items = [VQADataset(examples)[place] for place in range(len(VQADataset(examples)))]
+    batch = trainer.data_collator(items)
+    with torch.no_grad():
+        logits = trainer.model(
+            **{name: one for name, one in batch.items() if name not in ("labels", "question_index")}
+        ).logits
+    expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.3).item()
+    trainer.train()
+    assert trainer.recorder.losses == [pytest.approx(expected, rel=1e-4)]
+    # Evaluation says how likely the answers are, as without it.
+    make().model.load_state_dict(trainer.model.state_dict())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(make(model=trainer.model).evaluate()["eval_loss"])
+
+
+def test_label_smoothing_of_several_answers_is_refused(make):
+    model = make().model
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match="^label_smoothing_factor: got 0.1, but questions with several answers"):
+        make(model=model, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("label_smoothing_factor", 0.1), ("train_sampling_strategy", "sequential")]
+)
+def test_retrieval_refuses_what_has_no_effect_on_it(name, value, tmp_path):
+    args = HiViLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **{name: value})
+    with pytest.raises(ValueError, match=f"^{name}: got {value!r}"):
+        RetrievalTrainer(HiViLTForRetrieval(make_config()), args)
+
+
+def test_full_determinism_is_asked_of_torch(make):
+    try:
+        make(full_determinism=True).train()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_batch_that_fits_is_found_and_counted_anew(make, examples):
+    """A batch of more than two images exhausts the memory."""
+    trainer = make(auto_find_batch_size=True, per_device_train_batch_size=3, max_steps=-1, num_train_epochs=1)
+    forward = trainer.model.forward
+
+    def of_two(**inputs):
+        if trainer.model.training and len(inputs["pixel_values"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    trainer.model.forward = of_two
+    trainer.train()
+    assert trainer.num_examples_trained == len(examples)
+    assert trainer._train_batch_size == 2
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "evaluated", "saved"),
+    [
+        ({"eval_strategy": "epoch", "save_strategy": "epoch"}, [2, 4], [2, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 1, "eval_delay": 3}, [3, 4], []),
+        ({"eval_strategy": "epoch", "eval_on_start": True}, [0, 2, 4], []),
+        ({"save_strategy": "steps", "save_steps": 3, "save_only_model": True}, [], [3, 4]),
+        (
+            {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "metric_for_best_model": "loss"},
+            [2, 4],
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_evaluates_and_saves_when_told(arguments, evaluated, saved, make):
+    trainer = make(max_steps=-1, num_train_epochs=2, **arguments)
+    trainer.train()
+    assert trainer.recorder.evaluated == evaluated
+    assert saved is None or trainer.recorder.saved == saved
+    if arguments.get("save_only_model"):
+        last = Path(trainer.args.output_dir, "checkpoint-4")
+        assert not (last / "optimizer.pt").exists()
+        with pytest.raises(ValueError, match="^resume_from_checkpoint: .*checkpoint-4 holds the model only"):
+            make(max_steps=5).train(str(last))
+
+
+def test_the_best_is_loaded_and_old_checkpoints_go(make, tmp_path):
+    """Of three, by the loss; at this rate it only grows, so that the first is the best."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 2}
+    trainer = make(max_steps=3, greater_is_better=True, lr_scheduler_type="constant", **every, **best)
+    trainer.train()
+    history = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    step = max(range(3), key=history.__getitem__) + 1
+    assert trainer.state.best_global_step == step
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(history[step - 1])
+    kept = {path.name for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}", "checkpoint-3" if step != 3 else "checkpoint-2"}
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_training(make):
+    trainer = make(metric_for_best_model="vqa_accuracy")  # of questions with several answers
+    with pytest.raises(ValueError, match=r"^metric_for_best_model: got 'vqa_accuracy', but .* is accuracy, loss"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    for name in ("accuracy", "eval_accuracy", "loss"):
+        make(metric_for_best_model=name, max_steps=1, eval_strategy="steps", eval_steps=1).train()
+
+
+def test_ignoring_skipped_data_begins_the_epoch_again(make):
+    every = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 9, "per_device_train_batch_size": 2}
+    whole = make(max_steps=2, **every)
+    whole.train()
+    checkpoint = f"{whole.args.output_dir}/checkpoint-1"
+    again = make(max_steps=2, **every)
+    again.train(checkpoint)
+    assert again.recorder.losses == pytest.approx(whole.recorder.losses[1:])
+    other = make(max_steps=2, ignore_data_skip=True, **every)
+    other.train(checkpoint)
+    assert other.recorder.losses != pytest.approx(whole.recorder.losses[1:])
+
+
+@pytest.mark.parametrize("half", ["bf16_full_eval", "fp16_full_eval"])
+def test_half_precision_of_evaluation_is_not_what_is_saved(half, make):
+    trainer = make(**{half: True})
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    seen = []
+    trainer.model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.evaluate()
+    assert set(seen) == {torch.bfloat16 if half.startswith("bf16") else torch.float16}
+    assert same(trainer, before)
+    assert {value.dtype for value in trainer.model.state_dict().values() if value.is_floating_point()} == {
+        torch.float32
+    }
+
+
+def test_dropping_the_last_batch_is_of_training_alone(make, examples):
+    trainer = make(
+        dataloader_drop_last=True,
+        per_device_train_batch_size=5,
+        per_device_eval_batch_size=5,
+        max_steps=-1,
+        num_train_epochs=1,
+        eval_strategy="epoch",
+    )
+    trainer.train()
+    assert trainer.state.global_step == len(trainer.train_dataset) // 5
+    assert trainer.evaluate()["eval_num_questions"] == len(examples)
+    assert len(trainer.predict(VQADataset(examples)).predictions) == len(examples)
+    with pytest.raises(ValueError, match="^dataloader_drop_last: .* does not fill one batch of 50"):
+        make(dataloader_drop_last=True, per_device_train_batch_size=50).train()
+
+
+def test_dropping_the_last_batch_of_captions_is_of_training_alone(examples, tmp_path):
+    images = [
+        CaptionedImage(one.image_id, one.image, (f"a {one.answers[0]} circle", one.question)) for one in examples[:5]
+    ]
+    set_seed(0)
+    args = HiViLTTrainingArguments(
+        **COMMON_DEFAULTS | {"save_strategy": "no", "load_best_model_at_end": False},
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        dataloader_drop_last=True,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        num_train_epochs=1,
+        disable_tqdm=True,
+    )
+    trainer = RetrievalTrainer(
+        model=HiViLTForRetrieval(make_config()),
+        args=args,
+        train_dataset=CaptionDataset(images, seed=0),
+        eval_dataset=CaptionDataset(images),
+        data_collator=CaptionCollator(make_processor()),
+        processing_class=make_processor(),
+        rerank_k=2,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate()["eval_num_captions"] == 10
+
+
+def test_metrics_of_ones_own_are_refused_since_nothing_calls_them(make):
+    with pytest.raises(ValueError, match="^compute_metrics"):
+        QuestionAnsweringTrainer(make().model, make().args, compute_metrics=lambda predictions: {})
