@@ -93,7 +93,9 @@ class VQAArguments(TaskArguments):
     answer_column: str = field(default="answer", metadata={"help": "Column of an answer, or of a list of them."})
     answer_file: str | None = field(
         default=None,
-        metadata={"help": "Answers to choose from, one a line. Unset: the benchmark's, or those of the training data."},
+        metadata={
+            "help": "Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data."
+        },
     )
     min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})

@@ -159,7 +159,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     text, name = read_text(path), path.name
     found = _HEADER.match(text.lstrip())
     delimiter = found[1] if found else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # Else a quote after a blank would be part of the text, and the separators in it would separate.
+    blanks = re.search(rf'{re.escape(delimiter)} +"(?!")', text) is not None
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
     header, rows = None, []
     limit = csv.field_size_limit(2**31 - 1)
     try:

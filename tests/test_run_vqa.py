@@ -377,6 +377,25 @@ def test_questions_without_answers_are_answered(data, tmp_path, caplog):
     assert {one.dataset_split for one in measured} == {"validation"}
 
 
+@pytest.mark.parametrize("kind", ["--data_dir", "--dataset_name", "--train_file"])
+def test_cells_of_a_csv_are_read_as_written_by_every_path(data, kind):
+    cells = ["None", "n/a", "NA", "007", "1.50", "TRUE", "2026-11-28"]
+    header = "file_name,question,answer" if kind == "--data_dir" else "image,question,answer"
+    rows = [f"0.png,what is {number}?,{cell}" for number, cell in enumerate(cells)]
+    path = data / "train" / ("metadata.csv" if kind == "--data_dir" else "train.csv")
+    path.write_text("\n".join([header, *rows]), encoding="utf-8-sig")
+    where = {"--data_dir": data / "train", "--dataset_name": data / "train", "--train_file": path}[kind]
+    if kind == "--dataset_name":
+        where = data / "folder"
+        where.mkdir()
+        shutil.move(path, where / "train.csv")
+        shutil.copy(data / "train" / "0.png", where)
+    args, _ = parse_arguments([kind, str(where), "--output_dir", "out"], VQAArguments, {})
+    (examples,) = read_data(args, ["train"])[1].values()
+    assert [one.answers for one in examples] == [(cell,) for cell in cells]
+    assert {(one.image_id, Path(one.image).is_file()) for one in examples} == {("0.png", True)}
+
+
 def test_hub_layout_and_image_folder(data, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     shutil.rmtree(data / "validation")

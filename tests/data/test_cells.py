@@ -107,6 +107,14 @@ def test_other_signs_in_the_header_do_not_mislead(tmp_path):
     assert row == {'image; or "path", of it': "a.png", "answer (yes;no;maybe)": "yes"}
 
 
+def test_quotes_after_a_blank_are_quotes(tmp_path):
+    assert csv_rows(tmp_path, '"image", "question", "answer"\n"a.png", "what, now?", "red"\n') == [
+        ROW | {"question": "what, now?"}
+    ]
+    (row,) = csv_rows(tmp_path, f'{HEADER}a.png,"he said, ""what?""", red\n')
+    assert row == ROW | {"question": 'he said, "what?"', "answer": " red"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
