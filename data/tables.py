@@ -192,7 +192,7 @@ def rows_with_pictures(
         image = row.get(image_column)
         if isinstance(image, TablePicture):
             key = f"{id(image.table)} {image.row} {image.column}"
-            name = own_id = _name_of(image)
+            name = own_id = f"row {image.row + 1} of column {image.column!r}"
         elif trusted:
             key = name = own_id = ""
         elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
