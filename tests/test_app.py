@@ -83,7 +83,9 @@ def page(place, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(page, tmp_path_factory) -> Client:
     downloads = tmp_path_factory.mktemp("downloads")
-    return Client(page.local_url, verbose=False, analytics_enabled=False, download_files=downloads)
+    quiet = {"verbose": False, "analytics_enabled": False}
+    # By default an answer must begin within five seconds, however much else the machine has to do.
+    return Client(page.local_url, download_files=downloads, httpx_kwargs={"timeout": 600}, **quiet)
 
 
 def uploaded(path: Path) -> dict:
