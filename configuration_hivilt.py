@@ -148,7 +148,10 @@ class HiViLTConfig(PreTrainedConfig):
             Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from
             the batch. Fused matching costs as many pairs.
         gather_negatives (`bool`, defaults to `True`):
-            Retrieval: take negatives from every process when `torch.distributed` runs, with gradient.
+            Retrieval: take negatives in training from every process when `torch.distributed` runs, with gradient.
+        return_loss (`bool`, defaults to `False`):
+            Retrieval: compute the losses in evaluation mode, too, where a call does not say `return_loss`. In training
+            they always are.
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
@@ -204,6 +207,7 @@ class HiViLTConfig(PreTrainedConfig):
     auxiliary_loss_weight: float | int | None = None
     num_hard_negatives: int = 1
     gather_negatives: bool = True
+    return_loss: bool = False
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)

@@ -103,6 +103,8 @@ class HiViLTTextStates(ModelOutput):
         query, key, value (`torch.FloatTensor` of shape `(B_t, N_t, d)`): the first stage's projections of level 1;
             `None` without local fusion.
         attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the tokens, by which losses know equal texts; `None` where
+            the texts came as `inputs_embeds`.
         last_hidden_state (`torch.FloatTensor`): the text encoder's own.
         hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the text encoder's own, on request.
     """
@@ -113,6 +115,7 @@ class HiViLTTextStates(ModelOutput):
     key: torch.FloatTensor | None = None
     value: torch.FloatTensor | None = None
     attention_mask: torch.BoolTensor | None = None
+    input_ids: torch.LongTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -187,12 +190,13 @@ class HiViLTRetrievalOutput(ModelOutput):
     Output of [`HiViLTForRetrieval`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, returned with `return_loss=True` and known pairs): weighted sum.
+        loss (`torch.FloatTensor` of shape `()`, returned in training and with `return_loss=True`): weighted sum, 0 at best.
         logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): `exp(logit_scale)` times the cosine of the
             embeddings; `logits_per_text` is its transpose.
         image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`): L2-normalised, of the images alone.
         text_embeds (`torch.FloatTensor` of shape `(B_t, projection_dim)`): L2-normalised, of the texts alone.
-        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting.
+        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting; the
+            former less [`contrastive_floor`].
         num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
             every candidate of the batch matched them.
         vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
@@ -807,6 +811,55 @@ def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor
     return (one_way(logits_per_image, positives) + one_way(logits_per_image.t(), positives.t())) / 2
 
 
+def contrastive_floor(positives: torch.BoolTensor) -> torch.FloatTensor:
+    """
+    The least that [`contrastive_loss`] can be: a row of `m` matches shares its probability between them, which costs
+    `ln m`. Without it the loss is 0 at best, however many matches there are, and its gradient is the same.
+
+    Args:
+        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    """
+
+    def one_way(positives):
+        matches = positives.sum(dim=-1)
+        return matches.clamp(min=1).log().sum() / (matches > 0).sum().clamp(min=1)
+
+    return (one_way(positives) + one_way(positives.t())) / 2
+
+
+def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:
+    """Tokens without their padding, each 1 higher, and zeros after them, `(B_t, N_t)`: equal for equal texts alone."""
+    is_padding = attention_mask.to(input_ids.device) == 0
+    order = is_padding.to(torch.uint8).argsort(dim=1, stable=True)
+    return (input_ids + 1).masked_fill(is_padding, 0).gather(1, order)
+
+
+def first_equal(rows: torch.Tensor) -> torch.LongTensor:
+    """For each row of integers the first that equals it, `(B, N)` -> `(B,)`; itself, if it is new."""
+    if rows.shape[1] == 1:
+        equal = rows == rows.t()
+    else:
+        # How many tokens differ. Sizes depend on no data, as a compiled graph needs it; float32 is exact to 16 million.
+        equal = torch.cdist(rows.float(), rows.float(), p=0.0) == 0
+    return equal.to(torch.uint8).argmax(dim=1)
+
+
+def matching_pairs(
+    image_ids: torch.Tensor, text_image_ids: torch.Tensor, first_equal_text: torch.Tensor
+) -> torch.BoolTensor:
+    """
+    Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text.
+
+    Args:
+        image_ids (`torch.LongTensor` of shape `(B_i,)`): numbers of the images.
+        text_image_ids (`torch.LongTensor` of shape `(B_t,)`): number of each text's image.
+        first_equal_text (`torch.LongTensor` of shape `(B_t,)`): see [`first_equal`].
+    """
+    own = image_ids[:, None] == text_image_ids[None, :]
+    of_first = torch.zeros(own.shape, device=own.device).index_add(1, first_equal_text, own.float())
+    return of_first[:, first_equal_text] > 0
+
+
 def hard_negatives(
     logits: torch.Tensor, positives: torch.BoolTensor, sample: bool, count: int = 1
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
@@ -1261,6 +1314,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
             outputs = self.text_model(**inputs, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
         states = self.fusion("encode_texts", outputs.last_hidden_state, attention_mask.bool())
+        states.input_ids = input_ids
         states.last_hidden_state = outputs.last_hidden_state
         states.hidden_states = outputs.get("hidden_states")
         states.attentions = outputs.get("attentions") or None
@@ -1287,8 +1341,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
         """
         _follow_config(kwargs, self.config)
         num_images, num_texts = image_states.global_state.shape[0], text_states.global_state.shape[0]
-        _check_index("image_index", image_index, num_images, "images")
-        _check_index("text_index", text_index, num_texts, "texts")
+        image_index = _check_index("image_index", image_index, num_images, "images")
+        text_index = _check_index("text_index", text_index, num_texts, "texts")
         num_left = num_images if image_index is None else image_index.shape[0]
         num_right = num_texts if text_index is None else text_index.shape[0]
         if num_left != num_right:
@@ -1431,16 +1485,36 @@ def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates,
     return {f"{prefix}_{name}": states.get(name) for name in wanted for prefix, states in both.items()}
 
 
-def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) -> None:
-    """Refuses an index that points outside; a gather would otherwise fail far from the mistake."""
-    if index is None or torch.compiler.is_compiling():
-        return
-    if index.dim() != 1 or index.is_floating_point():
-        raise ValueError(f"`{name}` must be a vector of integers, got {index.dtype} of shape {tuple(index.shape)}.")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+def _is_integer(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) -> torch.LongTensor | None:
+    """The index; refuses one that points outside, with which a gather would fail far from the mistake."""
+    if index is None:
+        return None
+    if not isinstance(index, torch.Tensor) or index.dim() != 1 or not _is_integer(index):
+        raise ValueError(f"`{name}` must be a vector of integers, {_described(index)}.")
+    if not torch.compiler.is_compiling() and len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
         raise ValueError(
             f"`{name}` must lie in 0..{length - 1}, since there are {length} {what}; got {index.tolist()}."
         )
+    return index.long()
+
+
+def _check_ids(name: str, ids: torch.Tensor | None, length: int, what: str, device) -> torch.LongTensor | None:
+    """Numbers by which rows are the same; refuses those that number others or that are none."""
+    if ids is None:
+        return None
+    if not isinstance(ids, torch.Tensor) or ids.shape != (length,) or not _is_integer(ids):
+        raise ValueError(f"`{name}` must hold an integer for each of the {length} {what}, {_described(ids)}.")
+    return ids.to(device).long()
+
+
+def _described(value) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"got {value.dtype} of shape {tuple(value.shape)}"
+    return f"got a {type(value).__name__}"
 
 
 def _logit_scale(parameter: nn.Parameter) -> torch.Tensor:
@@ -1536,10 +1610,15 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         if auxiliary:
             image_embeds = embed(self.visual_projection, image_states.global_state)
             text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
-            positives = _pairs(image_embeds, text_embeds, image_index)
-            similarity = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
-            auxiliary_loss = self.config.auxiliary_loss_weight * contrastive_loss(similarity, positives)
-            loss = loss + auxiliary_loss.to(loss.device)
+            device = image_embeds.device
+            images = torch.arange(len(image_embeds), device=device)
+            texts = torch.arange(len(text_embeds), device=device)
+            if text_states.input_ids is not None:
+                texts = first_equal(left_aligned(text_states.input_ids, text_states.attention_mask).to(device))
+            positives = matching_pairs(images, images if image_index is None else image_index.to(device), texts)
+            similarity = _logit_scale(self.logit_scale).to(device) * image_embeds @ text_embeds.t()
+            auxiliary_loss = contrastive_loss(similarity, positives) - contrastive_floor(positives)
+            loss = loss + (self.config.auxiliary_loss_weight * auxiliary_loss).to(loss.device)
         return HiViLTQuestionAnsweringOutput(
             loss=loss,
             logits=logits,
@@ -1577,13 +1656,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         self.config.id2label = dict(enumerate(answers))
         self.config.label2id = {answer: index for index, answer in enumerate(answers)}
         self.num_labels = len(answers)
-
-
-def _pairs(image_embeds: torch.Tensor, text_embeds: torch.Tensor, image_index: torch.Tensor | None) -> torch.BoolTensor:
-    """Which image each text belongs to, as a matrix `(B_i, B_t)`."""
-    images = torch.arange(len(image_embeds), device=text_embeds.device)
-    belongs_to = images if image_index is None else image_index.to(text_embeds.device)
-    return images[:, None] == belongs_to[None, :]
 
 
 class HiViLTForRetrieval(HiViLTPreTrainedModel):
@@ -1693,12 +1765,14 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_index: torch.LongTensor | None = None,
         image_ids: torch.LongTensor | None = None,
+        text_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         image_states: HiViLTImageStates | None = None,
         text_states: HiViLTTextStates | None = None,
         interpolate_pos_encoding: bool = False,
-        return_loss: bool = True,
+        return_loss: bool | None = None,
+        gather_negatives: bool | None = None,
         chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTRetrievalOutput | tuple:
@@ -1706,8 +1780,15 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         Args:
             image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): which rows of `pixel_values` show the same
                 image; the texts of one are positives of the other, never negatives. Unset, all differ.
-            return_loss (`bool`, defaults to `True`): compute the losses, where it is known which image each text
-                belongs to: from `image_index`, or row by row where there are as many images as texts.
+            text_ids (`torch.LongTensor` of shape `(B_t,)`, *optional*): which texts are the same; the image of one is a
+                positive of the other, never a negative. Unset, texts of the same tokens are, whatever their padding;
+                those given as `inputs_embeds` all differ.
+            return_loss (`bool`, *optional*): compute the losses. Unset, in training, and wherever
+                `config.return_loss` says so. Which image each text belongs to is known from `image_index`, or row by
+                row where there are as many images as texts. `Trainer` finds an `eval_loss` where the batch holds
+                `return_loss=True`, as that of `CaptionCollator` does.
+            gather_negatives (`bool`, *optional*): compute the losses over the batches of all processes, each of which
+                has to call this. Unset, in training if `config.gather_negatives`, and never in evaluation mode.
             chunk_size (`int`, *optional*): encode and match this many images, texts and pairs at a time, see
                 [`in_chunks`]: the loss and gradients of the whole batch in the memory of a chunk, for one more forward
                 pass. Encoders with batch norm see the statistics of a chunk. Leaves out what encoders record.
@@ -1716,7 +1797,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
 
         Raises:
-            ValueError: inputs are missing or do not fit together, or, in training, the pairs are not known.
+            ValueError: inputs are missing or do not fit together, or a loss is asked for and the pairs are not known.
         """
         _follow_config(kwargs, self.config)
         if (pixel_values is None) == (image_states is None):
@@ -1744,23 +1825,39 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 text_states = encode_texts(*texts)
             else:
                 text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
+                text_states.input_ids = input_ids
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
 
-        _check_index("image_index", image_index, image_embeds.shape[0], "images")
-        num_paired = image_embeds.shape[0] if image_index is None else image_index.shape[0]
+        num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
+        image_index = _check_index("image_index", image_index, num_images, "images")
+        asked = self.training if return_loss is None else return_loss
+        num_paired = num_images if image_index is None else image_index.shape[0]
         # Compared only where it matters, so that an exported graph takes any number of images and texts.
-        paired = (return_loss or self.training or image_index is not None) and num_paired == text_embeds.shape[0]
-        if not paired and (self.training or image_index is not None):
+        if (asked or image_index is not None) and num_paired != num_texts:
             raise ValueError(
-                f"{num_paired} images cannot be paired with {len(text_embeds)} texts. Give `image_index`, of shape "
-                "(texts,), which says for each text the image it belongs to."
+                f"{num_paired} images cannot be paired with {num_texts} texts. Give `image_index`, of shape (texts,), "
+                "which says for each text the image it belongs to."
             )
+        if return_loss is None and self.config.return_loss:
+            # One image with many captions to choose from is no batch of pairs, and has no loss.
+            asked = num_paired == num_texts
         losses = {}
-        if return_loss and paired:
+        if asked:
+            if gather_negatives is None:
+                gather_negatives = self.training and self.config.gather_negatives
             losses = self._losses(
-                image_states, text_states, image_embeds, text_embeds, image_index, image_ids, chunk_size, **kwargs
+                image_states,
+                text_states,
+                image_embeds,
+                text_embeds,
+                image_index,
+                image_ids,
+                text_ids,
+                gather_negatives,
+                chunk_size,
+                **kwargs,
             )
         return HiViLTRetrievalOutput(
             logits_per_image=logits_per_image,
@@ -1772,21 +1869,28 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         )
 
     def _losses(
-        self, image_states, text_states, image_embeds, text_embeds, image_index, image_ids, chunk_size, **kwargs
+        self,
+        image_states,
+        text_states,
+        image_embeds,
+        text_embeds,
+        image_index,
+        image_ids,
+        text_ids,
+        gather_negatives,
+        chunk_size,
+        **kwargs,
     ) -> dict[str, torch.Tensor]:
         """
-        `L = lambda_2 L_contrast + lambda_3 L_aux` over the batches of all processes: every process computes the whole
-        loss from gathered rows, so that averaged gradients are those of one process with the whole batch.
+        `L = lambda_2 L_contrast + lambda_3 L_aux`. With `gather_negatives` over the batches of all processes: every
+        process computes the whole loss from gathered rows, so that averaged gradients are those of one process with the
+        whole batch.
         """
         config = self.config
         num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
         device = text_embeds.device
         image_index = torch.arange(num_texts, device=device) if image_index is None else image_index.to(device)
-        if image_ids is not None and image_ids.shape != (num_images,):
-            raise ValueError(
-                f"`image_ids` must name each of the {num_images} images, got shape {tuple(image_ids.shape)}."
-            )
-        gather = config.gather_negatives and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        gather = gather_negatives and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         everywhere = gather_rows if gather else lambda rows: rows
         # Position of this process' rows among those of all.
         owner = torch.full((num_images,), dist.get_rank() if gather else 0, device=device)
@@ -1794,11 +1898,18 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         text_owner = torch.full((num_texts,), dist.get_rank() if gather else 0, device=device)
         first_text = int((everywhere(text_owner) < text_owner[0]).sum()) if gather else 0
 
-        ids = torch.arange(num_images, device=device) + first_image if image_ids is None else image_ids.to(device)
-        all_ids, all_text_ids = everywhere(ids), everywhere(ids[image_index])
-        positives = all_ids[:, None] == all_text_ids[None, :]
+        ids = _check_ids("image_ids", image_ids, num_images, "images", device)
+        ids = torch.arange(num_images, device=device) + first_image if ids is None else ids
+        text_ids = _check_ids("text_ids", text_ids, num_texts, "texts", device)
+        if text_ids is not None:
+            tokens = text_ids[:, None]
+        elif text_states.input_ids is not None:
+            tokens = left_aligned(text_states.input_ids, text_states.attention_mask).to(device)
+        else:
+            tokens = torch.arange(num_texts, device=device)[:, None] + first_text
+        positives = matching_pairs(everywhere(ids), everywhere(ids[image_index]), first_equal(everywhere(tokens)))
         logits = _logit_scale(self.logit_scale).to(device) * everywhere(image_embeds) @ everywhere(text_embeds).t()
-        contrastive = contrastive_loss(logits, positives)
+        contrastive = contrastive_loss(logits, positives) - contrastive_floor(positives)
         loss = config.contrastive_loss_weight * contrastive
         losses = {"contrastive_loss": contrastive.detach()}
 

@@ -778,10 +778,11 @@ class RetrievalTrainer(HiViLTTrainer):
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
+            flags = {"return_loss": inputs.pop("return_loss", True), "gather_negatives": model.config.gather_negatives}
             caption_index = inputs.pop("caption_index")
             image_states = model.encode_images(inputs.pop("pixel_values"))
             text_states = model.encode_texts(**inputs)
-            outputs = model(image_states=image_states, text_states=text_states, **pairs)
+            outputs = model(image_states=image_states, text_states=text_states, **pairs, **flags)
             losses.append((outputs.loss.item(), len(caption_index)))
             images.add(pairs["image_ids"], outputs.image_embeds, image_states if self.rerank_k else None)
             texts.add(caption_index, outputs.text_embeds, text_states if self.rerank_k else None)

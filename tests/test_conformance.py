@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,6 +31,7 @@ from tiny import (
     make_batch,
     make_config,
     make_model,
+    with_dropout,
 )
 
 HEADS = MODEL_CLASSES[1:]
@@ -64,29 +65,20 @@ def dirty_memory():
 
 
 def make_inputs(model_class: type) -> dict[str, torch.Tensor]:
-    """Five texts of three images; for question answering with answers."""
-    labels = {"labels": torch.tensor([0, 4, 2, 1, 3])} if model_class is HiViLTForQuestionAnswering else {}
-    return make_batch() | labels
+    """Five texts of three images; for question answering with answers, for retrieval with the wish for a loss."""
+    wishes = {
+        HiViLTForQuestionAnswering: {"labels": torch.tensor([0, 4, 2, 1, 3])},
+        HiViLTForRetrieval: {"return_loss": True},
+    }
+    return make_batch() | wishes.get(model_class, {})
 
 
 def make_rows(model_class: type) -> list[dict[str, torch.Tensor]]:
     """Four examples of one image and one text each, as a Trainer's own collator takes them."""
     inputs = make_inputs(model_class)
-    index = inputs.pop("image_index")
+    index, _ = inputs.pop("image_index"), inputs.pop("return_loss", None)
     inputs["pixel_values"] = inputs["pixel_values"][index] + torch.randn(5, 3, 1, 1)
     return [{name: value[row] for name, value in inputs.items()} for row in range(4)]
-
-
-def with_dropout(model: PreTrainedModel, p: float) -> PreTrainedModel:
-    """The model with this probability at every dropout, those inside attention included."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-        for name in ("attention_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, p)
-    model.config.dropout = p
-    return model
 
 
 def training_loss(outputs) -> torch.Tensor:
@@ -892,8 +884,7 @@ def test_parts_may_live_on_different_devices(model_class):
     for part in elsewhere:
         part.to("meta").register_forward_pre_hook(lambda _, *inputs: send_to_device(inputs, "meta"), with_kwargs=True)
     assert set(model._no_split_modules) >= {"HiViLTFusion"}
-    flags = {"return_loss": False} if model_class is HiViLTForRetrieval else {}
-    outputs = model(**make_batch(), **flags)
+    outputs = model(**make_batch())
     on_meta = {name for name, value in outputs.items() if value.device.type == "meta"}
     assert on_meta == set(outputs) - {"vision_last_hidden_state", "text_last_hidden_state"}
 
@@ -941,10 +932,16 @@ def test_adapters_train_save_load_and_merge(head, part, tmp_path):
 # Trainer
 
 
+def with_the_wish_for_a_loss(rows: list) -> dict:
+    """What retrieval is trained and evaluated on by a plain Trainer, as transformers' example for CLIP does it."""
+    return default_data_collator(rows) | {"return_loss": True}
+
+
 def make_trainer(model: PreTrainedModel, rows: list, folder, **arguments) -> Trainer:
     defaults = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
     training = TrainingArguments(output_dir=str(folder), **(defaults | arguments))
-    return Trainer(model, training, train_dataset=rows, eval_dataset=rows)
+    collator = with_the_wish_for_a_loss if isinstance(model, HiViLTForRetrieval) else None
+    return Trainer(model, training, train_dataset=rows, eval_dataset=rows, data_collator=collator)
 
 
 @pytest.mark.checklist("6")
@@ -989,6 +986,7 @@ def test_gradient_accumulation_multiplies_neither_loss_nor_gradient(head_class, 
 
         model.zero_grad()
         slices = [rows[start : start + size] for start in range(0, 4, size)]
+        model.train()
         losses = [model(**{name: torch.stack([row[name] for row in part]) for name in rows[0]}).loss for part in slices]
         loss = sum(losses) / len(losses)
         loss.backward()

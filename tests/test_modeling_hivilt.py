@@ -30,7 +30,9 @@ from hivilt.modeling_hivilt import (
     HiViLTMLP,
     classification_loss,
     contrastive_loss,
+    first_equal,
     hard_negatives,
+    left_aligned,
     map_states,
     masked_mean,
     resample_grid,
@@ -38,7 +40,7 @@ from hivilt.modeling_hivilt import (
 )
 from hivilt.training import run_command
 from processes import launch
-from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model
+from tiny import IMAGE_SIZE, MODEL_CLASSES, NUM_ANSWERS, make_batch, make_config, make_model, with_dropout
 
 FUSIONS = {
     "dense": {},
@@ -449,7 +451,7 @@ def test_hard_negatives_are_drawn_by_their_probability():
 def test_fused_matching_equals_a_loop_over_pairs(count, batch):
     model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=count)
     with torch.no_grad():
-        outputs = model(**batch)
+        outputs = model(**batch, return_loss=True)
         image_states = model.encode_images(batch["pixel_values"])
         text_states = model.encode_texts(batch["input_ids"], batch["attention_mask"])
         score = lambda i, t: model.score(image_states, text_states, torch.tensor([i]), torch.tensor([t]))[0].double()
@@ -479,6 +481,7 @@ def test_batches_without_negatives_still_train(rows, image_ids, training, batch)
         attention_mask=batch["attention_mask"][:rows],
         pixel_values=batch["pixel_values"][:rows],
         image_ids=None if image_ids is None else torch.tensor(image_ids),
+        return_loss=True,
     )
     outputs.loss.backward()
     assert outputs.num_dropped_anchors == 2 * rows and outputs.auxiliary_loss == 0
@@ -488,7 +491,7 @@ def test_batches_without_negatives_still_train(rows, image_ids, training, batch)
 def losses_and_gradients(model, **inputs):
     """The loss of a batch and the gradient of every parameter."""
     model.zero_grad()
-    outputs = model(**inputs)
+    outputs = model(**inputs, return_loss=True)
     outputs.loss.backward()
     return outputs.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -551,7 +554,7 @@ def test_memory_for_the_backward_pass_follows_the_chunk():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = model(**inputs, **flags)
+            outputs = model(**inputs, return_loss=True, **flags)
         del outputs
         return sum(storages.values()) - sum(p.numel() * p.element_size() for p in model.parameters())
 
@@ -584,7 +587,7 @@ def test_loss_weights_are_applied(batch):
     outputs.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     retrieval = {"contrastive_loss_weight": 0.25, "auxiliary_loss_weight": 4.0}
-    outputs = make_model(HiViLTForRetrieval, **retrieval)(**batch)
+    outputs = make_model(HiViLTForRetrieval, **retrieval)(**batch, return_loss=True)
     torch.testing.assert_close(outputs.loss, 0.25 * outputs.contrastive_loss + 4 * outputs.auxiliary_loss)
 
 
@@ -669,8 +672,125 @@ def test_retrieval_without_known_pairs_scores_but_has_no_loss(batch):
     }
     outputs = model(**inputs)
     assert outputs.logits_per_image.shape == (1, 5) and outputs.loss is None
-    with pytest.raises(ValueError, match="1 images cannot be paired with 5 texts"):
-        model.train()(**inputs)
+    for asked in (lambda: model(**inputs, return_loss=True), lambda: model.train()(**inputs)):
+        with pytest.raises(ValueError, match="1 images cannot be paired with 5 texts"):
+            asked()
+
+
+LOSSES = ("loss", "contrastive_loss", "auxiliary_loss", "num_dropped_anchors")
+
+
+def test_a_loss_comes_where_it_is_asked_for_or_trained_and_nowhere_else(batch):
+    one_by_one = {name: value[:3] for name, value in batch.items() if name != "image_index"}
+    for inputs in (batch, one_by_one):
+        model = make_model(HiViLTForRetrieval)
+        plain = model(**inputs)
+        assert [plain[name] for name in plain if name in LOSSES] == []
+        asked = model(**inputs, return_loss=True)
+        assert all(asked[name].isfinite() for name in LOSSES)
+        model.config.return_loss = True
+        assert model(**inputs).loss == asked.loss
+        assert model(**inputs, return_loss=False).loss is None
+        model.config.return_loss = False
+        assert model.train()(**inputs).loss.requires_grad
+        assert model(**inputs, return_loss=False).loss is None
+
+
+def test_a_model_that_always_has_a_loss_still_chooses_among_captions(batch):
+    model = make_model(HiViLTForRetrieval, return_loss=True)
+    inputs = {**batch, "pixel_values": batch["pixel_values"][:1], "image_index": None}
+    assert model(**inputs).loss is None
+    with pytest.raises(ValueError, match="1 images cannot be paired with 5 texts.*`image_index`"):
+        model(**inputs, return_loss=True)
+
+
+def test_an_image_index_for_other_texts_is_refused(batch):
+    for model_class in MODEL_CLASSES:
+        with pytest.raises(ValueError, match="2 images cannot be paired with 5 texts"):
+            make_model(model_class)(**{**batch, "image_index": torch.tensor([0, 1])})
+
+
+# Equal captions
+
+
+def as_one_caption(batch, *rows: int) -> dict[str, torch.Tensor]:
+    """These texts are the first of them, each under padding of its own: to the right, to the left, and in between."""
+    length = int(batch["attention_mask"][rows[0]].sum())
+    tokens = batch["input_ids"][rows[0], :length]
+    ids, mask = F.pad(batch["input_ids"], (0, 4)), F.pad(batch["attention_mask"], (0, 4))
+    wide = ids.shape[1]
+    places = [torch.arange(length), torch.arange(wide - length, wide), torch.arange(length) + torch.arange(length) // 3]
+    for row, place in zip(rows, places, strict=False):
+        ids[row], mask[row] = 7, 0
+        ids[row, place], mask[row, place] = tokens, 1
+    return {**batch, "input_ids": ids, "attention_mask": mask}
+
+
+def test_images_with_the_same_caption_are_no_negatives_of_each_other(batch):
+    """Texts 0, 2 and 3 are one caption, of images 0, 1 and 2."""
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=9)
+    expected = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 0], [1, 0, 1, 1, 0]]).bool()
+    inputs = as_one_caption(batch, 0, 2, 3)
+    outputs = model(**inputs, return_loss=True)
+    floor = (math.log(4) + math.log(4) + math.log(3)) / 3 / 2 + 3 * math.log(3) / 5 / 2
+    contrastive = contrastive_loss(outputs.logits_per_image, expected) - floor
+    torch.testing.assert_close(outputs.contrastive_loss, contrastive)
+    # Texts 0, 2 and 3 have no image left that is not theirs; every image has a text that is not its own.
+    assert outputs.num_dropped_anchors == 3
+
+    ids = {"text_ids": torch.tensor([8, 3, 8, 8, 4])}
+    states = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+    embeds = model.model.text_model.get_input_embeddings()(inputs["input_ids"])
+    pairs = {"pixel_values": batch["pixel_values"], "image_index": batch["image_index"], "return_loss": True}
+    for given in (
+        {"text_states": states},
+        {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], **ids},
+        {**{name: inputs[name] for name in ("input_ids", "attention_mask")}, "chunk_size": 2},
+    ):
+        torch.testing.assert_close(model(**pairs, **given).loss, outputs.loss)
+    # By `text_ids` alone, too, whatever the tokens.
+    assert model(**{**batch, **ids}, return_loss=True).num_dropped_anchors == 3
+
+
+def test_captions_that_begin_alike_are_not_the_same(batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    inputs = as_one_caption(batch, 0, 2)
+    inputs["attention_mask"][2, -1] = 0  # its last token
+    assert model(**inputs, return_loss=True).num_dropped_anchors == 0
+
+
+def test_two_images_with_one_caption_can_be_learned_to_the_end(batch):
+    """As two captions of two images, the loss could not fall under ln 2."""
+    model = make_model(HiViLTForRetrieval)
+    inputs = {name: batch[name][[0, 0]] for name in ("input_ids", "attention_mask", "pixel_values")}
+    outputs = model(**inputs, return_loss=True)
+    assert outputs.num_dropped_anchors == 4 and outputs.loss.abs() < 1e-6
+
+
+def test_questions_asked_of_several_images_are_no_negatives_either(batch):
+    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, auxiliary_loss_weight=1.0)
+    inputs = as_one_caption(batch, 0, 2, 3) | {"labels": torch.tensor([0, 1, 2, 3, 4])}
+    outputs = model(**inputs)
+    states = (
+        model.encode_images(inputs["pixel_values"]),
+        model.encode_texts(inputs["input_ids"], inputs["attention_mask"]),
+    )
+    images = F.normalize(model.visual_projection(states[0].global_state), dim=-1)
+    texts = F.normalize(model.text_projection(states[1].global_state), dim=-1)
+    positives = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 0], [1, 0, 1, 1, 0]]).bool()
+    floor = (2 * math.log(4) + math.log(3)) / 3 / 2 + 3 * math.log(3) / 5 / 2
+    auxiliary = contrastive_loss(model.logit_scale.exp() * images @ texts.t(), positives) - floor
+    torch.testing.assert_close(outputs.loss, classification_loss(outputs.logits, inputs["labels"]) + auxiliary)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=6), st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_texts_are_the_same_where_their_tokens_are(texts, random):
+    ids, mask = torch.randint(0, 3, (len(texts), 7)), torch.zeros(len(texts), 7, dtype=torch.long)
+    for row, tokens in enumerate(texts):
+        places = torch.tensor(sorted(random.sample(range(7), len(tokens))), dtype=torch.long)
+        ids[row, places], mask[row, places] = torch.tensor(tokens, dtype=torch.long), 1
+    assert first_equal(left_aligned(ids, mask)).tolist() == [texts.index(tokens) for tokens in texts]
 
 
 def test_features_are_the_embeddings_and_have_length_one(batch):
@@ -687,31 +807,53 @@ def test_features_are_the_embeddings_and_have_length_one(batch):
 
 # Several processes
 
-CASES = {"images differ": {}, "images repeat": {"image_ids": [5, 5, 6]}, "in chunks": {"chunk_size": 2}}
+CASES = {
+    "images differ": {},
+    "images repeat": {"image_ids": [5, 5, 6]},
+    "in chunks": {"chunk_size": 2},
+    "captions repeat": {"texts": [0, 1, 2, 0, 4]},
+}
+
+
+def make_matching_model() -> HiViLTForRetrieval:
+    """In training, but without chance: no dropout, and all negatives, of which each process would draw its own."""
+    return with_dropout(make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=9), 0.0).train()
+
+
+def batch_of(case: str) -> dict[str, torch.Tensor]:
+    """The batch that two processes share."""
+    batch = make_batch()
+    texts = CASES[case].get("texts", range(5))
+    return batch | {name: batch[name][list(texts)] for name in ("input_ids", "attention_mask")}
 
 
 def main():
     """One of the processes of `test_two_processes_give_the_loss_and_gradients_of_one`."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    batch = make_batch()
     # uneven: two images with three texts here, one image with two texts there; texts cut to their own longest
     images = [[0, 1], [2]][rank]
-    texts = [t for t, image in enumerate(batch["image_index"].tolist()) if image in images]
-    length = int(batch["attention_mask"][texts].sum(1).max())
-    own = {
-        "input_ids": batch["input_ids"][texts, :length],
-        "attention_mask": batch["attention_mask"][texts, :length],
-        "pixel_values": batch["pixel_values"][images],
-        "image_index": batch["image_index"][texts] - images[0],
-    }
+    texts = [t for t, image in enumerate(make_batch()["image_index"].tolist()) if image in images]
     results = {}
     for case, more in CASES.items():
+        batch = batch_of(case)
+        length = int(batch["attention_mask"][texts].sum(1).max())
+        own = {
+            "input_ids": batch["input_ids"][texts, :length],
+            "attention_mask": batch["attention_mask"][texts, :length],
+            "pixel_values": batch["pixel_values"][images],
+            "image_index": batch["image_index"][texts] - images[0],
+        }
         if "image_ids" in more:
-            more = {"image_ids": torch.tensor(more["image_ids"])[images]}
-        model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+            own["image_ids"] = torch.tensor(more["image_ids"])[images]
+        if rank == 0 and not results:
+            # The other process makes no such calls.
+            model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+            assert model(**own).loss is None
+            results["evaluated alone"] = model(**own, return_loss=True).loss.item()
+        model = make_matching_model()
         parallel = DistributedDataParallel(model)  # named, since it must outlive the backward pass
-        outputs = parallel(**own, **more)
+        outputs = parallel(**own, chunk_size=more.get("chunk_size"))
         outputs.loss.backward()
         gradients = {name: p.grad.double().sum().item() for name, p in model.named_parameters()}
         norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
@@ -730,10 +872,10 @@ def of_two_processes(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.checklist("5")
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case, batch):
-    model = make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=2)
+def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case):
+    model = make_matching_model()
     image_ids = CASES[case].get("image_ids")
-    outputs = model(**batch, image_ids=None if image_ids is None else torch.tensor(image_ids))
+    outputs = model(**batch_of(case), image_ids=None if image_ids is None else torch.tensor(image_ids))
     outputs.loss.backward()
     for loss, dropped, gradients, norms in (found[case] for found in of_two_processes):
         assert loss == pytest.approx(outputs.loss.item(), rel=1e-5)
@@ -741,6 +883,14 @@ def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case
         for name, parameter in model.named_parameters():
             assert norms[name] == pytest.approx(parameter.grad.norm().item(), rel=1e-3, abs=1e-5), name
             assert gradients[name] == pytest.approx(parameter.grad.double().sum().item(), rel=1e-3, abs=1e-4), name
+
+
+def test_one_process_evaluates_without_waiting_for_the_others(of_two_processes, batch):
+    texts = [text for text, image in enumerate(batch["image_index"].tolist()) if image < 2]
+    own = {name: batch[name][texts] for name in ("input_ids", "attention_mask", "image_index")}
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0)
+    expected = model(**own, pixel_values=batch["pixel_values"][:2], return_loss=True).loss.item()
+    assert of_two_processes[0]["evaluated alone"] == pytest.approx(expected, rel=1e-5)
 
 
 # Borrowed encoders

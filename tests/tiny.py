@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 
 IMAGE_SIZE = 20
 NUM_ANSWERS = 5
@@ -113,6 +114,18 @@ def make_model(model_class: type, seed: int = 0, weight_scale: float = 1.0, **co
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(weight_scale)
+    return model
+
+
+def with_dropout(model: HiViLTPreTrainedModel, p: float) -> HiViLTPreTrainedModel:
+    """The model with this probability at every dropout, those inside attention included."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, p)
+    model.config.dropout = p
     return model
 
 

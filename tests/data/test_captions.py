@@ -573,7 +573,8 @@ def test_a_batch_ships_each_picture_once(examples, monkeypatch):
     batch = CaptionCollator(make_processor())([dataset[1], dataset[0]])
     assert opened == [examples[1].image, examples[0].image]
     assert list(batch)[0] == "input_ids"
-    assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "image_index", "image_ids", "caption_index"}
+    tensors = {"input_ids", "attention_mask", "pixel_values", "image_index", "image_ids", "caption_index"}
+    assert set(batch) == tensors | {"return_loss"} and batch["return_loss"] is True
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, 5)
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert batch["image_index"].tolist() == [0, 0, 1, 1, 1]
