@@ -233,14 +233,26 @@ class HiViLTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As [`PreTrainedConfig.from_dict`]; `id2label` given on loading replaces both maps of the file."""
+        """
+        As [`PreTrainedConfig.from_dict`]; `id2label` given on loading replaces both maps of the file. A field that this
+        version does not know, of a later one or set by hand before saving, is kept, however it is spelt.
+        """
         if kwargs.get("id2label") is not None:
             if not isinstance(kwargs["id2label"], dict):
                 raise ValueError(_foreign_labels(kwargs["id2label"]))
             # transformers sets it after the config is made, with whatever keys it has.
             kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
             kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
-        return super().from_dict(config_dict, **kwargs)
+        unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
+        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
+        for key, value in unknown.items():
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
+        return loaded
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> "HiViLTConfig":
+        """As [`PreTrainedConfig.from_json_file`], and as lenient as [`HiViLTConfig.from_dict`]."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
     def from_vision_text_configs(
@@ -310,13 +322,19 @@ class HiViLTConfig(PreTrainedConfig):
             return self.vision_config.embed_dim * 2 ** min(index, self._num_vision_stages - 1)
         return sizes[index - 1] if index > 0 else getattr(self.vision_config, "embedding_size", sizes[0])
 
+    @staticmethod
+    def _misspelt(key: str) -> str | None:
+        """The field that was probably meant by a key that is none."""
+        own = [name for name in HiViLTConfig.__annotations__ if not name.startswith("_")]
+        close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
+        return close[0] if close and key not in own and not hasattr(PreTrainedConfig, key) else None
+
     def _refuse_misspelt(self, kwargs: dict) -> None:
         # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
-        own = [name for name in HiViLTConfig.__annotations__ if not name.startswith("_")]
         for key in kwargs:
-            close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
-            if close and not hasattr(PreTrainedConfig, key):
-                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{close[0]}`?")
+            meant = self._misspelt(key)
+            if meant is not None:
+                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
 
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.

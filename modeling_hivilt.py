@@ -48,6 +48,7 @@ from transformers.utils import (
     ModelOutput,
     TransformersKwargs,
     can_return_tuple,
+    logging,
 )
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     # Never run: saving and loading copy the files that this one is seen to import, and these two belong to the weights.
     from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
     from .processing_hivilt import HiViLTProcessor  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 # Norms that an encoder applies to its pooled output alone; here they normalise the last level they were trained for.
 _POOLED_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
@@ -134,7 +137,7 @@ class HiViLTModelOutput(ModelOutput):
         vision_last_hidden_state (`torch.FloatTensor`): of the vision encoder, `B_i` rows.
         text_last_hidden_state (`torch.FloatTensor` of shape `(B_t, N_t, text width)`): of the text encoder.
         hidden_states (`tuple` of `S` tensors of shape `(B_t, N_v + N_t, d)`): each stage's result, with
-            `output_hidden_states=True`.
+            `output_hidden_states=True`; with a list of indices, `None` in place of the others.
         cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_t, N_v)`): where each stage's text tokens looked
             in the image, with `output_attentions=True`.
         vision_cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_v, N_t)`): the other direction.
@@ -743,10 +746,10 @@ class HiViLTFusion(nn.Module):
             global_fusion_state=fused,
             vision_global_state=vision_global,
             text_global_state=text_global,
-            hidden_states=states if kwargs.get("output_hidden_states") else None,
-            cross_attentions=text_to_image if output_attentions else None,
-            vision_cross_attentions=image_to_text if output_attentions else None,
-            global_cross_attentions=global_attentions if output_attentions else None,
+            hidden_states=_selected(states, kwargs.get("output_hidden_states")),
+            cross_attentions=_weights(text_to_image) if output_attentions else None,
+            vision_cross_attentions=_weights(image_to_text) if output_attentions else None,
+            global_cross_attentions=_weights(global_attentions) if output_attentions else None,
         )
 
 
@@ -764,32 +767,46 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
             number of classes as in ViLT (arXiv 2102.03334); a row of zeros is one without a known answer.
 
     Raises:
-        ValueError: the labels' shape or values do not fit the logits.
+        ValueError: the labels' type, shape or values do not fit the logits.
     """
     logits = logits.float()
     labels = labels.to(logits.device)
-    num_labels = logits.shape[-1]
+    num_texts, num_labels = logits.shape
+    # Values are looked at only where that does not break a graph.
+    seen = not torch.compiler.is_compiling()
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
-                f"Soft `labels` must have shape (texts, num_labels) = {tuple(logits.shape)}, got {tuple(labels.shape)}."
+                f"Soft `labels` must have shape (texts, num_labels) = {tuple(logits.shape)}, got {tuple(labels.shape)}. "
+                "Answers by their numbers are integers: `labels.long()`."
+            )
+        if seen and not ((labels >= 0) & (labels <= 1)).all():
+            raise ValueError(
+                f"Soft `labels` must lie in [0, 1], got {labels.min().item()}..{labels.max().item()}. A row of zeros is "
+                "one without a known answer."
             )
         answered = (labels > 0).any(dim=-1)
         losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(dim=-1)
     else:
-        if labels.shape != logits.shape[:1]:
+        if labels.shape != (num_texts,) or not _is_integer(labels):
             raise ValueError(
-                f"Integer `labels` must hold one answer for each of the {logits.shape[0]} texts, got shape "
-                f"{tuple(labels.shape)}."
+                f"Integer `labels` must hold one answer for each of the {num_texts} texts, {_described(labels)}. Scores of "
+                f"all answers, of shape {tuple(logits.shape)}, are floats: `labels.float()`."
             )
+        labels = labels.long()
         answered = labels != -100
-        if not torch.compiler.is_compiling() and (answered & ((labels < 0) | (labels >= num_labels))).any():
+        if seen and (answered & ((labels < 0) | (labels >= num_labels))).any():
             raise ValueError(
                 f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row "
                 f"without one; got {labels.min().item()}..{labels.max().item()}. Build the head for your answers with "
                 "`id2label=...` or `resize_answer_head(answers)`."
             )
         losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    if seen and not answered.any():
+        logger.warning_once(
+            f"None of the {num_texts} questions of a batch has an answer among the {num_labels} of `config.id2label`: its "
+            "loss is 0, and nothing is learned from it. Compare the answers of your data with `config.label2id`."
+        )
     return (losses * answered).sum() / answered.sum().clamp(min=1)
 
 
@@ -836,11 +853,9 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch
 
 def first_equal(rows: torch.Tensor) -> torch.LongTensor:
     """For each row of integers the first that equals it, `(B, N)` -> `(B,)`; itself, if it is new."""
-    if rows.shape[1] == 1:
-        equal = rows == rows.t()
-    else:
-        # How many tokens differ. Sizes depend on no data, as a compiled graph needs it; float32 is exact to 16 million.
-        equal = torch.cdist(rows.float(), rows.float(), p=0.0) == 0
+    # A distance is how many tokens differ: exact to 16 million tokens, and of a size that no data decides, as a compiled
+    # graph needs it. Numbers of any size are compared as they are.
+    equal = rows == rows.t() if rows.shape[1] == 1 else torch.cdist(rows.float(), rows.float(), p=0.0) == 0
     return equal.to(torch.uint8).argmax(dim=1)
 
 
@@ -1236,8 +1251,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
             pixel_values = pixel_values.flatten(0, 1)
         if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
             raise ValueError(
-                "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor "
-                f"gives it; got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
+                "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor gives "
+                f"it, of one image alone, too; {_described(pixel_values)}."
             )
         _follow_config(kwargs, self.config)
         self._check_image_size(pixel_values, interpolate_pos_encoding)
@@ -1251,8 +1266,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
             maps = self._vision_maps(outputs, pixel_values)
         states = self.fusion("encode_images", maps)
         states.last_hidden_state = outputs.last_hidden_state
-        states.hidden_states = outputs.hidden_states if kwargs["output_hidden_states"] else None
-        states.attentions = outputs.get("attentions") or None
+        states.hidden_states = _selected(outputs.hidden_states, kwargs["output_hidden_states"])
+        states.attentions = _weights(outputs.get("attentions") or None)
         return states
 
     def encode_texts(
@@ -1285,11 +1300,14 @@ class HiViLTModel(HiViLTPreTrainedModel):
             stacked = (input_ids, attention_mask, token_type_ids)
             input_ids, attention_mask, token_type_ids = (x if x is None else x.flatten(0, 1) for x in stacked)
         tokens = input_ids if input_ids is not None else inputs_embeds
-        if tokens.dim() != (2 if input_ids is not None else 3):
+        if input_ids is not None and (input_ids.dim() != 2 or not _is_integer(input_ids)):
             raise ValueError(
-                "Texts must have shape (texts, tokens), those of `inputs_embeds` (texts, tokens, text width), got "
-                f"{tuple(tokens.shape)}. Several texts about an image are rows of their own, and `image_index` says which "
-                "image each belongs to."
+                f"`input_ids` must be integers of shape (texts, tokens), {_described(input_ids)}. Several texts about an "
+                "image are rows of their own, and `image_index` says which image each belongs to."
+            )
+        if inputs_embeds is not None and (inputs_embeds.dim() != 3 or not inputs_embeds.is_floating_point()):
+            raise ValueError(
+                f"`inputs_embeds` must be floats of shape (texts, tokens, text width), {_described(inputs_embeds)}."
             )
         limit = self.config.max_text_length
         if limit is not None and tokens.shape[1] > limit:
@@ -1304,6 +1322,12 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
                 f"{tuple(attention_mask.shape)}."
             )
+        may_be_added = attention_mask.is_floating_point() and not torch.compiler.is_compiling()
+        if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
+            raise ValueError(
+                "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
+                "attention scores is `(mask == 0).long()` here."
+            )
         _follow_config(kwargs, self.config)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
         inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -1312,12 +1336,13 @@ class HiViLTModel(HiViLTPreTrainedModel):
         if "token_type_ids" not in self._text_arguments:
             inputs.pop("token_type_ids", None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
-            outputs = self.text_model(**inputs, attention_mask=attention_mask, **{**kwargs, "return_dict": True})
+            flags = {"return_dict": True, "output_hidden_states": bool(kwargs["output_hidden_states"])}
+            outputs = self.text_model(**inputs, attention_mask=attention_mask, **{**kwargs, **flags})
         states = self.fusion("encode_texts", outputs.last_hidden_state, attention_mask.bool())
         states.input_ids = input_ids
         states.last_hidden_state = outputs.last_hidden_state
-        states.hidden_states = outputs.get("hidden_states")
-        states.attentions = outputs.get("attentions") or None
+        states.hidden_states = _selected(outputs.get("hidden_states"), kwargs["output_hidden_states"])
+        states.attentions = _weights(outputs.get("attentions") or None)
         return states
 
     def fuse(
@@ -1393,7 +1418,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
             text_states ([`HiViLTTextStates`], *optional*): of `encode_texts`, in place of the texts.
             interpolate_pos_encoding (`bool`, defaults to `False`): see [`HiViLTModel.encode_images`].
             output_attentions, output_hidden_states, return_dict (`bool`, *optional*): as in every transformers model;
-                attention weights need `attn_implementation="eager"`.
+                attention weights need `attn_implementation="eager"`, else transformers warns once and they are `None`.
+                `output_hidden_states` may also name the indices to keep, of the encoders' states and of the stages'.
 
         Raises:
             ValueError: inputs are missing, given twice, or do not fit together.
@@ -1462,20 +1488,29 @@ class HiViLTModel(HiViLTPreTrainedModel):
 
 
 def _follow_config(kwargs: dict, config: HiViLTConfig) -> None:
-    """
-    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too.
-
-    Raises:
-        ValueError: attention weights are asked for, and the implementation does not compute any.
-    """
+    """Completes the flags of a call by the config's, so that the encoders and the fusion follow them too."""
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name) is None:
             kwargs[name] = getattr(config, name)
-    if kwargs["output_attentions"] and config._attn_implementation != "eager":
-        raise ValueError(
-            f"Attention weights are not available with `attn_implementation={config._attn_implementation!r}`; "
-            'load the model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
-        )
+
+
+def _selected(states: tuple | None, wanted: bool | int | list[int] | None) -> tuple | None:
+    """
+    Recorded states, as far as `output_hidden_states` wants them: all, or those of the indices that it names, with `None`
+    in place of the others, as transformers' models give them.
+    """
+    if not wanted or states is None:
+        return None
+    if wanted is True:
+        return states
+    count = len(states)
+    indices = {i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count}
+    return tuple(state if place in indices else None for place, state in enumerate(states))
+
+
+def _weights(attentions: tuple | None) -> tuple | None:
+    """Recorded attention weights; `None` where the implementation (sdpa, flash) computes none, which it warns of."""
+    return None if attentions is None or any(weights is None for weights in attentions) else attentions
 
 
 def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates, kwargs: dict) -> dict[str, tuple]:
@@ -1541,7 +1576,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             "type": "multimodal",
         }
     }
-    _keep_in_fp32_modules_strict = ["logit_scale"]
 
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
@@ -1552,6 +1586,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
             self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+            self._keep_in_fp32_modules_strict = ["logit_scale"]
         self.post_init()
 
     @can_return_tuple
@@ -1573,13 +1608,15 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         Args:
             labels (`torch.LongTensor` of shape `(B_t,)` or `torch.FloatTensor` of shape `(B_t, num_labels)`,
                 *optional*): the answer of each question, or soft scores of all answers; see
-                [`classification_loss`].
+                [`classification_loss`]. The first ones set `config.problem_type`, where it is `None`, to
+                `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
             input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
                 text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
                 [`HiViLTModel.forward`].
 
         Raises:
-            ValueError: inputs are missing or do not fit together, or a label names no answer.
+            ValueError: inputs are missing or do not fit together, a label names no answer, or labels are not of the
+                kind that `config.problem_type` says.
         """
         auxiliary = labels is not None and self.config.auxiliary_loss_weight
         if auxiliary and image_states is None and pixel_values is not None:
@@ -1606,6 +1643,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
         loss = None
         if labels is not None:
+            self._follow_labels(labels)
             loss = self.config.classification_loss_weight * classification_loss(logits, labels)
         if auxiliary:
             image_embeds = embed(self.visual_projection, image_states.global_state)
@@ -1631,6 +1669,27 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             vision_attentions=outputs.vision_attentions,
             text_attentions=outputs.text_attentions,
         )
+
+    def _follow_labels(self, labels: torch.Tensor) -> None:
+        """
+        Writes into the config what labels say of the scores, as transformers' heads do: softmax or sigmoid.
+
+        Raises:
+            ValueError: the config says otherwise.
+        """
+        soft = labels.is_floating_point()
+        problem_type = "multi_label_classification" if soft else "single_label_classification"
+        if self.config.problem_type is None:
+            self.config.problem_type = problem_type
+        elif self.config.problem_type != problem_type:
+            wanted = (
+                "integer labels of shape (texts,)" if soft else "float scores in [0, 1] of shape (texts, num_labels)"
+            )
+            raise ValueError(
+                f"`labels` are {labels.dtype}, but `config.problem_type` is {self.config.problem_type!r}, which takes "
+                f"{wanted}. Give such labels, or set `model.config.problem_type = {problem_type!r}` to train the "
+                "answers anew for these."
+            )
 
     def resize_answer_head(self, answers: list[str]) -> None:
         """
@@ -1825,7 +1884,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 text_states = encode_texts(*texts)
             else:
                 text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
-                text_states.input_ids = input_ids
+                text_states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()

@@ -324,6 +324,23 @@ def test_keeps_a_field_that_resembles_none_of_its_own(tmp_path):
     assert HiViLTConfig.from_pretrained(tmp_path).trained_on == "easy-vqa"
 
 
+@pytest.mark.parametrize("name", ["layer_norm_epsilon", "fusion_top_ks"])
+def test_opens_what_a_later_version_saved_or_someone_set(name, tmp_path):
+    config = make_config()
+    setattr(config, name, 3)
+    assert saved(config, tmp_path)[name] == 3
+    opened = [
+        HiViLTConfig.from_pretrained(tmp_path),
+        HiViLTConfig.from_pretrained(tmp_path, return_unused_kwargs=True)[0],
+        HiViLTConfig.from_json_file(str(tmp_path / "config.json")),
+        HiViLTConfig.from_dict(config.to_dict()),
+    ]
+    assert [getattr(one, name) for one in opened] == [3] * 4
+    assert all(one.layer_norm_eps == config.layer_norm_eps and one.fusion_top_k is None for one in opened)
+    with pytest.raises(ValueError, match=f"no `{name}`; did you mean"):
+        make_config(**{name: 3})
+
+
 # Saving and loading
 
 

@@ -493,21 +493,45 @@ def test_features_give_what_their_encoder_recorded(flag):
         assert len(features(**arguments)[name]) == RECORDED[flag][f"{prefix}_{name}"]
 
 
-def test_attentions_without_eager_are_refused_wherever_they_are_asked_for(model_class):
-    model = make_model(model_class)
+def test_attentions_asked_of_sdpa_are_none_and_change_nothing(model_class):
+    """As of transformers' own models, which warn once and go on."""
+    model, eager = make_model(model_class), make_model(model_class, attn_implementation="eager")
     inputs = make_inputs(model_class)
-    images, texts = model.encode_images(inputs["pixel_values"]), model.encode_texts(inputs["input_ids"])
-    calls = [
-        lambda: model(**inputs, output_attentions=True),
-        lambda: model(
-            image_states=images, text_states=texts, image_index=inputs["image_index"], output_attentions=True
-        ),
-        lambda: model.encode_images(inputs["pixel_values"], output_attentions=True),
-        lambda: model.encode_texts(inputs["input_ids"], output_attentions=True),
-    ]
-    for call in calls:
-        with pytest.raises(ValueError, match='attn_implementation="eager"'):
-            call()
+    expected, seen = model(**inputs), eager(**inputs, output_attentions=True)
+    outputs = model(**inputs, output_attentions=True)
+    assert outputs.keys() == expected.keys() and not [name for name in outputs if name.endswith("attentions")]
+    assert seen["text_attentions"] is not None
+    close(outputs, expected, rtol=0, atol=0)
+    images = model.encode_images(inputs["pixel_values"], output_attentions=True)
+    texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"], output_attentions=True)
+    assert "attentions" not in images and "attentions" not in texts
+    states = {"image_states": images, "text_states": texts, "output_attentions": True}
+    fused = {
+        name: value for name, value in inputs.items() if name not in ("pixel_values", "input_ids", "attention_mask")
+    }
+    close(model(**fused, **states), expected)
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [([0], {0}), (-1, {-1}), ([1, -1, 99], {1, -1})], ids=str)
+def test_hidden_states_named_by_index_are_the_only_ones_kept(model_class, wanted, kept):
+    model = make_model(model_class)
+    every, some = (model(**make_inputs(model_class), output_hidden_states=flag) for flag in (True, wanted))
+    names = [name for name in every if name.endswith("hidden_states")]
+    assert {"vision_hidden_states", "text_hidden_states"} <= set(names)
+    for name in names:
+        places = {index % len(every[name]) for index in kept}
+        assert [state is not None for state in some[name]] == [i in places for i in range(len(every[name]))], name
+        for place in places:
+            close(some[name][place], every[name][place], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_what_stays_in_float32_exists(model_class, weight):
+    model = make_model(model_class, auxiliary_loss_weight=weight)
+    names = [name for name, _ in model.named_parameters()]
+    assert all(any(kept in name for name in names) for kept in model._keep_in_fp32_modules_strict)
+    scales = [name for name in names if name.endswith("logit_scale")]
+    assert set(scales) == set(model._keep_in_fp32_modules_strict)
 
 
 def test_gradients_of_recorded_states_and_attentions_can_be_kept():

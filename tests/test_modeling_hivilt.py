@@ -391,6 +391,70 @@ def test_soft_labels_give_binary_cross_entropy_times_classes_over_the_answered_r
     torch.testing.assert_close(classification_loss(logits, labels), expected)
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "other"),
+    [
+        (torch.arange(5), "single_label_classification", torch.full((5, NUM_ANSWERS), 0.5)),
+        (torch.eye(5, NUM_ANSWERS), "multi_label_classification", torch.arange(5)),
+    ],
+    ids=["answers", "scores"],
+)
+def test_labels_say_how_scores_are_read_and_the_checkpoint_keeps_it(labels, problem_type, other, batch, tmp_path):
+    model = make_model(HiViLTForQuestionAnswering)
+    assert model(**batch).loss is None and model.config.problem_type is None
+    model(**batch, labels=labels)
+    assert model.config.problem_type == problem_type
+    model.save_pretrained(tmp_path)
+    opened = HiViLTForQuestionAnswering.from_pretrained(tmp_path)
+    assert opened.config.problem_type == problem_type
+    with pytest.raises(ValueError, match=f"`labels` are {other.dtype}.*`config.problem_type` is '{problem_type}'"):
+        opened(**batch, labels=other)
+    opened.config.problem_type = None
+    assert opened(**batch, labels=other).loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_integer_labels_of_any_width_are_answers(dtype):
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([2, 1, 0, 1])
+    assert classification_loss(logits, labels.to(dtype)) == classification_loss(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), r"\(2, 3\), got \(2,\).*`labels.long\(\)`"),
+        (torch.tensor([True, False]), r"got torch.bool of shape \(2,\).*`labels.float\(\)`"),
+        (torch.ones(2, 3).bool(), r"got torch.bool of shape \(2, 3\).*`labels.float\(\)`"),
+        (torch.ones(2, 3).long(), r"got torch.int64 of shape \(2, 3\).*`labels.float\(\)`"),
+        (torch.tensor([[0]]), r"each of the 2 texts"),
+        (torch.tensor([0, 3]), r"0\.\.2.*got 0\.\.3.*resize_answer_head"),
+        (torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got 0.0..2.0"),
+        (torch.tensor([[0.0, -100.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got -100.0..1.0.*row of zeros"),
+        (torch.full((2, 3), math.nan), r"in \[0, 1\], got nan"),
+    ],
+)
+def test_labels_that_would_be_misread_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        classification_loss(torch.zeros(2, 3), labels)
+
+
+@pytest.mark.parametrize("labels", [torch.full((2,), -100), torch.zeros(2, 3)], ids=["answers", "scores"])
+def test_a_batch_without_any_answer_is_told_once(labels, caplog):
+    modeling_hivilt.logger.warning_once.cache_clear()
+    for _ in range(2):
+        assert classification_loss(torch.zeros(2, 3), labels) == 0
+    assert [record.message[:53] for record in caplog.records] == [
+        "None of the 2 questions of a batch has an answer amon"
+    ]
+
+
+def test_scores_that_are_no_numbers_make_a_loss_that_is_none():
+    logits = torch.tensor([[0.0, math.nan, 0.0], [0.0, 0.0, 0.0]])
+    assert classification_loss(logits, torch.tensor([0, 1])).isnan()
+    assert classification_loss(logits, torch.eye(2, 3)).isnan()
+
+
 def test_contrastive_loss_equals_a_loop_over_anchors():
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     positives = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
@@ -742,12 +806,12 @@ def test_images_with_the_same_caption_are_no_negatives_of_each_other(batch):
     states = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
     embeds = model.model.text_model.get_input_embeddings()(inputs["input_ids"])
     pairs = {"pixel_values": batch["pixel_values"], "image_index": batch["image_index"], "return_loss": True}
-    for given in (
+    for texts in (
         {"text_states": states},
         {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], **ids},
         {**{name: inputs[name] for name in ("input_ids", "attention_mask")}, "chunk_size": 2},
     ):
-        torch.testing.assert_close(model(**pairs, **given).loss, outputs.loss)
+        torch.testing.assert_close(model(**pairs, **texts).loss, outputs.loss)
     # By `text_ids` alone, too, whatever the tokens.
     assert model(**{**batch, **ids}, return_loss=True).num_dropped_anchors == 3
 
@@ -1077,6 +1141,56 @@ def test_default_config_is_the_base_model_of_the_note():
     )
     assert model.model.vision_model.config.image_size == 224 and model.config.hidden_size == 768
     assert encoders > 190e6 and sum(p.numel() for p in model.parameters()) - encoders < 45e6
+
+
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
+    model = make_model(model_class)
+    wish = {"return_loss": True} if model_class is HiViLTForRetrieval else {}
+    expected = model(**batch, **wish)
+    outputs = model(**{**batch, "image_index": batch["image_index"].to(dtype)}, **wish)
+    assert outputs.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_index": torch.tensor([True] * 5)}, "`image_index` must be a vector of integers, got torch.bool"),
+        ({"image_index": torch.zeros(5)}, "`image_index` must be a vector of integers, got torch.float32"),
+        ({"image_index": torch.zeros(5, 1).long()}, r"vector of integers, got torch.int64 of shape \(5, 1\)"),
+        ({"image_index": [0, 1, 1, 2, 0]}, "`image_index` must be a vector of integers, got a list"),
+        ({"image_index": torch.tensor([0])}, "1 images cannot be paired with 5 texts"),
+        ({"input_ids": torch.arange(7)}, r"`input_ids` must be .*\(texts, tokens\).*got torch.int64 of shape \(7,\)"),
+        ({"input_ids": torch.ones(5, 7)}, "`input_ids` must be integers"),
+        ({"pixel_values": torch.zeros(3, 20, 20)}, r"\(images, channels, height, width\).*got .* \(3, 20, 20\)"),
+        ({"attention_mask": torch.full((5, 7), -1e4)}, "`attention_mask` must be 1 at tokens and 0 at padding"),
+    ],
+)
+def test_inputs_that_would_be_misread_are_refused(model_class, change, message, batch):
+    with pytest.raises(ValueError, match=message):
+        make_model(model_class)(**batch | change)
+
+
+@pytest.mark.parametrize("name", ["image_ids", "text_ids"])
+def test_numbers_that_are_none_or_of_other_rows_are_refused(name, batch):
+    model = make_model(HiViLTForRetrieval)
+    rows = {"image_ids": 3, "text_ids": 5}[name]
+    for value in (torch.zeros(rows), torch.zeros(rows).bool(), torch.zeros(2).long(), [0] * rows):
+        with pytest.raises(ValueError, match=f"`{name}` must hold an integer for each of the {rows} "):
+            model(**batch, **{name: value}, return_loss=True)
+
+
+def test_an_image_that_is_no_number_spoils_its_own_rows_only(batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    expected = model(**batch).logits
+    batch["pixel_values"][1] = math.nan
+    logits = model(**batch).logits
+    assert logits[[1, 2]].isnan().all()
+    torch.testing.assert_close(logits[[0, 3, 4]], expected[[0, 3, 4]])
 
 
 if __name__ == "__main__":
