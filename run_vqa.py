@@ -378,6 +378,8 @@ def main(argv: list[str] | None = None) -> dict:
                 print(summary_of(results, split, metric))
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(f"Wrote {folder}" + (f"; try it: python app.py --model {folder}" if training_args.do_train else ""))
     return results if trainer.is_world_process_zero() else {}
 
 

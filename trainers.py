@@ -541,8 +541,9 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
 
         Returns:
             For each question, in the dataset's order, `{"answer": str, "score": float}` of the `top_k` best; the metrics
-            of `vqa_metrics` and `official_metrics`, and `loss`, the mean classification loss of the questions whose
-            answer is in the vocabulary; the number of questions.
+            of `vqa_metrics` (`top3_accuracy` where there are more than three answers to choose from) and
+            `official_metrics`, and `loss`, the mean classification loss of the questions whose answer is in the
+            vocabulary; the number of questions.
         """
         records = []
         for inputs in dataloader:
@@ -574,6 +575,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             [[answer["answer"] for answer in answers] for answers in predictions],
             [example.answers for example in examples],
         )
+        if model.config.num_labels <= 3:
+            metrics.pop("top3_accuracy", None)  # 1 whatever is answered
         if self.official_metrics is not None:
             official = self.official_metrics(predictions, examples)
             metrics |= {

@@ -192,31 +192,51 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
         raise ValueError("answered: there is no question to draw.")
     columns = min(columns, len(answered))
     rows = -(-len(answered) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.6), layout="constrained")
+    # A row is as high as the highest of its cells: wide images would leave most of a square one white.
+    shapes = [_arrange(one) for one in answered]
+    heights = [
+        max(height for _, height in shapes[start : start + columns]) for start in range(0, rows * columns, columns)
+    ]
+    figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
     figure.suptitle("Question, best answers with their probabilities, and where the model looked")
-    cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False)).ravel()
-    for cell, one in zip(cells, answered, strict=False):
-        _draw_answer(cell, one)
+    cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False, height_ratios=heights)).ravel()
+    for cell, one, (stacked, _) in zip(cells, answered, shapes, strict=False):
+        _draw_answer(cell, one, stacked)
     figure.savefig(path, dpi=100)
 
 
-def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
+def _arrange(one: AnsweredQuestion) -> tuple[bool, float]:
+    """Whether its image and where the model looked go one below the other, and how high its cell is, in inches."""
+    shape, number, width, most = one.image.width / one.image.height, 1 if one.attention is None else 2, 4.0, 2.5
+    beside, below = width / number / shape, width * number / shape
+    stacked = number > 1 and below <= most
+    lines = len(_question_lines(one)) + len(_answer_lines(one))
+    return stacked, max(0.3, below if stacked else min(beside, most)) + 0.17 * lines + 0.3
+
+
+def _question_lines(one: AnsweredQuestion) -> list[str]:
+    return textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")
+
+
+def _answer_lines(one: AnsweredQuestion) -> list[str]:
+    lines = [f"{textwrap.shorten(answer['answer'], 42)}  {answer['score']:.1%}" for answer in one.predictions]
+    if one.answer is not None and one.predictions[0]["answer"] != one.answer:
+        lines.append(f"(right: {textwrap.shorten(one.answer, 42)})")
+    return lines
+
+
+def _draw_answer(cell: Any, one: AnsweredQuestion, stacked: bool) -> None:
     pictures = [one.image.convert("RGB")]
     if one.attention is not None:
         pictures.append(draw_attention(pictures[0], one.attention))
-    for axes, picture in zip(np.atleast_1d(cell.subplots(1, len(pictures))), pictures, strict=True):
+    rows, columns = (len(pictures), 1) if stacked else (1, len(pictures))
+    for axes, picture in zip(np.atleast_1d(cell.subplots(rows, columns)), pictures, strict=True):
         axes.imshow(picture)
         axes.set_axis_off()
 
-    best = one.predictions[0]["answer"]
-    color = NEUTRAL if one.answer is None else RIGHT if best == one.answer else WRONG
-    cell.suptitle(
-        "\n".join(textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")), fontsize=10, parse_math=False
-    )
-    lines = [f"{textwrap.shorten(answer['answer'], 42)}  {answer['score']:.1%}" for answer in one.predictions]
-    if color == WRONG:
-        lines.append(f"(right: {textwrap.shorten(one.answer, 42)})")
-    cell.supxlabel("\n".join(lines), fontsize=9, color=color, parse_math=False)
+    color = NEUTRAL if one.answer is None else RIGHT if one.predictions[0]["answer"] == one.answer else WRONG
+    cell.suptitle("\n".join(_question_lines(one)), fontsize=10, parse_math=False)
+    cell.supxlabel("\n".join(_answer_lines(one)), fontsize=9, color=color, parse_math=False)
 
 
 def plot_retrieved(

@@ -98,6 +98,14 @@ def test_predictions_without_attention(tmp_path):
     assert_is_picture(tmp_path / "predictions.png")
 
 
+@pytest.mark.parametrize(("size", "least"), [((64, 64), 0.35), ((640, 64), 0.3), ((200, 64), 0.25), ((120, 64), 0.3)])
+def test_wide_images_do_not_leave_the_page_white(size, least, tmp_path):
+    cells = [answered(np.ones((2, 2)))._replace(image=Image.new("RGB", size, "navy")) for _ in range(8)]
+    plot_predictions(cells, tmp_path / "predictions.png")
+    shown = (pixels_of(tmp_path / "predictions.png").min(axis=-1) < 200).mean()
+    assert shown > least
+
+
 def test_no_predictions_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no question to draw"):
         plot_predictions([], tmp_path / "predictions.png")
