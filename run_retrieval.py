@@ -387,8 +387,8 @@ def main(argv: list[str] | None = None) -> dict | list:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        search = f"--index PICTURES --model_name_or_path {folder} --output_dir {folder}/index"
-        print(f"Wrote {folder}" + (f"; try it: python run_retrieval.py {search}" if training_args.do_train else ""))
+        flags = f"--index PICTURES --model_name_or_path {folder} --output_dir {folder}/index"
+        print(f"Wrote {folder}" + (f"; try it: python run_retrieval.py {flags}" if training_args.do_train else ""))
     return results if trainer.is_world_process_zero() else {}
 
 

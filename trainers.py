@@ -575,7 +575,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             [[answer["answer"] for answer in answers] for answers in predictions],
             [example.answers for example in examples],
         )
-        if model.config.num_labels <= 3:
+        if self.model.config.num_labels <= 3:
             metrics.pop("top3_accuracy", None)  # 1 whatever is answered
         if self.official_metrics is not None:
             official = self.official_metrics(predictions, examples)
