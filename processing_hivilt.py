@@ -69,6 +69,8 @@ def load_picture(
             hint = "check the path and the working directory"
             if name.startswith("~"):
                 hint = "`~` is not expanded: give os.path.expanduser(path)"
+            elif "\\" in name and os.sep == "/":
+                hint = "write it with / in place of \\"
             elif len(name) > 99 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name):
                 hint = f"if it is base64, decode it, then {FROM_BYTES}"
             raise FileNotFoundError(f"There is no image file {shown}; {hint}.")

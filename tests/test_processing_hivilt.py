@@ -750,6 +750,7 @@ def a_pipe(folder):
             r"decode the base64 after the comma, then give PIL.Image.op",
         ),
         (lambda _: "iVBORw0KGgo" * 2000 + "==", FileNotFoundError, r"'iVBO.{40,60}; if it is base64, decode it"),
+        (lambda _: "pictures\\cat.png", FileNotFoundError, r"cat.png'; write it with / in place of"),
         (lambda _: "~/cat.png", FileNotFoundError, r"'~/cat.png'; `~` is not expanded"),
         (lambda _: np.zeros((5, 4, 5), np.uint8), ValueError, r"\(height, width, channels\).*got \(5, 4, 5\)"),
         (lambda _: np.zeros((2, 5, 5), np.uint8), ValueError, r"1, 3 or 4 channels, got \(2, 5, 5\)"),
