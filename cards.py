@@ -235,7 +235,8 @@ def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
 
 def _cost_table(results: Mapping[str, Any]) -> str:
     rows = [["parameters", results["parameters"]["all"]], ["parameters that train", results["parameters"]["training"]]]
-    rows += [[f"training: {name.replace('_', ' ')}", value] for name, value in results["train"].items()]
+    spent = {name: value for name, value in results["train"].items() if value is not None}
+    rows += [[f"training: {name.replace('_', ' ')}", value] for name, value in spent.items()]
     for kind in ("peak_memory_bytes", "peak_cuda_memory_bytes"):
         if kind in results:
             rows.append([kind.removesuffix("_bytes").replace("_", " "), f"{results[kind] / 2**30:.2f} GiB"])

@@ -366,10 +366,9 @@ class HiViLTTrainer(Trainer):
         for before, group in zip(asked, self.optimizer.param_groups, strict=True):
             for name, flag in names.items():
                 if before[name] is not None and before[name] != group[name]:
-                    raise ValueError(
-                        f"{flag}: {checkpoint} was trained with {group[name]} and goes on so, got {before[name]}. Leave it "
-                        f"as it was, or begin anew from its weights with --model_name_or_path {checkpoint} and another "
-                        "--output_dir."
+                    logger.warning(
+                        f"{flag}: goes on with {group[name]} as in {checkpoint}, not with {before[name]}; to train with "
+                        f"that, begin anew from its weights with --model_name_or_path {checkpoint} and another --output_dir."
                     )
 
     def _save_checkpoint(self, model, trial) -> None:

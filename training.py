@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     ResNetConfig,
     T5Config,
@@ -493,7 +495,8 @@ def run_command(main: Callable[[], Any]) -> None:
     except SystemExit as stop:  # of all processes together: told to stop by SIGTERM or Ctrl-C
         status = stop.code
     except KeyboardInterrupt:
-        status, mistake = 130, "Ctrl-C: ended without saving."
+        status = 128 + signal.SIGINT
+        mistake = "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one."
     except MISTAKES as error:
         status, mistake = 2, _describe(error)
     if mistake is not None:
@@ -780,7 +783,28 @@ def load_checkpoint(
                 f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected a HiViLT; an encoder alone goes "
                 "into --vision_model or --text_model."
             )
-        return model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
+        model, processor = model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
+    check_tokens(argument, name, model, processor.tokenizer)
+    return model, processor
+
+
+def check_tokens(argument: str, name: str, model: HiViLTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Looks whether a tokenizer can be that of a model.
+
+    Args:
+        argument: what named them, for errors.
+        name: what it named.
+
+    Raises:
+        ValueError: the text encoder has no embedding for one of its tokens.
+    """
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    known = getattr(model.config.text_config, "vocab_size", None)
+    if known is not None and number >= known:
+        raise ValueError(
+            f"{argument}: the tokenizer in {name} has the token {token!r} of number {number:,}, but the text encoder knows "
+            f"{known:,}; it is of another model. Put back the one that the model was trained with."
+        )
 
 
 def load_or_build(
@@ -830,6 +854,8 @@ def load_or_build(
         args.text_model or small_text_config(len(tokenizer)),
         **{**small, **config, **(args.fusion or {})},
     )
+    if args.text_model:
+        check_tokens("text_model", args.text_model, model, tokenizer)
     if model.config.max_text_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     return model, HiViLTProcessor(image_processor, tokenizer)

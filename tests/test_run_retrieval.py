@@ -240,6 +240,19 @@ def test_resuming_continues_exactly(data, tmp_path):
     assert whole["test"]["loss"] == pytest.approx(first["test"]["loss"], rel=1e-6)
 
 
+def test_resuming_on_changed_captions_keeps_the_tokens(data, tmp_path):
+    """A tokenizer is trained on the captions: with others, words would have other numbers, over the old embeddings."""
+    main([*files(data), *flags(tmp_path / "out")])
+    before = read_lines(tmp_path / "out/predictions.jsonl")
+    rows = read_lines(data / "train.jsonl")
+    rows[0]["caption"] = ["a zebra crossing in white snow, white snow, white snow"]
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main([*files(data), *flags(tmp_path / "again", "--resume_from_checkpoint", str(tmp_path / "out/checkpoint-2"))])
+    assert read_lines(tmp_path / "again/predictions.jsonl") == before
+    tokens = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("out", "again")]
+    assert tokens[0] == tokens[1]
+
+
 def test_batches_of_one_train(data, tmp_path):
     more = ("--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1", "--contrastive_chunk_size", "1")
     more += ("--image_size", "64")  # batch norm needs more than one value

@@ -18,7 +18,7 @@ from huggingface_hub import get_token
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
 from hivilt.data.augmentation import Augmentation
 from hivilt.training import (
     HiViLTTrainingArguments,
@@ -464,6 +464,22 @@ def test_checkpoints_are_trained_on_in_float32(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    model, tokenizer = HiViLTForQuestionAnswering(make_config()), make_tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.add_tokens([f"word{number}" for number in range(61 - len(tokenizer))])
+    processor = HiViLTProcessor(make_processor().image_processor, tokenizer)
+    processor.save_pretrained(tmp_path)
+    args = TaskArguments(model_name_or_path=str(tmp_path))
+    load_or_build(args, HiViLTForQuestionAnswering)
+    tokenizer.add_tokens(["more"])
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="^model_name_or_path: .* token 'more' of number 61, but the text encoder knows 61"
+    ):
+        load_or_build(args, HiViLTForQuestionAnswering)
+
+
 @pytest.mark.parametrize("other", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
 def test_another_head_is_refused_unless_it_is_to_be_trained(other, tmp_path):
     wanted = HiViLTForRetrieval if other is HiViLTForQuestionAnswering else HiViLTForQuestionAnswering
@@ -544,4 +560,6 @@ def test_ctrl_c_ends_a_script_in_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(main)
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "Ctrl-C: ended without saving.\n"
+    assert capsys.readouterr().err == (
+        "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one.\n"
+    )

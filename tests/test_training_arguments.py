@@ -188,7 +188,8 @@ def same(trainer, weights, rtol=0.0, atol=0.0):
         {"include_num_input_tokens_seen": "all"},
         {"torch_empty_cache_steps": 1},
         {"activation_checkpointing": True},
-        {"torch_compile": True, "torch_compile_backend": "eager"},
+        # Most of a minute, of which torch takes all; test_conformance.py compiles the model itself.
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
         {"eval_on_start": True},
         {"greater_is_better": False, "metric_for_best_model": "loss"},
     ],
