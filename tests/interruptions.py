@@ -4,13 +4,14 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from hivilt.training import run_command
+from processes import run_copies
 
 
 class Run(NamedTuple):
@@ -44,23 +45,10 @@ MOMENTS = {
 }
 
 
-class Scripts:
-    """A process that has imported the scripts; each run is a copy of it, which has computed nothing yet."""
-
-    def __init__(self):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, __file__], **pipes)
-
-    def __call__(self, run: Run) -> tuple[int, str]:
-        """Runs it to its end: its exit status, negative for a signal that ended it, as `subprocess` has it, and what it
-        wrote."""
-        self._process.stdin.write(json.dumps(run) + "\n")
-        self._process.stdin.flush()
-        status, output = json.loads(self._process.stdout.readline())
-        return status, output
-
-    def close(self) -> None:
-        self._process.communicate()
+def execute(run: Run) -> tuple[int, str]:
+    """Runs it to its end: its exit status, negative for a signal that ended it, and what it wrote."""
+    (status,), printed, errors = run_copies(Path(__file__).stem, 1, [json.dumps([run])])
+    return status, (printed + errors)[-4000:]
 
 
 def _arrange(moment: str, call: int, number: int) -> None:
@@ -89,58 +77,20 @@ def _cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def _serve() -> None:
-    import hivilt.run_retrieval
-    import hivilt.run_vqa
-
-    scripts = {"run_vqa": hivilt.run_vqa.main, "run_retrieval": hivilt.run_retrieval.main}
-    for line in sys.stdin:
-        run = Run(*json.loads(line))
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.dup2(writing, 1)
-            os.dup2(writing, 2)
-            os.close(reading)
-            os.close(writing)
-            os._exit(_run(scripts[run.script], run))
-        os.close(writing)
-        with os.fdopen(reading, errors="replace") as output:
-            text = output.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps((status, text[-4000:])), flush=True)
-
-
-def _run(main: Callable[[Sequence[str]], Any], run: Run) -> int:
-    if isinstance(run.moment, str):
-        _arrange(run.moment, run.call, run.signal)
-    elif run.moment is not None:
-        threading.Timer(run.moment, os.kill, (os.getpid(), run.signal)).start()
-    status = 1
-    try:
-        main(run.flags)
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
-
-
-def _together(runs: Sequence[Run]) -> None:
-    """Runs in this process, which is one of several; the signals go to the second of them."""
+def _execute(runs: Sequence[Run]) -> None:
+    """Runs in this process; if it is one of several, the signals go to the second of them."""
     for run in runs:
-        if run.moment is not None and os.environ["RANK"] == "1":
-            _arrange(run.moment, run.call, run.signal)
+        if os.environ.get("RANK", "1") == "1":
+            if isinstance(run.moment, str):
+                _arrange(run.moment, run.call, run.signal)
+            elif run.moment is not None:
+                threading.Timer(run.moment, os.kill, (os.getpid(), run.signal)).start()
         importlib.import_module(f"hivilt.{run.script}").main(run.flags)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        from hivilt.training import run_command
-
-        run_command(lambda: _together([Run(*run) for run in json.loads(sys.argv[1])]))
+    runs = [Run(*run) for run in json.loads(sys.argv[1])]
+    if "RANK" in os.environ:
+        run_command(lambda: _execute(runs))
     else:
-        _serve()
+        _execute(runs)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import json
+import math
 import os
 import random
 import runpy
@@ -63,12 +64,20 @@ def launch(module: str, num_processes: int, arguments: list[str], status: int = 
 
     `status` is 0 if all are to end well, 1 if one of them is not to.
     """
+    statuses, printed, errors = run_copies(module, num_processes, arguments)
+    assert any(statuses) == bool(status), errors[-6000:]
+    return printed
+
+
+def run_copies(module: str, num_processes: int, arguments: list[str]) -> tuple[list[int], str, str]:
+    """Runs a module to its end: exit statuses, negative for a signal, as `subprocess` has them, standard output, errors.
+
+    Several processes know of each other, one by itself is like any other that nobody launched.
+    """
     server = _server()
     server.stdin.write(json.dumps([module, num_processes, arguments]) + "\n")
     server.stdin.flush()
-    failed, printed, errors = json.loads(server.stdout.readline())
-    assert failed == bool(status), errors[-6000:]
-    return printed
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache
@@ -83,21 +92,25 @@ def _serve() -> None:
     for line in sys.stdin:
         module, num_processes, arguments = json.loads(line)
         together = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
-            children = set()
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as printed,
+            tempfile.TemporaryFile("w+", errors="replace") as errors,
+        ):
+            children = []
             for rank in map(str, range(num_processes)):
                 child = os.fork()
                 if child == 0:
-                    os.environ |= together | {"RANK": rank, "LOCAL_RANK": rank}
+                    if num_processes > 1:
+                        os.environ |= together | {"RANK": rank, "LOCAL_RANK": rank}
                     for number, file in enumerate(
                         (os.open(os.devnull, os.O_RDONLY), printed.fileno(), errors.fileno())
                     ):
                         os.dup2(file, number)
                     os._exit(_run(module, arguments))
-                children.add(child)
-            failed = _wait(children)
+                children.append(child)
+            statuses = _wait(children)
             texts = [(file.seek(0), file.read())[1] for file in (printed, errors)]
-        print(json.dumps([failed, *texts]), flush=True)
+        print(json.dumps([[statuses[child] for child in children], *texts]), flush=True)
 
 
 def _run(module: str, arguments: list[str]) -> int:
@@ -116,20 +129,20 @@ def _run(module: str, arguments: list[str]) -> int:
     return status if isinstance(status, int) else int(status is not None)
 
 
-def _wait(children: set[int]) -> bool:
-    """Waits for all of them; whether one failed, after which the others have a minute."""
-    failed, last = False, None
-    while children:
+def _wait(children: list[int]) -> dict[int, int]:
+    """The exit status of each; after one has failed the others have a minute."""
+    statuses, last = {}, math.inf
+    while len(statuses) < len(children):
         child, status = os.waitpid(-1, os.WNOHANG)
         if child == 0:
             time.sleep(0.02)
-        children.discard(child)
-        if child and status:
-            failed, last = True, last or time.monotonic() + 60
-        if last and time.monotonic() > last:
-            for left in children:
-                os.kill(left, signal.SIGKILL)
-    return failed
+            if time.monotonic() > last:
+                for left in set(children) - statuses.keys():
+                    os.kill(left, signal.SIGKILL)
+        else:
+            statuses[child] = os.waitstatus_to_exitcode(status)
+            last = min(last, time.monotonic() + 60) if status else last
+    return statuses
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hivilt.trainers import last_checkpoint
-from interruptions import Run, Scripts
+from interruptions import Run, execute
 from processes import launch
 from tiny import make_picture
 
@@ -44,14 +44,7 @@ def flags(data, out, *more):
 
 
 @pytest.fixture(scope="module")
-def execute():
-    scripts = Scripts()
-    yield scripts
-    scripts.close()
-
-
-@pytest.fixture(scope="module")
-def whole(execute, data, tmp_path_factory):
+def whole(data, tmp_path_factory):
     """For each script what nothing interrupted left."""
     folders = {script: tmp_path_factory.mktemp(script) for script in SCRIPTS}
     for script, folder in folders.items():
@@ -72,7 +65,7 @@ def assert_same_weights(first, second):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_training_goes_on_to_the_same_weights(script, execute, data, whole, tmp_path):
+def test_killed_training_goes_on_to_the_same_weights(script, data, whole, tmp_path):
     out = tmp_path / "out"
     moments = [
         ("step", 1),  # before there is any checkpoint
@@ -94,7 +87,7 @@ def test_killed_training_goes_on_to_the_same_weights(script, execute, data, whol
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, execute, data, whole, tmp_path):
+def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, data, whole, tmp_path):
     out = tmp_path / "out"
     runs = [
         Run(script, flags(data, out), "step", 3, signal.SIGTERM),
@@ -124,7 +117,7 @@ def test_of_two_processes_one_is_told_to_end_and_both_save(data, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_workers_train_to_the_same_weights(script, execute, data, whole, tmp_path):
+def test_workers_train_to_the_same_weights(script, data, whole, tmp_path):
     for number in ("0", "1", "2"):
         out = tmp_path / number
         status, output = execute(Run(script, flags(data, out, "--dataloader_num_workers", number)))
@@ -148,7 +141,7 @@ def disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_and_loses_nothing(execute, data, disk, whole):
+def test_a_full_disk_is_said_and_loses_nothing(data, disk, whole):
     folder, resize = disk
     size = sum(path.stat().st_size for path in (whole["run_vqa"] / "checkpoint-8").rglob("*"))
     resize(int(1.5 * size))
@@ -166,7 +159,7 @@ def test_a_full_disk_is_said_and_loses_nothing(execute, data, disk, whole):
     assert_same_weights(whole["run_vqa"], folder / "out")
 
 
-def test_an_unfinished_checkpoint_is_refused_by_name(execute, data, tmp_path):
+def test_an_unfinished_checkpoint_is_refused_by_name(data, tmp_path):
     unfinished = tmp_path / "checkpoint-2"
     unfinished.mkdir()
     status, output = execute(Run("run_vqa", flags(data, tmp_path, "--resume_from_checkpoint", str(unfinished))))

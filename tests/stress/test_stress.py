@@ -21,7 +21,7 @@ from hivilt.run_vqa import main
 from hivilt.search import ImageIndex
 from hivilt.trainers import QuestionAnsweringTrainer, last_checkpoint
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, peak_memory_bytes
-from interruptions import MOMENTS, Run, Scripts
+from interruptions import MOMENTS, Run, execute
 from tiny import make_model, make_picture, make_processor
 
 COLORS = ["red", "blue", "green", "white"]
@@ -58,7 +58,7 @@ def test_kills_at_random_moments(script, tmp_path, record):
     ]
     usual += ["--save_strategy", "steps", "--save_steps", "3", "--resume_from_checkpoint", "last", "--output_dir"]
 
-    draw, execute = random.Random(script), Scripts()
+    draw = random.Random(script)
     start = time.perf_counter()
     status, output = execute(Run(script, [*usual, str(tmp_path / "whole")]))
     longest = time.perf_counter() - start
@@ -83,7 +83,6 @@ def test_kills_at_random_moments(script, tmp_path, record):
         finished += 1
         found = load_file(out / "model.safetensors")
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    execute.close()
     record(f"{script}, SIGKILL", {"kills": kills, "runs that finished with equal weights": finished, "when": moments})
 
 
