@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
@@ -174,6 +174,12 @@ class TaskArguments:
             self.fusion = read_mapping("fusion", self.fusion)
         if not isinstance(self.fusion, dict | None):
             raise ValueError(f"fusion: expected fields of HiViLTConfig with their values, got {self.fusion!r}.")
+        known = [one.name for one in fields(HiViLTConfig)]
+        for name in self.fusion or ():
+            if name not in known:  # HiViLTConfig would keep it, and do nothing with it
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise ValueError(f"fusion: HiViLTConfig has no field {name}{hint}")
         wrong = [part for part in self.freeze if part not in PARTS]
         if wrong:
             raise ValueError(f"freeze: expected any of {', '.join(PARTS)}, with blanks between, got {wrong[0]!r}.")

@@ -61,10 +61,10 @@ def test_no_is_a_strategy(settings):
 
 
 def test_numbers_within_fusion_are_numbers(settings):
-    text = "fusion: {layer_norm_epsilon: 1e-6, fusion_top_k: 8, use_local_fusion: false, vision_levels: [1, 2]}"
+    text = "fusion: {layer_norm_eps: 1e-6, fusion_top_k: 8, use_local_fusion: false, vision_levels: [1, 2]}"
     fusion = settings(text)[0].fusion
-    expected = {"layer_norm_epsilon": 1e-6, "fusion_top_k": 8, "use_local_fusion": False, "vision_levels": [1, 2]}
-    assert fusion == expected and type(fusion["layer_norm_epsilon"]) is float
+    expected = {"layer_norm_eps": 1e-6, "fusion_top_k": 8, "use_local_fusion": False, "vision_levels": [1, 2]}
+    assert fusion == expected and type(fusion["layer_norm_eps"]) is float
 
 
 def test_null_and_nothing_are_no_flag(settings):
@@ -205,6 +205,11 @@ def test_a_wrong_flag_is_refused_by_name(argv, message):
         (["--fusion", "8"], "^fusion: expected fields of HiViLTConfig with their values.* got 8"),
         (["--lr_scheduler_kwargs", "{a: 8}"], "^lr_scheduler_kwargs: expected JSON such as .*got '{a: 8}'"),
         (["--fusion", "[8]"], "^fusion: expected fields"),
+        (
+            ["--fusion", '{"fusion_topk": 8}'],
+            "^fusion: HiViLTConfig has no field fusion_topk; did you mean fusion_top_k",
+        ),
+        (["--fusion", '{"bogus": 8}'], r"^fusion: HiViLTConfig has no field bogus\."),
         (["--freeze", "vision", "head"], "^freeze: expected any of vision, text, fusion, .*got 'head'"),
         (["--freeze", "vision,text"], "^freeze: expected any of .*got 'vision,text'"),
         (["--license", "Apache 2"], "^license: .*got 'Apache 2'"),
