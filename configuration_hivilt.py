@@ -1,6 +1,5 @@
 """HiViLT configuration: two encoders, described by their own configs, and the hierarchical fusion between them."""
 
-import copy
 import difflib
 import math
 import os
@@ -19,6 +18,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .encoders_hivilt import (
+    VisionState,
+    check_encoder,
+    default_levels,
+    max_text_length,
+    vision_states,
+    without_unread_parts,
+)
+
 # Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
 AUTO_MAP = {
     "AutoConfig": "configuration_hivilt.HiViLTConfig",
@@ -26,19 +34,6 @@ AUTO_MAP = {
     "AutoModelForVisualQuestionAnswering": "modeling_hivilt.HiViLTForQuestionAnswering",
     "AutoModelForZeroShotImageClassification": "modeling_hivilt.HiViLTForRetrieval",
     "AutoProcessor": "processing_hivilt.HiViLTProcessor",
-}
-
-# Text encoders that number positions from pad_token_id + 1, so their table holds fewer texts than it has rows.
-_OFFSET_POSITIONS = {
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
 }
 
 
@@ -96,10 +91,10 @@ class HiViLTConfig(PreTrainedConfig):
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
-            Config of any transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
-            hierarchical (Swin, ConvNeXt). A `dict` names its `model_type`.
+            Config of a transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
+            hierarchical (Swin, ConvNeXt, MobileNet). `docs/encoders.md` lists all. A `dict` names its `model_type`.
         text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base):
-            Config of any transformers text encoder (BERT, RoBERTa, DistilBERT, T5, CLIP text, ...).
+            Config of a transformers text encoder (BERT, RoBERTa, DistilBERT, T5, CLIP text, ...); see there.
         hidden_size (`int`, defaults to 768):
             Width *d* that every level of both modalities is projected to.
         num_attention_heads (`int`, defaults to 8):
@@ -108,7 +103,7 @@ class HiViLTConfig(PreTrainedConfig):
             Number of levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
         vision_levels (`list[int]`, *optional*):
             For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
-            evenly spaced layers that end with the last one, or the last stages of a hierarchical encoder. Layers past
+            evenly spaced layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers past
             the last one named are computed for nothing and never train: give the encoder fewer of them.
         vision_strides (`list[int]`, *optional*):
             For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ...
@@ -155,7 +150,7 @@ class HiViLTConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
-        ValueError: a keyword is a misspelt field.
+        ValueError: a keyword is a misspelt field, or an encoder is of a family that cannot be one.
     """
 
     model_type = "hivilt"
@@ -216,14 +211,9 @@ class HiViLTConfig(PreTrainedConfig):
         self.vision_config = _encoder_config("vision_config", self.vision_config, "vit")
         self.text_config = _encoder_config("text_config", self.text_config, "bert")
         super().__post_init__(**kwargs)
-        # The towers' own pooling heads are never read: left in, their weights would never see a gradient.
-        # SigLIP's model asks for its switch even where its config, in older versions, has no such field.
-        has_head = self.vision_config.model_type in ("siglip_vision_model", "siglip2_vision_model")
-        for unread, default in (("vision_use_head", has_head), ("use_mask_token", False)):
-            if getattr(self.vision_config, unread, default):
-                # A copy: the config that was handed in may belong to a model of its own.
-                self.vision_config = copy.deepcopy(self.vision_config)
-                setattr(self.vision_config, unread, False)
+        for name in self.sub_configs:
+            check_encoder(name, getattr(self, name))
+            setattr(self, name, without_unread_parts(getattr(self, name)))
         self._name_labels()
 
     def _name_labels(self):
@@ -277,50 +267,22 @@ class HiViLTConfig(PreTrainedConfig):
     @property
     def vision_level_layout(self) -> list[tuple[int, int, int]]:
         """For each stage, fine to coarse: index into the vision hidden states, pooling stride, channels."""
-        indices = self.vision_levels or self._default_vision_levels()
-        strides = self.vision_strides or (
-            [1] * len(indices) if self._is_hierarchical else [2**stage for stage in range(len(indices))]
-        )
-        return [(index, stride, self._vision_channels(index)) for index, stride in zip(indices, strides, strict=True)]
+        states = vision_states(self.vision_config)
+        indices = self.vision_levels or self._default_vision_levels(states)
+        is_hierarchical = len({state.side for state in states}) > 1
+        strides = self.vision_strides or [1 if is_hierarchical else 2**stage for stage in range(len(indices))]
+        return [(index, stride, states[index].channels) for index, stride in zip(indices, strides, strict=True)]
 
     @property
     def max_text_length(self) -> int | None:
         """Most tokens the text encoder takes; `None` where positions are relative (T5) and there is no limit."""
-        positions = getattr(self.text_config, "max_position_embeddings", None)
-        if positions is not None and self.text_config.model_type in _OFFSET_POSITIONS:
-            return positions - self.text_config.pad_token_id - 1
-        return positions
+        return max_text_length(self.text_config)
 
-    @property
-    def _is_hierarchical(self) -> bool:
-        return self._num_vision_stages is not None
-
-    @property
-    def _num_vision_stages(self) -> int | None:
-        """Stages of a vision encoder that coarsens by itself; `None` for an isotropic one."""
-        sizes = getattr(self.vision_config, "hidden_sizes", None) or getattr(self.vision_config, "depths", None)
-        return len(sizes) if isinstance(sizes, (list, tuple)) else None
-
-    @property
-    def _num_vision_states(self) -> int:
-        return (self._num_vision_stages or self.vision_config.num_hidden_layers) + 1
-
-    def _default_vision_levels(self) -> list[int]:
-        last = self._num_vision_states - 1
-        if not self._is_hierarchical:
-            return [last * (stage + 1) // self.num_fusion_stages for stage in range(self.num_fusion_stages)]
-        if hasattr(self.vision_config, "embed_dim"):
-            # Swin states are taken after each stage's merging, so the last two share one resolution: skip the former.
-            return [*range(last - 1), last][-self.num_fusion_stages :]
-        return list(range(1, last + 1))[-self.num_fusion_stages :]
-
-    def _vision_channels(self, index: int) -> int:
-        if not self._is_hierarchical:
-            return self.vision_config.hidden_size
-        sizes = getattr(self.vision_config, "hidden_sizes", None)
-        if sizes is None:
-            return self.vision_config.embed_dim * 2 ** min(index, self._num_vision_stages - 1)
-        return sizes[index - 1] if index > 0 else getattr(self.vision_config, "embedding_size", sizes[0])
+    def _default_vision_levels(self, states: list[VisionState]) -> list[int]:
+        if len({state.side for state in states}) > 1:
+            return default_levels(states)[-self.num_fusion_stages :]
+        last = len(states) - 1
+        return [last * (stage + 1) // self.num_fusion_stages for stage in range(self.num_fusion_stages)]
 
     @staticmethod
     def _misspelt(key: str) -> str | None:
@@ -387,7 +349,8 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError("`id2label` must not name the same answer twice.")
 
     def _validate_levels(self):
-        states = self._num_vision_states
+        described = vision_states(self.vision_config)
+        states = len(described)
         for name in ("vision_levels", "vision_strides"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_fusion_stages:
@@ -407,7 +370,7 @@ class HiViLTConfig(PreTrainedConfig):
                 f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
                 f"encoder has hidden states ({states}); lower it or name `vision_levels`."
             )
-        if len(self._default_vision_levels()) < self.num_fusion_stages or self._default_vision_levels()[0] < 0:
+        if self.vision_levels is None and len(self._default_vision_levels(described)) < self.num_fusion_stages:
             raise ValueError(
                 f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
                 "encoder has stages; lower it or name `vision_levels`."

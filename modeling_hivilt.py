@@ -18,6 +18,7 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 `S` fusion stages, `H` heads. "Equation L, P, G" are those of the design note, sections 3.2, 7.2 and 3.3.
 """
 
+import copy
 import inspect
 import json
 import os
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -53,6 +54,23 @@ from transformers.utils import (
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .configuration_hivilt import HiViLTConfig, code_in_place
+from .encoders_hivilt import (
+    attention_for,
+    build_encoder,
+    fetch_tokens,
+    first_layers,
+    image_inputs,
+    image_maps,
+    image_size,
+    layers_of,
+    move_tokens,
+    places_without_gaps,
+    takes_one_size,
+    text_width,
+    vision_norm,
+    vision_states,
+    word_embeddings,
+)
 
 if TYPE_CHECKING:
     # Never run: saving and loading copy the files that this one is seen to import, and these two belong to the weights.
@@ -60,9 +78,6 @@ if TYPE_CHECKING:
     from .processing_hivilt import HiViLTProcessor  # noqa: F401
 
 logger = logging.get_logger(__name__)
-
-# Norms that an encoder applies to its pooled output alone; here they normalise the last level they were trained for.
-_POOLED_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
 # A CPU fuses as many pairs at a time as have finest levels of this many bytes: what is computed of them stays near the
 # processor, and pieces so small are not asked of the system anew each time.
@@ -651,7 +666,7 @@ class HiViLTFusion(nn.Module):
         self.text_windows = [3 ** min(s, 4) for s in range(config.num_fusion_stages)][-len(layout) :]
         self.vision_strides = [stride for _, stride, _ in layout]
         self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels, on_grid=True) for _, _, channels in layout)
-        self.text_levels = nn.ModuleList(HiViLTLevel(config, config.text_config.hidden_size) for _ in layout)
+        self.text_levels = nn.ModuleList(HiViLTLevel(config, text_width(config.text_config)) for _ in layout)
         self.vision_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
         self.text_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
         self.stages = nn.ModuleList(HiViLTFusionStage(config) for _ in stages)
@@ -1021,8 +1036,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         return next(parameter.dtype for parameter in self.base_model.parameters() if parameter.is_floating_point())
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text encoder's word embeddings."""
-        return self.base_model.text_model.get_input_embeddings()
+        """The text encoder's word embeddings, the module that runs."""
+        return word_embeddings(self.base_model.text_model)
 
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.text_model.set_input_embeddings(value)
@@ -1033,13 +1048,34 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         checkpointing need it. As in transformers, but for embeddings that return more than a tensor (Swin's).
         """
 
-        def require_grad(module, inputs, output):
-            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
+        embeddings = [self.get_input_embeddings()]
+        with suppress(NotImplementedError):  # ConvNeXt names no embeddings
+            embeddings.append(self.base_model.vision_model.get_input_embeddings())
+        # timm's are None
+        self._require_grads_hooks = [e.register_forward_hook(_require_grad) for e in embeddings if e is not None]
 
-        self._require_grads_hooks = []
-        for encoder in (self.base_model.vision_model, self.base_model.text_model):
-            with suppress(NotImplementedError):  # ConvNeXt names no embeddings
-                self._require_grads_hooks.append(encoder.get_input_embeddings().register_forward_hook(require_grad))
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+        """
+        As [`PreTrainedModel.set_attn_implementation`]; an encoder that does not have the one asked for keeps its own,
+        with one warning.
+        """
+        parts = attn_implementation if isinstance(attn_implementation, dict) else {"": attn_implementation}
+        parts = dict(parts)
+        encoders = {"vision_config": self.base_model.vision_model, "text_config": self.base_model.text_model}
+        for name, encoder in encoders.items():
+            wanted = parts.get(name, None if isinstance(attn_implementation, dict) else attn_implementation)
+            if isinstance(wanted, str):
+                parts[name] = attention_for(encoder, wanted)
+        super().set_attn_implementation(parts, **kwargs)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """
+        `False`, so that weights that a checkpoint lacks are drawn as each encoder draws them: of custom code transformers
+        takes a module that has no parameters of its own for drawn, and T5 and CLIP draw their layers' from above. Our
+        `_init_weights` leaves what was loaded alone, as transformers' own do.
+        """
+        return False
 
     def encode_images(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
@@ -1063,7 +1099,9 @@ class HiViLTPreTrainedModel(PreTrainedModel):
 
         Args:
             part (`str`): `"vision"` or `"text"` (the encoders) or `"fusion"`.
-            num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers.
+            num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers, in the order
+                of computation: of one in stages (Swin, ConvNeXt, ResNet) the blocks of all stages are counted through,
+                and what lies between two stages freezes with the blocks before it.
 
         Raises:
             ValueError: an unknown part, or `num_layers` where there are no such layers.
@@ -1077,17 +1115,16 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             self.base_model.frozen_modules.append(parts[part])
             module.eval()
             return
-        layers = max((m for m in module.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
+        layers = layers_of(module) if part != "fusion" else []
         if part == "fusion" or not 0 <= num_layers <= len(layers):
             raise ValueError(
                 f"`num_layers` must lie in 0..{len(layers)} and name layers of an encoder, got {num_layers}."
             )
-        # Parameters come in the order of computation: all those before the first layer that still trains.
-        training = {id(p) for layer in layers[num_layers:] for p in layer.parameters()}
-        for parameter in module.parameters():
-            if id(parameter) in training:
-                break
+        parameters, through = first_layers(module, num_layers)
+        for parameter in parameters:
             parameter.requires_grad_(False)
+        self.base_model.frozen_modules += [f"{parts[part]}.{name}" for name in through]
+        self.base_model.train(self.base_model.training)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
@@ -1152,17 +1189,22 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a checkpoint lacks weights that its encoder needs.
         """
-        configs = (s if isinstance(s, PreTrainedConfig) else AutoConfig.from_pretrained(s) for s in (vision, text))
+        configs = [s if isinstance(s, PreTrainedConfig) else AutoConfig.from_pretrained(s) for s in (vision, text)]
         model = cls(cls.config_class.from_vision_text_configs(*configs, **fusion))
-        for attribute, source in (("vision_model", vision), ("text_model", text)):
+        for name, source, config in zip(("vision", "text"), (vision, text), configs, strict=True):
             if isinstance(source, PreTrainedConfig):
                 continue
-            tower = getattr(model.base_model, attribute)
-            pretrained, loading = type(tower).from_pretrained(
-                source, config=tower.config, dtype=torch.float32, output_loading_info=True
-            )
+            tower = getattr(model.base_model, f"{name}_model")
+            load = {"dtype": torch.float32, "output_loading_info": True}
+            pretrained, loading = type(tower).from_pretrained(source, config=tower.config, **load)
+            missing, prefix = loading["missing_keys"], ""
+            if missing and hasattr(config, f"{name}_config"):
+                # Not all towers know where they stand in the whole model (BLIP's, AltCLIP's).
+                pretrained, loading = AutoModel.from_pretrained(source, **load)
+                missing, prefix = loading["missing_keys"], f"{name}_model."
+                pretrained = getattr(pretrained, f"{name}_model")
             # Poolers and the like are not taken over, so they need not be there.
-            missing = sorted(set(loading["missing_keys"]) & set(tower.state_dict()))
+            missing = sorted(key for key in tower.state_dict() if prefix + key in missing)
             if missing:
                 raise ValueError(
                     f"{source} has no weights for {len(missing)} parameters of its {type(tower).__name__}, the first "
@@ -1185,25 +1227,6 @@ def _remove_stale_weights(folder: Path) -> None:
         stale.unlink()
 
 
-def _build_encoder(config) -> PreTrainedModel:
-    """The encoder of a config, without the parts that only its own pooled output or pre-training reads."""
-    auto_class = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
-    without = {}
-    if type(config) in auto_class._model_mapping:
-        parameters = inspect.signature(auto_class._model_mapping[type(config)]).parameters
-        without = {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
-    encoder = auto_class.from_config(config, **without)
-    if isinstance(getattr(encoder, "head", None), nn.Linear):
-        encoder.head = nn.Identity()
-    embeddings = getattr(encoder, "embeddings", None)
-    if getattr(embeddings, "mask_token", None) is not None:
-        # A buffer is neither trained nor saved, and DINOv3's initialisation still finds it.
-        mask_token = embeddings.mask_token.detach()
-        del embeddings.mask_token
-        embeddings.register_buffer("mask_token", mask_token, persistent=False)
-    return encoder
-
-
 class HiViLTModel(HiViLTPreTrainedModel):
     """
     The two encoders and their hierarchical fusion, without a head (design note, sections 2-4).
@@ -1215,21 +1238,51 @@ class HiViLTModel(HiViLTPreTrainedModel):
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
         super().__init__(config)
-        self.vision_model = _build_encoder(config.vision_config)
-        self.text_model = _build_encoder(config.text_config)
+        self.vision_model = build_encoder(config.vision_config)
+        self.text_model = build_encoder(config.text_config)
         self.fusion = HiViLTFusion(config, add_global_mlp=add_global_mlp)
         self.frozen_modules = []
+        # Read once, since a compiled or exported call must not.
+        self._vision_states = vision_states(config.vision_config)
+        levels = [index for index, _, _ in config.vision_level_layout]
+        self._vision_levels = levels[-len(self.fusion.vision_levels) :]
         self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
         self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
+        self._install_capturing_hooks()
+        self.post_init()
+
+    def _install_capturing_hooks(self):
         for encoder in (self.vision_model, self.text_model):
             # transformers would do it in the first call, which cannot be compiled or exported then.
             maybe_install_capturing_hooks(encoder)
-        self.post_init()
+
+    def __getstate__(self) -> dict:
+        """What pickle and `torch.save` take: all but those hooks of the encoders, which are functions without a name."""
+        state = {**self.__dict__, "_modules": dict(self._modules)}
+        # Tensors and configs are not copied, only the modules around them.
+        shared = (*self.parameters(), *self.buffers(), self.config.vision_config, self.config.text_config)
+        memo = {id(value): value for value in shared}
+        for name in ("vision_model", "text_model"):
+            encoder = state["_modules"][name] = copy.deepcopy(self._modules[name], memo)
+            for module in encoder.modules():
+                hooks = module._forward_hooks
+                for key in [
+                    key
+                    for key, hook in hooks.items()
+                    if getattr(hook, "__module__", None) == maybe_install_capturing_hooks.__module__
+                ]:
+                    del hooks[key]
+                module.__dict__.pop("_output_capturing_hooks_installed", None)
+        return state
+
+    def __setstate__(self, state: dict):
+        super().__setstate__(state)
+        self._install_capturing_hooks()
 
     def train(self, mode: bool = True) -> "HiViLTModel":
         super().train(mode)
         for name in self.frozen_modules:
-            getattr(self, name).eval()
+            self.get_submodule(name).eval()
         return self
 
     def encode_images(
@@ -1259,9 +1312,9 @@ class HiViLTModel(HiViLTPreTrainedModel):
         if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
+            inputs = image_inputs(self.config.vision_config, pixel_values.to(self.vision_model.dtype))
             outputs = self.vision_model(
-                pixel_values.to(self.vision_model.dtype),
-                **{**kwargs, "output_hidden_states": True, "return_dict": True},
+                **inputs, **self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             )
             maps = self._vision_maps(outputs, pixel_values)
         states = self.fusion("encode_images", maps)
@@ -1335,14 +1388,29 @@ class HiViLTModel(HiViLTPreTrainedModel):
             raise ValueError(f"{type(self.text_model).__name__} takes no `inputs_embeds`; give `input_ids`.")
         if "token_type_ids" not in self._text_arguments:
             inputs.pop("token_type_ids", None)
+        if "position_ids" in kwargs:
+            inputs["position_ids"] = kwargs.pop("position_ids").expand(tokens.shape[:2])
+        if "use_cache" in self._text_arguments:
+            kwargs["use_cache"] = False
+        places = places_without_gaps(attention_mask)
+        inputs = {name: move_tokens(value, places) for name, value in inputs.items()}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
-            flags = {"return_dict": True, "output_hidden_states": bool(kwargs["output_hidden_states"])}
-            outputs = self.text_model(**inputs, attention_mask=attention_mask, **{**kwargs, **flags})
-        states = self.fusion("encode_texts", outputs.last_hidden_state, attention_mask.bool())
+            flags = {"output_hidden_states": bool(kwargs["output_hidden_states"])}
+            outputs = self.text_model(
+                **inputs,
+                attention_mask=move_tokens(attention_mask, places),
+                **self._taken(self._text_arguments, {**kwargs, **flags}),
+            )
+            last_hidden_state = fetch_tokens(outputs.last_hidden_state, places)
+        states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
         states.input_ids = input_ids
-        states.last_hidden_state = outputs.last_hidden_state
-        states.hidden_states = _selected(outputs.get("hidden_states"), kwargs["output_hidden_states"])
-        states.attentions = _weights(outputs.get("attentions") or None)
+        states.last_hidden_state = last_hidden_state
+        hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
+        states.hidden_states = _selected(hidden_states or None, kwargs["output_hidden_states"])
+        attentions = _weights(outputs.get("attentions") or None)
+        if attentions is not None:
+            attentions = tuple(fetch_tokens(fetch_tokens(weights, places, 2), places, 3) for weights in attentions)
+        states.attentions = attentions
         return states
 
     def fuse(
@@ -1442,49 +1510,42 @@ class HiViLTModel(HiViLTPreTrainedModel):
             **_of_encoders(image_states, text_states, kwargs),
         )
 
+    @staticmethod
+    def _taken(arguments: set[str], kwargs: dict) -> dict:
+        """Of a call's keyword arguments those that an encoder takes."""
+        kwargs = {**kwargs, "return_dict": True}
+        return kwargs if "kwargs" in arguments else {name: v for name, v in kwargs.items() if name in arguments}
+
     def _trains(self, name: str) -> bool:
         # An adapter inside a frozen encoder trains, so ask the parameters, but only where something was frozen.
         return name not in self.frozen_modules or any(p.requires_grad for p in getattr(self, name).parameters())
 
     def _check_image_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
-        size = getattr(self.config.vision_config, "image_size", None)
-        learned_positions = "interpolate_pos_encoding" in self._vision_arguments and not self.config._is_hierarchical
-        if size is None or not learned_positions or interpolate_pos_encoding:
+        config = self.config.vision_config
+        size, one_size = image_size(config), takes_one_size(config)
+        is_hierarchical = len({state.side for state in self._vision_states}) > 1
+        learned_positions = "interpolate_pos_encoding" in self._vision_arguments and not is_hierarchical
+        if size is None or not (one_size or (learned_positions and not interpolate_pos_encoding)):
             return
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        if pixel_values.shape[2:] != (height, width):
+        if pixel_values.shape[2:] != size:
+            way_out = "resize them" if one_size else "resize them, or give `interpolate_pos_encoding=True`"
             raise ValueError(
-                f"This `{self.config.vision_config.model_type}` encoder was made for images of {height} by {width} "
-                f"pixels, got {pixel_values.shape[2]} by {pixel_values.shape[3]}; resize them, or give "
-                "`interpolate_pos_encoding=True`."
+                f"This `{config.model_type}` encoder was made for images of {size[0]} by {size[1]} pixels, got "
+                f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
             )
 
     def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
-        spatial = outputs.get("reshaped_hidden_states")
-        states = list(spatial if spatial is not None else outputs.hidden_states)
-        last = outputs.last_hidden_state
-        if last.dim() == 3 and states[-1].dim() == 4:
-            # Swin: (B_i, N, channels) -> (B_i, channels, height, width), as its other states
-            last = last.transpose(1, 2).unflatten(2, states[-1].shape[2:])
-        states[-1] = last  # after the encoder's final norm
-
-        maps = []
-        for index, _, _ in self.config.vision_level_layout[-len(self.fusion.vision_levels) :]:
-            hidden_states = states[index]
-            if hidden_states.dim() == 4:
-                hidden_states = hidden_states.permute(0, 2, 3, 1)
-            else:
-                patch = self.config.vision_config.patch_size
-                patch_height, patch_width = patch if isinstance(patch, (list, tuple)) else (patch, patch)
-                grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
-                # Class and register tokens come first and have no place on the grid.
-                hidden_states = hidden_states[:, hidden_states.shape[1] - grid[0] * grid[1] :].unflatten(1, grid)
-            maps.append(hidden_states)
-        norm = _POOLED_NORMS.get(self.config.vision_config.model_type)
+        maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, self._vision_levels)
+        norm = vision_norm(self.vision_model)
         if norm is not None:
-            maps[-1] = getattr(self.vision_model, norm)(maps[-1])
+            maps[-1] = norm(maps[-1])
         return maps
+
+
+def _require_grad(module: nn.Module, inputs: tuple, output) -> None:
+    """A hook, and not a closure: a model that has it can be pickled."""
+    (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
 
 
 def _follow_config(kwargs: dict, config: HiViLTConfig) -> None:

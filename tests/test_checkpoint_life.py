@@ -43,7 +43,7 @@ from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArgume
 from tiny import make_batch, make_model, make_picture, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
-CODE = {f"{name}_hivilt.py" for name in ("configuration", "modeling", "pipeline", "processing")}
+CODE = {f"{name}_hivilt.py" for name in ("configuration", "encoders", "modeling", "pipeline", "processing")}
 COLORS = ["red", "blue", "lime", "white"]
 ANSWERS = ["no", "yes", *COLORS]
 INDEX = "model.safetensors.index.json"

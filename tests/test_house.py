@@ -19,7 +19,13 @@ import hivilt
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
-REMOTE = ["configuration_hivilt.py", "modeling_hivilt.py", "processing_hivilt.py", "pipeline_hivilt.py"]
+REMOTE = [
+    "configuration_hivilt.py",
+    "encoders_hivilt.py",
+    "modeling_hivilt.py",
+    "processing_hivilt.py",
+    "pipeline_hivilt.py",
+]
 
 # Whoever loads a checkpoint runs these files: they compute, and leave the network, files and processes to transformers.
 LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}

@@ -103,7 +103,13 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     results = main(flags(data, Path("outputs/tiny")))
     promised = ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"]
-    promised += ["configuration_hivilt.py", "modeling_hivilt.py", "processing_hivilt.py", "pipeline_hivilt.py"]
+    promised += [
+        "configuration_hivilt.py",
+        "encoders_hivilt.py",
+        "modeling_hivilt.py",
+        "processing_hivilt.py",
+        "pipeline_hivilt.py",
+    ]
     promised += ["results.json", "predictions.jsonl", "training.png", "predictions.png", "trainer_state.json"]
     assert set(promised) <= {path.name for path in out.iterdir()}
     for checkpoint in out.glob("checkpoint-*"):

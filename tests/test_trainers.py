@@ -188,7 +188,7 @@ def test_a_sharded_model_is_saved_with_its_code(tmp_path, dataset):
     trainer.model.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {"__module__": FSDPModule.__module__})
     trainer._save(str(tmp_path / "saved"), state_dict=trainer.model.state_dict())
     code = {path.name for path in (tmp_path / "saved").glob("*.py")}
-    assert code == {f"{name}_hivilt.py" for name in ("configuration", "modeling", "processing", "pipeline")}
+    assert code == {f"{name}_hivilt.py" for name in ("configuration", "encoders", "modeling", "processing", "pipeline")}
 
 
 def test_a_checkpoint_is_whole_before_an_older_one_that_cannot_be_deleted(tmp_path, dataset, monkeypatch):
