@@ -1905,8 +1905,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 those given as `inputs_embeds` all differ.
             return_loss (`bool`, *optional*): compute the losses. Unset, in training, and wherever
                 `config.return_loss` says so. Which image each text belongs to is known from `image_index`, or row by
-                row where there are as many images as texts. `Trainer` finds an `eval_loss` where the batch holds
-                `return_loss=True`, as that of `CaptionCollator` does.
+                row where there are as many images as texts. A plain `Trainer` finds an `eval_loss` where the batch
+                holds `return_loss=True`, which its collator adds, as in transformers' example for CLIP.
             gather_negatives (`bool`, *optional*): compute the losses over the batches of all processes, each of which
                 has to call this. Unset, in training if `config.gather_negatives`, and never in evaluation mode.
             chunk_size (`int`, *optional*): encode and match this many images, texts and pairs at a time, see

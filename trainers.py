@@ -780,7 +780,7 @@ class RetrievalTrainer(HiViLTTrainer):
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
-            flags = {"return_loss": inputs.pop("return_loss", True), "gather_negatives": model.config.gather_negatives}
+            flags = {"return_loss": True, "gather_negatives": model.config.gather_negatives}
             caption_index = inputs.pop("caption_index")
             image_states = model.encode_images(inputs.pop("pixel_values"))
             text_states = model.encode_texts(**inputs)

@@ -507,15 +507,14 @@ class CaptionCollator:
         A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
         `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, unless each image has one
         caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
-        (`image_number` of `CaptionDataset`), `caption_index` (B_t,) long (the place in `CaptionDataset.captions`), and
-        `return_loss`, which is `True`: the model has a loss in evaluation, too, and `Trainer` looks for it.
+        (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
     def __init__(self, processor, augmentation: Augmentation | None = None):
         self.processor = processor
         self.augmentation = augmentation
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | bool]:
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
         pictures, groups = [], []
         for item in items:
@@ -532,5 +531,4 @@ class CaptionCollator:
         batch = {"input_ids": batch["input_ids"], **batch}
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
-        batch["return_loss"] = True
         return batch

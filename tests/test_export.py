@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
+from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
@@ -25,7 +26,6 @@ SHAPES = {
     "attention_mask": {0: DYNAMIC, 1: DYNAMIC},
     "pixel_values": {0: DYNAMIC},
     "image_index": {0: DYNAMIC},
-    "return_loss": None,
 }
 
 
@@ -56,7 +56,7 @@ def make_inputs(model: HiViLTPreTrainedModel, num_images: int, num_texts: int, n
         "pixel_values": torch.randn(num_images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
     }
     if isinstance(model, HiViLTForRetrieval):
-        return inputs | {"return_loss": False}
+        return inputs
     return inputs | {"image_index": torch.arange(num_texts) % num_images}
 
 
@@ -142,7 +142,40 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
     assert_same(compiled(**inputs), model(**inputs))
 
 
+@pytest.mark.checklist("12")
+@pytest.mark.parametrize(
+    ("model_class", "given"),
+    [
+        (HiViLTForQuestionAnswering, {"labels": torch.arange(5)}),
+        (HiViLTForQuestionAnswering, {"labels": torch.eye(5)}),
+        (HiViLTForRetrieval, {"return_loss": True}),
+    ],
+    ids=["answers", "scores", "retrieval"],
+)
+def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given):
+    model = make_model(model_class, weight_scale=8.0, auxiliary_loss_weight=1.0)
+    expected = model(**make_batch(), **given)
+    read_as = model.config.problem_type
+    model.config.problem_type = None
+    assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(**make_batch(), **given), expected)
+    assert model.config.problem_type == read_as
+
+
 # torch.export and ONNX
+
+
+@pytest.mark.checklist("12")
+@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
+    model = make_model(model_class, weight_scale=8.0)
+    inputs = make_inputs(model, *EXAMPLE)
+    shapes = {name: shape for name, shape in SHAPES.items() if name in inputs}
+    program = DynamoExporter().export(model, dict(inputs), config=DynamoConfig(dynamic=True, dynamic_shapes=shapes))
+    # Older versions give torch's program, newer ones what runs it.
+    run = program.module() if isinstance(program, torch.export.ExportedProgram) else program
+    for sizes in OTHERS:
+        inputs = make_inputs(model, *sizes)
+        assert_same(dict(run(**inputs)), dict(model(**inputs)))
 
 
 @pytest.mark.checklist("12")

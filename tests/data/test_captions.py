@@ -573,7 +573,6 @@ def test_a_batch_ships_each_picture_once(examples, monkeypatch):
     batch = CaptionCollator(make_processor())([dataset[1], dataset[0]])
     assert opened == [examples[1].image, examples[0].image]
     assert list(batch)[0] == "input_ids"
-    assert batch.pop("return_loss") is True
     assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "image_index", "image_ids", "caption_index"}
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, 5)
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -587,7 +586,6 @@ def test_a_batch_ships_each_picture_once(examples, monkeypatch):
 
 def test_a_batch_of_one(examples):
     batch = CaptionCollator(make_processor())([CaptionDataset(examples, 1, seed=0)[1]])
-    assert batch.pop("return_loss") is True
     assert "image_index" not in batch and [batch[name].shape[0] for name in batch] == [1] * 5
 
 
