@@ -784,6 +784,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     Raises:
         ValueError: the labels' type, shape or values do not fit the logits.
     """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"`labels` must be a tensor, {_described(labels)}: `torch.tensor(labels)`.")
     logits = logits.float()
     labels = labels.to(logits.device)
     num_texts, num_labels = logits.shape
@@ -1299,10 +1301,11 @@ class HiViLTModel(HiViLTPreTrainedModel):
         Raises:
             ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size.
         """
-        if pixel_values.dim() == 5 and pixel_values.shape[1] == 1:
+        is_tensor = isinstance(pixel_values, torch.Tensor)
+        if is_tensor and pixel_values.dim() == 5 and pixel_values.shape[1] == 1:
             # Encodings of one image each, (1, channels, height, width), that a collator stacked.
             pixel_values = pixel_values.flatten(0, 1)
-        if pixel_values.dim() != 4 or not pixel_values.is_floating_point():
+        if not is_tensor or pixel_values.dim() != 4 or not pixel_values.is_floating_point():
             raise ValueError(
                 "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor gives "
                 f"it, of one image alone, too; {_described(pixel_values)}."
@@ -1375,7 +1378,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
                 f"{tuple(attention_mask.shape)}."
             )
-        may_be_added = attention_mask.is_floating_point() and not torch.compiler.is_compiling()
+        may_be_added = attention_mask.dtype != torch.bool and not torch.compiler.is_compiling()
         if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
             raise ValueError(
                 "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
@@ -1704,8 +1707,8 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
         loss = None
         if labels is not None:
-            self._follow_labels(labels)
             loss = self.config.classification_loss_weight * classification_loss(logits, labels)
+            self._follow_labels(labels)  # once they have passed
         if auxiliary:
             image_embeds = embed(self.visual_projection, image_states.global_state)
             text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
@@ -1743,13 +1746,11 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         if self.config.problem_type is None:
             self.config.problem_type = problem_type
         elif self.config.problem_type != problem_type:
-            wanted = (
-                "integer labels of shape (texts,)" if soft else "float scores in [0, 1] of shape (texts, num_labels)"
-            )
             raise ValueError(
-                f"`labels` are {labels.dtype}, but `config.problem_type` is {self.config.problem_type!r}, which takes "
-                f"{wanted}. Give such labels, or set `model.config.problem_type = {problem_type!r}` to train the "
-                "answers anew for these."
+                f"`labels` are {labels.dtype}, but `config.problem_type` is {self.config.problem_type!r}: integers of shape "
+                "(texts,) are for 'single_label_classification', floats in [0, 1] of shape (texts, num_labels) for "
+                f"'multi_label_classification'. Give the others, or set `model.config.problem_type = {problem_type!r}` to "
+                "train the answers anew for these."
             )
 
     def resize_answer_head(self, answers: list[str]) -> None:

@@ -410,6 +410,10 @@ def test_labels_say_how_scores_are_read_and_the_checkpoint_keeps_it(labels, prob
     with pytest.raises(ValueError, match=f"`labels` are {other.dtype}.*`config.problem_type` is '{problem_type}'"):
         opened(**batch, labels=other)
     opened.config.problem_type = None
+    for refused in (labels[:, None], other[:3], other.bool()):
+        with pytest.raises(ValueError, match="`labels`"):
+            opened(**batch, labels=refused)
+    assert opened.config.problem_type is None
     assert opened(**batch, labels=other).loss.isfinite()
 
 
@@ -431,6 +435,7 @@ def test_integer_labels_of_any_width_are_answers(dtype):
         (torch.tensor([0, 3]), r"0\.\.2.*got 0\.\.3.*resize_answer_head"),
         (torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got 0.0..2.0"),
         (torch.tensor([[0.0, -100.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got -100.0..1.0.*row of zeros"),
+        ([0, 1], r"`labels` must be a tensor, got a list"),
         (torch.full((2, 3), math.nan), r"in \[0, 1\], got nan"),
     ],
 )
@@ -1168,6 +1173,11 @@ def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
         ({"input_ids": torch.ones(5, 7)}, "`input_ids` must be integers"),
         ({"pixel_values": torch.zeros(3, 20, 20)}, r"\(images, channels, height, width\).*got .* \(3, 20, 20\)"),
         ({"attention_mask": torch.full((5, 7), -1e4)}, "`attention_mask` must be 1 at tokens and 0 at padding"),
+        (
+            {"attention_mask": make_batch()["attention_mask"] - 1},
+            "`attention_mask` must be 1 at tokens and 0 at padding",
+        ),
+        ({"pixel_values": [torch.zeros(3, 20, 20)] * 3}, "`pixel_values` must be a float tensor.*got a list"),
     ],
 )
 def test_inputs_that_would_be_misread_are_refused(model_class, change, message, batch):
