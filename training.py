@@ -297,6 +297,14 @@ def _loading(argument: str, name: str) -> Iterator[None]:
         ) from error
 
 
+# What numbers of TrainingArguments are at least, which itself takes any; not one of them may be "nan" or "inf".
+AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed"), 0),
+}
+
+
 @dataclass
 class HiViLTTrainingArguments(TrainingArguments):
     """`TrainingArguments` that do all three of training, evaluation and prediction unless told which; flags without a
@@ -307,6 +315,10 @@ class HiViLTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not least <= value < float("inf"):
+                raise ValueError(f"{name}: expected at least {least}, got {value}; leave it out for the default.")
         # Before the parent, which makes of some what cannot be made here, and after it, when all have their types.
         check_training_arguments(self)
         # Before the parent, which sets do_eval by itself wherever there is an eval_strategy.
