@@ -112,7 +112,9 @@ def _config_differences(saved: HiViLTConfig, own: HiViLTConfig) -> Iterator[str]
         saved_values.keys() & own_values.keys(), key=lambda name: (not name.endswith("model_type"), name)
     ):
         before, now = saved_values[name], own_values[name]
-        if before != now:
+        # A new model learns its kind of labels from the first batch.
+        unknown = name == "problem_type" and None in (before, now)
+        if before != now and not unknown:
             flag = _FLAGS.get(name.split(".")[0], "--fusion")
             yield f"{name} ({flag}) was {before!r} and is {now!r}"
     if saved.id2label != own.id2label:

@@ -233,6 +233,8 @@ class HiViLTTrainer(Trainer):
             if resume_from_checkpoint is None:
                 logger.warning(f"{self.args.output_dir} has no checkpoint to go on from: training begins.")
         self._check_metric_for_best_model()
+        if self.args.neftune_noise_alpha is not None:
+            self._expect_noise()
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, self.model, self.processing_class)
         self._begins.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -257,6 +259,16 @@ class HiViLTTrainer(Trainer):
                 f"metric_for_best_model: got {self.args.metric_for_best_model!r}, but what evaluation measures here is "
                 f"{', '.join(sorted(names))}."
             )
+
+    def _expect_noise(self) -> None:
+        """Stops the first step if the embeddings that `neftune_noise_alpha` makes noisy are not those that run."""
+        self._runs_embeddings = False
+
+        def note(*_) -> None:
+            self._runs_embeddings = True
+            hook.remove()
+
+        hook = self.model.get_input_embeddings().register_forward_hook(note)
 
     def get_train_dataloader(self) -> DataLoader:
         """As Trainer's.
@@ -305,6 +317,11 @@ class HiViLTTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Called by all processes once a step, between backward pass and optimizer: where a step can still be stopped."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.args.neftune_noise_alpha is not None and not self._runs_embeddings:
+            raise ValueError(
+                f"neftune_noise_alpha: got {self.args.neftune_noise_alpha}, but {type(self.model).__name__} does not run what "
+                "its get_input_embeddings() gives, so no noise would come in; leave it out, or take another --text_model."
+            )
         whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         found = torch.tensor([float(self._step_loss), float(whole)], device=self.args.device)
         self._step_loss = 0.0

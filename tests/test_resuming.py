@@ -46,13 +46,13 @@ def test_a_checkpoint_is_of_the_model_that_wrote_it(vision, text, tmp_path):
         ({"text": "t5"}, r"text_config.model_type \(--text_model\) was 'bert' and is 't5'"),
         (
             {"problem_type": "multi_label_classification"},
-            r"problem_type \(answers a question\) was None and is 'multi_label",
+            r"problem_type \(answers a question\) was 'single_label_.*' and is 'multi_label",
         ),
     ],
     ids=str,
 )
 def test_another_model_is_refused_by_name(other, message, tmp_path):
-    usual = {"id2label": {0: "yes", 1: "red", 2: "no"}}
+    usual = {"id2label": {0: "yes", 1: "red", 2: "no"}, "problem_type": "single_label_classification"}
     save(tmp_path, make_config(**usual), make_processor())
     with pytest.raises(ValueError, match=f"^resume_from_checkpoint: .*{message}"):
         check_resumable(tmp_path, model_of(**{**usual, **other}), make_processor())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,20 @@ from tiny import make_config, make_picture, make_processor
 ANSWERS = ["red", "blue", "yes", "no"]
 
 
+# An older transformers lacks some.
+INSTALLED = {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
 def test_every_flag_of_the_installed_transformers_is_in_the_table_once():
     """A new one has to be decided: works and is tested, refused, or left to transformers."""
     listed = [*WORKS, *REFUSED, *LEFT]
     assert len(set(listed)) == len(listed)
-    assert {field.name for field in dataclasses.fields(TrainingArguments)} <= set(listed)
+    assert set(listed) >= INSTALLED
+
+
+def test_every_flag_that_works_is_in_a_test():
+    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")]
+    assert [name for name in WORKS if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
 
 
 def test_the_page_is_written_from_the_table():
@@ -53,13 +63,13 @@ ELSEWHERE = {
 }  # not from a command line
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED.keys() - ELSEWHERE.keys()))
+@pytest.mark.parametrize("name", sorted((REFUSED.keys() & INSTALLED) - ELSEWHERE.keys()))
 def test_a_flag_without_a_meaning_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"^{name}: got .*, but .*[;:] .*"):
         parse_arguments([f"--{name}", *OTHERWISE.get(name, ["true"])], TaskArguments, {})
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() & INSTALLED))
 def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(name, tmp_path):
     usual = {field.name: field.default for field in dataclasses.fields(HiViLTTrainingArguments)}[name]
     value = ELSEWHERE.get(name, (not usual) if isinstance(usual, bool) else ["x"])
@@ -187,7 +197,7 @@ def same(trainer, weights, rtol=0.0, atol=0.0):
         {"per_device_eval_batch_size": 3, "eval_strategy": "steps", "eval_steps": 1},
         {"include_num_input_tokens_seen": "all"},
         {"torch_empty_cache_steps": 1},
-        {"activation_checkpointing": True},
+        {"activation_checkpointing" if "activation_checkpointing" in INSTALLED else "gradient_checkpointing": True},
         # Most of a minute, of which torch takes all; test_conformance.py compiles the model itself.
         pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
         {"eval_on_start": True},
@@ -225,6 +235,16 @@ def test_what_should_change_training_changes_it(arguments, make, plain):
     assert trainer.state.global_step == 2
     assert not same(trainer, plain[1], rtol=1e-3, atol=1e-5)
     assert all(math.isfinite(loss) for loss in trainer.recorder.losses)
+
+
+def test_noise_that_would_not_come_in_is_refused_at_the_first_step(make, monkeypatch):
+    unused = torch.nn.Embedding(3, 3)
+    monkeypatch.setattr(HiViLTForQuestionAnswering, "get_input_embeddings", lambda model: unused)
+    trainer = make(neftune_noise_alpha=5.0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(ValueError, match="^neftune_noise_alpha: got 5.0, but .* no noise would come in"):
+        trainer.train()
+    assert same(trainer, before)
 
 
 def test_label_smoothing_is_that_of_torch(make, examples):
