@@ -237,6 +237,22 @@ def test_what_should_change_training_changes_it(arguments, make, plain):
     assert all(math.isfinite(loss) for loss in trainer.recorder.losses)
 
 
+@pytest.mark.parametrize("text", ["t5", "clip"])
+def test_noise_comes_into_whatever_embeds_the_words(text, make):
+    """T5 has an embedding of its own that never runs."""
+    losses = {}
+    for alpha in (None, 50.0):
+        set_seed(0)
+        config = make_config(text=text, dropout=0.0, id2label=dict(enumerate(ANSWERS)), initializer_range=0.3)
+        trainer = make(HiViLTForQuestionAnswering(config), max_steps=1, neftune_noise_alpha=alpha)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.train()
+        losses[alpha] = trainer.recorder.losses[0]
+    assert losses[50.0] != pytest.approx(losses[None], rel=1e-3)
+
+
 def test_noise_that_would_not_come_in_is_refused_at_the_first_step(make, monkeypatch):
     unused = torch.nn.Embedding(3, 3)
     monkeypatch.setattr(HiViLTForQuestionAnswering, "get_input_embeddings", lambda model: unused)
