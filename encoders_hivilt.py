@@ -113,7 +113,6 @@ VISION_FAMILIES = {
     "swin": VisionFamily("merging"),
     "swinv2": VisionFamily("merging"),
     "textnet": _BY_RUN,
-    "timm_backbone": _BY_RUN,
     "timm_wrapper": _BY_RUN,
     "vit": VisionFamily(),
     "vit_msn": VisionFamily(),
@@ -194,6 +193,7 @@ REFUSED_FAMILIES = {
     "nystromformer": _PADDING,
     "roc_bert": f"{_UNTRAINED}: those of shapes and pronunciations, which tokens here do not have",
     "squeezebert": _UNTRAINED,
+    "timm_backbone": "it has no last hidden state; `TimmWrapperConfig(architecture=...)` takes the same models of timm",
     "vit_mae": (
         "it drops random patches, in evaluation too. Its weights are those of a `vit`: save them once by "
         "`ViTModel.from_pretrained(name).save_pretrained(folder)`, and name that folder"
@@ -217,14 +217,14 @@ def check_encoder(name: str, config: PreTrainedConfig) -> None:
     families = VISION_FAMILIES if name == "vision_config" else TEXT_FAMILIES
     kind = name.removesuffix("_config")
     family = config.model_type
-    if family in families:
+    if family in families and family != "timm_wrapper":
         return
     tower = getattr(config, name, None)
     if tower is not None:
         why = f"it is of a whole model: give its `{name}`, or `HiViLTConfig.from_vision_text_configs`, which takes it"
     elif family in REFUSED_FAMILIES:
         why = REFUSED_FAMILIES[family]
-    elif type(config).__module__.startswith("transformers."):
+    elif type(config).__module__.startswith("transformers.") and family != "timm_wrapper":
         why = f"it is not among the {kind} encoders that are tested"
     else:
         why = _foreign_fault(name, config)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import is_timm_available
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTModel
 from hivilt.encoders_hivilt import (
@@ -33,8 +34,8 @@ FUSION = {
     "fusion_intermediate_size": 22,
     "id2label": {0: "no", 1: "yes", 2: "two"},
 }
-# timm is not among the requirements; test_timm.py has its tests.
-TIMM = {"timm_backbone", "timm_wrapper"}
+# Needs timm and torchvision, which are not among the requirements; each of its models is run when its config is made.
+TIMM = {"timm_wrapper"}
 
 
 def plain_vision() -> PreTrainedConfig:
@@ -396,7 +397,7 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_as_the_encoder_draws_them(fam
 @pytest.mark.parametrize("family", REFUSED_FAMILIES)
 def test_a_family_that_cannot_be_right_is_refused_by_name_and_reason(family):
     config = CONFIG_MAPPING[family]()
-    name = "vision_config" if family in ("vit_mae", "yolos") else "text_config"
+    name = "vision_config" if family in ("timm_backbone", "vit_mae", "yolos") else "text_config"
     with pytest.raises(ValueError, match=f"`{name}`: a `{family}` cannot be the") as refusal:
         HiViLTConfig(**{name: config})
     assert REFUSED_FAMILIES[family] in str(refusal.value)
@@ -419,6 +420,14 @@ def test_a_family_that_cannot_be_right_is_refused_by_name_and_reason(family):
 def test_what_nobody_has_tested_is_refused_by_name(name, family):
     with pytest.raises(ValueError, match=f"`{name}`: a `{family}` cannot .* not among the .* that are tested"):
         HiViLTConfig(**{name: {"model_type": family}})
+
+
+@pytest.mark.skipif(is_timm_available(), reason="is about timm not being installed")
+def test_timm_that_is_not_installed_is_named_with_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"`vision_config`: a `timm_wrapper` cannot.*\n.*requires the timm.*\n.*pip install timm"
+    ):
+        HiViLTConfig(vision_config=CONFIG_MAPPING["timm_wrapper"](architecture="resnet18"))
 
 
 @pytest.mark.parametrize("name", ["vision_config", "text_config"])
@@ -494,7 +503,7 @@ def test_encoders_md_says_what_is_tested():
         "run": "the last state of each grid",
     }
     rows = ["| vision encoder (`model_type`) | levels come from |", "|---|---|"]
-    rows += [f"| `{name}` | {lie[VISION_FAMILIES[name].states]} |" for name in sorted({*VISION, *TIMM})]
+    rows += [f"| `{name}` | {lie[VISION_FAMILIES[name].states]} |" for name in sorted(VISION)]
     rows += ["", "| text encoder (`model_type`) | longest text |", "|---|---|"]
     for name in sorted(TEXT):
         limit = max_text_length(text_config(name))
