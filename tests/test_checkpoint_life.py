@@ -349,7 +349,7 @@ def adapt(case: str, work: Path, data: Path) -> SimpleNamespace:
     model = get_peft_model(head.from_pretrained(base, **loading), lora)
     before = tensors(model)
     # The worst is taken for the best: it is not the last, since slow steps only get better.
-    trainer = make_trainer(model, data, folder, greater_is_better=True, learning_rate=3e-3)
+    trainer = make_trainer(model, data, folder, greater_is_better=True, learning_rate=1e-3)
     loss = trainer.evaluate()["eval_loss"]
     trainer.train()
     trainer.save_model()
