@@ -48,6 +48,18 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config = self.model.config
+        saved_as = config.architectures or [type(self.model).__name__]
+        # A head that was trained since has set `problem_type`.
+        if type(self.model).__name__ not in saved_as and config.problem_type is None:
+            raise ValueError(
+                f"{config._name_or_path} is a checkpoint of {', '.join(saved_as)}: the head that answers questions is "
+                f"untrained, and its answers would be chance. Name a checkpoint of {type(self.model).__name__}, or train "
+                "one from this."
+            )
+
     def __call__(self, image=None, question: str | list[str] | None = None, **kwargs):
         """
         Args:
