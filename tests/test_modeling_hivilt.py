@@ -1122,11 +1122,16 @@ def test_states_and_inputs_together_are_refused(batch):
 
 def test_golden_logits_and_parameter_count(batch):
     """Changing these needs a reason in the commit that changes them."""
-    model = make_model(HiViLTForQuestionAnswering, weight_scale=4.0)
+    model = make_model(HiViLTForQuestionAnswering)
     assert sum(p.numel() for p in model.parameters()) == 40_488
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        # Drawn here: encoders draw with `trunc_normal_`, whose numbers in torch 2.9 are others than in 2.13.
+        for parameter in model.parameters():
+            drawn = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn if parameter.dim() > 1 else parameter + drawn)
         golden = model(**batch).logits[0, :3]
-    torch.testing.assert_close(golden, torch.tensor([0.000346, 0.00299, 0.034531]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(golden, torch.tensor([-0.162730, 0.031109, 0.213078]), atol=1e-5, rtol=0)
     assert model.classifier.out_features == NUM_ANSWERS
 
 
