@@ -36,7 +36,7 @@ from hivilt.data.captions import (
     read_karpathy,
     read_openmoji,
 )
-from hivilt.data.tables import open_picture
+from hivilt.data.tables import HEIF_ENDINGS, open_picture
 from hivilt.evaluation.plots import RetrievedPictures, plot_retrieved
 from hivilt.evaluation.retrieval import chance_recall, recall_table
 from hivilt.modeling_hivilt import HiViLTForRetrieval
@@ -123,11 +123,19 @@ class RetrievalArguments(TaskArguments):
     top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
     rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
 
-    at_least_one = (*TaskArguments.at_least_one, "captions_per_image", "top_k")
+    at_least_one = (
+        *TaskArguments.at_least_one,
+        "captions_per_image",
+        "contrastive_chunk_size",
+        "similar_per_batch",
+        "top_k",
+    )
     places = (*TaskArguments.places, "karpathy_file", "index")
 
     def __post_init__(self):
         super().__post_init__()
+        if (self.index or self.query is not None) and (self.karpathy_file or self.names_data()):
+            raise ValueError("index, query: a search reads no data to train or measure on; drop one or the other.")
         if self.karpathy_file and self.names_data():
             raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
         if not (self.names_data() or self.karpathy_file):
@@ -286,7 +294,7 @@ def read_query(query: str) -> str | Path:
     """
     if os.path.isdir(query):
         raise ValueError(f"query: {query!r} is a folder; give words or a picture, or embed the folder with --index.")
-    is_picture = os.path.isfile(query) or Path(query).suffix.lower() in Image.registered_extensions()
+    is_picture = os.path.isfile(query) or Path(query).suffix.lower() in {*Image.registered_extensions(), *HEIF_ENDINGS}
     return Path(query) if is_picture else query
 
 
@@ -319,10 +327,11 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
     hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
+    shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
     row = RetrievedPictures(
         query=open_picture(str(query)) if isinstance(query, Path) else query,
-        pictures=[open_picture(str(hit.path)) for hit in hits],
-        captions=[f"{hit.score:.3f}" for hit in hits],
+        pictures=[open_picture(str(hit.path)) for hit in shown],
+        captions=[f"{hit.score:.3f}" for hit in shown],
         matches=None,
     )
     plot_retrieved([row], folder / "search.png", title="Best pictures with their scores")

@@ -296,7 +296,11 @@ class ImageIndex:
         if not Path(pictures).is_dir():
             raise FileNotFoundError(f"pictures: there is no folder {os.fspath(pictures)!r}; check the path.")
         folder, output_dir = Path(os.path.realpath(pictures)), Path(os.path.realpath(output_dir))
-        found, others = _find_pictures(folder)
+        if output_dir == folder:
+            raise ValueError(
+                f"output_dir: {folder} is the folder of the images itself; name another, such as {folder}/index."
+            )
+        found, others = _find_pictures(folder, output_dir)
         if not found:
             raise ValueError(
                 f"pictures: there is no picture file below {folder}{_count_endings(others)}.{heif_hint(others)}"
@@ -459,10 +463,17 @@ class ImageIndex:
             fused = self._fuse(text_states, rows[head], [found["image"][place] for place in head])
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
             order = np.concatenate([head[np.argsort(-scores[head], kind="stable")], tail])
-        return [
-            Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place]))
-            for place in order[:top_k]
+        order = order[:top_k]
+        hits = [
+            Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]
+        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order]
+        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=True) if _stamp(hit.path) != stamp]:
+            logger.warning(
+                f"{len(stale)} of the {len(hits)} images found, {stale[0]} first, are gone or have changed since they were "
+                "embedded, so their scores are of what they were: build the index again."
+            )
+        return hits
 
     def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
         """Fused similarity of one text and the pictures in some rows of `dataset`."""
@@ -489,13 +500,13 @@ class ImageIndex:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _find_pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def _find_pictures(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """The files below a folder by their paths there, sorted: of those with the ending of a picture size in bytes and time
-    of change in ns, of all others why they are none."""
+    of change in ns, of all others why they are none. The folder `without`, of the index, is left out."""
     endings = picture_endings()
     found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != without]
         for name in names:
             path = Path(parent, name)
             image, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
@@ -505,13 +516,17 @@ def _find_pictures(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, 
                 what = f"files of the ending {ending}" if ending else "files without an ending"
                 others[image] = f"{what} are not read as pictures.{heif_hint([image])}"
                 continue
-            try:
-                stat = path.stat()
-            except OSError:  # a dead link; opening it says so
-                found[image] = (0, 0)
-            else:
-                found[image] = (stat.st_size, stat.st_mtime_ns)
+            found[image] = _stamp(path)
     return dict(sorted(found.items())), dict(sorted(others.items()))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """By which a changed file is known: its size in bytes and time of change in ns."""
+    try:
+        stat = path.stat()
+    except OSError:  # a dead link; opening it says so
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _count_endings(images: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ import accelerate
 import torch
 import transformers
 from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
@@ -33,10 +34,12 @@ from transformers import (
     ResNetConfig,
     T5Config,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTImageProcessorPil,
     set_seed,
 )
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 # From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -301,8 +304,10 @@ def _loading(argument: str, name: str) -> Iterator[None]:
 AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed", "adam_epsilon"), 0),
 }
+# And from 0 to below 1.
+SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
 @dataclass
@@ -319,6 +324,14 @@ class HiViLTTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < float("inf"):
                 raise ValueError(f"{name}: expected at least {least}, got {value}; leave it out for the default.")
+        for name in SHARES:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not 0 <= value < 1:
+                raise ValueError(
+                    f"{name}: expected a number from 0 to below 1, got {value}; leave it out for the default."
+                )
+        if self.max_steps == 0:  # transformers would take it for as many as num_train_epochs has
+            raise ValueError("max_steps: expected at least 1, got 0; leave it out to train for num_train_epochs.")
         # Before the parent, which makes of some what cannot be made here, and after it, when all have their types.
         check_training_arguments(self)
         # Before the parent, which sets do_eval by itself wherever there is an eval_strategy.
@@ -334,6 +347,14 @@ class HiViLTTrainingArguments(TrainingArguments):
             )
         super().__post_init__()
         check_training_arguments(self)
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise ValueError(
+                    f"report_to: expected any of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}, got {name!r}."
+                )
+            # Two that transformers does not always count among those that there are.
+            if name not in (*get_available_reporting_integrations(), "azure_ml", "flyte"):
+                raise ValueError(f"report_to: {name} is not installed; install it with pip, or leave it out.")
         if self.resume_from_checkpoint is not None and not self.do_train:
             raise ValueError(
                 f"resume_from_checkpoint: got {self.resume_from_checkpoint!r} without do_train; to evaluate a checkpoint, "
@@ -435,17 +456,24 @@ def check_unfinished(args: TaskArguments, training_args: HiViLTTrainingArguments
         )
 
 
-def _begin_anew(trainer: HiViLTTrainer) -> None:
+class _BeginsAnew(TrainerCallback):
     """Removes the checkpoints of an earlier run, from which this one could not be told when it is resumed, and the state
-    that says that the run was finished."""
-    if trainer.args.should_save:
-        folder = Path(trainer.args.output_dir)
-        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        if old := checkpoints(folder):
-            logger.warning(f"{folder}: training begins anew; the {len(old)} checkpoints of an earlier run are removed.")
-        for path in old:
-            shutil.rmtree(path)
-    trainer.accelerator.wait_for_everyone()
+    that says that the run was finished: not before the first step is due, since until then arguments may be refused."""
+
+    def __init__(self, trainer: HiViLTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.should_save:
+            folder = Path(args.output_dir)
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            if old := checkpoints(folder):
+                logger.warning(
+                    f"{folder}: training begins anew; the {len(old)} checkpoints of an earlier run are removed."
+                )
+            for path in old:
+                shutil.rmtree(path)
+        self.trainer.accelerator.wait_for_everyone()
 
 
 def begin_run(
@@ -498,7 +526,7 @@ def check_output_dir(folder: str) -> None:
 
 
 # What a person gave and can mend; all else is a fault of ours, and keeps its traceback.
-MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError)
+MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError, StrictDataclassError)
 
 
 def run_command(main: Callable[[], Any]) -> None:
@@ -545,6 +573,8 @@ def _describe(error: BaseException) -> str:
         said = f"{error.filename}: {error.strerror}"
     elif isinstance(error, ModuleNotFoundError) and error.name:
         said = f"the package {error.name.partition('.')[0]} is missing: install it with pip"
+    elif isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        said = str(error.__cause__)  # which names the field; the rest is about how a config checks itself
     else:
         said = str(error) or type(error).__name__
         if isinstance(error, DatasetsError) and error.__cause__ is not None:
@@ -913,7 +943,7 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     folder = Path(args.output_dir)
     if args.do_train:
         if not args.resume_from_checkpoint:
-            _begin_anew(trainer)
+            trainer.add_callback(_BeginsAnew(trainer))
         metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         if trainer.is_world_process_zero():

@@ -302,6 +302,15 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
     assert reranked == index.search("red circle", rerank_k=16)
 
 
+def test_images_found_that_are_gone_are_told_and_not_drawn(pictures, checkpoint, tmp_path, caplog):
+    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+    (pictures / "red.png").unlink()
+    hits = main(["--query", "red circle", *search_flags(checkpoint, tmp_path / "index")])
+    assert len(hits) == 6
+    assert "1 of the 6 images found, red.png first, are gone or have changed" in caplog.text
+    Image.open(tmp_path / "index/search.png").verify()
+
+
 def test_an_index_of_another_checkpoint_is_refused(pictures, checkpoint, tmp_path):
     main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
     make_model(HiViLTForRetrieval, seed=1).save_pretrained(tmp_path / "other")
@@ -325,6 +334,7 @@ def test_bad_pictures_stop_the_index_or_are_listed(pictures, checkpoint, tmp_pat
     [
         ("  ", ValueError, "the text is empty"),
         ("nowhere/picture.png", FileNotFoundError, "There is no image file 'nowhere/picture.png'"),
+        ("nowhere/IMG_1.HEIC", FileNotFoundError, "There is no image file 'nowhere/IMG_1.HEIC'"),
         ("{folder}", ValueError, "is a folder.*--index"),
         ("{folder}/notes.txt", ValueError, "not a readable picture"),
     ],
@@ -390,9 +400,11 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         (["--image_dir", "x"], "image_dir goes with karpathy_file"),
         (["--rerank_k", "-1"], "rerank_k: expected 0 or more"),
         (["--num_hard_negatives", "0"], "num_hard_negatives: expected at least 1"),
-        (["--similar_per_batch", "0"], "group_size: expected at least 1"),
-        (["--contrastive_chunk_size", "0"], "`chunk_size` must be at least 1"),
+        (["--similar_per_batch", "0"], "similar_per_batch: expected at least 1"),
+        (["--contrastive_chunk_size", "0"], "contrastive_chunk_size: expected at least 1"),
         (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),
+        (["--index", "x"], "index, query: a search reads no data"),
+        (["--query", "red"], "index, query: a search reads no data"),
     ],
 )
 def test_arguments_that_cannot_work_are_named(data, tmp_path, more, message):

@@ -346,6 +346,15 @@ ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "in
         (found, *_) = index.search(make_picture("magenta"), top_k=1)
         assert found.path == pictures / "red.png" and found.score == pytest.approx(1, abs=1e-5)
 
+    def test_an_index_within_its_folder_does_not_index_itself(self, pictures, model):
+        for _ in range(2):
+            assert len(build(pictures, model, output_dir=pictures / "index")) == 12
+            make_picture().save(pictures / "index/search.png")
+        skipped = json.loads((pictures / "index/index.json").read_text())["skipped"]
+        assert [one["image"] for one in skipped] == ["notes.txt"]
+        with pytest.raises(ValueError, match="^output_dir: .* is the folder of the images itself"):
+            build(pictures, model, output_dir=pictures)
+
     def test_a_build_with_nothing_to_do_writes_nothing(self, pictures, model):
         build(pictures, model)
         before = {path: path.stat().st_mtime_ns for path in (pictures.parent / "index").rglob("*")}
@@ -590,6 +599,13 @@ class TestSearch:
     def test_bad_arguments(self, index, arguments, error, message):
         with pytest.raises(error, match=message):
             index.search(**arguments)
+
+    def test_images_that_changed_since_they_were_embedded_are_told(self, index, pictures, caplog):
+        index.search("red", top_k=12)
+        assert caplog.text == ""
+        make_picture().resize((9, 9)).save(pictures / "red.png")
+        index.search("red", top_k=12)
+        assert "1 of the 12 images found, red.png first, are gone or have changed" in caplog.text
 
     def test_a_picture_that_is_gone_is_named_when_it_is_needed(self, index, pictures):
         (pictures / "red.png").unlink()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
+from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.training import (
     HiViLTTrainingArguments,
@@ -162,6 +163,15 @@ MISTAKES = [
     (DatasetNotFoundError("Dataset 'x/y' doesn't exist"), "Dataset 'x/y' doesn't exist"),
     (ValueError(), "ValueError"),
 ]
+
+
+def test_a_field_of_the_fusion_that_cannot_work_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: HiViLTConfig(hidden_size=63, num_attention_heads=4))
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "error: `hidden_size` (63) must be a multiple of `num_attention_heads` (4)" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(("mistake", "said"), MISTAKES)

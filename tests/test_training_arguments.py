@@ -93,6 +93,12 @@ def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(na
         ),
         (["--push_to_hub", "--hub_strategy", "checkpoint"], "^hub_strategy: got 'checkpoint', expected 'end'"),
         (["--do_predict", "--resume_from_checkpoint", "last"], "^resume_from_checkpoint: .*without do_train"),
+        (["--label_smoothing_factor", "2"], "^label_smoothing_factor: expected a number from 0 to below 1, got 2.0"),
+        (["--adam_beta2", "1.5"], "^adam_beta2: expected a number from 0 to below 1, got 1.5"),
+        (["--adam_epsilon", "-1"], "^adam_epsilon: expected at least 0"),
+        (["--max_steps", "0"], "^max_steps: expected at least 1, got 0"),
+        (["--report_to", "clearml"], "^report_to: clearml is not installed"),
+        (["--report_to", "tensorbord"], "^report_to: expected any of .*tensorboard.*, got 'tensorbord'"),
     ],
 )
 @pytest.mark.parametrize("task", [VQAArguments, RetrievalArguments])
