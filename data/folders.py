@@ -72,10 +72,19 @@ def _check_image_folder(
     if archive is not None:
         raise ValueError(f"data_dir: {archive} is an archive; unpack it into its folder.")
     above = next((folder / one for one in METADATA_FILES if (folder / one).is_file()), None)
-    if above is not None and not any(above in found for found in metadata.values()):
+    # The same file by another path: `datasets` has absolute ones.
+    if above is not None and not any(above.samefile(file) for found in metadata.values() for file in found):
         raise ValueError(
             f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
             "each, with paths that start there."
+        )
+    tables = (
+        one for one in sorted(folder.iterdir()) if one.suffix.lower() in (*CSV_ENDINGS, *JSON_ENDINGS, ".parquet")
+    )
+    if not any(metadata.values()) and (table := next(tables, None)) is not None:
+        raise ValueError(
+            f"data_dir: {folder} has no {', '.join(METADATA_FILES)}, but {table.name}; give it such a name, or name it with "
+            "--train_file."
         )
     folders = Counter(file.parent for found in metadata.values() for file in found)
     twice = next((place for place, count in folders.items() if count > 1), None)

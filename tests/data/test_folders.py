@@ -41,6 +41,20 @@ def examples(found):
     return read_table(found.rows, source="toy", folder=found.folder)
 
 
+def test_a_folder_of_images_may_be_named_from_where_one_is(folder, monkeypatch):
+    write(folder / "train" / "metadata.csv", [{"file_name": "a.png", "question": "q", "answer": "red"}])
+    monkeypatch.chdir(folder)
+    for name in ("train", "./train", "test/../train"):
+        (one,) = examples(read_folder(None, data_dir=name)["train"])
+        assert (one.image_id, one.answers) == ("a.png", ("red",))
+
+
+def test_metadata_of_another_name_is_told(folder):
+    write(folder / "train" / "Labels.CSV", [{"file_name": "a.png", "question": "q", "answer": "red"}])
+    with pytest.raises(ValueError, match="^data_dir: .* has no metadata.csv, .*, but Labels.CSV; give it such a name"):
+        read_folder(None, data_dir=str(folder / "train"))
+
+
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
 def test_cells_of_an_image_folder_are_read_as_those_of_a_file(folder, kind):
     rows = [{"file_name": "a.png", "question": f"q{n}", "answer": cell} for n, cell in enumerate(CELLS)]
