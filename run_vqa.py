@@ -335,6 +335,11 @@ def main(argv: list[str] | None = None) -> dict:
     if training_args.do_train:
         kept = drop_unknown_answers(splits["train"], label2id)
         data["train"]["dropped_questions"] = len(splits["train"]) - len(kept)
+        if not kept:
+            raise ValueError(
+                f"answer_file: none of the {len(splits['train']):,} training questions has an answer among the "
+                f"{len(label2id):,} to choose from, the first being {next(iter(model.config.label2id))!r}; name the right file."
+            )
         if len(kept) < len(splits["train"]):
             logger.info(f"train: dropped {len(splits['train']) - len(kept):,} questions with no answer among them")
         splits["train"] = kept

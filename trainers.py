@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.training_args import OptimizerNames
 from transformers.utils import ModelOutput
 
 from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
@@ -310,7 +311,16 @@ class HiViLTTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "per_device_train_batch_size: a batch of one image, perhaps the last of the epoch, leaves batch norm nothing "
+                "to compare its coarsest level with. Give a larger --image_size (64), another batch size, or "
+                "--dataloader_drop_last."
+            ) from error
         self._step_loss = self._step_loss + loss
         return loss
 
@@ -372,6 +382,7 @@ class HiViLTTrainer(Trainer):
         names = {"initial_lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
         names |= {"betas": "adam_beta1, adam_beta2"}
         asked = [{name: group.get(name) for name in names} for group in self.optimizer.param_groups]
+        settings = {name for group in self.optimizer.param_groups for name in group}
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:  # of torch, where the parameters that train are others
@@ -379,6 +390,11 @@ class HiViLTTrainer(Trainer):
                 f"resume_from_checkpoint: the optimizer in {checkpoint} trains other parameters ({error}). Give the same "
                 "--freeze, --optim and learning rates of encoders as it was trained with."
             ) from error
+        if lost := sorted(settings - {name for group in self.optimizer.param_groups for name in group}):
+            raise ValueError(
+                f"resume_from_checkpoint: the optimizer in {checkpoint} is another than --optim "
+                f"{OptimizerNames(self.args.optim).value}, whose {lost[0]} it does not have. Give the same --optim as it was trained with."
+            )
         # What torch loads takes the place of what was asked for, without a word.
         for before, group in zip(asked, self.optimizer.param_groups, strict=True):
             for name, flag in names.items():

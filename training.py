@@ -231,6 +231,9 @@ class TaskArguments:
             own = self.benchmark is None or name not in ("data_dir", "image_dir")
             if own and value is not None and not os.path.exists(value):
                 raise missing_place(name, value)
+            if own and value is not None and os.path.isdir(value) == name.endswith("_file"):
+                here, wanted = ("folder", "file") if name.endswith("_file") else ("file", "folder")
+                raise ValueError(f"{name}: {value} is a {here}; name a {wanted}.")
         for name in ("model_name_or_path", "vision_model", "text_model"):
             if (value := getattr(self, name)) is not None:
                 check_name(name, value)

@@ -241,6 +241,10 @@ def test_resuming_on_changed_rows_keeps_answers_and_tokens(change, started, tmp_
         (["--vision_model", "vision"], r"vision_config.*\(--vision_model\)"),
         (["--text_model", "text"], r"text_config.*\(--text_model\)"),
         (["--answer_file", "answers.txt"], "answer_file: .* 2 answers that are not in .*answers.txt: 'blue', 'white'"),
+        (
+            ["--optim", "sgd"],
+            "optimizer in .*checkpoint-2 is another than --optim sgd, whose dampening it does not have",
+        ),
         (["--freeze", "text"], "optimizer in .*checkpoint-2 trains other parameters.*--freeze"),
     ],
 )
@@ -293,6 +297,15 @@ def test_the_same_command_again_begins_anew_and_says_so(started, tmp_path, caplo
     started[0](tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1")
     assert "training begins anew; the 2 checkpoints of an earlier run are removed" in caplog.text
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_arguments_that_are_refused_remove_nothing_of_an_earlier_run(started, tmp_path):
+    shutil.copytree(started[1] / "out", tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert "checkpoint-2" in before and "trainer_state.json" in before
+    with pytest.raises(ValueError, match="^metric_for_best_model: got 'acc'"):
+        started[0](tmp_path / "out", "--metric_for_best_model", "acc")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
 
 
 def test_a_run_that_diverges_publishes_nothing_over_what_was_good(started, tmp_path):
@@ -604,6 +617,20 @@ def test_classes_that_differ_in_nothing_but_spelling_stay():
     config = make_config(id2label={0: "usa", 1: "USA"})
     spell_alike(config, ["Usa"])
     assert config.id2label == {0: "usa", 1: "USA"}
+
+
+def test_a_file_of_answers_to_something_else_is_refused(data, tmp_path):
+    (tmp_path / "answers.txt").write_text("cat\ndog\n")
+    message = "^answer_file: none of the .* training questions has an answer among the 2 to choose from, .* 'cat'"
+    with pytest.raises(ValueError, match=message):
+        main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "answers.txt")))
+
+
+def test_a_batch_of_one_small_image_says_what_to_do(data, tmp_path):
+    with pytest.raises(
+        ValueError, match="^per_device_train_batch_size: a batch of one image.*--image_size .64.*drop_last"
+    ):
+        main(flags(data, tmp_path / "out", "--per_device_train_batch_size", "1"))
 
 
 def test_answers_from_a_file(data, tmp_path):

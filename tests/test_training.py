@@ -267,6 +267,15 @@ def test_data_that_is_not_there_stops_before_the_run(name, begin, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_file_for_a_folder_and_a_folder_for_a_file_are_told(begin, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train.csv").write_text("image")
+    with pytest.raises(ValueError, match="^train_file: images is a folder; name a file"):
+        begin("--train_file", "images")
+    with pytest.raises(ValueError, match="^data_dir: train.csv is a file; name a folder"):
+        begin("--data_dir", "train.csv")
+
+
 @pytest.mark.parametrize("name", ["model_name_or_path", "vision_model", "text_model", "dataset_name"])
 @pytest.mark.parametrize(
     "place", ["outputs/nosuch", "./nosuch", "../nosuch", "/nosuch", "a/b/c", "here/nosuch", "nosuch/"]
