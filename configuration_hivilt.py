@@ -76,6 +76,14 @@ def _foreign_labels(labels) -> str:
     return f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
 
 
+def _by_number(label2id) -> dict:
+    """`id2label` from `label2id`, which stands alone."""
+    numbers = label2id.values() if isinstance(label2id, dict) else ()
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ValueError(f"`label2id` must map each answer to a number of its own, got {label2id!r:.200}.")
+    return {number: answer for answer, number in label2id.items()}
+
+
 @strict
 class HiViLTConfig(PreTrainedConfig):
     r"""
@@ -206,6 +214,8 @@ class HiViLTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt(kwargs)
+        if self.id2label is None and self.label2id:
+            self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.vision_config = _encoder_config("vision_config", self.vision_config, "vit")
@@ -224,19 +234,25 @@ class HiViLTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
-        As [`PreTrainedConfig.from_dict`]; `id2label` given on loading replaces both maps of the file. A field that this
-        version does not know, of a later one or set by hand before saving, is kept, however it is spelt.
+        As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
+        A field that this version does not know, of a later one or set by hand before saving, is kept, however it is spelt.
         """
+        if kwargs.get("id2label") is None and kwargs.get("label2id"):
+            kwargs["id2label"] = _by_number(kwargs["label2id"])
         if kwargs.get("id2label") is not None:
             if not isinstance(kwargs["id2label"], dict):
                 raise ValueError(_foreign_labels(kwargs["id2label"]))
             # transformers sets it after the config is made, with whatever keys it has.
             kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
             kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
+        named = "id2label" in kwargs
         unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in unknown.items():
-            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, key, value)
+            setattr(config, key, value)
+        if named:
+            config.validate()
         return loaded
 
     @classmethod

@@ -19,6 +19,7 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 """
 
 import copy
+import difflib
 import inspect
 import json
 import os
@@ -790,7 +791,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     labels = labels.to(logits.device)
     num_texts, num_labels = logits.shape
     # Values are looked at only where that does not break a graph.
-    seen = not torch.compiler.is_compiling()
+    seen = _may_look(labels)
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
@@ -1372,13 +1373,14 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"takes {limit}; tokenize with `truncation=True, max_length={limit}`."
             )
         if attention_mask is None:
+            self._warn_of_padding(input_ids)
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         if attention_mask.shape != tokens.shape[:2]:
             raise ValueError(
                 f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
                 f"{tuple(attention_mask.shape)}."
             )
-        may_be_added = attention_mask.dtype != torch.bool and not torch.compiler.is_compiling()
+        may_be_added = attention_mask.dtype != torch.bool and _may_look(attention_mask)
         if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
             raise ValueError(
                 "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
@@ -1506,6 +1508,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
         if text_states is None:
             text_states = self.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         outputs = self.fuse(image_states, text_states, image_index, **kwargs)
+        if pixel_values is not None and image_index is not None and _may_look(image_index):
+            self._warn_of_joined(image_index.tolist(), image_states.global_state.shape[0])
         return HiViLTModelOutput(
             **outputs,
             vision_last_hidden_state=image_states.last_hidden_state,
@@ -1522,6 +1526,27 @@ class HiViLTModel(HiViLTPreTrainedModel):
     def _trains(self, name: str) -> bool:
         # An adapter inside a frozen encoder trains, so ask the parameters, but only where something was frozen.
         return name not in self.frozen_modules or any(p.requires_grad for p in getattr(self, name).parameters())
+
+    def _warn_of_padding(self, input_ids: torch.Tensor | None) -> None:
+        config = self.config.text_config
+        padding, end = (getattr(config, name, None) for name in ("pad_token_id", "eos_token_id"))
+        if input_ids is None or padding in (None, end) or not _may_look(input_ids):
+            return
+        if input_ids.shape[1] and (input_ids[:, -1] == padding).any():
+            logger.warning_once(
+                f"`input_ids` end in the padding token {padding}, but there is no `attention_mask`: padding is read as "
+                "words. Give the mask, too, as the processor does."
+            )
+
+    @staticmethod
+    def _warn_of_joined(image_index: list[int], num_images: int) -> None:
+        without = num_images - len(set(image_index))
+        if without > 0:
+            logger.warning_once(
+                f"`image_index` names no text of {without} of the {num_images} images. If encodings of several calls of the "
+                "processor were joined, each counts its own images from 0: call it once for the batch, or add to each "
+                "the number of images before it."
+            )
 
     def _check_image_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
         config = self.config.vision_config
@@ -1551,8 +1576,25 @@ def _require_grad(module: nn.Module, inputs: tuple, output) -> None:
     (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
 
 
+# What a call does without, unseen, where it is misspelt.
+_UNSEEN = (
+    *("image_index", "text_index", "attention_mask", "token_type_ids", "interpolate_pos_encoding"),
+    *("return_loss", "gather_negatives", "chunk_size", "output_attentions", "output_hidden_states"),
+)
+
+
 def _follow_config(kwargs: dict, config: HiViLTConfig) -> None:
-    """Completes the flags of a call by the config's, so that the encoders and the fusion follow them too."""
+    """
+    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too.
+
+    Raises:
+        ValueError: a keyword is a misspelt argument, without which texts would be paired or padded otherwise. Any other
+            that is not ours may be an encoder's, or a column of a data set.
+    """
+    for name in kwargs.keys() - {*_UNSEEN, "image_id"}:  # that column is not `image_index`
+        meant = () if torch.compiler.is_compiling() else difflib.get_close_matches(name, _UNSEEN, n=1, cutoff=0.83)
+        if meant:
+            raise ValueError(f"There is no argument `{name}`; did you mean `{meant[0]}`?")
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name) is None:
             kwargs[name] = getattr(config, name)
@@ -1584,6 +1626,11 @@ def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates,
     return {f"{prefix}_{name}": states.get(name) for name in wanted for prefix, states in both.items()}
 
 
+def _may_look(tensor: torch.Tensor) -> bool:
+    """Whether its values can be asked for: not in a graph, nor on the meta device, where it has none."""
+    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
+
+
 def _is_integer(tensor: torch.Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
@@ -1594,7 +1641,7 @@ def _check_index(name: str, index: torch.Tensor | None, length: int, what: str) 
         return None
     if not isinstance(index, torch.Tensor) or index.dim() != 1 or not _is_integer(index):
         raise ValueError(f"`{name}` must be a vector of integers, {_described(index)}.")
-    if not torch.compiler.is_compiling() and len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+    if _may_look(index) and len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
         raise ValueError(
             f"`{name}` must lie in 0..{length - 1}, since there are {length} {what}; got {index.tolist()}."
         )

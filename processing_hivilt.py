@@ -1,5 +1,6 @@
 """HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -10,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ImageInput
+from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
@@ -42,7 +43,8 @@ def load_picture(
     could be channels, an array has them last and a tensor first. Their values say what they are, by one rule:
 
     - `bool`: `False` is 0 and `True` 255;
-    - integers: as they are up to 255; where there are larger ones, up to 65,535, the upper 8 of 16 bits are taken;
+    - integers: as they are up to 255; where there are larger ones, up to 65,535, the upper 8 of 16 bits are taken, of
+      arrays that reach no further than 511 only as `uint16`: others are of 8 bits and were made brighter;
     - floats from 0 to 1, as `ToTensor` gives them: 1 is 255;
     - floats that are all whole numbers: as integers.
 
@@ -155,13 +157,19 @@ def _from_array(array, input_data_format: str | None) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(levels))
 
 
-def _prepared(array, input_data_format: str | None) -> np.ndarray:
-    """Values that are scaled already, channels first."""
+def _prepared(array, input_data_format: str | None, is_resized: bool) -> np.ndarray:
+    """Values that are scaled already, channels first; refuses those that PIL is to resize and cannot."""
     values = _channels_last(array, input_data_format)
     if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
         raise ValueError(
             "Floats that are taken as they are (do_rescale=False) must be finite and have three channels, got shape "
             f"{tuple(array.shape)}{'' if np.isfinite(values).all() else ' with NaN or infinity'}."
+        )
+    if is_resized and not 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f"Floats that are taken as they are (do_rescale=False) from {values.min():.6g} to {values.max():.6g} cannot be "
+            "resized, only those from 0 to 1: give them in the size that the model takes, and do_resize=False, "
+            "do_center_crop=False; do_normalize=False, too, if they are normalized."
         )
     return np.moveaxis(values, 2, 0)
 
@@ -185,10 +193,16 @@ def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
         raise ValueError(
             f"An image's values must be integers from 0 to 255 (or to 65,535: 16 bits) or floats from 0 to 1, got "
             f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them; values that are scaled and normalized "
-            "already are taken as they are with do_rescale=False, do_normalize=False."
+            "already are taken as they are with do_rescale=False, do_normalize=False, do_resize=False."
         )
     if high <= 255:
         return np.rint(values).astype(np.uint8)
+    if high < 512 and not from_file and values.dtype != np.uint16:
+        # As 16 bits it would be black.
+        raise ValueError(
+            f"An image's values must be integers from 0 to 255 (or to 65,535: 16 bits), got {values.dtype} from {low:.6g} "
+            f"to {high:.6g}. Clip them to 255; if they are the lowest of 16 bits, give them as uint16."
+        )
     return (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
@@ -202,6 +216,8 @@ def _is_usual(image_processor) -> bool:
     kind = type(image_processor)
     usual = issubclass(kind, PilBackend) and kind._preprocess is PilBackend._preprocess
     usual = usual and kind.resize is PilBackend.resize
+    # Set since, as a dict or a number, it is for the image processor itself to read.
+    usual = usual and isinstance(image_processor.size, SizeDict)
     return usual and isinstance(image_processor.resample, int) and not image_processor.do_pad
 
 
@@ -222,6 +238,10 @@ class HiViLTProcessor(ProcessorMixin):
         # place that says so.
         self.id2label = None
         self.problem_type = None
+        if tokenizer is not None and "attention_mask" not in tokenizer.model_input_names:
+            # SigLIP's names none, and its padding would be words. A copy: elsewhere it goes on without.
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @property
@@ -257,7 +277,8 @@ class HiViLTProcessor(ProcessorMixin):
                 only image; or for each image a list of its texts.
             **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
                 texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. Floats
-                go to the image processor as they are, whatever their range, with `do_rescale=False`.
+                go to the image processor as they are, whatever their range, with `do_rescale=False`, here or as the
+                image processor's own; add `do_resize=False` unless they are from 0 to 1.
 
         Returns:
             `input_ids`, `attention_mask` (and what else the tokenizer gives) with one row a text, `pixel_values` with
@@ -319,10 +340,18 @@ class HiViLTProcessor(ProcessorMixin):
         processor = self.image_processor
         data_format = kwargs.get("input_data_format")
         kwargs = {name: value for name, value in kwargs.items() if name != "input_data_format"}
-        usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor)
+        flags = {}
+        for name in ("do_rescale", "do_resize"):
+            flags[name] = kwargs[name] if kwargs.get(name) is not None else getattr(processor, name, None)
+        is_resized = isinstance(processor, PilBackend) and bool(flags["do_resize"])
+        scaled = [
+            flags["do_rescale"] is False and _is_array(picture) and _as_numpy(picture).dtype.kind == "f"
+            for picture in pictures
+        ]
+        usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor) and not any(scaled)
         for place, picture in enumerate(pictures):
-            if kwargs.get("do_rescale") is False and _is_array(picture) and _as_numpy(picture).dtype.kind == "f":
-                pictures[place] = _prepared(picture, data_format)
+            if scaled[place]:
+                pictures[place] = _prepared(picture, data_format, is_resized)
             else:
                 picture = load_picture(picture, data_format)
                 # At once, so that only one is in memory at its full size.
@@ -416,7 +445,7 @@ class HiViLTProcessor(ProcessorMixin):
         Turns scores into answers.
 
         Args:
-            logits (`torch.Tensor` of shape `(texts, num_labels)`, or a model output that has them): the scores.
+            logits (`torch.Tensor` or array of shape `(texts, num_labels)`, or a model output that has them): the scores.
             top_k (`int`, defaults to 1): how many answers to give for each text, best first.
             id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config that was saved with this
                 processor.
@@ -432,18 +461,22 @@ class HiViLTProcessor(ProcessorMixin):
             ValueError: the answers are not known, or are not as many as the scores.
         """
         logits = getattr(logits, "logits", logits)
+        logits = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits  # as Trainer predicts
         id2label = id2label if id2label is not None else self.id2label
         if multi_label is None:
             multi_label = self.problem_type == "multi_label_classification"
         if id2label is None:
             raise ValueError("This processor was loaded without a config: give `id2label=model.config.id2label`.")
-        if logits.dim() != 2 or logits.shape[1] != len(id2label):
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] != len(id2label):
             raise ValueError(
                 f"`logits` must have shape (texts, {len(id2label)}), one score for each answer of `id2label`, got "
-                f"{tuple(logits.shape)}."
+                f"{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}."
             )
-        probabilities = logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
-        scores, labels = probabilities.topk(min(max(top_k, 1), logits.shape[1]), dim=-1)
+        logits = logits.float()
+        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+        # Ordered by the scores: of probabilities the smallest are all 0 and the largest sigmoids all 1.
+        labels = logits.topk(min(max(top_k, 1), logits.shape[1]), dim=-1).indices
+        scores = probabilities.gather(1, labels)
         return [
             [{"answer": id2label[label], "score": score} for label, score in zip(*row, strict=True)]
             for row in zip(labels.tolist(), scores.tolist(), strict=True)

@@ -195,6 +195,18 @@ def test_label2id_follows_from_id2label():
     assert HiViLTConfig(id2label={0: "red"}, label2id={"red": 5}).label2id == {"red": 0}
 
 
+@pytest.mark.parametrize("make", [HiViLTConfig, lambda **labels: HiViLTConfig.from_dict({}, **labels)])
+def test_label2id_alone_is_as_good(make):
+    config = make(label2id={"red": 0, "yes": 2, "blue": 1})
+    assert config.id2label == {0: "red", 2: "yes", 1: "blue"} and config.num_labels == 3
+    with pytest.raises(
+        ValueError, match=r"`label2id` must map each answer to a number of its own, got {'a': 0, 'b': 0}"
+    ):
+        make(label2id={"a": 0, "b": 0})
+    with pytest.raises(StrictDataclassError, match="`id2label` must number its 2 answers from 0.*got 1..2"):
+        make(label2id={"a": 1, "b": 2})
+
+
 def test_num_labels_alone_makes_nameless_answers():
     config = HiViLTConfig(num_labels=3)
     assert config.num_labels == 3 and config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}

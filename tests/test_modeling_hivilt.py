@@ -1183,11 +1183,36 @@ def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
             "`attention_mask` must be 1 at tokens and 0 at padding",
         ),
         ({"pixel_values": [torch.zeros(3, 20, 20)] * 3}, "`pixel_values` must be a float tensor.*got a list"),
+        ({"image_idx": torch.tensor([0, 1, 1, 2, 0])}, "no argument `image_idx`; did you mean `image_index`"),
+        ({"attention_masks": torch.ones(5, 7)}, "no argument `attention_masks`; did you mean `attention_mask`"),
     ],
 )
 def test_inputs_that_would_be_misread_are_refused(model_class, change, message, batch):
     with pytest.raises(ValueError, match=message):
         make_model(model_class)(**batch | change)
+
+
+def test_columns_of_a_dataset_beside_the_inputs_change_nothing(batch):
+    model = make_model(HiViLTForQuestionAnswering)
+    columns = {"image_id": [7] * 3, "question_id": [1] * 5, "label": torch.zeros(5)}
+    torch.testing.assert_close(model(**batch, **columns).logits, model(**batch).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, []),
+        ({"attention_mask": None}, ["`input_ids` end in the padding token 0, but there is no `attention_mask`"]),
+        ({"image_index": torch.tensor([0, 1, 0, 1, 0])}, ["`image_index` names no text of 1 of the 3 images"]),
+    ],
+)
+def test_padding_without_a_mask_and_encodings_that_were_joined_are_told_once(change, told, batch, caplog):
+    modeling_hivilt.logger.warning_once.cache_clear()
+    model = make_model(HiViLTForQuestionAnswering)
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0)
+    for _ in range(2):
+        model(**batch | change)
+    assert [record.message.split(".")[0].split(":")[0] for record in caplog.records] == told
 
 
 @pytest.mark.parametrize("name", ["image_ids", "text_ids"])

@@ -609,11 +609,13 @@ def test_a_mask_of_booleans_is_black_and_white():
         (np.float64([[0, np.inf], [0, 1]]), "float(32|64) from 0 to inf"),
         (np.int32([[-1, 255], [0, 1]]), "int32 from -1 to 255"),
         (np.int32([[0, 65536], [0, 1]]), "int32 from 0 to 65536"),
+        (np.int32([[0, 260], [0, 1]]), "int32 from 0 to 260"),  # 8 bits, made brighter: not 16 bits, all but black
+        (np.float32([[0, 511], [0, 1]]), "float32 from 0 to 511"),
     ],
 )
 def test_values_that_are_no_images_are_refused(values, came):
     for image in (values, torch.tensor(values)[None]):
-        with pytest.raises(ValueError, match=f"integers from 0 to 255 .*got {came}.*do_rescale=False"):
+        with pytest.raises(ValueError, match=f"integers from 0 to 255 .*got {came}.*(do_rescale=False|as uint16)"):
             pixels_of([image])
 
 
@@ -652,7 +654,41 @@ def test_prepared_tensors_are_taken_as_they_are():
     torch.testing.assert_close(inputs["pixel_values"][0], prepared)
 
 
+def test_prepared_tensors_that_pil_would_have_to_resize_are_refused_with_the_way_out():
+    normalized = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), -1.0)
+    with pytest.raises(ValueError, match=r"from -1 to -1 cannot be resized.*do_resize=False"):
+        PROCESSOR(images=[normalized], do_rescale=False, do_normalize=False)
+
+
+def test_an_image_processor_that_does_not_rescale_takes_floats_as_they_are():
+    processor = make_processor()
+    tensor = torch.from_numpy(np.array(PICTURE.resize((IMAGE_SIZE, IMAGE_SIZE)))).permute(2, 0, 1)
+    expected = processor(images=tensor, return_tensors="pt")["pixel_values"]
+    processor.image_processor.do_rescale = False
+    torch.testing.assert_close(processor(images=tensor / 255, return_tensors="pt")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("size", [{"height": 11, "width": 11}, 11])
+def test_a_size_set_on_the_image_processor_is_the_size(size):
+    processor = make_processor()
+    processor.image_processor.size = size
+    pixel_values = processor(images=PICTURE, return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 3, 11, 11)
+    torch.testing.assert_close(pixel_values, processor.image_processor(PICTURE, return_tensors="pt")["pixel_values"])
+
+
 # Texts from the wild
+
+
+def test_a_tokenizer_that_names_no_mask_gives_one(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids"]  # as SigLIP's
+    processor = HiViLTProcessor(PROCESSOR.image_processor, tokenizer)
+    assert tokenizer.model_input_names == ["input_ids"]
+    processor.save_pretrained(tmp_path)
+    for ours in (processor, HiViLTProcessor.from_pretrained(tmp_path)):
+        assert ours(text=["red", QUESTION])["attention_mask"][0][-3:] == [0, 0, 0]
+        assert ours.model_input_names == PROCESSOR.model_input_names
 
 
 @settings(max_examples=200, deadline=None)
@@ -977,6 +1013,22 @@ def test_all_answers_are_the_most_that_can_be_asked_for():
 def test_soft_labels_give_each_answer_a_probability_of_its_own():
     answers = PROCESSOR.post_process_question_answering(LOGITS, top_k=3, id2label=ANSWERS, multi_label=True)
     assert [a["score"] for a in answers[0]] == pytest.approx(sorted(LOGITS[0].sigmoid().tolist(), reverse=True))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_answers_whose_probabilities_are_rounded_alike_are_in_order(multi_label):
+    logits = torch.tensor([[-300.0, 100.0, -200.0, 200.0, -100.0]])
+    answers = PROCESSOR.post_process_question_answering(logits, 4, dict(enumerate("abcde")), multi_label)
+    assert [answer["answer"] for answer in answers[0]] == ["d", "b", "e", "c"]
+
+
+def test_scores_as_trainer_predicts_them_are_taken_too():
+    logits = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    answers = {0: "no", 1: "yes"}
+    expected = PROCESSOR.post_process_question_answering(logits, id2label=answers)
+    assert PROCESSOR.post_process_question_answering(logits.numpy(), id2label=answers) == expected
+    with pytest.raises(ValueError, match=r"shape \(texts, 2\).*got list"):
+        PROCESSOR.post_process_question_answering(logits.tolist(), id2label=answers)
 
 
 def test_a_model_output_in_half_precision_is_taken_too():
