@@ -1588,13 +1588,19 @@ def _follow_config(kwargs: dict, config: HiViLTConfig) -> None:
     Completes the flags of a call by the config's, so that the encoders and the fusion follow them too.
 
     Raises:
-        ValueError: a keyword is a misspelt argument, without which texts would be paired or padded otherwise. Any other
-            that is not ours may be an encoder's, or a column of a data set.
+        ValueError: `pixel_mask` masks something, or a keyword is a misspelt argument, without which texts would be paired
+            or padded otherwise. Any other that is not ours may be an encoder's, or a column of a data set.
     """
     for name in kwargs.keys() - {*_UNSEEN, "image_id"}:  # that column is not `image_index`
         meant = () if torch.compiler.is_compiling() else difflib.get_close_matches(name, _UNSEEN, n=1, cutoff=0.83)
         if meant:
             raise ValueError(f"There is no argument `{name}`; did you mean `{meant[0]}`?")
+    pixel_mask = kwargs.get("pixel_mask")
+    if pixel_mask is not None and not torch.compiler.is_compiling() and not torch.as_tensor(pixel_mask).all():
+        raise ValueError(
+            "`pixel_mask` has zeros, but padding of images is not masked here: give images of one size, as the processor "
+            "makes them, without `pixel_mask`."
+        )
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name) is None:
             kwargs[name] = getattr(config, name)

@@ -345,7 +345,7 @@ def main(argv: list[str] | None = None) -> dict | list:
     if args.index is not None or args.query is not None:
         return search(args, training_args)
 
-    name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
+    name, splits, bad_pictures, held_out = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     set_threads(args, model)
@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         similar_per_batch=args.similar_per_batch,
         contrastive_chunk_size=args.contrastive_chunk_size,
     )
-    metrics, rankings = run(trainer, datasets.get("test"))
+    metrics, rankings = run(trainer, datasets.get("test"), held_out)
 
     if trainer.is_world_process_zero():
         folder = Path(training_args.output_dir)

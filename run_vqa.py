@@ -321,7 +321,9 @@ def main(argv: list[str] | None = None) -> dict:
     benchmark, metric = VQA_BENCHMARKS.get(args.benchmark), headline(training_args)
 
     by = benchmark.hold_out_by if benchmark is not None else attrgetter("image_id")
-    name, splits, bad_pictures = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), by)
+    name, splits, bad_pictures, held_out = prepare_splits(
+        args, training_args, lambda wanted: read_data(args, wanted), by
+    )
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     set_threads(args, model)
@@ -361,7 +363,7 @@ def main(argv: list[str] | None = None) -> dict:
         watched_answer=benchmark and benchmark.watched_answer,
         official_metrics=benchmark and benchmark.official_metrics,
     )
-    metrics, predictions = run(trainer, datasets.get("test"))
+    metrics, predictions = run(trainer, datasets.get("test"), held_out)
 
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -340,6 +340,11 @@ class HiViLTTrainingArguments(TrainingArguments):
         # Before the parent, which sets do_eval by itself wherever there is an eval_strategy.
         if not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
+        if self.do_train and self.num_train_epochs <= 0 and self.max_steps < 0:
+            raise ValueError(
+                f"num_train_epochs: expected more than 0, got {self.num_train_epochs}; --do_eval and --do_predict without "
+                "--do_train measure a checkpoint as it is."
+            )
         if not self.do_train:
             self.eval_strategy, self.load_best_model_at_end = "no", False
         lowered = [name for name in ("bf16", "bf16_full_eval") if getattr(self, name)]
@@ -348,6 +353,9 @@ class HiViLTTrainingArguments(TrainingArguments):
                 f"{lowered[0]}: no device of this machine computes in bfloat16; give --{lowered[0]} false, here and after "
                 "the name of a recipe, or --use_cpu to compute in it on the CPU."
             )
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            # accelerate would leave it out without a word, and results.json say that it was on.
+            raise ValueError("fp16: there is no GPU, and nothing else trains in float16; give --fp16 false.")
         super().__post_init__()
         check_training_arguments(self)
         for name in self.report_to:
@@ -459,12 +467,17 @@ def check_unfinished(args: TaskArguments, training_args: HiViLTTrainingArguments
         )
 
 
+# What a run held out of its training data, beside its checkpoints.
+HELD_OUT = "held_out.json"
+
+
 class _BeginsAnew(TrainerCallback):
     """Removes the checkpoints of an earlier run, from which this one could not be told when it is resumed, and the state
     that says that the run was finished: not before the first step is due, since until then arguments may be refused."""
 
-    def __init__(self, trainer: HiViLTTrainer):
+    def __init__(self, trainer: HiViLTTrainer, held_out: list[str] | None):
         self.trainer = trainer
+        self.held_out = held_out
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.should_save:
@@ -476,6 +489,10 @@ class _BeginsAnew(TrainerCallback):
                 )
             for path in old:
                 shutil.rmtree(path)
+            (folder / HELD_OUT).unlink(missing_ok=True)
+            if self.held_out is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / HELD_OUT, self.held_out)
         self.trainer.accelerator.wait_for_everyone()
 
 
@@ -677,8 +694,9 @@ def prepare_splits(
     training_args: HiViLTTrainingArguments,
     read: Callable[[Collection[str]], tuple[str, dict[str, list]]],
     hold_out_by: Callable[[Any], str] = attrgetter("image_id"),
-) -> tuple[str, dict[str, list], dict[str, list[str]]]:
-    """The splits that this run needs, with examples held out of training where there is nothing else to choose by.
+) -> tuple[str, dict[str, list], dict[str, list[str]], list[str] | None]:
+    """The splits that this run needs, with examples held out of training where there is nothing else to choose by. A run
+    that goes on holds out what it held out before, whatever rows came or went since.
 
     Args:
         args: how many examples to use, and what to do about bad pictures.
@@ -687,10 +705,10 @@ def prepare_splits(
         hold_out_by: what stays on one side when examples are held out; default: pictures.
 
     Returns:
-        The name of the data, its splits, and which of their pictures are bad.
+        The name of the data, its splits, which of their pictures are bad, and what was held out (`None`: nothing was).
 
     Raises:
-        ValueError: a split that is needed is not there.
+        ValueError: a split that is needed is not there, or nothing is left of what was held out.
         FileNotFoundError: pictures are missing.
     """
     needed = {
@@ -698,13 +716,20 @@ def prepare_splits(
         "validation": training_args.do_train or training_args.do_eval,
         "test": training_args.do_predict,
     }
+    held_out = None
     # The main process writes what is cached; the others find it there.
     with training_args.main_process_first(desc="reading the data"):
         name, splits = read([split for split in needed if needed[split]])
         if needed["validation"] and "validation" not in splits and "train" not in splits:
             splits |= read(["train"])[1]
     if needed["validation"] and "validation" not in splits and "train" in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], seed=training_args.seed, by=hold_out_by)
+        checkpoint = checkpoint_to_resume(training_args)
+        before = checkpoint and Path(checkpoint).parent / HELD_OUT
+        drawn = json.loads(before.read_text(encoding="utf-8")) if before and before.is_file() else None
+        splits["train"], splits["validation"] = hold_out(
+            splits["train"], seed=training_args.seed, by=hold_out_by, chosen=drawn
+        )
+        held_out = list(dict.fromkeys(map(hold_out_by, splits["validation"]))) if drawn is None else drawn
     missing = [split for split in needed if needed[split] and split not in splits]
     if missing == ["test"] and training_args.do_train:
         logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
@@ -718,7 +743,7 @@ def prepare_splits(
     for split in [split for split in splits if needed[split]]:
         examples = splits[split][: limits[split]]
         used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
-    return name, used, bad_pictures
+    return name, used, bad_pictures, held_out
 
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
@@ -932,12 +957,15 @@ def parameter_table(model: HiViLTPreTrainedModel) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) -> tuple[dict[str, dict], list | None]:
+def run(
+    trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None, held_out: list[str] | None = None
+) -> tuple[dict[str, dict], list | None]:
     """Trains, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
 
     Args:
         trainer: with its datasets.
         test_dataset: for `do_predict`.
+        held_out: what was held out of training, for when this run is resumed.
 
     Returns:
         Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.
@@ -946,7 +974,7 @@ def run(trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None) 
     folder = Path(args.output_dir)
     if args.do_train:
         if not args.resume_from_checkpoint:
-            trainer.add_callback(_BeginsAnew(trainer))
+            trainer.add_callback(_BeginsAnew(trainer, held_out))
         metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         if trainer.is_world_process_zero():

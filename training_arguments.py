@@ -104,7 +104,7 @@ LEFT = {
     "ddp_static_graph": "",
     "ddp_timeout": "",
     "debug": "",
-    "fp16": "Needs a GPU. A step that the scaler leaves out is no divergence.",
+    "fp16": "Needs a GPU, and is refused without one. A step that the scaler leaves out is no divergence.",
     "fp16_full_eval": "As bf16_full_eval.",
     "fsdp": "Version 2 is what is tested, by `accelerate launch --config_file runs/fsdp.yaml`.",
     "fsdp_config": "",

@@ -316,6 +316,7 @@ def hold_out(
     fraction: float = 0.1,
     seed: int = 0,
     by: Callable[[Record], str] = attrgetter("image_id"),
+    chosen: Sequence[str] | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Splits by picture, so that nothing held out is about a picture that was trained on.
 
@@ -324,12 +325,13 @@ def hold_out(
         fraction: share of the pictures to hold out, rounded, at least one.
         seed: which ones.
         by: what stays on one side instead of a picture, for data whose test split asks about training pictures.
+        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw.
 
     Returns:
         What is left to train on, and what is held out, both in their order.
 
     Raises:
-        ValueError: fewer than two pictures.
+        ValueError: fewer than two pictures, or none of those that are chosen, or none else.
     """
     groups = list(dict.fromkeys(map(by, examples)))
     if len(groups) < 2:
@@ -337,7 +339,15 @@ def hold_out(
             f"Cannot hold out pictures for choosing: the training data has only {len(groups)}. "
             "Give a --validation_file, or more pictures."
         )
-    held_out = set(random.Random(seed).sample(groups, max(1, round(fraction * len(groups)))))
+    if chosen is None:
+        held_out = set(random.Random(seed).sample(groups, max(1, round(fraction * len(groups)))))
+    else:
+        held_out = set(chosen) & set(groups)
+        if not 0 < len(held_out) < len(groups):
+            raise ValueError(
+                f"Of the {len(chosen)} images that this run held out to choose by, the training data has {len(held_out)}, "
+                f"and {len(groups) - len(held_out)} others. Give a --validation_file, or begin anew in another --output_dir."
+            )
     train = [one for one in examples if by(one) not in held_out]
     return train, [one for one in examples if by(one) in held_out]
 

@@ -11,6 +11,7 @@ a batch once each, however many of its questions are about them. `VQADataset.by_
 into one item, so that no image is decoded, shipped or encoded twice in a pass over the data.
 """
 
+import difflib
 import logging
 import os
 import random
@@ -142,6 +143,11 @@ def read_table(
         if not question_id:
             raise ValueError(f"{row.where}: the question's id in column {columns.question_id!r} is empty; write one.")
         question = read_question(row.values.get(columns.question), columns.question, row.where)
+        if "answer" in names and columns.answer not in row.values:
+            # Left out it is not known, but under another name it would be so, too, without a word.
+            others = [name for name in row.values if name not in names.values()]
+            if close := difflib.get_close_matches(columns.answer, others, n=1, cutoff=0.75):
+                raise ValueError(f"{row.where}: has {close[0]!r} where other rows have {columns.answer!r}; name it so.")
         answers = read_answers(row.values.get(columns.answer), columns.answer, row.where)
         examples.append(VQAExample(question_id, row.image_id, row.image, question, answers))
     return examples

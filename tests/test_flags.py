@@ -232,6 +232,8 @@ def test_a_wrong_flag_is_refused_by_name(argv, message):
         (["--seed", "-1"], "^seed: expected at least 0, got -1"),
         (["--bf16"], "^bf16: no device of this machine .*--bf16 false.*--use_cpu"),
         (["--bf16_full_eval"], "^bf16_full_eval: no device"),
+        (["--fp16"], "^fp16: there is no GPU.*--fp16 false"),
+        (["--num_train_epochs", "0"], "^num_train_epochs: expected more than 0, got 0.*without --do_train"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(argv, message):

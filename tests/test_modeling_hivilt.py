@@ -1184,6 +1184,7 @@ def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
         ),
         ({"pixel_values": [torch.zeros(3, 20, 20)] * 3}, "`pixel_values` must be a float tensor.*got a list"),
         ({"image_idx": torch.tensor([0, 1, 1, 2, 0])}, "no argument `image_idx`; did you mean `image_index`"),
+        ({"pixel_mask": torch.tensor([[[1, 0]]] * 3)}, "`pixel_mask` has zeros, .* images of one size"),
         ({"attention_masks": torch.ones(5, 7)}, "no argument `attention_masks`; did you mean `attention_mask`"),
     ],
 )
@@ -1195,6 +1196,7 @@ def test_inputs_that_would_be_misread_are_refused(model_class, change, message, 
 def test_columns_of_a_dataset_beside_the_inputs_change_nothing(batch):
     model = make_model(HiViLTForQuestionAnswering)
     columns = {"image_id": [7] * 3, "question_id": [1] * 5, "label": torch.zeros(5)}
+    columns["pixel_mask"] = torch.ones(3, 20, 20)
     torch.testing.assert_close(model(**batch, **columns).logits, model(**batch).logits, rtol=0, atol=0)
 
 

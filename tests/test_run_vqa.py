@@ -231,6 +231,32 @@ def test_resuming_on_changed_rows_keeps_answers_and_tokens(change, started, tmp_
     assert json.loads((tmp_path / "further/trainer_state.json").read_text())["global_step"] == 3
 
 
+def test_resuming_on_changed_rows_holds_out_what_was_held_out(tmp_path):
+    """Else the run would choose by images that it was trained on."""
+    rows = make_rows("all", 12, tmp_path)
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    given = ["--train_file", str(file), "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu"]
+    given += ["--image_size", "32", "--fusion", json.dumps(TINY), "--do_train"]
+    main(given)
+    drawn = json.loads((tmp_path / "out/held_out.json").read_text())
+    assert len(drawn) == 1
+
+    def held_out():
+        file.write_text("\n".join(map(json.dumps, rows)))
+        args, training_args = parse_arguments([*given, "--resume_from_checkpoint", "last"], VQAArguments, {})
+        _, splits, _, again = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
+        assert again == drawn
+        return {one.image_id for one in splits["validation"]}
+
+    more = make_rows("more", 9, tmp_path)
+    rows = [*more, *rows[::-1]]
+    assert held_out() == set(drawn)
+    rows = more
+    with pytest.raises(ValueError, match="Of the 1 images .* held out .* has 0, .*--validation_file"):
+        held_out()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -580,7 +606,7 @@ def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
         {},
     )
     benchmark = VQA_BENCHMARKS["vqa-rad"]
-    _, splits, _ = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), benchmark.hold_out_by)
+    _, splits, _, _ = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), benchmark.hold_out_by)
     train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
     assert held_out and not train & held_out
     assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}

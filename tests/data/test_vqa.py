@@ -229,6 +229,14 @@ def test_unknown_column_lists_those_present(folder, kind):
         read_file(path, Columns(image_id="id"))
 
 
+def test_an_answer_under_another_name_in_some_rows_is_refused(folder):
+    rows = [{"image": "red.png", "question": "what?", "answer": "red"}, {"image": "red.png", "question": "who?"}]
+    assert [one.answers for one in read_table(rows, folder=folder)] == [("red",), ()]
+    rows[1]["answers"] = ["blue"]
+    with pytest.raises(ValueError, match="the table, row 2: has 'answers' where other rows have 'answer'"):
+        read_table(rows, folder=folder)
+
+
 def test_answers_may_be_absent_where_only_predictions_are_wanted(folder, caplog):
     rows = [{key: row[key] for key in ("image", "question")} for row in ROWS]
     examples = read_file(write(folder, ".json", rows), answers_needed=False)
