@@ -86,11 +86,19 @@ class _RegisterWhenImported(MetaPathFinder):
     When a file of `_AUTO` has been imported, ours is; when ours has been, by whomever, its classes are registered.
     """
 
+    def __init__(self):
+        self._asking: set[str] = set()
+
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname not in _AUTO and fullname not in _AUTO.values():
+        # Another finder that asks all others, such as that of a second copy of this file, asks this one back.
+        if fullname in self._asking or (fullname not in _AUTO and fullname not in _AUTO.values()):
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in found if spec is not None), None)
+        self._asking.add(fullname)
+        try:
+            found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._asking.discard(fullname)
         if spec is not None:
             execute = spec.loader.exec_module
 

@@ -467,8 +467,9 @@ class ImageIndex:
         hits = [
             Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]
-        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order]
-        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=True) if _stamp(hit.path) != stamp]:
+        # A table of one's own need not say which files its embeddings are of.
+        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order] if "size" in found else []
+        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=False) if _stamp(hit.path) != stamp]:
             logger.warning(
                 f"{len(stale)} of the {len(hits)} images found, {stale[0]} first, are gone or have changed since they were "
                 "embedded, so their scores are of what they were: build the index again."

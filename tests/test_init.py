@@ -25,6 +25,12 @@ from transformers import pipeline
 found.append(pipeline("visual-question-answering", model=found[2], processor=found[3]))
 print(*(f"{type(one).__module__}.{type(one).__name__}" for one in found), sep="\\n")
 """
+# As pytest's importlib mode runs the file of a root that is a package.
+TWICE = """
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("again", hivilt.__file__)
+spec.loader.exec_module(module_from_spec(spec))
+"""
 FOUND = [
     "hivilt.configuration_hivilt.HiViLTConfig",
     "hivilt.modeling_hivilt.HiViLTModel",
@@ -39,14 +45,15 @@ FOUND = [
     "first",
     [
         f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly",
+        f"import hivilt\n{TWICE}",
         "from transformers import AutoModel, AutoProcessor, pipeline; import hivilt",
     ],
-    ids=["before-transformers", "after-transformers"],
+    ids=["before-transformers", "twice", "after-transformers"],
 )
 def test_auto_classes_know_hivilt_whatever_is_imported_first_and_alone_it_imports_little(first):
     """Without `trust_remote_code`, and without a question to answer: nothing can be typed here."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{first}; folder = {str(ROOT)!r}\n{KNOWN}"],
+        [sys.executable, "-c", f"{first}\nfolder = {str(ROOT)!r}\n{KNOWN}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
