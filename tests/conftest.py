@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # As it is now: later transformers and evaluate append their caches of modules to `sys.path`, and modules of the same name
 # in the cache of another process would hide its own.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+
+# What a script starts in the background is told to ignore Ctrl-C, and so are all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings

@@ -55,21 +55,39 @@ def test_a_process_that_a_test_starts_finds_no_module_that_this_one_has_in_its_c
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_whatever_home_and_shell_say_a_run_of_tests_begins_the_same(tmp_path, workers):
-    """With a home folder that cannot be made, a token and caches, in the process that runs tests and in a worker."""
+    """With a home folder that cannot be made, a token and caches, and begun in the background, where Ctrl-C is ignored; in
+    the process that runs tests and in a worker."""
     shutil.copyfile(Path(__file__).with_name("conftest.py"), tmp_path / "conftest.py")
     report = tmp_path / "report.json"
-    test = "import json, os, sys\ndef test_it(tmp_path):\n"
-    test += f"    with open({str(report)!r}, 'w') as file: json.dump([dict(os.environ), list(sys.modules)], file)\n"
+    test = "import json, os, signal, sys\ndef test_it(tmp_path):\n"
+    test += "    interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    test += "    said = [dict(os.environ), list(sys.modules), interrupted]\n"
+    test += f"    with open({str(report)!r}, 'w') as file: json.dump(said, file)\n"
     (tmp_path / "test_it.py").write_text(test)
     file = tmp_path / "file"
     file.touch()
     theirs = dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HOME"), str(file / "home"))
     theirs |= {"HF_TOKEN": "hf_theirs", "HIVILT_DEBUG": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "7"}
     theirs["PYTEST_ADDOPTS"] = ""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "--rootdir", str(tmp_path), str(tmp_path)]
+    command = [
+        "sh",
+        "-c",
+        'trap "" INT; exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        workers,
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=os.environ | theirs, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    environment, modules = json.loads(report.read_text())
+    environment, modules, interrupted = json.loads(report.read_text())
+    assert interrupted
     assert not {"HF_TOKEN", "HIVILT_DEBUG", "HF_HOME", "HF_MODULES_CACHE"} & set(environment)
     assert environment["HF_HUB_OFFLINE"] == environment["OMP_NUM_THREADS"] == "1"
     assert not [name for name, value in environment.items() if str(file) in value]
