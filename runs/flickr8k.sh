@@ -5,7 +5,8 @@
 #   runs/flickr8k.sh                                         the Hub's copy
 #
 # Data: dataset_flickr8k.json of https://cs.stanford.edu/people/karpathy/deepimagesent/, or Flickr8k.token.txt with
-# Flickr_8k.{train,dev,test}Images.txt, and Flicker8k_Dataset/ with the pictures.
+# Flickr_8k.{train,dev,test}Images.txt, and the pictures in Flicker8k_Dataset/ or images/; or Kaggle's captions.txt and
+# Images/, with one of the former beside them for the official split.
 #
 # Settings: those of flickr30k.sh. HiViLT's own: half as many pairs a step, for a fifth of the pictures.
 #

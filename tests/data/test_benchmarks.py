@@ -130,6 +130,19 @@ def test_folders_are_found_in_the_folder_or_one_below(tmp_path):
     assert find_folder(tmp_path, "images", "pictures") == tmp_path / "below" / "images"
 
 
+def test_of_folders_unpacked_into_each_other_the_one_with_pictures_is_found(tmp_path):
+    # zips of macOS bring `__MACOSX/images/._a.jpg`, and sort before names in lower case.
+    for folder in ("__MACOSX/images", "images/images", "below/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "__MACOSX/images/._a.jpg").touch()
+    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "images"
+    (tmp_path / "below/pictures/a.JPG").touch()
+    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "below/pictures"
+    (tmp_path / "images/images/a.png").touch()
+    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "images/images"
+    assert find_folder(tmp_path, "nowhere", ".") == tmp_path
+
+
 def test_json_objects_can_be_shortened_as_they_are_read(tmp_path):
     (tmp_path / "a.json").write_text('[{"a": {"b": 1}}, {"c": 2}]')
     assert read_json(tmp_path / "a.json", lambda one: one.get("b", one)) == [{"a": 1}, {"c": 2}]

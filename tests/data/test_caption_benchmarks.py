@@ -1,6 +1,8 @@
 """Each benchmark from a miniature of its official files, and from a folder laid out as its copy on the Hub."""
 
+import csv
 import json
+import logging
 from pathlib import Path
 
 import datasets
@@ -103,7 +105,7 @@ def test_pictures_may_lie_elsewhere(miniature, tmp_path, name):
 def test_a_folder_without_the_files_is_named(tmp_path, name):
     expected = {
         "openmoji": "has no drawing of the 'test' split of OpenMoji, expected PNG files such as 1F600.png",
-        "flickr8k": "lacks dataset_flickr8k.json or Flickr8k.token.txt",
+        "flickr8k": "lacks dataset_flickr8k.json or Flickr8k.token.txt or captions.txt",
     }
     message = expected.get(name, f"lacks dataset_{name}.json")
     with pytest.raises(FileNotFoundError, match=f"data_dir: {tmp_path} {message}"):
@@ -371,3 +373,131 @@ def test_flickr8k_errors(miniature, old, new, message):
     (folder / "Flickr_8k.devImages.txt").unlink()
     with pytest.raises(FileNotFoundError, match="lacks Flickr_8k.devImages.txt"):
         CAPTION_BENCHMARKS["flickr8k"].read("val", data_dir=folder)
+
+
+def as_kaggle(folder, lists):
+    """The same captions as `captions.txt`, and the pictures in `Images`; with the official lists beside them, or not."""
+    rows = [line.split("\t") for line in (folder / "Flickr8k.token.txt").read_text().splitlines()]
+    rows = [(name.split("#")[0], caption) for name, caption in rows if not name.startswith("2258277193")]
+    with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
+    (folder / "Flickr8k.token.txt").unlink()
+    (folder / "Flicker8k_Dataset").rename(folder / "Images")
+    for path in folder.glob("Flickr_8k.*Images.txt"):
+        if not lists:
+            path.unlink()
+    return folder
+
+
+def test_flickr8k_of_kaggle_takes_the_official_lists_beside_it(miniature, caplog):
+    folder = miniature("flickr8k")
+    official = read_splits("flickr8k", data_dir=folder)
+    as_kaggle(folder, lists=True)
+    assert '"This square is red, not blue."' in (folder / "captions.txt").read_text()
+    for split, examples in read_splits("flickr8k", data_dir=folder).items():
+        assert without_pictures(examples) == without_pictures(official[split])
+        assert check_pictures(examples) == (examples, [])
+        assert {Path(one.image).parent.name for one in examples} == {"Images"}
+    assert not caplog.records
+
+
+def test_flickr8k_of_kaggle_without_lists_is_split_by_picture_and_says_so(miniature, caplog):
+    folder = as_kaggle(miniature("flickr8k"), lists=False)
+    with caplog.at_level(logging.WARNING):
+        splits = read_splits("flickr8k", data_dir=folder)
+    assert {split: len(examples) for split, examples in splits.items()} == {"train": 12, "validation": 2, "test": 2}
+    ids = [one.image_id for examples in splits.values() for one in examples]
+    assert sorted(ids) == sorted(path.name for path in (folder / "Images").iterdir())
+    assert {len(one.captions) for examples in splits.values() for one in examples} == {5}
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in said] == ["Flickr8k, train", "Flickr8k, val", "Flickr8k, test"]
+    assert all(
+        "has no official split" in text and "12 to train on, 2 to choose and 2 to test with" in text for text in said
+    )
+    assert all(
+        "put Flickr_8k.trainImages.txt, Flickr_8k.devImages.txt, Flickr_8k.testImages.txt" in text for text in said
+    )
+
+    # The order of the rows does not matter.
+    header, *rows = (folder / "captions.txt").read_text().splitlines()
+    (folder / "captions.txt").write_text("\n".join([header, *rows[::-1]]))
+    again = read_splits("flickr8k", data_dir=folder)
+    for split, examples in splits.items():
+        assert [one.image_id for one in again[split]] == [one.image_id for one in examples]
+
+
+def test_flickr8k_of_kaggle_reads_commas_quotes_and_line_breaks_as_written(miniature):
+    folder = as_kaggle(miniature("flickr8k"), lists=True)
+    content = (folder / "captions.txt").read_text()
+    old = '"This square is red, not blue."'
+    assert content.index(old) < content.index("1000268202")
+    for new, caption in [
+        ('"A sign says ""STOP, now"" , in red ."', 'A sign says "STOP, now" , in red .'),
+        ('A man and a "dog" ?', 'A man and a "dog" ?'),
+        ('"""Hello"" , he says"', '"Hello" , he says'),
+    ]:
+        (folder / "captions.txt").write_text(content.replace(old, new, 1))
+        (first, *_) = CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
+        assert first.captions[0] == caption
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "image,caption",
+            "image_name,comment",
+            "captions.txt: expected the columns image and caption.*got image_name, com",
+        ),
+        (
+            "1000268202_0000000001.jpg,",
+            "x.jpg,",
+            "captions.txt: expected 5 captions of 1000268202_0000000001.jpg, got 4",
+        ),
+        (
+            '"This square is red, not blue."',
+            "This square, red",
+            "captions.txt, line 2: has 3 cells, but the header names 2",
+        ),
+    ],
+)
+def test_flickr8k_of_kaggle_errors(miniature, old, new, message):
+    folder = as_kaggle(miniature("flickr8k"), lists=True)
+    content = (folder / "captions.txt").read_text()
+    assert old in content
+    (folder / "captions.txt").write_text(content.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
+
+
+def test_flickr8k_of_kaggle_with_some_lists_wants_the_one_of_the_split(miniature):
+    folder = as_kaggle(miniature("flickr8k"), lists=True)
+    (folder / "Flickr_8k.devImages.txt").unlink()
+    assert len(CAPTION_BENCHMARKS["flickr8k"].read("test", data_dir=folder)) == 4
+    with pytest.raises(FileNotFoundError, match="lacks Flickr_8k.devImages.txt"):
+        CAPTION_BENCHMARKS["flickr8k"].read("val", data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "."),
+        *("Flicker8k_Dataset/Flicker8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset", "archive/Images"),
+    ],
+)
+def test_flickr8k_as_people_unpack_it(miniature, tmp_path, place):
+    folder, pictures = miniature("flickr8k"), tmp_path / "pictures"
+    official = read_splits("flickr8k", data_dir=folder)
+    (folder / "Flicker8k_Dataset").rename(pictures)
+    (folder / "Flickr8k_text").mkdir()
+    for path in folder.glob("*.txt"):
+        path.rename(folder / "Flickr8k_text" / path.name)
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for path in pictures.iterdir():
+        path.rename(folder / place / path.name)
+    for split, examples in read_splits("flickr8k", data_dir=folder).items():
+        assert without_pictures(examples) == without_pictures(official[split])
+        assert check_pictures(examples) == (examples, [])
+    # A folder of its own for the pictures is looked through in the same way.
+    texts = folder.rename(tmp_path / "texts")
+    assert check_pictures(CAPTION_BENCHMARKS["flickr8k"].read("test", data_dir=texts, image_dir=texts))[1] == []
