@@ -23,7 +23,7 @@ import difflib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -402,6 +402,14 @@ def masked_mean(hidden_states: torch.Tensor, mask: torch.BoolTensor) -> torch.Te
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def pool(states: torch.Tensor, stride: int) -> torch.Tensor:
+    """Means over squares of `stride` of `(B_i, height, width, channels)`; one that the border cuts, of what it holds."""
+    if stride == 1:
+        return states
+    states = F.avg_pool2d(states.permute(0, 3, 1, 2), stride, ceil_mode=True, count_include_pad=False)
+    return states.permute(0, 2, 3, 1)
+
+
 def resample_grid(rows: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
     """Area-averages rows on one grid to another: `(B, height * width, d)` -> `(B, new_height * new_width, d)`."""
     if grid == new_grid:
@@ -665,7 +673,6 @@ class HiViLTFusion(nn.Module):
         stages = range(len(layout) if config.use_local_fusion else 0)
         # Words, phrases, clauses: windows of 1, 3, 9, ... tokens, no wider than 81.
         self.text_windows = [3 ** min(s, 4) for s in range(config.num_fusion_stages)][-len(layout) :]
-        self.vision_strides = [stride for _, stride, _ in layout]
         self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels, on_grid=True) for _, _, channels in layout)
         self.text_levels = nn.ModuleList(HiViLTLevel(config, text_width(config.text_config)) for _ in layout)
         self.vision_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
@@ -675,14 +682,7 @@ class HiViLTFusion(nn.Module):
 
     def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
         """Levels, `V_g` and first projections of maps `(B_i, height, width, channels)`, fine to coarse."""
-        levels = []
-        for level, stride, hidden_states in zip(self.vision_levels, self.vision_strides, maps, strict=True):
-            if stride > 1:
-                # Squares cut off by the border are averages of what they hold.
-                hidden_states = F.avg_pool2d(
-                    hidden_states.permute(0, 3, 1, 2), stride, ceil_mode=True, count_include_pad=False
-                ).permute(0, 2, 3, 1)
-            levels.append(level(hidden_states))
+        levels = [level(states) for level, states in zip(self.vision_levels, maps, strict=True)]
         query, key, value = self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else (None,) * 3
         return HiViLTImageStates(
             global_state=levels[-1].mean(dim=(1, 2)), level_states=tuple(levels), query=query, key=key, value=value
@@ -1080,11 +1080,30 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         """
         return False
 
-    def encode_images(
+    def get_feature_maps(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, ...]:
+        """See [`HiViLTModel.get_feature_maps`]."""
+        return self.base_model.get_feature_maps(pixel_values, interpolate_pos_encoding, **kwargs)
+
+    def get_token_states(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """See [`HiViLTModel.get_token_states`]."""
+        return self.base_model.get_token_states(input_ids, attention_mask, **kwargs)
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        feature_maps: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
 
     def encode_texts(
         self,
@@ -1247,8 +1266,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
         self.frozen_modules = []
         # Read once, since a compiled or exported call must not.
         self._vision_states = vision_states(config.vision_config)
-        levels = [index for index, _, _ in config.vision_level_layout]
-        self._vision_levels = levels[-len(self.fusion.vision_levels) :]
+        # (index of the encoder's hidden state, stride, channels) of each level
+        self._vision_levels = config.vision_level_layout[-len(self.fusion.vision_levels) :]
         self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
         self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
         self._install_capturing_hooks()
@@ -1288,8 +1307,45 @@ class HiViLTModel(HiViLTPreTrainedModel):
             self.get_submodule(name).eval()
         return self
 
-    def encode_images(
+    def get_feature_maps(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`. A frozen
+        encoder gives the same in every epoch: keep it, and train at the cost of fusion alone.
+
+        Args:
+            pixel_values, interpolate_pos_encoding: see [`HiViLTModel.encode_images`].
+
+        Returns:
+            A tensor `(B_i, height, width, channels)` for each level, fine to coarse: a hidden state of the encoder,
+            averaged over squares of the level's stride.
+
+        Raises:
+            ValueError: as [`HiViLTModel.encode_images`].
+        """
+        return self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
+
+    def get_token_states(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
+        hidden state `(B_t, N_t, text width)`. Arguments and errors as in [`HiViLTModel.encode_texts`].
+        """
+        return self._run_text_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)[0]
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        feature_maps: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTImageStates:
         """
         All that depends on images alone, to be used for any number of texts.
@@ -1298,10 +1354,30 @@ class HiViLTModel(HiViLTPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): as the processor gives them.
             interpolate_pos_encoding (`bool`, defaults to `False`): let an encoder with learned positions take images
                 of another size than it was made for. Encoders without them take any size.
+            feature_maps (*optional*): what [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`: the vision
+                encoder does not run, and `last_hidden_state` and what else it records are `None`. Of any float dtype.
 
         Raises:
-            ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size.
+            ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size; maps are not
+                those of this model's levels; or neither or both are given.
         """
+        if (pixel_values is None) == (feature_maps is None):
+            raise ValueError("Give the images as either `pixel_values` or `feature_maps`, exactly one of them.")
+        _follow_config(kwargs, self.config)
+        if feature_maps is not None:
+            self._check_feature_maps(feature_maps)
+            return self.fusion("encode_images", [states.to(self.dtype) for states in feature_maps])
+        maps, outputs = self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)
+        states = self.fusion("encode_images", maps)
+        states.last_hidden_state = outputs.last_hidden_state
+        states.hidden_states = _selected(outputs.hidden_states, kwargs["output_hidden_states"])
+        states.attentions = _weights(outputs.get("attentions") or None)
+        return states
+
+    def _run_vision_encoder(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs
+    ) -> tuple[tuple[torch.Tensor, ...], ModelOutput]:
+        """The maps of [`HiViLTModel.get_feature_maps`], and all that the encoder gave."""
         is_tensor = isinstance(pixel_values, torch.Tensor)
         if is_tensor and pixel_values.dim() == 5 and pixel_values.shape[1] == 1:
             # Encodings of one image each, (1, channels, height, width), that a collator stacked.
@@ -1320,12 +1396,26 @@ class HiViLTModel(HiViLTPreTrainedModel):
             outputs = self.vision_model(
                 **inputs, **self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             )
-            maps = self._vision_maps(outputs, pixel_values)
-        states = self.fusion("encode_images", maps)
-        states.last_hidden_state = outputs.last_hidden_state
-        states.hidden_states = _selected(outputs.hidden_states, kwargs["output_hidden_states"])
-        states.attentions = _weights(outputs.get("attentions") or None)
-        return states
+            return self._vision_maps(outputs, pixel_values), outputs
+
+    def _check_feature_maps(self, feature_maps: Sequence[torch.Tensor]) -> None:
+        wanted = ", ".join(f"(B_i, height, width, {channels})" for _, _, channels in self._vision_levels)
+        fit = (
+            isinstance(feature_maps, (list, tuple))
+            and len(feature_maps) == len(self._vision_levels)
+            and all(isinstance(states, torch.Tensor) and states.is_floating_point() for states in feature_maps)
+            and all(
+                states.dim() == 4 and states.shape[0] == feature_maps[0].shape[0] and states.shape[3] == channels
+                for states, (_, _, channels) in zip(feature_maps, self._vision_levels, strict=True)
+            )
+        )
+        if not fit:
+            is_list = isinstance(feature_maps, (list, tuple))
+            got = ", ".join(map(_described, feature_maps)) if is_list else _described(feature_maps)
+            raise ValueError(
+                f"`feature_maps` must be float tensors of shapes {wanted}, as `get_feature_maps` of this model gives them; "
+                f"{got or 'got none'}."
+            )
 
     def encode_texts(
         self,
@@ -1333,6 +1423,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTTextStates:
         """
@@ -1343,9 +1434,40 @@ class HiViLTModel(HiViLTPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding; unset, nothing is padding.
             token_type_ids (`torch.LongTensor` of shape `(B_t, N_t)`, *optional*): used where the encoder has types.
             inputs_embeds (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): in place of `input_ids`.
+            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
+                [`HiViLTModel.get_token_states`] gave: the text encoder does not run. Of any float dtype. `input_ids` may be
+                given beside them, by which losses know equal texts.
 
         Raises:
             ValueError: texts longer than the encoder takes, a mask of another shape, or neither or both kinds of input.
+        """
+        _follow_config(kwargs, self.config)
+        if token_states is not None:
+            self._check_token_states(token_states, input_ids, inputs_embeds)
+            attention_mask = self._text_mask(attention_mask, token_states, input_ids)
+            states = self.fusion("encode_texts", token_states.to(self.dtype), attention_mask.bool())
+            states.input_ids, states.last_hidden_state = input_ids, token_states
+            return states
+        last_hidden_state, attention_mask, outputs, places = self._run_text_encoder(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
+        )
+        states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
+        states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
+        states.last_hidden_state = last_hidden_state
+        hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
+        states.hidden_states = _selected(hidden_states or None, kwargs["output_hidden_states"])
+        attentions = _weights(outputs.get("attentions") or None)
+        if attentions is not None:
+            attentions = tuple(fetch_tokens(fetch_tokens(weights, places, 2), places, 3) for weights in attentions)
+        states.attentions = attentions
+        return states
+
+    def _run_text_encoder(
+        self, input_ids, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput, torch.LongTensor | None]:
+        """
+        The states of [`HiViLTModel.get_token_states`], the mask of their texts, all that the encoder gave, and where it
+        has each token.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the texts as either `input_ids` or `inputs_embeds`, exactly one of them.")
@@ -1372,20 +1494,7 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"The texts have {tokens.shape[1]} tokens, but this `{self.config.text_config.model_type}` encoder "
                 f"takes {limit}; tokenize with `truncation=True, max_length={limit}`."
             )
-        if attention_mask is None:
-            self._warn_of_padding(input_ids)
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        if attention_mask.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
-                f"{tuple(attention_mask.shape)}."
-            )
-        may_be_added = attention_mask.dtype != torch.bool and _may_look(attention_mask)
-        if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
-            raise ValueError(
-                "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
-                "attention scores is `(mask == 0).long()` here."
-            )
+        attention_mask = self._text_mask(attention_mask, tokens, input_ids)
         _follow_config(kwargs, self.config)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
         inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -1407,16 +1516,41 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 **self._taken(self._text_arguments, {**kwargs, **flags}),
             )
             last_hidden_state = fetch_tokens(outputs.last_hidden_state, places)
-        states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
-        states.input_ids = input_ids
-        states.last_hidden_state = last_hidden_state
-        hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
-        states.hidden_states = _selected(hidden_states or None, kwargs["output_hidden_states"])
-        attentions = _weights(outputs.get("attentions") or None)
-        if attentions is not None:
-            attentions = tuple(fetch_tokens(fetch_tokens(weights, places, 2), places, 3) for weights in attentions)
-        states.attentions = attentions
-        return states
+        return last_hidden_state, attention_mask, outputs, places
+
+    def _text_mask(self, attention_mask: torch.Tensor | None, tokens: torch.Tensor, input_ids: torch.Tensor | None):
+        """The mask of tokens `(B_t, N_t)` or states `(B_t, N_t, width)`; unset, nothing is padding."""
+        if attention_mask is None:
+            self._warn_of_padding(input_ids)
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if attention_mask.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        may_be_added = attention_mask.dtype != torch.bool and _may_look(attention_mask)
+        if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
+            raise ValueError(
+                "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
+                "attention scores is `(mask == 0).long()` here."
+            )
+        return attention_mask
+
+    def _check_token_states(self, token_states, input_ids, inputs_embeds) -> None:
+        if inputs_embeds is not None:
+            raise ValueError("Give the texts as either `inputs_embeds` or `token_states`, not both.")
+        width = text_width(self.config.text_config)
+        is_float = isinstance(token_states, torch.Tensor) and token_states.is_floating_point()
+        if not is_float or token_states.dim() != 3 or token_states.shape[2] != width:
+            raise ValueError(
+                f"`token_states` must be a float tensor of shape (texts, tokens, {width}), as `get_token_states` of this "
+                f"model gives it; {_described(token_states)}."
+            )
+        if input_ids is not None and input_ids.shape != token_states.shape[:2]:
+            raise ValueError(
+                f"`input_ids` beside `token_states` must have their shape {tuple(token_states.shape[:2])}, got "
+                f"{tuple(input_ids.shape)}."
+            )
 
     def fuse(
         self,
@@ -1477,6 +1611,8 @@ class HiViLTModel(HiViLTPreTrainedModel):
         image_states: HiViLTImageStates | None = None,
         text_states: HiViLTTextStates | None = None,
         interpolate_pos_encoding: bool = False,
+        feature_maps: Sequence[torch.FloatTensor] | None = None,
+        token_states: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTModelOutput | tuple:
         """
@@ -1490,6 +1626,11 @@ class HiViLTModel(HiViLTPreTrainedModel):
             image_states ([`HiViLTImageStates`], *optional*): of `encode_images`, in place of `pixel_values`.
             text_states ([`HiViLTTextStates`], *optional*): of `encode_texts`, in place of the texts.
             interpolate_pos_encoding (`bool`, defaults to `False`): see [`HiViLTModel.encode_images`].
+            feature_maps (`tuple` of tensors of shape `(B_i, height, width, channels)`, *optional*): what
+                [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`; see [`HiViLTModel.encode_images`].
+            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
+                [`HiViLTModel.get_token_states`] gave, so that the texts are not encoded; goes with `attention_mask`, and
+                with `input_ids` where a loss is to know equal texts. See [`HiViLTModel.encode_texts`].
             output_attentions, output_hidden_states, return_dict (`bool`, *optional*): as in every transformers model;
                 attention weights need `attn_implementation="eager"`, else transformers warns once and they are `None`.
                 `output_hidden_states` may also name the indices to keep, of the encoders' states and of the stages'.
@@ -1498,15 +1639,14 @@ class HiViLTModel(HiViLTPreTrainedModel):
             ValueError: inputs are missing, given twice, or do not fit together.
         """
         _follow_config(kwargs, self.config)
-        if (pixel_values is None) == (image_states is None):
-            raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
-        if text_states is not None and (input_ids is not None or inputs_embeds is not None):
-            raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+        _check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
 
         if image_states is None:
-            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            image_states = self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
         if text_states is None:
-            text_states = self.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+            text_states = self.encode_texts(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, token_states, **kwargs
+            )
         outputs = self.fuse(image_states, text_states, image_index, **kwargs)
         if pixel_values is not None and image_index is not None and _may_look(image_index):
             self._warn_of_joined(image_index.tolist(), image_states.global_state.shape[0])
@@ -1562,13 +1702,14 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
             )
 
-    def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
-        maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, self._vision_levels)
+        indices = [index for index, _, _ in self._vision_levels]
+        maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, indices)
         norm = vision_norm(self.vision_model)
         if norm is not None:
             maps[-1] = norm(maps[-1])
-        return maps
+        return tuple(pool(states, stride) for states, (_, stride, _) in zip(maps, self._vision_levels, strict=True))
 
 
 def _require_grad(module: nn.Module, inputs: tuple, output) -> None:
@@ -1630,6 +1771,18 @@ def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates,
     wanted = [name for name in ("hidden_states", "attentions") if kwargs[f"output_{name}"]]
     both = {"vision": image_states, "text": text_states}
     return {f"{prefix}_{name}": states.get(name) for name in wanted for prefix, states in both.items()}
+
+
+def _check_given_once(
+    pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states
+) -> None:
+    """Refuses images or texts that are missing or come in two forms."""
+    if sum(value is not None for value in (pixel_values, feature_maps, image_states)) != 1:
+        raise ValueError(
+            "Give the images as either `pixel_values`, `feature_maps` or `image_states`, exactly one of them."
+        )
+    if text_states is not None and any(value is not None for value in (input_ids, inputs_embeds, token_states)):
+        raise ValueError("Give the texts as either `input_ids`, `token_states` or `text_states`, not both.")
 
 
 def _may_look(tensor: torch.Tensor) -> bool:
@@ -1719,6 +1872,8 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         image_states: HiViLTImageStates | None = None,
         text_states: HiViLTTextStates | None = None,
         interpolate_pos_encoding: bool = False,
+        feature_maps: Sequence[torch.FloatTensor] | None = None,
+        token_states: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTQuestionAnsweringOutput | tuple:
         """
@@ -1728,7 +1883,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
                 [`classification_loss`]. The first ones set `config.problem_type`, where it is `None`, to
                 `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
             input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
+                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
                 [`HiViLTModel.forward`].
 
         Raises:
@@ -1736,12 +1891,17 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
                 kind that `config.problem_type` says.
         """
         auxiliary = labels is not None and self.config.auxiliary_loss_weight
-        if auxiliary and image_states is None and pixel_values is not None:
-            image_states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            pixel_values = None
-        if auxiliary and text_states is None:
-            text_states = self.model.encode_texts(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
-            input_ids = inputs_embeds = None
+        if auxiliary:
+            _check_given_once(
+                pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states
+            )
+            if image_states is None:
+                image_states = self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
+                pixel_values = feature_maps = None
+            if text_states is None:
+                texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
+                text_states = self.model.encode_texts(*texts, **kwargs)
+                input_ids = inputs_embeds = token_states = None
 
         outputs = self.model(
             input_ids=input_ids,
@@ -1753,6 +1913,8 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             image_states=image_states,
             text_states=text_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            feature_maps=feature_maps,
+            token_states=token_states,
             return_dict=True,
             **kwargs,
         )
@@ -1948,6 +2110,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         return_loss: bool | None = None,
         gather_negatives: bool | None = None,
         chunk_size: int | None = None,
+        feature_maps: Sequence[torch.FloatTensor] | None = None,
+        token_states: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTRetrievalOutput | tuple:
         """
@@ -1967,17 +2131,14 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 [`in_chunks`]: the loss and gradients of the whole batch in the memory of a chunk, for one more forward
                 pass. Encoders with batch norm see the statistics of a chunk. Leaves out what encoders record.
             input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: see
+                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
                 [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
 
         Raises:
             ValueError: inputs are missing or do not fit together, or a loss is asked for and the pairs are not known.
         """
         _follow_config(kwargs, self.config)
-        if (pixel_values is None) == (image_states is None):
-            raise ValueError("Give the images as either `pixel_values` or `image_states`, exactly one of them.")
-        if text_states is not None and (input_ids is not None or inputs_embeds is not None):
-            raise ValueError("Give the texts as either `input_ids` or `text_states`, not both.")
+        _check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
         if "caption_index" in kwargs and not self.training:
             # A batch of `CaptionCollator` as it is. Trainer would keep as many texts of the last one as it has images.
             raise ValueError(
@@ -1987,13 +2148,17 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
         if image_states is None:
-            encode_images = partial(self.encode_images, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+
+            def encode_images(pixel_values: torch.Tensor | None, *feature_maps: torch.Tensor) -> HiViLTImageStates:
+                return self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps or None, **kwargs)
+
+            images = (pixel_values, *(feature_maps or ()))
             if chunk_size is None:
-                image_states = encode_images(pixel_values)
+                image_states = encode_images(*images)
             else:
-                image_states = cat_states(in_chunks(encode_images, chunk_size, pixel_values))
+                image_states = cat_states(in_chunks(encode_images, chunk_size, *images))
         if text_states is None:
-            texts = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+            texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
             encode_texts = partial(self.model.encode_texts, **kwargs)
             if chunk_size is None:
                 text_states = encode_texts(*texts)

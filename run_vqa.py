@@ -46,6 +46,7 @@ from hivilt.training import (
     begin_run,
     checkpoint_to_resume,
     collect_results,
+    encoder_cache_of,
     load_or_build,
     parameter_table,
     prepare_splits,
@@ -360,6 +361,7 @@ def main(argv: list[str] | None = None) -> dict:
         processing_class=processor,
         vision_learning_rate=args.vision_learning_rate,
         text_learning_rate=args.text_learning_rate,
+        encoder_cache=encoder_cache_of(args, training_args),
         watched_answer=benchmark and benchmark.watched_answer,
         official_metrics=benchmark and benchmark.official_metrics,
     )

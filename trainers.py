@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput
 from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
 from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
+from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.plots import AnsweredQuestion, attention_map
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
@@ -140,6 +141,9 @@ class HiViLTTrainer(Trainer):
     Args:
         vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
+        encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
+            batches come from it. Default: encoders run in every epoch. FSDP and DeepSpeed, whose weights lie in pieces, do
+            without.
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
     Raises:
@@ -150,7 +154,12 @@ class HiViLTTrainer(Trainer):
     unit: str  # what the head is trained and measured on, in the plural
 
     def __init__(
-        self, *args, vision_learning_rate: float | None = None, text_learning_rate: float | None = None, **kwargs
+        self,
+        *args,
+        vision_learning_rate: float | None = None,
+        text_learning_rate: float | None = None,
+        encoder_cache: EncoderCache | None = None,
+        **kwargs,
     ):
         # Before Trainer makes a repository to push to.
         if (arguments := kwargs.get("args", args[1] if len(args) > 1 else None)) is not None:
@@ -163,6 +172,10 @@ class HiViLTTrainer(Trainer):
             )
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.encoder_cache = None if in_pieces else encoder_cache
+        if encoder_cache is not None:
+            self.data_collator.encoder_cache = self.encoder_cache
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
         self._step_loss: torch.Tensor | float = 0.0
@@ -270,6 +283,24 @@ class HiViLTTrainer(Trainer):
             hook.remove()
 
         hook = self.model.get_input_embeddings().register_forward_hook(note)
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
+        if self.encoder_cache is not None and isinstance(dataset, EpochDataset):
+            self.encoder_cache.add(
+                dataset,
+                self.model,
+                self.processing_class,
+                # Noise at the embeddings changes what the encoder gives.
+                parts=("vision",) if self.args.neftune_noise_alpha is not None else ("vision", "text"),
+                augmentation=getattr(self.data_collator, "augmentation", None),
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                precision=self.accelerator.mixed_precision,
+                autocast=self.accelerator.autocast,
+                progress=not self.args.disable_tqdm,
+            )
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """As Trainer's.
@@ -815,8 +846,8 @@ class RetrievalTrainer(HiViLTTrainer):
             pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
             flags = {"return_loss": True, "gather_negatives": model.config.gather_negatives}
             caption_index = inputs.pop("caption_index")
-            image_states = model.encode_images(inputs.pop("pixel_values"))
-            text_states = model.encode_texts(**inputs)
+            shown = {name: inputs.pop(name) for name in ("pixel_values", "feature_maps") if name in inputs}
+            image_states, text_states = model.encode_images(**shown), model.encode_texts(**inputs)
             outputs = model(image_states=image_states, text_states=text_states, **pairs, **flags)
             losses.append((outputs.loss.item(), len(caption_index)))
             images.add(pairs["image_ids"], outputs.image_embeds, image_states if self.rerank_k else None)

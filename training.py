@@ -52,6 +52,7 @@ from hivilt.data.augmentation import Augmentation
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.folders import read_folder
 from hivilt.data.tables import check_pictures, hold_out
+from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.plots import plot_training
 from hivilt.flags import Parser, flags_in_file, is_settings_file, read_mapping
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
@@ -141,6 +142,24 @@ class TaskArguments:
     rand_augment: list[int] | None = field(
         default=None, metadata={"help": "RandAugment of training pictures: how many operations, and how strong: 2 7."}
     )
+    encoder_cache: bool = field(
+        default=True,
+        metadata={"help": "Encode images and texts once for all epochs and runs, where their encoder is frozen."},
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder that keeps what was encoded. Unset: hivilt in Hugging Face's cache."}
+    )
+    cache_gb: float | None = field(
+        default=50.0, metadata={"help": "Gigabytes that cache_dir may hold; what is more is encoded in every epoch."}
+    )
+    cache_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "What it is stored in. Unset: bfloat16 or float16 in a run with --bf16 or --fp16, else float32; float16 "
+            "takes half of that.",
+            "choices": ["float32", "float16", "bfloat16"],
+        },
+    )
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder, if it is to differ from learning_rate."}
     )
@@ -194,7 +213,11 @@ class TaskArguments:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number from 0 on, got {value}.")
-        for name in self.places:
+        if self.cache_gb is not None and not self.cache_gb > 0:
+            raise ValueError(
+                f"cache_gb: expected a number above 0, got {self.cache_gb}; --no_encoder_cache turns the cache off."
+            )
+        for name in (*self.places, "cache_dir"):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, os.path.expanduser(value))  # a settings file passes no shell
@@ -746,6 +769,15 @@ def prepare_splits(
     return name, used, bad_pictures, held_out
 
 
+def encoder_cache_of(args: TaskArguments, training_args: HiViLTTrainingArguments) -> EncoderCache | None:
+    """Where the arguments say that what frozen encoders give is kept; `None` for nowhere."""
+    if not args.encoder_cache:
+        return None
+    usual = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
+    max_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
+    return EncoderCache(args.cache_dir, max_bytes, args.cache_dtype or usual)
+
+
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
     """What the arguments say to do to training pictures; `None` for nothing.
 
@@ -1119,6 +1151,8 @@ def collect_results(
         "all": sum(parameter.numel() for parameter in parameters),
         "training": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
+    if trainer.encoder_cache is not None and trainer.encoder_cache.stores:
+        results["encoder_cache"] = trainer.encoder_cache.summary()
     results["peak_memory_bytes"] = peak_memory_bytes()
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()

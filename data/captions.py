@@ -20,7 +20,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import datasets
 import torch
@@ -38,6 +38,9 @@ from hivilt.data.tables import (
     read_rows,
     rows_with_pictures,
 )
+
+if TYPE_CHECKING:
+    from hivilt.encoder_cache import EncoderCache
 
 Split = Literal["train", "validation", "test"]
 
@@ -435,6 +438,11 @@ class CaptionDataset(EpochDataset):
             self.captions += one.captions
             self.image_of_caption += [number] * len(one.captions)
 
+    @property
+    def texts(self) -> list[str]:
+        """What is tokenized: the captions."""
+        return self.captions
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -502,33 +510,51 @@ class CaptionCollator:
         augmentation: changes the pictures of training splits, those of a `CaptionDataset` with a seed; default: none
             does. All captions of a picture that are in the batch decide whether it may be mirrored; where it was, left
             and right are exchanged in them.
+        encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.encoder_cache.EncoderCache`.
 
     Returns:
         A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, unless each image has one
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
         caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
         (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
-    def __init__(self, processor, augmentation: Augmentation | None = None):
+    def __init__(
+        self, processor, augmentation: Augmentation | None = None, encoder_cache: "EncoderCache | None" = None
+    ):
         self.processor = processor
         self.augmentation = augmentation
+        self.encoder_cache = encoder_cache
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
-        pictures, groups = [], []
-        for item in items:
-            picture, group = open_item(item), item["captions"]
-            if self.augmentation is not None and "draw" in item:
-                picture, flipped = self.augmentation(picture, group, random.Random(item["draw"]))
-                if flipped:
-                    group = [swap_left_and_right(caption) for caption in group]
-            # At once, so that only one picture is in memory at its full size.
-            pictures.append(self.processor.resize(picture))
-            groups.append(group)
-        batch = self.processor(images=pictures, text=groups, return_tensors="pt", padding=True)
+        groups = [item["captions"] for item in items]
+        augments = self.augmentation is not None and any("draw" in item for item in items)
+        maps = None
+        if self.encoder_cache is not None and not augments:
+            maps = self.encoder_cache.feature_maps([item["image"] for item in items])
+        if maps is None:
+            pictures = []
+            for number, item in enumerate(items):
+                picture = open_item(item)
+                if self.augmentation is not None and "draw" in item:
+                    picture, flipped = self.augmentation(picture, groups[number], random.Random(item["draw"]))
+                    if flipped:
+                        groups[number] = [swap_left_and_right(caption) for caption in groups[number]]
+                # At once, so that only one picture is in memory at its full size.
+                pictures.append(self.processor.resize(picture))
+            images = self.processor(images=pictures, return_tensors="pt")
+        else:
+            images = {"feature_maps": maps}
+        texts = self.processor(text=[text for group in groups for text in group], return_tensors="pt", padding=True)
         # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": batch["input_ids"], **batch}
+        batch = {"input_ids": texts["input_ids"], **texts, **images}
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)
+        if states is not None:
+            batch["token_states"] = states
+        image_index = [number for number, group in enumerate(groups) for _ in group]
+        if image_index != list(range(len(groups))):
+            batch["image_index"] = torch.tensor(image_index)
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch

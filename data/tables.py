@@ -466,6 +466,16 @@ def _stored_file(image: TablePicture) -> str | io.BytesIO:
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
 
+def image_bytes(image: str | TablePicture) -> bytes:
+    """The bytes of an image's file, as it is stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    stored = image if isinstance(image, str) else _stored_file(image)
+    return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
+
+
 def _name_of(image: str | TablePicture) -> str:
     if isinstance(image, str):
         return image

@@ -20,7 +20,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import torch
@@ -40,6 +40,9 @@ from hivilt.data.tables import (
     rows_with_pictures,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
+
+if TYPE_CHECKING:
+    from hivilt.encoder_cache import EncoderCache
 
 logger = logging.getLogger(__name__)
 
@@ -333,6 +336,11 @@ class VQADataset(EpochDataset):
         # Counted from the front: question_index is a place in the split.
         return self.questions([range(len(self))[index]])
 
+    @property
+    def texts(self) -> list[str]:
+        """What is tokenized: the questions."""
+        return [example.question for example in self.examples]
+
     def questions(self, places: Sequence[int]) -> dict[str, Any]:
         """An item of some questions about one image."""
         first = self.examples[places[0]]
@@ -363,6 +371,10 @@ class VQAImages(EpochDataset):
     def examples(self) -> list[VQAExample]:
         return self.dataset.examples
 
+    @property
+    def texts(self) -> list[str]:
+        return self.dataset.texts
+
     def __len__(self) -> int:
         return len(self.dataset.groups)
 
@@ -386,10 +398,12 @@ class VQACollator:
         augmentation: changes the images of training splits, those of a `VQADataset` with a seed; default: none does.
             All questions of the batch, and their answers, about an image decide whether it may be mirrored; where it was,
             left and right are exchanged in them, before labels are looked up.
+        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.encoder_cache.EncoderCache`.
 
     Returns:
         A batch of `B_i` images and `B_t` questions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, `question_index` (B_t,) long
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache
+        `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; `question_index` (B_t,) long
         (the place in `VQADataset.examples`), unless each question has an image of its own `image_index` (B_t,) long, and
         `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or (B_t, num_labels) float, all zero for
         one. Of a split to evaluate on, `labels` are left out where no question of the batch has an answer.
@@ -404,11 +418,13 @@ class VQACollator:
         label2id: Mapping[str, int],
         soft_labels: bool = False,
         augmentation: Augmentation | None = None,
+        encoder_cache: "EncoderCache | None" = None,
     ):
         self.processor = processor
         self.label2id = labels_by_answer(label2id)
         self.soft_labels = soft_labels
         self.augmentation = augmentation
+        self.encoder_cache = encoder_cache
         self._told_of_unknown_answers = False
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -419,22 +435,35 @@ class VQACollator:
         for row, example in enumerate(examples):
             rows.setdefault(example.image_id, []).append(row)
 
-        pictures, image_index = [], [0] * len(examples)
-        for number, (image_id, places) in enumerate(rows.items()):
-            item = first_items[image_id]
-            picture = open_item(item)
-            if self.augmentation is not None and "draw" in item:
-                picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
-                for place, example in zip(places, changed, strict=True):
-                    examples[place] = example
-            # At once, so that only one image is in memory at its full size.
-            pictures.append(self.processor.resize(picture))
+        image_index = [0] * len(examples)
+        for number, places in enumerate(rows.values()):
             for place in places:
                 image_index[place] = number
+        augments = self.augmentation is not None and any("draw" in item for item in items)
+        maps = None
+        if self.encoder_cache is not None and not augments:
+            maps = self.encoder_cache.feature_maps([first_items[image_id]["image"] for image_id in rows])
+        if maps is None:
+            pictures = []
+            for image_id, places in rows.items():
+                item = first_items[image_id]
+                picture = open_item(item)
+                if self.augmentation is not None and "draw" in item:
+                    picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
+                    for place, example in zip(places, changed, strict=True):
+                        examples[place] = example
+                # At once, so that only one image is in memory at its full size.
+                pictures.append(self.processor.resize(picture))
+            images = self.processor(images=pictures, return_tensors="pt")
+        else:
+            images = {"feature_maps": maps}
         texts = self.processor(text=[example.question for example in examples], return_tensors="pt", padding=True)
         # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": texts["input_ids"], **texts, **self.processor(images=pictures, return_tensors="pt")}
-        if image_index != list(range(len(pictures))):
+        batch = {"input_ids": texts["input_ids"], **texts, **images}
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)
+        if states is not None:
+            batch["token_states"] = states
+        if image_index != list(range(len(rows))):
             batch["image_index"] = torch.tensor(image_index)
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
         if any(example.answers for example in examples) or any("draw" in item for item in items):

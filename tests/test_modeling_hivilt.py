@@ -35,6 +35,7 @@ from hivilt.modeling_hivilt import (
     left_aligned,
     map_states,
     masked_mean,
+    pool,
     resample_grid,
     smooth_tokens,
 )
@@ -130,7 +131,10 @@ def test_any_grid_mask_and_pairing_equals_the_equations_in_plain_loops(data):
     tokens = make(len(index), longest, 18)
     weights = {name: parameter.numpy() for name, parameter in model.state_dict().items()}
     with torch.no_grad():
-        images, texts = model.fusion("encode_images", maps), model.fusion("encode_texts", tokens, mask)
+        strides = fusion["vision_strides"][-len(maps) :]
+        pooled = [pool(states, stride) for states, stride in zip(maps, strides, strict=True)]
+        images = model.encode_images(feature_maps=pooled)
+        texts = model.encode_texts(token_states=tokens, attention_mask=mask)
         outputs = model.fuse(images, texts, torch.tensor(index))
     # Without local fusion the reference, too, reads the last level alone.
     maps = [maps[0]] * stages if len(maps) < stages else maps

@@ -1,0 +1,463 @@
+"""What frozen encoders give, encoded once and kept on disk: every later epoch and run costs fusion and head alone.
+
+    cache_dir/vision-1f0c.../0a72....safetensors    maps of some images, concatenated, and how many rows each has
+    cache_dir/text-93be.../77d1....safetensors      states of some texts, likewise
+
+A folder belongs to one encoder, with its weights, its processor and the precision it runs in; an item goes by its content:
+the bytes of an image's file, the tokens of a text. So nothing stale is ever found, whatever is renamed, edited or
+exchanged. Files come as a whole or not at all, are read memory-mapped, and are shared by processes and runs: some that
+fill the same cache at once share the work, and one that was killed has left all that it finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+import transformers
+from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+import hivilt
+from hivilt.data.augmentation import Augmentation
+from hivilt.data.captions import CaptionDataset
+from hivilt.data.tables import TablePicture, image_bytes, open_item
+from hivilt.data.vqa import VQADataset, VQAImages
+from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
+from hivilt.processing_hivilt import HiViLTProcessor
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Items of one file: what a kill loses, and what one process of several encodes at a time.
+_IMAGES_PER_FILE, _TEXTS_PER_FILE = 128, 2048
+
+# Another process that holds a part this long is taken to be stuck; its part is encoded twice then.
+_PATIENCE_SECONDS = 600
+
+# What is left of a disk for checkpoints and others.
+_LEFT_FREE_BYTES = 2**30
+
+
+class CacheFull(Exception):
+    """The cache may not, or cannot, hold what is to be put into it."""
+
+
+class StateStore:
+    """Tensors by keys in the safetensors files of a folder, which several processes may write and read at once.
+
+    Args:
+        folder: made when something is written.
+        dtype: that they are stored in.
+
+    Attributes:
+        num_encoded: items that this object had encoded.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.folder = folder
+        self.dtype = dtype
+        self.num_encoded = 0
+        self._places: dict[str, tuple[str, int]] = {}
+        self._seen: set[str] = set()
+        self._open: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
+        self.refresh()
+
+    def __getstate__(self) -> dict:
+        # Workers that are spawned map the files themselves.
+        return {**self.__dict__, "_open": {}}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def refresh(self) -> None:
+        """Finds what was written since. A file that was cut off is removed, and what it held is encoded again."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name in self._seen:
+                continue
+            try:
+                with safe_open(path, "pt") as file:
+                    keys = json.loads(file.metadata()["keys"])
+                    whole = len(file.get_tensor("sizes")) == len(keys)
+            except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+                whole = False
+            if not whole:
+                logger.warning(f"{path} was cut off or is no file of this cache; it is removed, and encoded again.")
+                path.unlink(missing_ok=True)
+                continue
+            self._seen.add(path.name)
+            for row, key in enumerate(keys):
+                self._places.setdefault(key, (path.name, row))
+
+    def read(self, keys: Iterable[str]) -> list[list[torch.Tensor]]:
+        """The tensors of each key. They lie in mapped files: copy what is to be changed."""
+        found = []
+        for key in keys:
+            name, row = self._places[key]
+            if name not in self._open:
+                with safe_open(self.folder / name, "pt") as file:
+                    ends = file.get_tensor("sizes").cumsum(0)
+                    parts = [file.get_tensor(f"part_{number}") for number in range(ends.shape[1])]
+                self._open[name] = (parts, torch.cat([ends.new_zeros(1, ends.shape[1]), ends]))
+            parts, ends = self._open[name]
+            found.append([part[ends[row, n] : ends[row + 1, n]] for n, part in enumerate(parts)])
+        return found
+
+    def fill(
+        self,
+        keys: Sequence[str],
+        sizes: Sequence[int],
+        encode: Callable[[list[int]], Iterator[Sequence[torch.Tensor]]],
+        per_file: int,
+        check_room: Callable[[int], None],
+        describe: str | None = None,
+    ) -> None:
+        """Encodes what is missing, part by part; leaves to other processes what they are at, and takes it from them.
+
+        Args:
+            keys: of all items, each once.
+            sizes: what the bytes of an item are in proportion to.
+            encode: gives the tensors of the items at these places, one item after the other.
+            per_file: items of a part, which is one file.
+            check_room: is told how many bytes all that is missing takes, before the first file is written.
+            describe: what the progress bar is called; `None`: there is none.
+
+        Raises:
+            CacheFull: as `check_room`, or the disk is full.
+        """
+        parts = [list(range(start, min(start + per_file, len(keys)))) for start in range(0, len(keys), per_file)]
+        checked = False
+        with tqdm(total=len(keys), desc=describe, disable=describe is None) as bar:
+            # First what nobody works on; then the rest, for which those who do are waited.
+            for patience in (0, _PATIENCE_SECONDS):
+                busy = []
+                for part in parts:
+                    with self._claim([keys[place] for place in part], patience) as claimed:
+                        if not claimed:
+                            busy.append(part)
+                            continue
+                        missing = [place for place in part if keys[place] not in self]
+                        bar.update(len(part) - len(missing))
+                        items = []
+                        for item in encode(missing) if missing else ():
+                            items.append([tensor.to("cpu", self.dtype) for tensor in item])
+                            bar.update()
+                        if not items:
+                            continue
+                        if not checked:
+                            left = sum(size for key, size in zip(keys, sizes, strict=True) if key not in self)
+                            found = sum(tensor.nbytes for item in items for tensor in item)
+                            check_room(found * left // sum(sizes[place] for place in missing))
+                            checked = True
+                        self._write([keys[place] for place in missing], items)
+                        self.num_encoded += len(missing)
+                parts = busy
+
+    @contextmanager
+    def _claim(self, keys: list[str], patience: float) -> Iterator[bool]:
+        """Whether this process may encode these, which no other one does meanwhile; also, patiently, where one is stuck."""
+        if all(key in self for key in keys):
+            yield True
+            return
+        # The system frees the lock of a process that was killed.
+        lock = filelock.FileLock(self.folder / f"{_digest(keys)}.lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=patience)
+        except filelock.Timeout:
+            self.refresh()
+            yield patience > 0
+            return
+        except OSError as error:
+            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
+        try:
+            self.refresh()
+            yield True
+            Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+    def _write(self, keys: list[str], items: list[list[torch.Tensor]]) -> None:
+        sizes = torch.tensor([[len(tensor) for tensor in item] for item in items])
+        parts = {f"part_{n}": torch.cat(tensors) for n, tensors in enumerate(zip(*items, strict=True))}
+        path = self.folder / f"{_digest(keys)}.safetensors"
+        new = path.with_name(f".{path.stem}-{os.getpid()}.new")
+        for left in self.folder.glob(f".{path.stem}-*.new"):  # by one that was killed
+            left.unlink(missing_ok=True)
+        try:
+            save_file({**parts, "sizes": sizes}, new, metadata={"keys": json.dumps(keys)})
+            new.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
+        finally:
+            new.unlink(missing_ok=True)
+        self.refresh()
+
+    @property
+    def nbytes(self) -> int:
+        """What its files take."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+
+def _digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+class EncoderCache:
+    """What the frozen encoders of a model give of the images and texts of data sets, as their collators take it.
+
+    `HiViLTTrainer(..., encoder_cache=EncoderCache())` fills it and gives it to its collator. In a loop of one's own:
+
+        model.freeze("vision")
+        cache = EncoderCache("cache")
+        cache.add(dataset, model, processor)
+        collator = VQACollator(processor, model.config.label2id, encoder_cache=cache)
+
+    Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
+    them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
+    adapter, is not.
+
+    Args:
+        folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
+        max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
+            every epoch, and a warning says so. Default: no bound but the disk.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored; with the first, losses are those without
+            the cache.
+
+    Attributes:
+        stores: `"vision"` and `"text"`, those that hold something.
+
+    Raises:
+        ValueError: `dtype` is another.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None, max_bytes: int | None = None, dtype: str = "float32"):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}.")
+        self.folder = Path(HF_HOME) / "hivilt" if folder is None else Path(folder)
+        self.max_bytes = max_bytes
+        self.dtype = DTYPES[dtype]
+        self.stores: dict[str, StateStore] = {}
+        # The images that were added, by where they are read from.
+        self._image_keys: dict[str | TablePicture, str] = {}
+        self._told: set[str] = set()
+
+    def add(
+        self,
+        dataset: VQADataset | VQAImages | CaptionDataset,
+        model: HiViLTPreTrainedModel,
+        processor: HiViLTProcessor,
+        parts: Collection[str] = ("vision", "text"),
+        augmentation: Augmentation | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        precision: str = "no",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        progress: bool = True,
+    ) -> None:
+        """Encodes the images and texts of a data set, as far as their encoders are frozen and it was not done before.
+
+        Args:
+            dataset: of questions or captions.
+            model: whose encoders they are, on the device where they run.
+            processor: its processor.
+            parts: the encoders to do it for.
+            augmentation: of the collator. What it changes is not cached: the images of a training split, and its texts
+                where `random_flip="swap"` exchanges their words.
+            batch_size: images or texts that are encoded at a time.
+            num_workers: processes that open images.
+            precision: what `autocast` computes in, by which the encoder goes as well.
+            autocast: what encoders run in.
+            progress: whether to show it.
+
+        Raises:
+            FileNotFoundError, ValueError: an image cannot be read.
+        """
+        base = next(module for module in model.modules() if hasattr(module, "frozen_modules"))
+        augments = augmentation is not None and dataset.seed is not None
+        way = {"precision": precision, "dtype": str(self.dtype), "hivilt": hivilt.__version__}
+        way["transformers"] = transformers.__version__
+
+        def run(read: Callable[..., Any], **inputs: torch.Tensor):
+            with torch.no_grad(), autocast():
+                return read(**{name: value.to(base.device) for name, value in inputs.items()})
+
+        def encode_images(images: list[str | TablePicture]) -> Iterator[tuple[torch.Tensor, ...]]:
+            # With a generator of its own: training draws the same as without a cache.
+            own = {"generator": torch.Generator(), "num_workers": num_workers}
+            for batch in DataLoader(images, batch_size, collate_fn=partial(_pixel_values, processor), **own):
+                yield from zip(*run(base.get_feature_maps, pixel_values=batch), strict=True)
+
+        def encode_texts(texts: list[str]) -> Iterator[tuple[torch.Tensor]]:
+            for start in range(0, len(texts), batch_size):
+                batch = processor(text=texts[start : start + batch_size], return_tensors="pt", padding=True)
+                states = run(base.get_token_states, **batch).cpu()
+                for row, mask in zip(states, batch["attention_mask"].bool(), strict=True):
+                    yield (row[mask],)
+
+        if "vision" in parts and _is_frozen(base, "vision_model"):
+            if augments:
+                self._tell("vision: not cached in training, since augmentation changes the images each time.")
+            else:
+                images = self._images_by_key(dataset)
+                levels = [*map(list, base.config.vision_level_layout)]
+                name = _fingerprint(base.vision_model, {**way, "levels": levels}, processor.image_processor)
+                self._fill("vision", name, images, [1] * len(images), encode_images, _IMAGES_PER_FILE, progress)
+        if "text" in parts and _is_frozen(base, "text_model"):
+            if augments and augmentation.random_flip == "swap":
+                self._tell("text: not cached in training, since random_flip exchanges words.")
+            else:
+                tokens = _tokens(processor(text=dataset.texts, padding=False))
+                # Texts of like length are encoded together, so that little is padded.
+                order = sorted(range(len(tokens)), key=lambda place: len(tokens[place][0]))
+                keys = [_digest([repr(ids)]) for ids in tokens]
+                texts = {keys[place]: dataset.texts[place] for place in order}
+                sizes = {keys[place]: len(tokens[place][0]) for place in order}
+                name = _fingerprint(base.text_model, way)
+                self._fill("text", name, texts, [*sizes.values()], encode_texts, _TEXTS_PER_FILE, progress)
+
+    def feature_maps(self, images: Sequence[str | TablePicture]) -> tuple[torch.Tensor, ...] | None:
+        """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
+        keys = [self._image_keys.get(image) for image in images]
+        store = self.stores.get("vision")
+        if store is None or not all(key in store for key in keys):
+            return None
+        return tuple(map(torch.stack, zip(*store.read(keys), strict=True)))
+
+    def token_states(self, texts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """The model's `token_states` `(B_t, N_t, text width)` of texts, 0 at padding; `None` unless all are cached.
+
+        Args:
+            texts: `input_ids` and `attention_mask` `(B_t, N_t)`, and `token_type_ids` where the tokenizer gives them.
+        """
+        store = self.stores.get("text")
+        if store is None:
+            return None
+        mask = texts["attention_mask"].bool()
+        keys = [_digest([repr(ids)]) for ids in _tokens({name: value.tolist() for name, value in texts.items()})]
+        if not all(key in store for key in keys):
+            return None
+        found = torch.cat([states for (states,) in store.read(keys)])
+        padded = found.new_zeros(*mask.shape, found.shape[-1])
+        padded[mask] = found
+        return padded
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """For each encoder that is cached the items that there are, those that were encoded by this object, and bytes."""
+        return {
+            part: {"cached": len(store), "encoded": store.num_encoded, "bytes": store.nbytes}
+            for part, store in self.stores.items()
+        }
+
+    def _images_by_key(self, dataset) -> dict[str, str | TablePicture]:
+        images = dict.fromkeys(example.image for example in dataset.examples)
+        for image in images:
+            if image not in self._image_keys:
+                self._image_keys[image] = _digest([image_bytes(image)])
+        return {self._image_keys[image]: image for image in images}
+
+    def _fill(self, part: str, name: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:
+        start, folder = time.perf_counter(), self.folder / f"{part}-{name}"
+        store = self.stores.setdefault(part, StateStore(folder, self.dtype))
+        if store.folder != folder:
+            raise ValueError(
+                f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
+            )
+        store.refresh()
+        before, keys, values = store.num_encoded, list(items), list(items.values())
+        title = f"Encoding {part}" if progress and any(key not in store for key in keys) else None
+        try:
+            store.fill(
+                keys,
+                sizes,
+                lambda places: encode([values[place] for place in places]),
+                per_file,
+                self._check_room,
+                title,
+            )
+        except CacheFull as error:
+            logger.warning(f"{part}: {error}, so what is missing is encoded in every epoch.")
+            return
+        unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
+        took = f", in {time.perf_counter() - start:.0f} s" if encoded else ""
+        logger.info(
+            f"{part}: {len(keys):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {store.nbytes / 1e6:,.1f} MB "
+            f"in {folder}"
+        )
+
+    def _check_room(self, need: int) -> None:
+        used = sum(path.stat().st_size for path in self.folder.glob("*/*.safetensors"))
+        if self.max_bytes is not None and used + need > self.max_bytes:
+            raise CacheFull(
+                f"{self.folder} holds {used / 1e9:.2f} GB and may hold {self.max_bytes / 1e9:.2f} (--cache_gb), but "
+                f"{need / 1e9:.2f} are to come; allow more, store less (--cache_dtype float16), or delete what is old there"
+            )
+        free = shutil.disk_usage(self.folder).free
+        if need + _LEFT_FREE_BYTES > free:
+            raise CacheFull(
+                f"the disk of {self.folder} has {free / 1e9:.2f} GB left, but {need / 1e9:.2f} are to come; make room, store "
+                "less (--cache_dtype float16), or name another disk (--cache_dir)"
+            )
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            logger.info(what)
+
+
+def _is_frozen(base: HiViLTModel, name: str) -> bool:
+    """Whether an encoder gives the same each time: it was frozen as a whole, so it has no dropout, and nothing in it trains."""
+    return name in base.frozen_modules and not any(p.requires_grad for p in getattr(base, name).parameters())
+
+
+def _fingerprint(encoder: nn.Module, way: Mapping[str, Any], *processors: Any) -> str:
+    """What an encoder's results depend on, as a name: its weights, its kind, the processor before it and the versions."""
+    settings = [_settings(encoder.config.to_dict()), way, *(_settings(one.to_dict()) for one in processors)]
+    digest = [json.dumps(settings, sort_keys=True, default=str)]
+    for name, tensor in encoder.state_dict().items():
+        digest += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
+        digest += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
+    return _digest(digest)
+
+
+def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config's or processor's fields those that say what it computes, and not where it came from."""
+    origins = ("transformers_version", "dtype", "architectures", "auto_map", "processor_class")
+    return {name: value for name, value in fields.items() if not name.startswith("_") and name not in origins}
+
+
+def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TablePicture]) -> torch.Tensor:
+    resized = [processor.resize(open_item({"image": image})) for image in images]
+    return processor(images=resized, return_tensors="pt")["pixel_values"]
+
+
+def _tokens(texts: Mapping[str, Any]) -> list[list[list[int]]]:
+    """Of each tokenized text what the encoder reads, without padding: its `input_ids`, and the types of its tokens."""
+    rows = zip(*(texts[name] for name in ("input_ids", "token_type_ids") if name in texts), strict=True)
+    masks = texts["attention_mask"]
+    return [
+        [[int(one) for one, kept in zip(values, mask, strict=True) if kept] for values in row]
+        for row, mask in zip(rows, masks, strict=True)
+    ]

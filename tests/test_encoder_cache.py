@@ -1,0 +1,438 @@
+import json
+import logging
+import os
+import shutil
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertModel, ViTImageProcessorPil, ViTModel
+
+from hivilt import HiViLTForRetrieval
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.encoder_cache import EncoderCache, StateStore
+from hivilt.run_retrieval import main as run_retrieval
+from hivilt.run_vqa import main as run_vqa
+from processes import launch
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
+
+COLORS = ("red", "blue", "green", "white", "yellow", "purple", "orange", "cyan")
+FUSION = {"hidden_size": 20, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 22}
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """Ten images in files, with one to three captions each."""
+    found = []
+    for number in range(10):
+        path = tmp_path / "images" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        make_picture(COLORS[number % 8], size=(31, 23 + number)).save(path)
+        words = " ".join(["red", "blue", "circle"][: 1 + number % 3])
+        captions = tuple(f"{start} {words}" for start in ("a", "the", "two")[: 1 + number % 3])
+        found.append(CaptionedImage(str(number), str(path), captions))
+    return found
+
+
+@pytest.fixture
+def model():
+    model = make_model(HiViLTForRetrieval, weight_scale=4.0)
+    model.freeze("vision")
+    model.freeze("text")
+    return model.train()
+
+
+def fill(folder, examples, model, processor, **more):
+    """A cache of a training split, and what its collator makes of the whole split."""
+    dataset = CaptionDataset(examples, seed=0)
+    cache = EncoderCache(folder, **{name: more.pop(name) for name in ("max_bytes", "dtype") if name in more})
+    cache.add(dataset, model, processor, batch_size=3, progress=False, **more)
+    collator = CaptionCollator(processor, more.get("augmentation"), encoder_cache=cache)
+    batch = collator([dataset[place] for place in range(len(dataset))])
+    batch.pop("caption_index")
+    return cache, batch
+
+
+def plain(examples, processor):
+    batch = CaptionCollator(processor)([CaptionDataset(examples)[place] for place in range(len(examples))])
+    batch.pop("caption_index")
+    return batch
+
+
+# A loop of one's own
+
+
+def test_loss_and_gradients_are_those_without_the_cache(tmp_path, examples, model, processor):
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert "pixel_values" not in batch and {"feature_maps", "token_states", "input_ids"} <= batch.keys()
+    assert cache.summary()["vision"]["encoded"] == 10
+    assert cache.summary()["text"]["encoded"] == len({text for one in examples for text in one.captions})
+    found = []
+    for one in (batch, plain(examples, processor)):
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(**one).loss.backward()
+        found.append([model(**one).loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for cached, computed in zip(*found, strict=True):
+        torch.testing.assert_close(cached, computed, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_run_encodes_nothing(tmp_path, examples, model, processor, caplog):
+    fill(tmp_path / "cache", examples, model, processor)
+
+    def fail(*_):
+        raise AssertionError("an encoder ran")
+
+    model.model.vision_model.register_forward_hook(fail)
+    model.model.text_model.register_forward_hook(fail)
+    with caplog.at_level(logging.INFO, "hivilt"):
+        cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert model(**batch).loss.isfinite()
+    assert [one["encoded"] for one in cache.summary().values()] == [0, 0]
+    assert "vision: 10 images from the cache, 0 of them encoded now; " in caplog.text
+
+
+@pytest.mark.parametrize("change", ["vision weights", "text weights", "processor", "an image", "the files' names"])
+def test_what_changed_is_encoded_again_and_nothing_else(change, tmp_path, examples, model, processor):
+    fill(tmp_path / "cache", examples, model, processor)
+    expected = {"vision": 0, "text": 0}
+    if change == "vision weights":
+        with torch.no_grad():
+            model.model.vision_model.layernorm.weight[3] += 0.5
+        expected["vision"] = 10
+    elif change == "text weights":
+        with torch.no_grad():
+            model.model.text_model.embeddings.word_embeddings.weight[7] += 0.5
+        expected["text"] = len({text for one in examples for text in one.captions})
+    elif change == "processor":
+        processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+        expected["vision"] = 10
+    elif change == "an image":
+        make_picture("cyan", size=(31, 23)).save(examples[0].image)
+        expected["vision"] = 1
+    else:
+        examples = [one._replace(image=shutil.move(one.image, one.image + ".png")) for one in examples]
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert {part: found["encoded"] for part, found in cache.summary().items()} == expected
+    model.eval()
+    torch.testing.assert_close(
+        model(**batch).logits_per_image, model(**plain(examples, processor)).logits_per_image, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_reads_the_same_states(side, tmp_path, examples, model, processor):
+    processor.tokenizer.padding_side = side
+    _, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert not batch["token_states"][~batch["attention_mask"].bool()].any()
+    model.eval()
+    expected = model(**plain(examples, processor))
+    torch.testing.assert_close(model(**batch).text_embeds, expected.text_embeds, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_the_bytes_for_nearly_the_same_scores(dtype, tmp_path, examples, model, processor):
+    whole, _ = fill(tmp_path / "whole", examples, model, processor)
+    half, batch = fill(tmp_path / "half", examples, model, processor, dtype=dtype)
+    assert {states.dtype for states in (*batch["feature_maps"], batch["token_states"])} == {getattr(torch, dtype)}
+    numbers = [sum(tensor.numel() for tensor in batch["feature_maps"]) * size for size in (4, 2)]
+    difference = whole.summary()["vision"]["bytes"] - half.summary()["vision"]["bytes"]
+    assert difference == numbers[0] - numbers[1]
+    model.eval()
+    expected = model(**plain(examples, processor)).image_embeds
+    torch.testing.assert_close(model(**batch).image_embeds, expected, atol=0.02, rtol=0.02)
+
+
+def test_only_what_is_frozen_as_a_whole_is_cached(tmp_path, examples, processor):
+    model = make_model(HiViLTForRetrieval)
+    assert fill(tmp_path / "cache", examples, model, processor)[0].summary() == {}
+    model.freeze("vision", num_layers=2)
+    # Frozen by hand, it still has its dropout in training.
+    model.model.text_model.requires_grad_(False)
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert cache.summary() == {} and "pixel_values" in batch
+    model.freeze("vision")
+    model.model.vision_model.layernorm.weight.requires_grad_(True)
+    assert fill(tmp_path / "cache", examples, model, processor)[0].summary() == {}
+    model.freeze("text")
+    assert [*fill(tmp_path / "cache", examples, model, processor)[0].summary()] == ["text"]
+
+
+@pytest.mark.parametrize("flip, cached", [(None, {"text"}), ("skip", {"text"}), ("swap", set())])
+def test_augmented_images_are_not_cached_and_it_is_said(flip, cached, tmp_path, examples, model, processor, caplog):
+    from hivilt.data.augmentation import Augmentation
+
+    augmentation = Augmentation(random_crop=0.5, random_flip=flip)
+    with caplog.at_level(logging.INFO, "hivilt"):
+        cache, batch = fill(tmp_path / "cache", examples, model, processor, augmentation=augmentation)
+    assert "pixel_values" in batch and set(cache.summary()) == cached
+    assert "vision: not cached in training, since augmentation changes the images each time." in caplog.text
+    # What is evaluated on is never augmented.
+    cache.add(CaptionDataset(examples), model, processor, augmentation=augmentation, progress=False)
+    collator = CaptionCollator(processor, augmentation, cache)
+    assert "feature_maps" in collator([CaptionDataset(examples)[0]])
+    assert "pixel_values" in collator([CaptionDataset(examples, seed=0)[0]])
+
+
+def test_a_model_with_another_encoder_wants_a_cache_of_its_own(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    with torch.no_grad():
+        model.model.vision_model.layernorm.weight[3] += 0.5
+    with pytest.raises(
+        ValueError, match="model: its vision encoder is another than that of the data sets added before"
+    ):
+        cache.add(CaptionDataset(examples), model, processor, progress=False)
+
+
+def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, processor):
+    (tmp_path / "images/4.png").write_bytes((tmp_path / "images/4.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="4.png.*--on_bad_image skip"):
+        fill(tmp_path / "cache", examples, model, processor)
+
+
+# Files
+
+
+def encode(places):
+    for place in places:
+        yield torch.full((1 + place % 3, 2), float(place)), torch.full((2, 3), -float(place))
+
+
+def fill_store(store, keys, encode=encode, room=lambda need: None):
+    store.fill(keys, [1] * len(keys), encode, 4, room)
+
+
+def assert_holds(store, keys):
+    for key, (first, second) in zip(keys, store.read(keys), strict=True):
+        assert first.eq(float(key)).all() and len(first) == 1 + int(key) % 3 and second.eq(-float(key)).all()
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_whatever_order_and_stops_each_item_is_encoded_once_and_found(data):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = __import__("pathlib").Path(folder)
+        encoded = []
+        for _ in range(data.draw(st.integers(1, 4), "runs")):
+            keys = [*map(str, data.draw(st.lists(st.integers(0, 30), unique=True), "keys"))]
+            stop = data.draw(st.none() | st.integers(0, 10), "killed after")
+
+            def encode_some(places, keys=keys, stop=stop):
+                for count, place in enumerate(places):
+                    if count == stop:
+                        raise KeyboardInterrupt
+                    yield next(encode([int(keys[place])]))
+                encoded.extend(keys[place] for place in places)
+
+            store = StateStore(folder, torch.float32)
+            try:
+                fill_store(store, keys, encode_some)
+            except KeyboardInterrupt:
+                continue
+            assert_holds(store, data.draw(st.permutations(keys), "read"))
+        assert len(encoded) == len(set(encoded))
+        assert not [*folder.glob("*.new")] and not [*folder.glob(".*.new")]
+
+
+def test_a_file_that_was_cut_off_is_encoded_again(tmp_path, caplog):
+    keys = [*map(str, range(10))]
+    fill_store(StateStore(tmp_path, torch.float32), keys)
+    broken = sorted(tmp_path.glob("*.safetensors"))[1]
+    broken.write_bytes(broken.read_bytes()[:-7])
+    (tmp_path / "other.safetensors").write_bytes(b"no such file")
+    store = StateStore(tmp_path, torch.float32)
+    assert f"{broken} was cut off" in caplog.text and "other.safetensors" in caplog.text
+    fill_store(store, keys)
+    assert 1 <= store.num_encoded <= 4
+    assert_holds(store, keys)
+
+
+def test_two_that_fill_it_at_once_share_the_work(tmp_path):
+    keys = [*map(str, range(40))]
+    stores = [StateStore(tmp_path, torch.float32) for _ in range(2)]
+    threads = [threading.Thread(target=fill_store, args=(store, keys)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(store.num_encoded for store in stores) == 40
+    for store in stores:
+        assert_holds(store, keys)
+    assert not [*tmp_path.glob("*.lock")]
+
+
+def test_a_part_that_another_process_encodes_is_waited_for(tmp_path):
+    keys, begun, goes_on = [*map(str, range(4))], threading.Event(), threading.Event()
+
+    def slowly(places):
+        begun.set()
+        goes_on.wait()
+        return encode(places)
+
+    other = StateStore(tmp_path, torch.float32)
+    thread = threading.Thread(target=fill_store, args=(other, keys, slowly))
+    thread.start()
+    begun.wait()
+    threading.Timer(0.2, goes_on.set).start()
+    store = StateStore(tmp_path, torch.float32)
+    fill_store(store, keys)
+    thread.join()
+    assert (other.num_encoded, store.num_encoded) == (4, 0)
+    assert_holds(store, keys)
+
+
+def test_where_there_is_no_room_nothing_is_written_and_all_is_encoded_each_time(
+    tmp_path, examples, model, processor, caplog
+):
+    cache, batch = fill(tmp_path / "cache", examples, model, processor, max_bytes=20_000)
+    vision = 10 * 4 * sum(states[0].numel() for states in plain_maps(model, examples, processor))
+    assert vision > 20_000
+    assert (
+        "vision: " in caplog.text and f"{vision / 1e9:.2f} are to come" in caplog.text and "--cache_gb" in caplog.text
+    )
+    assert not [*(tmp_path / "cache").glob("vision-*/*.safetensors")]
+    assert "pixel_values" in batch and model(**batch).loss.isfinite()
+
+
+def plain_maps(model, examples, processor):
+    with torch.no_grad():
+        return model.get_feature_maps(plain(examples, processor)["pixel_values"])
+
+
+def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, examples, model, processor, caplog):
+    # As the system says it: nothing can be written below a file.
+    (tmp_path / "cache").mkdir()
+    folder = tmp_path / "cache"
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        folder.rmdir()
+        folder.write_text("a file")
+    _, batch = fill(folder, examples, model, processor)
+    assert "so what is missing is encoded in every epoch" in caplog.text
+    assert "pixel_values" in batch and model(**batch).loss.isfinite()
+
+
+def test_a_cache_pickles_for_workers_that_are_spawned(tmp_path, examples, model, processor):
+    import pickle
+
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    copy = pickle.loads(pickle.dumps(cache))
+    for found, expected in zip(copy.feature_maps([one.image for one in examples]), batch["feature_maps"], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="dtype: expected one of float32, float16, bfloat16, got 'int8'"):
+        EncoderCache(dtype="int8")
+
+
+# The scripts
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(folder / "vit")
+    ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(folder / "vit")
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(folder / "bert")
+    make_processor().tokenizer.save_pretrained(folder / "bert")
+    return ["--vision_model", str(folder / "vit"), "--text_model", str(folder / "bert"), "--freeze", "vision", "text"]
+
+
+def flags(out, encoders, *more):
+    return [
+        *(*encoders, "--output_dir", str(out), "--fusion", json.dumps(FUSION), "--use_cpu", "--disable_tqdm", "true"),
+        *("--num_train_epochs", "2", "--logging_steps", "1", "--learning_rate", "0.01", "--warmup_steps", "0"),
+        *("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4", *more),
+    ]
+
+
+def rows(tmp_path, examples, key, make):
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps({"image": one.image, **make(one)}) for one in examples]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    return [
+        part for split in ("train", "validation", "test") for part in (f"--{split}_file", f"{tmp_path}/{split}.jsonl")
+    ]
+
+
+def history(folder):
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [one[name] for one in log for name in ("loss", "grad_norm", "eval_loss") if name in one]
+
+
+@pytest.mark.parametrize("task", ["retrieval", "vqa"])
+def test_scripts_train_alike_with_and_without_it(task, tmp_path, examples, encoders):
+    if task == "vqa":
+        main, answers = run_vqa, ("yes", "no")
+        data = rows(
+            tmp_path,
+            examples,
+            task,
+            lambda one: {"question": f"is it {one.captions[0]}", "answer": answers[int(one.image_id) % 2]},
+        )
+        more = []
+    else:
+        main, more = run_retrieval, ["--rerank_k", "3"]
+        data = rows(tmp_path, examples, task, lambda one: {"caption": list(one.captions)})
+    cached = ["--cache_dir", str(tmp_path / "cache")]
+    results = {
+        name: main([*data, *flags(tmp_path / name, encoders, *more, *how)])
+        for name, how in {"without": ["--no_encoder_cache"], "first": cached, "second": cached}.items()
+    }
+    assert "encoder_cache" not in results["without"]
+    assert {part: found["encoded"] for part, found in results["first"]["encoder_cache"].items()}["vision"] == 10
+    assert [found["encoded"] for found in results["second"]["encoder_cache"].values()] == [0, 0]
+    expected = history(tmp_path / "without")
+    assert len(expected) > 10
+    for name in ("first", "second"):
+        assert history(tmp_path / name) == pytest.approx(expected, abs=1e-5)
+        assert results[name]["test"]["loss"] == pytest.approx(results["without"]["test"]["loss"], abs=1e-5)
+
+
+def test_two_processes_encode_each_image_once_and_train_as_without(tmp_path, examples, encoders):
+    data = rows(tmp_path, examples, "retrieval", lambda one: {"caption": list(one.captions)})
+    more = ["--rerank_k", "3", "--per_device_train_batch_size", "2"]
+    for name, how in {"with": ["--cache_dir", str(tmp_path / "cache")], "without": ["--no_encoder_cache"]}.items():
+        launch("hivilt.run_retrieval", 2, [*data, *flags(tmp_path / name, encoders, *more, *how)])
+    assert history(tmp_path / "with") == pytest.approx(history(tmp_path / "without"), abs=1e-5)
+    stored = [json.loads(open_metadata(path)["keys"]) for path in (tmp_path / "cache").glob("vision-*/*.safetensors")]
+    assert sorted(sum(stored, [])) == sorted(set(sum(stored, []))) and len(sum(stored, [])) == 10
+
+
+def open_metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_a_run_that_goes_on_uses_the_checkpoints_encoder(tmp_path, examples, encoders):
+    """A small new encoder, frozen as it was drawn: another seed would draw another, but the checkpoint's is what runs."""
+    data = rows(tmp_path, examples, "retrieval", lambda one: {"caption": list(one.captions)})
+    new = ["--freeze", "vision", "--image_size", "32"]
+    more = [
+        "--rerank_k",
+        "0",
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--save_strategy",
+        "epoch",
+        "--eval_strategy",
+        "epoch",
+    ]
+    whole = run_retrieval([*data, *flags(tmp_path / "whole", new, *more)])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "cut").glob("checkpoint-*"))
+    shutil.rmtree(tmp_path / "cut" / f"checkpoint-{steps[-1]}")
+    goes_on = ["--resume_from_checkpoint", "last"]
+    resumed = run_retrieval([*data, *flags(tmp_path / "cut", new, *more, *goes_on)])
+    assert resumed["test"]["loss"] == pytest.approx(whole["test"]["loss"], abs=1e-6)
+    shutil.rmtree(tmp_path / "cut" / f"checkpoint-{steps[-1]}")
+    resumed = run_retrieval([*data, *flags(tmp_path / "cut", new, *more, *goes_on, "--seed", "7")])
+    assert resumed["encoder_cache"]["vision"]["encoded"] == 0
