@@ -36,7 +36,7 @@ import hivilt
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionDataset
 from hivilt.data.tables import TablePicture, image_bytes, open_item
-from hivilt.data.vqa import VQADataset, VQAImages
+from hivilt.data.vqa import VQADataset
 from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
 
@@ -266,7 +266,7 @@ class EncoderCache:
 
     def add(
         self,
-        dataset: VQADataset | VQAImages | CaptionDataset,
+        dataset: VQADataset | CaptionDataset,
         model: HiViLTPreTrainedModel,
         processor: HiViLTProcessor,
         parts: Collection[str] = ("vision", "text"),
@@ -373,9 +373,8 @@ class EncoderCache:
 
     def _images_by_key(self, dataset) -> dict[str, str | TablePicture]:
         images = dict.fromkeys(example.image for example in dataset.examples)
-        for image in images:
-            if image not in self._image_keys:
-                self._image_keys[image] = _digest([image_bytes(image)])
+        # Anew each time: a file may have changed.
+        self._image_keys |= {image: _digest([image_bytes(image)]) for image in images}
         return {self._image_keys[image]: image for image in images}
 
     def _fill(self, part: str, name: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:

@@ -1779,10 +1779,10 @@ def _check_given_once(
     """Refuses images or texts that are missing or come in two forms."""
     if sum(value is not None for value in (pixel_values, feature_maps, image_states)) != 1:
         raise ValueError(
-            "Give the images as either `pixel_values`, `feature_maps` or `image_states`, exactly one of them."
+            "Give the images as either `pixel_values` or `image_states` (or `feature_maps`), exactly one of them."
         )
     if text_states is not None and any(value is not None for value in (input_ids, inputs_embeds, token_states)):
-        raise ValueError("Give the texts as either `input_ids`, `token_states` or `text_states`, not both.")
+        raise ValueError("Give the texts as either `input_ids` or `text_states` (or `token_states`), not both.")
 
 
 def _may_look(tensor: torch.Tensor) -> bool:

@@ -174,6 +174,7 @@ class HiViLTTrainer(Trainer):
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
         in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.encoder_cache = None if in_pieces else encoder_cache
+        self._cached: list[EpochDataset] = []
         if encoder_cache is not None:
             self.data_collator.encoder_cache = self.encoder_cache
         self.num_examples_trained = 0
@@ -286,9 +287,11 @@ class HiViLTTrainer(Trainer):
 
     def _get_dataloader(self, dataset, *args, **kwargs):
         """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
-        if self.encoder_cache is not None and isinstance(dataset, EpochDataset):
+        split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
+        if self.encoder_cache is not None and isinstance(split, EpochDataset) and split not in self._cached:
+            self._cached.append(split)
             self.encoder_cache.add(
-                dataset,
+                split,
                 self.model,
                 self.processing_class,
                 # Noise at the embeddings changes what the encoder gives.

@@ -371,10 +371,6 @@ class VQAImages(EpochDataset):
     def examples(self) -> list[VQAExample]:
         return self.dataset.examples
 
-    @property
-    def texts(self) -> list[str]:
-        return self.dataset.texts
-
     def __len__(self) -> int:
         return len(self.dataset.groups)
 

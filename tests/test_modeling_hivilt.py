@@ -1113,12 +1113,81 @@ def test_bad_input_is_named_with_its_remedy(changes, message, batch):
         model(**_wrong(batch, **changes))
 
 
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("fusion", [{}, {"vision_strides": [1, 3]}, {"use_local_fusion": False}], ids=str)
+def test_what_encoders_gave_stands_in_for_their_inputs(model_class, fusion, batch):
+    model = make_model(model_class, weight_scale=4.0, **fusion)
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "image_index", "image_ids") if name in batch}
+    if model_class is not HiViLTForRetrieval:
+        given.pop("image_ids", None)
+    expected = model(**given, pixel_values=batch["pixel_values"])
+    maps = model.get_feature_maps(batch["pixel_values"])
+    states = model.get_token_states(batch["input_ids"], batch["attention_mask"])
+    for encoder in (model.base_model.vision_model, model.base_model.text_model):
+        encoder.forward = None  # it would be missed
+    found = model(**given, feature_maps=maps, token_states=states)
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor) and name != "vision_last_hidden_state":
+            torch.testing.assert_close(found[name], value, msg=name)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_losses_from_what_encoders_gave_know_equal_texts_and_come_in_chunks(chunk_size, batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=4.0)
+    batch["input_ids"][3] = batch["input_ids"][0]
+    batch["attention_mask"][3] = batch["attention_mask"][0]
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "image_index")} | {"return_loss": True}
+    kept = {
+        "feature_maps": model.get_feature_maps(batch["pixel_values"]),
+        "token_states": model.get_token_states(batch["input_ids"], batch["attention_mask"]),
+    }
+    found = model(**given, **kept, chunk_size=chunk_size)
+    torch.testing.assert_close(found.loss, model(**given, pixel_values=batch["pixel_values"]).loss)
+    assert not torch.isclose(found.loss, model(**given | {"input_ids": None}, **kept).loss)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            {"feature_maps": torch.zeros(2, 3, 5, 5)},
+            "`feature_maps` must be float tensors of shapes .*get_feature_maps",
+        ),
+        ({"feature_maps": [torch.zeros(3, 5, 5, 24)]}, r"\(B_i, height, width, 24\), \(B_i, height, width, 24\)"),
+        ({"feature_maps": [torch.zeros(3, 24, 5, 5)] * 2}, r"got torch.float32 of shape \(3, 24, 5, 5\)"),
+        ({"feature_maps": [torch.zeros(3, 5, 5, 24), torch.zeros(2, 5, 5, 24)]}, "`feature_maps` must be"),
+        ({"feature_maps": ()}, "`feature_maps` must be .*got none"),
+        (
+            {"token_states": torch.zeros(5, 7, 17)},
+            r"`token_states` must be .*\(texts, tokens, 18\).*got .*\(5, 7, 17\)",
+        ),
+        ({"token_states": torch.zeros(5, 7, 18).long()}, "`token_states` must be a float tensor"),
+        ({"token_states": torch.zeros(5, 6, 18)}, r"`input_ids` beside `token_states` must have their shape \(5, 6\)"),
+        ({"token_states": torch.zeros(5, 7, 18), "attention_mask": torch.ones(5, 6)}, "`attention_mask` must have"),
+        (
+            {"token_states": torch.zeros(5, 7, 18), "inputs_embeds": torch.zeros(5, 7, 18), "input_ids": None},
+            "not both",
+        ),
+    ],
+)
+def test_states_that_are_none_of_these_encoders_are_named(given, message, batch):
+    model = make_model(HiViLTModel)
+    images = "pixel_values" if "feature_maps" in given else "labels"
+    inputs = {name: value for name, value in batch.items() if name not in (images, "labels", "image_ids")}
+    with pytest.raises(ValueError, match=message):
+        model(**inputs | given)
+
+
 def test_states_and_inputs_together_are_refused(batch):
     model = make_model(HiViLTForQuestionAnswering)
     with pytest.raises(ValueError, match="not both|exactly one"):
         model(**batch, text_states=model.encode_texts(batch["input_ids"]))
     with pytest.raises(ValueError, match="exactly one"):
         model(**batch, image_states=model.encode_images(batch["pixel_values"]))
+    with pytest.raises(ValueError, match="exactly one"):
+        model(**batch, feature_maps=model.get_feature_maps(batch["pixel_values"]))
+    with pytest.raises(ValueError, match="exactly one"):
+        model.encode_images()
 
 
 # Numbers that a refactor must leave alone

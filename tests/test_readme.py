@@ -128,6 +128,13 @@ def test_a_block_of_several_questions_and_that_of_states_run(names):
     exec(block, names)
 
 
+def test_a_loop_of_ones_own_keeps_what_encoders_gave(names):
+    found = run_blocks(names, "maps = model.get_feature_maps(")
+    asked = names["processor"](images="docs/picture.png", text="what color is the triangle?", return_tensors="pt")
+    kept = {"feature_maps": found["maps"], "token_states": found["states"], "attention_mask": asked["attention_mask"]}
+    torch.testing.assert_close(names["model"](**kept).logits, names["model"](**asked).logits)
+
+
 def test_a_folder_is_indexed_and_searched(names, tmp_path):
     (tmp_path / "pictures").mkdir()
     for name in ("picture.png", "red_heart.png"):
