@@ -1,8 +1,10 @@
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import threading
+import time
 
 import pytest
 import torch
@@ -282,6 +284,28 @@ def test_a_part_that_another_process_encodes_is_waited_for(tmp_path):
     fill_store(store, keys)
     thread.join()
     assert (other.num_encoded, store.num_encoded) == (4, 0)
+    assert_holds(store, keys)
+
+
+def test_one_that_was_killed_has_left_all_that_it_finished(tmp_path):
+    keys = [*map(str, range(12))]
+
+    def slowly(places):
+        for item in encode(places):
+            time.sleep(0.05)
+            yield item
+
+    fork = multiprocessing.get_context("fork")
+    other = fork.Process(target=fill_store, args=(StateStore(tmp_path, torch.float32), keys, slowly))
+    other.start()
+    while len([*tmp_path.glob("*.safetensors")]) < 2:
+        assert other.is_alive()
+        time.sleep(0.01)
+    other.kill()
+    other.join()
+    store = StateStore(tmp_path, torch.float32)
+    fill_store(store, keys)
+    assert store.num_encoded == 4
     assert_holds(store, keys)
 
 
