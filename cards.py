@@ -35,6 +35,8 @@ CREDITS = {
     "vqa-rad": "The data is VQA-RAD (https://osf.io/89kps), CC0.",
     "clevr": "The data is CLEVR (https://cs.stanford.edu/people/jcjohns/clevr), CC BY 4.0.",
     "sort-of-clevr": "The data is drawn after Sort-of-CLEVR (Santoro et al. 2017, https://arxiv.org/abs/1706.01427).",
+    "daquar": "The data is DAQUAR (Malinowski and Fritz 2014, https://arxiv.org/abs/1410.0210), for research only; the pictures "
+    "are NYU Depth V2's.",
     "openmoji": OPENMOJI_CREDIT,
     "flickr30k": "The data is Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph), for research only.",
     "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_PICTURES}",

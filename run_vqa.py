@@ -270,7 +270,7 @@ def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, pr
 
 def headline_numbers(found: dict, metric: str) -> list[str]:
     """The metric that counts and the others beside it that are one number each, of those that were measured."""
-    others = (name for name in found if name.endswith(("accuracy", "precision", "f1")))
+    others = (name for name in found if name.endswith(("accuracy", "precision", "f1")) or name.startswith("wups"))
     return [name for name in dict.fromkeys([metric, *others]) if name in found]
 
 

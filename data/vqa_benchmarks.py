@@ -17,6 +17,8 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's 
 | `vqa-rad` | `VQA_RAD Dataset Public.json`, `VQA_RAD Image Folder/` | flaviagiammarino/vqa-rad | CC0 |
 | `clevr` | `CLEVR_v1.0/questions/`, `CLEVR_v1.0/images/` | none with one question a row | CC BY 4.0 |
 | `sort-of-clevr` | `sort_of_clevr_{train,test}.json`, `images/`, of `python -m hivilt.data.sort_of_clevr` | | drawn here |
+| `daquar` | `qa.894.raw.{train,test}.txt`, or `all_qa_pairs.txt` with `{train,test}_images_list.txt`; or the reduced set \
+`qa.37.raw.{train,test}.txt`; or a copy's `data_{train,eval}.csv`; `images/` | | not stated; research |
 
 | name | train | validation | test | other splits | answers a question | classes |
 |---|---|---|---|---|---|---|
@@ -29,11 +31,17 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's 
 | `vqa-rad` | train | held out | test | | 1 | training answers |
 | `clevr` | train | val | test (hidden) | | 1 | training answers |
 | `sort-of-clevr` | train | held out | test | | 1 | training answers |
+| `daquar` | train | held out | test | | 1 | training answers |
+
+DAQUAR's questions lose the number of their picture ("in the image1"), and a list of things ("chair, table") is one answer.
+`data_{train,eval}.csv` are not the official split: the same pictures are in both, and a warning says so.
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
 of OK-VQA and VQA-RAD have no ids of pictures, which then go by a hash of their bytes.
 """
 
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +49,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
+from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.tables import TableRow
 from hivilt.data.vqa import VQAExample, read_answers, read_each_answer, read_question
 from hivilt.evaluation.submissions import (
@@ -53,12 +62,16 @@ from hivilt.evaluation.submissions import (
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.evaluation.vqa_benchmarks import (
     clevr_metrics,
+    daquar_metrics,
     gqa_metrics,
     textvqa_metrics,
     vizwiz_metrics,
     vqa_rad_metrics,
     vqav2_metrics,
 )
+from hivilt.evaluation.wups import wordnet_similarity
+
+logger = logging.getLogger(__name__)
 
 # For each question the answers of a model, best first: {"answer": str, "score": float}.
 Predictions = Sequence[Sequence[Mapping[str, Any]]]
@@ -247,6 +260,68 @@ def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> lis
     ]
 
 
+def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    pairs = _daquar_pairs(folder, split)
+    pictures = _pictures(folder, image_dir, "images", "nyu_depth_images")
+    files = {path.stem: path for path in pictures.glob("image*.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")}
+    return [
+        {
+            "question_id": f"{split}-{number}",
+            "image_id": image,
+            # The release has PNG files.
+            "image": str(files.get(image, pictures / f"{image}.png")),
+            "question": question,
+            "answer": answer,
+        }
+        for number, (image, question, answer) in enumerate(pairs)
+    ]
+
+
+def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
+    """Name of the picture, question and answer, of the first form that is there: with all classes of things, with 37 of
+    them, and the copy that has a split of its own."""
+    everything, reduced, own = (
+        {"train": form.format("train"), "test": form.format(test)}
+        for form, test in (("qa.894.raw.{}.txt", "test"), ("qa.37.raw.{}.txt", "test"), ("data_{}.csv", "eval"))
+    )
+
+    def there(form: dict[str, str]) -> bool:
+        return any(has_file(folder, name) for name in form.values())
+
+    if not there(everything) and has_file(folder, "all_qa_pairs.txt"):
+        listed = set(read_text(find_file(folder, f"{split}_images_list.txt")).split())
+        return [one for one in _read_daquar(find_file(folder, "all_qa_pairs.txt")) if one[0] in listed]
+    if not there(everything) and not there(reduced) and there(own):
+        path = find_file(folder, own[split])
+        logger.warning(
+            f"DAQUAR, {split}: {path.name} is not of the official split: {own['train']} and {own['test']} share their "
+            "pictures, and results do not compare with published ones. For the official split put all_qa_pairs.txt, "
+            "train_images_list.txt and test_images_list.txt beside it."
+        )
+        return [(row["image_id"].strip(), row["question"], row["answer"].strip()) for row in read_csv(path)]
+    other = () if there(everything) else ("all_qa_pairs.txt", reduced[split])
+    return _read_daquar(find_file(folder, everything[split], *other))
+
+
+def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
+    """Of lines that are a question, "what is red in the image1 ?", and its answer by turns."""
+    lines = split_lines(read_text(path).rstrip())
+    if len(lines) % 2:
+        raise ValueError(f"{path.name}: expected a question and its answer by turns, got {len(lines):,} lines.")
+    pairs = []
+    for place in range(0, len(lines), 2):
+        named = re.findall(r"\bimage\d+\b", lines[place])
+        if not named:
+            raise ValueError(
+                f"{path.name}, line {place + 1}: expected a question that names its picture, 'what is red in the image1 ?', "
+                f"got {lines[place]!r}; questions and answers take turns."
+            )
+        # The number would give the picture away; "in the image" at the end is in nearly all, and says nothing.
+        question = re.sub(r" in the image\d+(?=\s*\?*\s*$)", "", lines[place])
+        pairs.append((named[-1], re.sub(r"\bimage\d+\b", "image", question), lines[place + 1].strip()))
+    return pairs
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Examples
 # ---------------------------------------------------------------------------------------------------------------------
@@ -346,6 +421,10 @@ def _metrics(
     answers = [one.answers[0] if single else one.answers for _, one in known]
     kinds = {argument: [one.types.get(name) for _, one in known] for argument, name in types.items()}
     return measure([best for best, _ in known], answers, **{name: of for name, of in kinds.items() if any(of)})
+
+
+def _daquar_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+    return _metrics(predictions, examples, partial(daquar_metrics, similarity=wordnet_similarity()), single=True)
 
 
 def _vizwiz_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
@@ -523,5 +602,15 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         other_columns=("question_id", "family"),
         answer_column="answer",
         official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+    ),
+    "daquar": VQABenchmark(
+        title="DAQUAR",
+        splits={"train": "train", "test": "test"},
+        read_folder=_daquar_rows,
+        read_rows=partial(_examples, answer_column="answer"),
+        columns=("image", "question"),
+        other_columns=("question_id",),
+        answer_column="answer",
+        official_metrics=_daquar_metrics,
     ),
 }

@@ -10,6 +10,7 @@ All numbers are in [0, 1]:
 | TextVQA | `textvqa_metrics` | VQA accuracy as MMF normalizes |
 | VQA-RAD | `vqa_rad_metrics` | exact match, open and closed |
 | CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
+| DAQUAR | `daquar_metrics` | equal sets of items, WUPS at 0.9 and 0.0 |
 
 A mean over no questions is left out of what they give.
 """
@@ -26,6 +27,7 @@ from hivilt.evaluation.vqa import (
     check_strings,
     vqa_accuracies,
 )
+from hivilt.evaluation.wups import Similarity, answer_items, wups
 
 
 def vqav2_metrics(
@@ -242,6 +244,32 @@ def clevr_metrics(
     check_strings("answers", answers)
     scores = _equal(predictions, answers)
     return {"accuracy": fmean(scores), **_by_types(scores, by_family=families)}
+
+
+def daquar_metrics(
+    predictions: Sequence[str], answers: Sequence[str], similarity: Similarity | None = None
+) -> dict[str, float]:
+    """What DAQUAR's script (Malinowski and Fritz 2014) reports. An answer is a set of items, "chair, table".
+
+    Args:
+        predictions, answers: one a question, as the files write them: "garbage_bin".
+        similarity: of two words, see `hivilt.evaluation.wups.wordnet_similarity`; `None`: WUPS is left out.
+
+    Returns:
+        `accuracy`, the share of predictions with the items of the answer, in any order; with `similarity` also `wups_0.9`
+        and `wups_0.0`.
+
+    Raises:
+        TypeError, ValueError: the lengths differ, there is no question, or one has no string; names the argument.
+    """
+    check_split(predictions, answers)
+    check_strings("answers", answers)
+    pairs = list(zip(predictions, answers, strict=True))
+    metrics = {"accuracy": fmean(set(answer_items(given)) == set(answer_items(true)) for given, true in pairs)}
+    if similarity is not None:
+        for threshold in (0.9, 0.0):
+            metrics[f"wups_{threshold}"] = fmean(wups(given, true, threshold, similarity) for given, true in pairs)
+    return metrics
 
 
 def _equal(predictions: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -268,6 +268,21 @@ def _sort_of_clevr(folder: Path) -> None:
             _save(folder / "images" / f"{split}_{picture:05d}.png", color)
 
 
+def _daquar(folder: Path) -> None:
+    """All questions in one file, by turns with their answers, test pictures first; a list of pictures for each split."""
+    lines = []
+    for split, start in (("test", 1), ("train", 3)):
+        names = [f"image{start + picture}" for picture in range(len(SPLITS[split]))]
+        for picture, _, question, answer, _ in _questions(SPLITS[split]):
+            # "red, zigzag" is a list, "two_zigzags" a word.
+            answer = answer.replace(" ", "_" if answer.startswith("two") else ", ")
+            lines += [question.replace("?", f" in the {names[picture]} ?"), answer]
+        for name, color in zip(names, SPLITS[split], strict=True):
+            _save(folder / "images" / f"{name}.png", color)
+        (folder / f"{split}_images_list.txt").write_text("\n".join(names), encoding="utf-8")
+    (folder / "all_qa_pairs.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
 _MAKERS = {
     "easy-vqa": _easy_vqa,
     "vqav2": lambda folder: _coco(folder, "v2_", ("train", "val", "test", "test-dev")),
@@ -278,6 +293,7 @@ _MAKERS = {
     "vqa-rad": _vqa_rad,
     "clevr": _clevr,
     "sort-of-clevr": _sort_of_clevr,
+    "daquar": _daquar,
 }
 
 

@@ -502,6 +502,7 @@ OFFICIAL = {
     "vqa-rad": {"accuracy", "open_accuracy", "closed_accuracy", "num_open", "num_closed"},
     "clevr": {"accuracy", "by_family"},
     "sort-of-clevr": {"accuracy", "by_family"},
+    "daquar": {"accuracy"},
 }
 SUBMISSIONS = {"vqav2": ("question_id", "answer"), "textvqa": ("question_id", "answer")}
 SUBMISSIONS |= {"gqa": ("questionId", "prediction"), "vizwiz": ("image", "answer")}

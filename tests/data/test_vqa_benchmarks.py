@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivilt.data.tables import TablePicture, open_picture
+from hivilt.data.tables import TablePicture, check_pictures, open_picture
 from hivilt.data.vqa import VQAExample, read_answers_file
 from hivilt.data.vqa_benchmarks import MAX_OCR_TOKENS, OCR_SEPARATOR, VQA_BENCHMARKS
 from miniatures import make_hub_copy, make_vqa_miniature, write_hub_copy
@@ -59,6 +59,7 @@ EXAMPLES = {
     "sort-of-clevr": VQAExample(
         "train-1", "train_00000.png", "images/train_00000.png", RED, ("yes",), {"family": "non-relational"}
     ),
+    "daquar": VQAExample("train-1", "image3", "images/image3.png", "is the shape red ?", ("yes",)),
 }
 
 
@@ -132,6 +133,7 @@ def test_missing_files_are_named(name, tmp_path):
         "vqa-rad": "VQA_RAD Dataset Public.json or vqa_rad.json",
         "clevr": "questions/CLEVR_test_questions.json",
         "sort-of-clevr": "sort_of_clevr_test.json",
+        "daquar": "qa.894.raw.test.txt or all_qa_pairs.txt or qa.37.raw.test.txt",
     }[name]
     with pytest.raises(FileNotFoundError, match=f"data_dir: .* lacks .*{file}"):
         VQA_BENCHMARKS[name].read(VQA_BENCHMARKS[name].splits["test"], tmp_path)
@@ -151,6 +153,14 @@ def test_pictures_may_lie_elsewhere(name, folder, tmp_path):
 
 def test_a_missing_answer(name, folder):
     """Of VQAv2 and OK-VQA an annotation."""
+    if name == "daquar":
+        lines = (folder / "all_qa_pairs.txt").read_text().split("\n")
+        # 6 questions about the test pictures come first.
+        lines[2 * 6 + 7] = ""
+        (folder / "all_qa_pairs.txt").write_text("\n".join(lines))
+        with pytest.raises(ValueError, match="train, row 4: 'answer' is empty"):
+            VQA_BENCHMARKS[name].read("train", folder)
+        return
     where = {
         "easy-vqa": ("data/train/questions.json", lambda rows: rows[3].__setitem__(1, ""), "train, row 4"),
         "vqav2": ("v2_mscoco_train2014_annotations.json", lambda one: one["annotations"].pop(0), "question_id 103002"),
@@ -261,6 +271,97 @@ def test_clevr_questions_without_an_index_go_by_their_place(tmp_path):
     file = tmp_path / "CLEVR_v1.0" / "questions" / "CLEVR_val_questions.json"
     change(file, lambda one: [question.pop("question_index") for question in one["questions"]] and None)
     assert [one.question_id for one in VQA_BENCHMARKS["clevr"].read("val", tmp_path)] == list("012345")
+
+
+DAQUAR_LINES = [
+    "what is on the left side of the bed in the image3 ?",
+    "night_stand",
+    "what is to the right of the image3 ?",
+    "lamp, table",
+    "how many pictures are in image14 ?",
+    "2",
+    "what is behind the image14 on the wall in the image14 ?",
+    "mirror",
+]
+
+
+def daquar(folder, files, split="train"):
+    for name, lines in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(lines))
+    return VQA_BENCHMARKS["daquar"].read(split, folder)
+
+
+def test_daquar_questions_do_not_give_their_picture_away(tmp_path):
+    examples = daquar(tmp_path, {"qa.894.raw.train.txt": [*DAQUAR_LINES, ""]})
+    assert [(one.image_id, one.question, one.answers) for one in examples] == [
+        ("image3", "what is on the left side of the bed ?", ("night_stand",)),
+        ("image3", "what is to the right of the image ?", ("lamp, table",)),
+        ("image14", "how many pictures are in image ?", ("2",)),
+        ("image14", "what is behind the image on the wall ?", ("mirror",)),
+    ]
+    # PNG as released; a copy may have JPEG, in another folder.
+    assert [Path(one.image).name for one in examples] == ["image3.png"] * 2 + ["image14.png"] * 2
+    make_picture("red").save(_made(tmp_path / "nyu_depth_images" / "image3.jpg"))
+    examples = daquar(tmp_path, {})
+    assert Path(examples[0].image) == tmp_path / "nyu_depth_images/image3.jpg"
+    assert check_pictures(examples, "skip")[1] == ["image14"]
+
+
+def _made(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_daquar_takes_all_classes_before_the_reduced_ones(tmp_path):
+    reduced, every, other = (["what is it in the image1 ?", answer] for answer in ("reduced", "every", "other"))
+    lists = {"train_images_list.txt": ["image1"], "test_images_list.txt": ["image2"]}
+    own = {"data_train.csv": ["question,answer,image_id", "what is it,own,image1"]}
+    given = {}
+    for files, answer in [
+        (own, "own"),
+        ({"qa.37.raw.train.txt": reduced}, "reduced"),
+        ({"all_qa_pairs.txt": other, **lists}, "other"),
+        ({"qa.894.raw.train.txt": every}, "every"),
+    ]:
+        given |= files
+        (example,) = daquar(tmp_path, given)
+        assert example.answers == (answer,)
+    # The other half of a form is never filled up from another form.
+    with pytest.raises(FileNotFoundError, match=r"lacks qa\.894\.raw\.test\.txt; is it"):
+        VQA_BENCHMARKS["daquar"].read("test", tmp_path)
+    (tmp_path / "qa.894.raw.train.txt").unlink()
+    (tmp_path / "test_images_list.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks test_images_list\.txt; is it"):
+        VQA_BENCHMARKS["daquar"].read("test", tmp_path)
+
+
+def test_daquar_of_a_copy_with_a_split_of_its_own_says_so(tmp_path, caplog):
+    files = {
+        "data_train.csv": ["question,answer,image_id", 'what is on the desk,"cup, book",image7'],
+        "data_eval.csv": ["question,answer,image_id", "what is on the shelf,cup,image7"],
+    }
+    (example,) = daquar(tmp_path, files, "test")
+    assert (example.image_id, example.question, example.answers) == ("image7", "what is on the shelf", ("cup",))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "DAQUAR, test: data_eval.csv is not of the official split: data_train.csv and"
+    )
+    (example,) = daquar(tmp_path, {}, "train")
+    assert example.answers == ("cup, book",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (DAQUAR_LINES[:3], "train.txt: expected a question and its answer by turns, got 3 lines"),
+        ([DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], "train.txt, line 3: expected a question that names its picture"),
+        (["what is it ?", "cup"], r"train.txt, line 1: .*, got 'what is it \?'"),
+    ],
+)
+def test_daquar_lines_that_do_not_take_turns(tmp_path, lines, message):
+    with pytest.raises(ValueError, match=message):
+        daquar(tmp_path, {"qa.894.raw.train.txt": lines})
 
 
 # The Hub
@@ -425,6 +526,7 @@ def test_kinds_of_questions(name, folder):
         "vqa-rad": {},
         "clevr": {"by_family": {"query_attribute", "exist", "count"}},
         "sort-of-clevr": {"by_family": {"relational", "non-relational"}},
+        "daquar": {},
     }[name]
     benchmark = VQA_BENCHMARKS[name]
     examples = benchmark.read("train", folder)
@@ -477,7 +579,7 @@ def test_answerability_of_vizwiz(tmp_path):
 def test_submissions(name, folder):
     benchmark = VQA_BENCHMARKS[name]
     if benchmark.submissions is None:
-        assert name in ("easy-vqa", "ok-vqa", "vqa-rad", "clevr", "sort-of-clevr")
+        assert name in ("easy-vqa", "ok-vqa", "vqa-rad", "clevr", "sort-of-clevr", "daquar")
         return
     examples = benchmark.read(benchmark.hidden[0], folder)
     files = benchmark.submissions(answer_all(examples, watched=lambda one: 0.25), examples)

@@ -5,6 +5,7 @@ import pytest
 from hivilt.evaluation.vqa import accuracy_by_type
 from hivilt.evaluation.vqa_benchmarks import (
     clevr_metrics,
+    daquar_metrics,
     gqa_metrics,
     textvqa_metrics,
     vizwiz_metrics,
@@ -147,6 +148,23 @@ def test_clevr():
     }
 
 
+def test_daquar():
+    predictions = ["table, chair", "chair", "garbage_bin", "book", "Chair"]
+    answers = ["chair,table", "chair, table", "garbage_bin", "book, book", "chair"]
+    # Lists are sets, and nothing else is forgiven.
+    assert daquar_metrics(predictions, answers) == {"accuracy": 0.6}
+    similarity = {("chair", "table"): 0.8, ("table", "chair"): 0.8, ("Chair", "chair"): 0.95, ("chair", "Chair"): 0.95}
+    metrics = daquar_metrics(predictions, answers, lambda one, other: similarity[one, other])
+    # 1, 0.08 or 0.8, 1, 1, 0.95
+    assert metrics == {
+        "accuracy": 0.6,
+        "wups_0.9": pytest.approx((3 + 0.08 + 0.95) / 5),
+        "wups_0.0": pytest.approx((3 + 0.8 + 0.95) / 5),
+    }
+    with pytest.raises(TypeError, match="answers: expected one string a question, got None"):
+        daquar_metrics(["chair"], [None])
+
+
 TYPES = [
     *[(vqav2_metrics, name) for name in ("answers", "answer_types", "question_types")],
     *[(gqa_metrics, name) for name in ("answers", "structural", "semantic", "detailed")],
@@ -154,12 +172,13 @@ TYPES = [
     (textvqa_metrics, "answers"),
     *[(vqa_rad_metrics, name) for name in ("answers", "answer_types")],
     *[(clevr_metrics, name) for name in ("answers", "families")],
+    (daquar_metrics, "answers"),
 ]
 
 
 @pytest.mark.parametrize(("metrics", "name"), TYPES, ids=lambda value: getattr(value, "__name__", value))
 def test_every_list_has_one_entry_a_question(metrics, name):
-    lists = metrics not in (gqa_metrics, vqa_rad_metrics, clevr_metrics)
+    lists = metrics not in (gqa_metrics, vqa_rad_metrics, clevr_metrics, daquar_metrics)
     given = {"predictions": ["yes"] * 2, "answers": [["yes"] if lists else "yes"] * 2}
     given |= {"answer_types": ["OPEN"] * 2} if metrics is vqa_rad_metrics else {}
     one = given[name][:1] if name in given else ["OPEN"]

@@ -1,4 +1,4 @@
-"""The six question answering metrics as `evaluate` users meet them: loaded from their folders, offline, anywhere."""
+"""The seven question answering metrics as `evaluate` users meet them: loaded from their folders, offline, anywhere."""
 
 import importlib.util
 import json
@@ -18,6 +18,7 @@ CLASSES = {
     "textvqa_accuracy": "TextvqaAccuracy",
     "vqa_rad_accuracy": "VqaRadAccuracy",
     "clevr_accuracy": "CLEVRAccuracy",
+    "daquar_accuracy": "DaquarAccuracy",
 }
 
 # Each metric loaded, and the examples of its own documentation run: [name, examples, failures].
