@@ -142,6 +142,7 @@ class StateStore:
 
         Raises:
             CacheFull: as `check_room`, or the disk is full.
+            ValueError: a number is too large for float16.
         """
         parts = [list(range(start, min(start + per_file, len(keys)))) for start in range(0, len(keys), per_file)]
         checked = False
@@ -158,7 +159,7 @@ class StateStore:
                         bar.update(len(part) - len(missing))
                         items = []
                         for item in encode(missing) if missing else ():
-                            items.append([tensor.to("cpu", self.dtype) for tensor in item])
+                            items.append([self._stored(tensor) for tensor in item])
                             bar.update()
                         if not items:
                             continue
@@ -170,6 +171,15 @@ class StateStore:
                         self._write([keys[place] for place in missing], items)
                         self.num_encoded += len(missing)
                 parts = busy
+
+    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        stored = tensor.to("cpu", self.dtype)
+        if self.dtype == torch.float16 and not stored.isfinite().all():
+            raise ValueError(
+                f"cache_dtype: float16 holds numbers up to 65,504, but the encoder gives {tensor.abs().max():,.0f}; take "
+                "bfloat16 or float32."
+            )
+        return stored
 
     @contextmanager
     def _claim(self, keys: list[str], patience: float) -> Iterator[bool]:
@@ -260,6 +270,7 @@ class EncoderCache:
         self.max_bytes = max_bytes
         self.dtype = DTYPES[dtype]
         self.stores: dict[str, StateStore] = {}
+        self._seconds: dict[str, float] = {}
         # The images that were added, by where they are read from.
         self._image_keys: dict[str | TablePicture, str] = {}
         self._told: set[str] = set()
@@ -294,6 +305,7 @@ class EncoderCache:
 
         Raises:
             FileNotFoundError, ValueError: an image cannot be read.
+            ValueError: an encoder is another than before, or gives numbers that are too large for float16.
         """
         base = next(module for module in model.modules() if hasattr(module, "frozen_modules"))
         augments = augmentation is not None and dataset.seed is not None
@@ -356,7 +368,7 @@ class EncoderCache:
         if store is None:
             return None
         mask = texts["attention_mask"].bool()
-        keys = [_digest([repr(ids)]) for ids in _tokens({name: value.tolist() for name, value in texts.items()})]
+        keys = [_digest([repr(ids)]) for ids in _tokens(texts)]
         if not all(key in store for key in keys):
             return None
         found = torch.cat([states for (states,) in store.read(keys)])
@@ -364,10 +376,16 @@ class EncoderCache:
         padded[mask] = found
         return padded
 
-    def summary(self) -> dict[str, dict[str, int]]:
-        """For each encoder that is cached the items that there are, those that were encoded by this object, and bytes."""
+    def summary(self) -> dict[str, dict[str, float]]:
+        """For each encoder that is cached: the items that there are, their bytes, and how many of them were encoded by this
+        object in how many seconds."""
         return {
-            part: {"cached": len(store), "encoded": store.num_encoded, "bytes": store.nbytes}
+            part: {
+                "cached": len(store),
+                "bytes": store.nbytes,
+                "encoded": store.num_encoded,
+                "seconds": self._seconds[part],
+            }
             for part, store in self.stores.items()
         }
 
@@ -379,7 +397,9 @@ class EncoderCache:
 
     def _fill(self, part: str, name: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:
         start, folder = time.perf_counter(), self.folder / f"{part}-{name}"
-        store = self.stores.setdefault(part, StateStore(folder, self.dtype))
+        if part not in self.stores:
+            self.stores[part] = StateStore(folder, self.dtype)
+        store = self.stores[part]
         if store.folder != folder:
             raise ValueError(
                 f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
@@ -399,6 +419,8 @@ class EncoderCache:
         except CacheFull as error:
             logger.warning(f"{part}: {error}, so what is missing is encoded in every epoch.")
             return
+        finally:
+            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
         unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
         took = f", in {time.perf_counter() - start:.0f} s" if encoded else ""
         logger.info(
@@ -454,9 +476,9 @@ def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TablePictur
 
 def _tokens(texts: Mapping[str, Any]) -> list[list[list[int]]]:
     """Of each tokenized text what the encoder reads, without padding: its `input_ids`, and the types of its tokens."""
-    rows = zip(*(texts[name] for name in ("input_ids", "token_type_ids") if name in texts), strict=True)
-    masks = texts["attention_mask"]
+    names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in texts]
+    *read, masks = (value.tolist() if isinstance(value := texts[name], torch.Tensor) else value for name in names)
     return [
-        [[int(one) for one, kept in zip(values, mask, strict=True) if kept] for values in row]
-        for row, mask in zip(rows, masks, strict=True)
+        [[one for one, kept in zip(values, mask, strict=True) if kept] for values in row]
+        for *row, mask in zip(*read, masks, strict=True)
     ]

@@ -1103,7 +1103,9 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
+        return self.base_model.encode_images(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, feature_maps=feature_maps, **kwargs
+        )
 
     def encode_texts(
         self,
@@ -1642,7 +1644,9 @@ class HiViLTModel(HiViLTPreTrainedModel):
         _check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
 
         if image_states is None:
-            image_states = self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
+            image_states = self.encode_images(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, feature_maps=feature_maps, **kwargs
+            )
         if text_states is None:
             text_states = self.encode_texts(
                 input_ids, attention_mask, token_type_ids, inputs_embeds, token_states, **kwargs
@@ -1896,7 +1900,9 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
                 pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states
             )
             if image_states is None:
-                image_states = self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
+                image_states = self.encode_images(
+                    pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, feature_maps=feature_maps, **kwargs
+                )
                 pixel_values = feature_maps = None
             if text_states is None:
                 texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
@@ -2150,7 +2156,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         if image_states is None:
 
             def encode_images(pixel_values: torch.Tensor | None, *feature_maps: torch.Tensor) -> HiViLTImageStates:
-                return self.encode_images(pixel_values, interpolate_pos_encoding, feature_maps or None, **kwargs)
+                return self.encode_images(
+                    pixel_values,
+                    interpolate_pos_encoding=interpolate_pos_encoding,
+                    feature_maps=feature_maps or None,
+                    **kwargs,
+                )
 
             images = (pixel_values, *(feature_maps or ()))
             if chunk_size is None:

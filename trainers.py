@@ -301,7 +301,7 @@ class HiViLTTrainer(Trainer):
                 num_workers=self.args.dataloader_num_workers,
                 precision=self.accelerator.mixed_precision,
                 autocast=self.accelerator.autocast,
-                progress=not self.args.disable_tqdm,
+                progress=not self.args.disable_tqdm and self.is_local_process_zero(),
             )
         return super()._get_dataloader(dataset, *args, **kwargs)
 

@@ -543,18 +543,18 @@ class CaptionCollator:
                         groups[number] = [swap_left_and_right(caption) for caption in groups[number]]
                 # At once, so that only one picture is in memory at its full size.
                 pictures.append(self.processor.resize(picture))
-            images = self.processor(images=pictures, return_tensors="pt")
+            batch = self.processor(images=pictures, text=groups, return_tensors="pt", padding=True)
         else:
-            images = {"feature_maps": maps}
-        texts = self.processor(text=[text for group in groups for text in group], return_tensors="pt", padding=True)
+            batch = self.processor(text=[text for group in groups for text in group], return_tensors="pt", padding=True)
+            batch["feature_maps"] = maps
+            image_index = [number for number, group in enumerate(groups) for _ in group]
+            if image_index != list(range(len(groups))):
+                batch["image_index"] = torch.tensor(image_index)
         # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": texts["input_ids"], **texts, **images}
-        states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)
+        batch = {"input_ids": batch["input_ids"], **batch}
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(batch)
         if states is not None:
             batch["token_states"] = states
-        image_index = [number for number, group in enumerate(groups) for _ in group]
-        if image_index != list(range(len(groups))):
-            batch["image_index"] = torch.tensor(image_index)
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch

@@ -439,21 +439,18 @@ class VQACollator:
         maps = None
         if self.encoder_cache is not None and not augments:
             maps = self.encoder_cache.feature_maps([first_items[image_id]["image"] for image_id in rows])
-        if maps is None:
-            pictures = []
-            for image_id, places in rows.items():
-                item = first_items[image_id]
-                picture = open_item(item)
-                if self.augmentation is not None and "draw" in item:
-                    picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
-                    for place, example in zip(places, changed, strict=True):
-                        examples[place] = example
-                # At once, so that only one image is in memory at its full size.
-                pictures.append(self.processor.resize(picture))
-            images = self.processor(images=pictures, return_tensors="pt")
-        else:
-            images = {"feature_maps": maps}
+        pictures = []
+        for image_id, places in rows.items() if maps is None else ():
+            item = first_items[image_id]
+            picture = open_item(item)
+            if self.augmentation is not None and "draw" in item:
+                picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
+                for place, example in zip(places, changed, strict=True):
+                    examples[place] = example
+            # At once, so that only one image is in memory at its full size.
+            pictures.append(self.processor.resize(picture))
         texts = self.processor(text=[example.question for example in examples], return_tensors="pt", padding=True)
+        images = self.processor(images=pictures, return_tensors="pt") if maps is None else {"feature_maps": maps}
         # input_ids first: Trainer counts the rows of the first tensor.
         batch = {"input_ids": texts["input_ids"], **texts, **images}
         states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)

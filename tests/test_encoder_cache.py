@@ -8,12 +8,14 @@ import time
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 from transformers import BertModel, ViTImageProcessorPil, ViTModel
 
 from hivilt import HiViLTForRetrieval
-from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, read_caption_table
 from hivilt.encoder_cache import EncoderCache, StateStore
 from hivilt.run_retrieval import main as run_retrieval
 from hivilt.run_vqa import main as run_vqa
@@ -145,6 +147,41 @@ def test_half_the_bytes_for_nearly_the_same_scores(dtype, tmp_path, examples, mo
     model.eval()
     expected = model(**plain(examples, processor)).image_embeds
     torch.testing.assert_close(model(**batch).image_embeds, expected, atol=0.02, rtol=0.02)
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path, examples, model, processor):
+    with torch.no_grad():
+        model.model.vision_model.layernorm.weight.mul_(1e6)
+    fill(tmp_path / "cache", examples, model, processor, dtype="bfloat16")
+    with pytest.raises(
+        ValueError, match="cache_dtype: float16 holds numbers up to 65,504, but the encoder gives [1-9],"
+    ):
+        fill(tmp_path / "cache", examples, model, processor, dtype="float16")
+
+
+def test_images_in_a_table_come_from_the_cache_also_in_worker_processes(tmp_path, model, processor):
+    table = Dataset.from_dict(
+        {
+            "image": [make_picture(color, size=(30, 20 + row)) for row, color in enumerate(COLORS)],
+            "caption": [f"a {color}" for color in COLORS],
+        }
+    )
+    dataset = CaptionDataset(read_caption_table(table), seed=0)
+    cache = EncoderCache(tmp_path / "cache")
+    cache.add(dataset, model, processor, progress=False)
+    assert cache.summary()["vision"]["encoded"] == 8
+    for context in ("fork", "spawn"):
+        loader = DataLoader(
+            dataset,
+            8,
+            collate_fn=CaptionCollator(processor, None, cache),
+            num_workers=1,
+            multiprocessing_context=context,
+        )
+        (batch,) = loader
+        expected = plain_maps(model, dataset.examples, processor)
+        for found, wanted in zip(batch["feature_maps"], expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_is_frozen_as_a_whole_is_cached(tmp_path, examples, processor):
