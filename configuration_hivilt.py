@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from transformers.utils.versions import require_version
 
 # Before anything else is imported, which outside these versions fails without saying why.
-for _requirement in ("transformers>=5.16.0,<6", "huggingface_hub>=1.20.0,<3"):
+for _requirement in ("transformers>=5.18.0,<6", "huggingface_hub>=1.31.0,<3"):
     require_version(_requirement, f'HiViLT works with: pip install "{_requirement}"')
 
 import transformers

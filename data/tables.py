@@ -362,7 +362,7 @@ def picture_endings() -> set[str]:
     return {
         ending
         for ending, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in _NOT_OPENED
+        if ending and kind in Image.OPEN and kind not in _NOT_OPENED
     }
 
 
