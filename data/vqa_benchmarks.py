@@ -33,7 +33,8 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's 
 | `sort-of-clevr` | train | held out | test | | 1 | training answers |
 | `daquar` | train | held out | test | | 1 | training answers |
 
-DAQUAR's questions lose the number of their picture ("in the image1"), and a list of things ("chair, table") is one answer.
+DAQUAR's questions lose the number of their picture ("in the image1"), and a list of things is one answer,
+its items sorted ("chair, table" for "table, chair").
 `data_{train,eval}.csv` are not the official split: the same pictures are in both, and a warning says so.
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
@@ -69,7 +70,7 @@ from hivilt.evaluation.vqa_benchmarks import (
     vqa_rad_metrics,
     vqav2_metrics,
 )
-from hivilt.evaluation.wups import wordnet_similarity
+from hivilt.evaluation.wups import answer_items, wordnet_similarity
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,8 @@ def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[
             # The release has PNG files.
             "image": str(files.get(image, pictures / f"{image}.png")),
             "question": question,
-            "answer": answer,
+            # The metrics take a list as a set: one class for all orders.
+            "answer": ", ".join(sorted(answer_items(answer))),
         }
         for number, (image, question, answer) in enumerate(pairs)
     ]

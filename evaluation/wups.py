@@ -7,7 +7,9 @@ import functools
 import importlib.util
 import logging
 import math
+import zipfile
 from collections.abc import Callable
+from typing import Any
 
 from hivilt.evaluation.vqa import check_strings
 
@@ -68,27 +70,31 @@ def wordnet_similarity() -> Similarity | None:
     alike; 0 if one is no noun of WordNet, as "garbage_bin".
 
     Returns:
-        The similarity, which remembers the pairs that it was asked; `None`, and a warning once, where NLTK or its WordNet
-        is not installed.
+        The similarity, which remembers the pairs that it was asked; `None`, and a warning once, where NLTK is not installed,
+        its WordNet is missing or damaged, or is of another version than 3.0, which gives other numbers.
     """
-    missing = "NLTK is not installed"
+    why = "NLTK is not installed"
     if importlib.util.find_spec("nltk") is not None:
         from nltk.corpus import wordnet
 
         try:
             wordnet.ensure_loaded()
+            version = wordnet.get_version()
         except LookupError:
-            missing = "NLTK has no WordNet"
+            why = "NLTK has no WordNet"
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            why = f"NLTK's WordNet cannot be read ({error})"
         else:
-
-            @functools.cache
-            def similarity(one: str, other: str) -> float:
-                pairs = ((a, b) for a in wordnet.synsets(one, pos="n") for b in wordnet.synsets(other, pos="n"))
-                return max((a.wup_similarity(b) or 0.0 for a, b in pairs), default=0.0)
-
-            return similarity
+            if version == "3.0":
+                return functools.cache(functools.partial(_wu_palmer, wordnet))
+            why = f"NLTK's WordNet is version {version}, and published numbers are by 3.0"
     logger.warning(
-        f"WUPS is left out: {missing}. It needs pip install nltk, and once python -m nltk.downloader wordnet (where there "
-        "is no network, its folder corpora/wordnet below one that NLTK_DATA names)."
+        f"WUPS is left out: {why}. It needs pip install nltk, and once python -m nltk.downloader wordnet (where there is no "
+        "network, its folder corpora/wordnet below one that NLTK_DATA names)."
     )
     return None
+
+
+def _wu_palmer(wordnet: Any, one: str, other: str) -> float:
+    pairs = ((a, b) for a in wordnet.synsets(one, pos="n") for b in wordnet.synsets(other, pos="n"))
+    return max((a.wup_similarity(b) or 0.0 for a, b in pairs), default=0.0)

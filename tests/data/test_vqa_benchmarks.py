@@ -348,7 +348,15 @@ def test_daquar_of_a_copy_with_a_split_of_its_own_says_so(tmp_path, caplog):
         "DAQUAR, test: data_eval.csv is not of the official split: data_train.csv and"
     )
     (example,) = daquar(tmp_path, {}, "train")
-    assert example.answers == ("cup, book",)
+    assert example.answers == ("book, cup",)
+
+
+def test_daquar_lists_in_any_order_are_one_class(tmp_path):
+    lists = ["table, chair", "chair,table", "chair , table", "2", "picture, lamp, picture"]
+    lines = [line for answer in lists for line in ("what is in the image1 ?", answer)]
+    examples = daquar(tmp_path, {"qa.894.raw.train.txt": lines})
+    # An item that is there twice stays: WUPS counts it twice.
+    assert [one.answers[0] for one in examples] == [*["chair, table"] * 3, "2", "lamp, picture, picture"]
 
 
 @pytest.mark.parametrize(

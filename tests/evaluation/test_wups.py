@@ -2,11 +2,13 @@
 
 import sys
 from types import ModuleType, SimpleNamespace
+from zipfile import BadZipFile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hivilt.evaluation.vqa_benchmarks import daquar_metrics
 from hivilt.evaluation.wups import answer_items, wordnet_similarity, wups
 
 # NLTK's Wu-Palmer similarity over WordNet 3.0, of the two most alike nouns; a pair that is not here has no noun.
@@ -107,27 +109,24 @@ class Synset:
 
 @pytest.fixture
 def nltk(monkeypatch):
-    """`wordnet(missing)` makes an NLTK with a WordNet of three words, or without it; the calls that it answers."""
-    asked = []
+    """`nltk(version, error)` makes an NLTK whose WordNet has three words, or fails to load; the words that it was asked."""
     nouns = {"chair": ["entity.furniture.seat", "person"], "table": ["entity.furniture"], "man": ["person"]}
 
-    def synsets(word, pos=None):
-        assert pos == "n"
-        asked.append(word)
-        return [Synset(path) for path in nouns.get(word, [])]
+    def install(version: str = "3.0", error: Exception | None = None) -> list[str]:
+        asked = []
 
-    def ensure_loaded():
-        if missing:
-            raise LookupError("Resource wordnet not found.")
+        def synsets(word, pos):
+            assert pos == "n"
+            asked.append(word)
+            return [Synset(path) for path in nouns.get(word, [])]
 
-    missing = False
+        def ensure_loaded():
+            if error is not None:
+                raise error
 
-    def install(without_wordnet: bool):
-        nonlocal missing
-        missing = without_wordnet
         package, corpus = ModuleType("nltk"), ModuleType("nltk.corpus")
         package.__spec__ = SimpleNamespace(name="nltk")
-        corpus.wordnet = SimpleNamespace(synsets=synsets, ensure_loaded=ensure_loaded)
+        corpus.wordnet = SimpleNamespace(synsets=synsets, ensure_loaded=ensure_loaded, get_version=lambda: version)
         monkeypatch.setitem(sys.modules, "nltk", package)
         monkeypatch.setitem(sys.modules, "nltk.corpus", corpus)
         return asked
@@ -138,7 +137,7 @@ def nltk(monkeypatch):
 
 
 def test_similarity_is_that_of_the_two_most_alike_meanings(nltk):
-    asked = nltk(without_wordnet=False)
+    asked = nltk()
     similarity = wordnet_similarity()
     assert similarity("chair", "table") == pytest.approx(0.8)
     assert similarity("chair", "man") == 1
@@ -152,15 +151,25 @@ def test_similarity_is_that_of_the_two_most_alike_meanings(nltk):
 
 
 @pytest.mark.parametrize(
-    ("installed", "reason"), [(True, "NLTK has no WordNet"), (False, "NLTK is not installed")], ids=["data", "package"]
+    ("given", "reason"),
+    [
+        (None, "NLTK is not installed"),
+        ({"error": LookupError("Resource wordnet not found.")}, "NLTK has no WordNet"),
+        ({"error": OSError("No such file: 'lexnames'")}, "NLTK's WordNet cannot be read (No such file: 'lexnames')"),
+        ({"error": BadZipFile("File is not a zip file")}, "NLTK's WordNet cannot be read (File is not a zip file)"),
+        ({"version": "3.1"}, "NLTK's WordNet is version 3.1, and published numbers are by 3.0"),
+    ],
+    ids=["package", "data", "file", "zip", "version"],
 )
-def test_without_wordnet_it_is_said_once_and_wups_is_left_out(nltk, monkeypatch, caplog, installed, reason):
-    if installed:
-        nltk(without_wordnet=True)
-    else:
+def test_without_wordnet_it_is_said_once_and_wups_is_left_out(nltk, monkeypatch, caplog, given, reason):
+    if given is None:
         monkeypatch.setitem(sys.modules, "nltk", None)
+    else:
+        nltk(**given)
     assert wordnet_similarity() is wordnet_similarity() is None
     (record,) = caplog.records
     assert record.getMessage().startswith(
         f"WUPS is left out: {reason}. It needs pip install nltk, and once python -m nltk"
     )
+    # Nor does it stop what can be measured.
+    assert daquar_metrics(["table, chair"], ["chair,table"], wordnet_similarity()) == {"accuracy": 1.0}
