@@ -57,6 +57,7 @@ class _SaveOnSignal(TrainerCallback):
 
     def __init__(self):
         self.asked: signal.Signals | None = None
+        self._usual: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -66,11 +67,22 @@ class _SaveOnSignal(TrainerCallback):
         self.asked = None
         # A run in the background of a script is told to ignore Ctrl-C.
         numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
-        usual = {number: signal.signal(number, self.ask) for number in numbers}
+        self._usual = {number: signal.signal(number, self.ask) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in usual.items():
+            for number, handler in self._usual.items():
+                signal.signal(number, handler)
+            self._usual = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it signals end the run at once, as they do outside training: what is at hand is no step."""
+        listening = {number: signal.signal(number, handler) for number, handler in self._usual.items()}
+        try:
+            yield
+        finally:
+            for number, handler in listening.items():
                 signal.signal(number, handler)
 
     def ask(self, signum, frame) -> None:
@@ -290,19 +302,20 @@ class HiViLTTrainer(Trainer):
         split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
         if self.encoder_cache is not None and isinstance(split, EpochDataset) and split not in self._cached:
             self._cached.append(split)
-            self.encoder_cache.add(
-                split,
-                self.model,
-                self.processing_class,
-                # Noise at the embeddings changes what the encoder gives.
-                parts=("vision",) if self.args.neftune_noise_alpha is not None else ("vision", "text"),
-                augmentation=getattr(self.data_collator, "augmentation", None),
-                batch_size=self.args.per_device_eval_batch_size,
-                num_workers=self.args.dataloader_num_workers,
-                precision=self.accelerator.mixed_precision,
-                autocast=self.accelerator.autocast,
-                progress=not self.args.disable_tqdm and self.is_local_process_zero(),
-            )
+            with self._signals.paused():
+                self.encoder_cache.add(
+                    split,
+                    self.model,
+                    self.processing_class,
+                    # Noise at the embeddings changes what the encoder gives.
+                    parts=("vision",) if self.args.neftune_noise_alpha is not None else ("vision", "text"),
+                    augmentation=getattr(self.data_collator, "augmentation", None),
+                    batch_size=self.args.per_device_eval_batch_size,
+                    num_workers=self.args.dataloader_num_workers,
+                    precision=self.accelerator.mixed_precision,
+                    autocast=self.accelerator.autocast,
+                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+                )
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:

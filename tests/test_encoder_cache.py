@@ -1,8 +1,10 @@
+import itertools
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -12,13 +14,14 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
-from transformers import BertModel, ViTImageProcessorPil, ViTModel
+from transformers import BertModel, TrainingArguments, ViTImageProcessorPil, ViTModel
 
 from hivilt import HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, read_caption_table
 from hivilt.encoder_cache import EncoderCache, StateStore
 from hivilt.run_retrieval import main as run_retrieval
 from hivilt.run_vqa import main as run_vqa
+from hivilt.trainers import RetrievalTrainer
 from processes import launch
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
 
@@ -471,6 +474,41 @@ def open_metadata(path):
 
     with safe_open(path, "pt") as file:
         return file.metadata()
+
+
+def test_ctrl_c_while_it_encodes_ends_at_once_and_the_next_run_goes_on(tmp_path, examples, model, processor):
+    calls = itertools.count(1)
+
+    def interrupt(*_):
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    def train():
+        args = TrainingArguments(
+            tmp_path / "out",
+            max_steps=1,
+            per_device_eval_batch_size=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        args.remove_unused_columns = False
+        cache = EncoderCache(tmp_path / "cache")
+        trainer = RetrievalTrainer(
+            model,
+            args,
+            CaptionCollator(processor),
+            CaptionDataset(examples, seed=0),
+            processing_class=processor,
+            encoder_cache=cache,
+        )
+        return trainer.train(), cache.summary()
+
+    model.model.vision_model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    _, summary = train()
+    assert summary["vision"]["encoded"] == 10
 
 
 def test_a_run_that_goes_on_uses_the_checkpoints_encoder(tmp_path, examples, encoders):
