@@ -36,7 +36,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, ViltForPairs, make, num_parameters
-from peers import count_flops
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -60,6 +59,7 @@ from hivilt.evaluation.vqa import canonical_answer
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, environment, train_tokenizer
+from peers import count_flops
 
 SEARCH_SEED = 0
 EVALUATIONS = 5  # on held-out questions, in each training

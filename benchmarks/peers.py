@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.utils import logging
 
 from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
@@ -41,12 +41,16 @@ TOP_K = 32
 KINDS_OF_TOKENS = {"sparse, two kinds of tokens": 2, "sparse, tokens alike": 1}
 
 
-def count_flops(run: Callable[[], object]) -> int:
-    """Floating point operations of a call, attention among them."""
-    # torch knows how to count attention, but not under the name it has on the CPU.
+def count_flops(run: Callable[[], object], gradients: bool = False) -> int:
+    """Floating point operations of a call, attention among them; with `gradients`, of one that computes some."""
+    # torch knows how to count attention, but not under the names it has on the CPU.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    count_attention = {attention: lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value)}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=count_attention) as counter:
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    count_attention = {
+        attention: lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value),
+        backward: lambda grad, query, key, value, *args, **kwargs: sdpa_backward_flop_count(grad, query, key, value),
+    }
+    with torch.set_grad_enabled(gradients), FlopCounterMode(display=False, custom_mapping=count_attention) as counter:
         run()
     return counter.get_total_flops()
 

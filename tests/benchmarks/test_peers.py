@@ -83,6 +83,13 @@ def test_flops_by_hand(benchmark):
     attend = lambda: F.scaled_dot_product_attention(query, key, key)
     assert benchmark.count_flops(attend) == 2 * (2 * 2 * 3 * 5 * 9 * 8)
 
+    # Of gradients only the weight's; those of attention compute the scores once more.
+    weight.requires_grad_()
+    assert benchmark.count_flops(lambda: F.linear(x, weight).sum().backward(), gradients=True) == 2 * 2 * 5 * 7 * 11
+    query.requires_grad_()
+    key.requires_grad_()
+    assert benchmark.count_flops(lambda: attend().sum().backward(), gradients=True) == 7 * (2 * 2 * 3 * 5 * 9 * 8)
+
 
 def test_goals_are_judged_by_their_bounds(benchmark):
     settings = {f"8 x {q}": 1.0 for q in (1, 5.4, 10)}
