@@ -89,35 +89,42 @@ class StateStore:
         return len(self._places)
 
     def refresh(self) -> None:
-        """Finds what was written since. A file that was cut off is removed, and what it held is encoded again."""
+        """Finds what was written since. Of a file that was cut off nothing is used, and what it held is encoded again."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self._seen:
                 continue
+            self._seen.add(path.name)
             try:
                 with safe_open(path, "pt") as file:
                     keys = json.loads(file.metadata()["keys"])
-                    whole = len(file.get_tensor("sizes")) == len(keys)
-            except (SafetensorError, OSError, TypeError, KeyError, ValueError):
-                whole = False
-            if not whole:
-                logger.warning(f"{path} was cut off or is no file of this cache; it is removed, and encoded again.")
-                path.unlink(missing_ok=True)
+                # Mapped at once: whoever deletes the cache while a run trains takes nothing from it.
+                _, ends = self._map(path.name)
+                if len(ends) != len(keys) + 1:
+                    raise ValueError(f"{len(ends) - 1} items under {len(keys)} keys")
+            except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+                logger.warning(
+                    f"{path} was cut off or is no file of this cache ({error}): what it held is encoded again, and it can "
+                    "be deleted."
+                )
                 continue
-            self._seen.add(path.name)
             for row, key in enumerate(keys):
                 self._places.setdefault(key, (path.name, row))
+
+    def _map(self, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The parts that a file has one behind another, and where in them each item begins and the last one ends."""
+        if name not in self._open:
+            with safe_open(self.folder / name, "pt") as file:
+                ends = file.get_tensor("sizes").cumsum(0)
+                parts = [file.get_tensor(f"part_{number}") for number in range(ends.shape[1])]
+            self._open[name] = (parts, torch.cat([ends.new_zeros(1, ends.shape[1]), ends]))
+        return self._open[name]
 
     def read(self, keys: Iterable[str]) -> list[list[torch.Tensor]]:
         """The tensors of each key. They lie in mapped files: copy what is to be changed."""
         found = []
         for key in keys:
             name, row = self._places[key]
-            if name not in self._open:
-                with safe_open(self.folder / name, "pt") as file:
-                    ends = file.get_tensor("sizes").cumsum(0)
-                    parts = [file.get_tensor(f"part_{number}") for number in range(ends.shape[1])]
-                self._open[name] = (parts, torch.cat([ends.new_zeros(1, ends.shape[1]), ends]))
-            parts, ends = self._open[name]
+            parts, ends = self._map(name)
             found.append([part[ends[row, n] : ends[row + 1, n]] for n, part in enumerate(parts)])
         return found
 
@@ -215,6 +222,7 @@ class StateStore:
         try:
             save_file({**parts, "sizes": sizes}, new, metadata={"keys": json.dumps(keys)})
             new.replace(path)
+            self._seen.discard(path.name)  # where one lay there that was cut off
         except (OSError, SafetensorError) as error:
             raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
         finally:

@@ -293,6 +293,14 @@ def test_a_file_that_was_cut_off_is_encoded_again(tmp_path, caplog):
     assert_holds(store, keys)
 
 
+def test_whoever_deletes_it_while_a_run_trains_takes_nothing_from_the_run(tmp_path):
+    keys = [*map(str, range(10))]
+    store = StateStore(tmp_path / "cache", torch.float32)
+    fill_store(store, keys)
+    shutil.rmtree(tmp_path / "cache")
+    assert_holds(store, keys)
+
+
 def test_two_that_fill_it_at_once_share_the_work(tmp_path):
     keys = [*map(str, range(40))]
     stores = [StateStore(tmp_path, torch.float32) for _ in range(2)]
