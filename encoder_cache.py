@@ -63,13 +63,13 @@ class StateStore:
 
     Args:
         folder: made when something is written.
-        dtype: that they are stored in.
+        dtype: that they are stored in; `None`: their own.
 
     Attributes:
         num_encoded: items that this object had encoded.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype):
+    def __init__(self, folder: Path, dtype: torch.dtype | None):
         self.folder = folder
         self.dtype = dtype
         self.num_encoded = 0
@@ -180,7 +180,7 @@ class StateStore:
                 parts = busy
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        stored = tensor.to("cpu", self.dtype)
+        stored = tensor.to("cpu", self.dtype or tensor.dtype)
         if self.dtype == torch.float16 and not stored.isfinite().all():
             raise ValueError(
                 f"cache_dtype: float16 holds numbers up to 65,504, but the encoder gives {tensor.abs().max():,.0f}; take "
@@ -261,8 +261,8 @@ class EncoderCache:
         folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
         max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
             every epoch, and a warning says so. Default: no bound but the disk.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored; with the first, losses are those without
-            the cache.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, so that
+            losses are those without the cache; of bfloat16, as far as it holds in batches of another size.
 
     Attributes:
         stores: `"vision"` and `"text"`, those that hold something.
@@ -271,12 +271,12 @@ class EncoderCache:
         ValueError: `dtype` is another.
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None, max_bytes: int | None = None, dtype: str = "float32"):
-        if dtype not in DTYPES:
+    def __init__(self, folder: str | os.PathLike | None = None, max_bytes: int | None = None, dtype: str | None = None):
+        if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}.")
         self.folder = Path(HF_HOME) / "hivilt" if folder is None else Path(folder)
         self.max_bytes = max_bytes
-        self.dtype = DTYPES[dtype]
+        self.dtype = None if dtype is None else DTYPES[dtype]
         self.stores: dict[str, StateStore] = {}
         self._seconds: dict[str, float] = {}
         # The images that were added, by where they are read from.
@@ -432,7 +432,7 @@ class EncoderCache:
         unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
         took = f", in {time.perf_counter() - start:.0f} s" if encoded else ""
         logger.info(
-            f"{part}: {len(keys):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {store.nbytes / 1e6:,.1f} MB "
+            f"{part}: {len(keys):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(store.nbytes)} "
             f"in {folder}"
         )
 
@@ -440,13 +440,13 @@ class EncoderCache:
         used = sum(path.stat().st_size for path in self.folder.glob("*/*.safetensors"))
         if self.max_bytes is not None and used + need > self.max_bytes:
             raise CacheFull(
-                f"{self.folder} holds {used / 1e9:.2f} GB and may hold {self.max_bytes / 1e9:.2f} (--cache_gb), but "
-                f"{need / 1e9:.2f} are to come; allow more, store less (--cache_dtype float16), or delete what is old there"
+                f"{self.folder} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb), but {_size(need)} are "
+                f"to come; allow more, store less (--cache_dtype float16), or delete what is old there"
             )
         free = shutil.disk_usage(self.folder).free
         if need + _LEFT_FREE_BYTES > free:
             raise CacheFull(
-                f"the disk of {self.folder} has {free / 1e9:.2f} GB left, but {need / 1e9:.2f} are to come; make room, store "
+                f"the disk of {self.folder} has {_size(free)} left, but {_size(need)} are to come; make room, store "
                 "less (--cache_dtype float16), or name another disk (--cache_dir)"
             )
 
@@ -454,6 +454,10 @@ class EncoderCache:
         if what not in self._told:
             self._told.add(what)
             logger.info(what)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _is_frozen(base: HiViLTModel, name: str) -> bool:

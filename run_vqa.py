@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> dict:
         processing_class=processor,
         vision_learning_rate=args.vision_learning_rate,
         text_learning_rate=args.text_learning_rate,
-        encoder_cache=encoder_cache_of(args, training_args),
+        encoder_cache=encoder_cache_of(args),
         watched_answer=benchmark and benchmark.watched_answer,
         official_metrics=benchmark and benchmark.official_metrics,
     )

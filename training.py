@@ -155,8 +155,8 @@ class TaskArguments:
     cache_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "What it is stored in. Unset: bfloat16 or float16 in a run with --bf16 or --fp16, else float32; float16 "
-            "takes half of that.",
+            "help": "What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
+            "float32.",
             "choices": ["float32", "float16", "bfloat16"],
         },
     )
@@ -769,13 +769,12 @@ def prepare_splits(
     return name, used, bad_pictures, held_out
 
 
-def encoder_cache_of(args: TaskArguments, training_args: HiViLTTrainingArguments) -> EncoderCache | None:
+def encoder_cache_of(args: TaskArguments) -> EncoderCache | None:
     """Where the arguments say that what frozen encoders give is kept; `None` for nowhere."""
     if not args.encoder_cache:
         return None
-    usual = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
     max_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
-    return EncoderCache(args.cache_dir, max_bytes, args.cache_dtype or usual)
+    return EncoderCache(args.cache_dir, max_bytes, args.cache_dtype)
 
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
