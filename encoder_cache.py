@@ -15,8 +15,9 @@ import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class StateStore:
         self._places: dict[str, tuple[str, int]] = {}
         self._seen: set[str] = set()
         self._open: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
+        self._whole: set[str] = set()
         self.refresh()
 
     def __getstate__(self) -> dict:
@@ -98,17 +100,21 @@ class StateStore:
                 with safe_open(path, "pt") as file:
                     keys = json.loads(file.metadata()["keys"])
                 # Mapped at once: whoever deletes the cache while a run trains takes nothing from it.
-                _, ends = self._map(path.name)
-                if len(ends) != len(keys) + 1:
-                    raise ValueError(f"{len(ends) - 1} items under {len(keys)} keys")
+                parts, ends = self._map(path.name)
+                lengths = [len(part) for part in parts]
+                if len(ends) != len(keys) + 1 or ends[-1].tolist() != lengths or (ends.diff(dim=0) < 1).any():
+                    raise ValueError(f"{len(keys)} keys for {len(ends) - 1} items of {lengths} rows")
+            except PermissionError:
+                logger.warning(f"{path} may not be read by this user: what it holds is encoded again.")
             except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+                self._open.pop(path.name, None)
                 logger.warning(
                     f"{path} was cut off or is no file of this cache ({error}): what it held is encoded again, and it can "
                     "be deleted."
                 )
-                continue
-            for row, key in enumerate(keys):
-                self._places.setdefault(key, (path.name, row))
+            else:
+                for row, key in enumerate(keys):
+                    self._places.setdefault(key, (path.name, row))
 
     def _map(self, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The parts that a file has one behind another, and where in them each item begins and the last one ends."""
@@ -118,6 +124,25 @@ class StateStore:
                 parts = [file.get_tensor(f"part_{number}") for number in range(ends.shape[1])]
             self._open[name] = (parts, torch.cat([ends.new_zeros(1, ends.shape[1]), ends]))
         return self._open[name]
+
+    def drop_damaged(self, keys: Iterable[str]) -> None:
+        """Reads the files of these items once, and forgets those whose bytes are not those that were written."""
+        for name in dict.fromkeys(self._places[key][0] for key in keys if key in self):
+            if name in self._whole:
+                continue
+            parts, ends = self._map(name)
+            path = self.folder / name
+            try:
+                with safe_open(path, "pt") as file:
+                    written = file.metadata().get("checksum")
+            except FileNotFoundError:  # deleted meanwhile, but mapped
+                continue
+            if written == _checksum(parts, ends.diff(dim=0)):
+                self._whole.add(name)
+                continue
+            logger.warning(f"{path} is damaged: what it held is encoded again, and it can be deleted.")
+            self._open.pop(name)
+            self._places = {key: place for key, place in self._places.items() if place[0] != name}
 
     def read(self, keys: Iterable[str]) -> list[list[torch.Tensor]]:
         """The tensors of each key. They lie in mapped files: copy what is to be changed."""
@@ -144,13 +169,14 @@ class StateStore:
             sizes: what the bytes of an item are in proportion to.
             encode: gives the tensors of the items at these places, one item after the other.
             per_file: items of a part, which is one file.
-            check_room: is told how many bytes all that is missing takes, before the first file is written.
+            check_room: is told how many bytes all that is missing takes, when the first of it is encoded.
             describe: what the progress bar is called; `None`: there is none.
 
         Raises:
             CacheFull: as `check_room`, or the disk is full.
             ValueError: a number is too large for float16.
         """
+        self.drop_damaged(keys)
         parts = [list(range(start, min(start + per_file, len(keys)))) for start in range(0, len(keys), per_file)]
         checked = False
         with tqdm(total=len(keys), desc=describe, disable=describe is None) as bar:
@@ -165,16 +191,15 @@ class StateStore:
                         missing = [place for place in part if keys[place] not in self]
                         bar.update(len(part) - len(missing))
                         items = []
-                        for item in encode(missing) if missing else ():
+                        for place, item in zip(missing, encode(missing) if missing else (), strict=True):
                             items.append([self._stored(tensor) for tensor in item])
                             bar.update()
+                            if not checked:
+                                left = sum(size for key, size in zip(keys, sizes, strict=True) if key not in self)
+                                check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[place])
+                                checked = True
                         if not items:
                             continue
-                        if not checked:
-                            left = sum(size for key, size in zip(keys, sizes, strict=True) if key not in self)
-                            found = sum(tensor.nbytes for item in items for tensor in item)
-                            check_room(found * left // sum(sizes[place] for place in missing))
-                            checked = True
                         self._write([keys[place] for place in missing], items)
                         self.num_encoded += len(missing)
                 parts = busy
@@ -219,10 +244,20 @@ class StateStore:
         new = path.with_name(f".{path.stem}-{os.getpid()}.new")
         for left in self.folder.glob(f".{path.stem}-*.new"):  # by one that was killed
             left.unlink(missing_ok=True)
+        checksum = _checksum(parts.values(), sizes)
         try:
-            save_file({**parts, "sizes": sizes}, new, metadata={"keys": json.dumps(keys)})
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
+            new.touch()
+            mode = new.stat().st_mode
+            save_file({**parts, "sizes": sizes}, new, metadata={"keys": json.dumps(keys), "checksum": checksum})
+            new.chmod(mode)  # safetensors leaves what its writer alone may read
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
             new.replace(path)
-            self._seen.discard(path.name)  # where one lay there that was cut off
+            # Where one lay there that was cut off or damaged.
+            self._seen.discard(path.name)
+            self._open.pop(path.name, None)
+            self._whole.add(path.name)
         except (OSError, SafetensorError) as error:
             raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
         finally:
@@ -232,7 +267,22 @@ class StateStore:
     @property
     def nbytes(self) -> int:
         """What its files take."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        return _file_bytes(self.folder.glob("*.safetensors"))
+
+
+def _file_bytes(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def _checksum(parts: Iterable[torch.Tensor], sizes: torch.Tensor) -> str:
+    checksum = 0
+    for tensor in (*parts, sizes):
+        checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def _digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
@@ -255,26 +305,29 @@ class EncoderCache:
 
     Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
     them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
-    adapter, is not.
+    adapter, is not. A cache serves one model: `add` it anew after its weights changed.
 
     Args:
         folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
         max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
             every epoch, and a warning says so. Default: no bound but the disk.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, so that
-            losses are those without the cache; of bfloat16, as far as it holds in batches of another size.
+            losses are those without the cache. In half precision (`--bf16`, `--fp16`) a text's states depend in their last bits
+            on how far its batch is padded, so losses agree as far as those bits go.
 
     Attributes:
         stores: `"vision"` and `"text"`, those that hold something.
 
     Raises:
-        ValueError: `dtype` is another.
+        ValueError: `dtype` is another, or `folder` is a file.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None, max_bytes: int | None = None, dtype: str | None = None):
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}.")
         self.folder = Path(HF_HOME) / "hivilt" if folder is None else Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"folder (--cache_dir): expected a folder, got the file {self.folder}.")
         self.max_bytes = max_bytes
         self.dtype = None if dtype is None else DTYPES[dtype]
         self.stores: dict[str, StateStore] = {}
@@ -302,7 +355,8 @@ class EncoderCache:
             dataset: of questions or captions.
             model: whose encoders they are, on the device where they run.
             processor: its processor.
-            parts: the encoders to do it for.
+            parts: the encoders to do it for. What the cache held of another one, or of one that is not frozen, is not read
+                any more.
             augmentation: of the collator. What it changes is not cached: the images of a training split, and its texts
                 where `random_flip="swap"` exchanges their words.
             batch_size: images or texts that are encoded at a time.
@@ -337,6 +391,10 @@ class EncoderCache:
                 for row, mask in zip(states, batch["attention_mask"].bool(), strict=True):
                     yield (row[mask],)
 
+        for part in ("vision", "text"):
+            # What was put in for another model, or before this one trained, is nothing to it.
+            if part not in parts or not _is_frozen(base, f"{part}_model"):
+                self.stores.pop(part, None)
         if "vision" in parts and _is_frozen(base, "vision_model"):
             if augments:
                 self._tell("vision: not cached in training, since augmentation changes the images each time.")
@@ -385,7 +443,7 @@ class EncoderCache:
         return padded
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each encoder that is cached: the items that there are, their bytes, and how many of them were encoded by this
+        """For each encoder of which something is cached: the items that there are, their bytes, and how many of them were encoded by this
         object in how many seconds."""
         return {
             part: {
@@ -395,6 +453,7 @@ class EncoderCache:
                 "seconds": self._seconds[part],
             }
             for part, store in self.stores.items()
+            if len(store)
         }
 
     def _images_by_key(self, dataset) -> dict[str, str | TablePicture]:
@@ -425,7 +484,7 @@ class EncoderCache:
                 title,
             )
         except CacheFull as error:
-            logger.warning(f"{part}: {error}, so what is missing is encoded in every epoch.")
+            self._tell(f"{part}: {error}, so what is missing is encoded in every epoch.", logging.WARNING)
             return
         finally:
             self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
@@ -437,23 +496,27 @@ class EncoderCache:
         )
 
     def _check_room(self, need: int) -> None:
-        used = sum(path.stat().st_size for path in self.folder.glob("*/*.safetensors"))
+        used = _file_bytes([*self.folder.glob("*/*.safetensors"), *self.folder.glob("*/.*.new")])
         if self.max_bytes is not None and used + need > self.max_bytes:
             raise CacheFull(
                 f"{self.folder} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb), but {_size(need)} are "
                 f"to come; allow more, store less (--cache_dtype float16), or delete what is old there"
             )
-        free = shutil.disk_usage(self.folder).free
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
         if need + _LEFT_FREE_BYTES > free:
             raise CacheFull(
                 f"the disk of {self.folder} has {_size(free)} left, but {_size(need)} are to come; make room, store "
                 "less (--cache_dtype float16), or name another disk (--cache_dir)"
             )
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, level: int = logging.INFO) -> None:
         if what not in self._told:
             self._told.add(what)
-            logger.info(what)
+            logger.log(level, what)
 
 
 def _size(num_bytes: int) -> str:

@@ -1361,13 +1361,15 @@ class HiViLTModel(HiViLTPreTrainedModel):
 
         Raises:
             ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size; maps are not
-                those of this model's levels; or neither or both are given.
+                those of this model's levels, or come without a gradient in training although the encoder is not frozen; or
+                neither or both are given.
         """
         if (pixel_values is None) == (feature_maps is None):
             raise ValueError("Give the images as either `pixel_values` or `feature_maps`, exactly one of them.")
         _follow_config(kwargs, self.config)
         if feature_maps is not None:
             self._check_feature_maps(feature_maps)
+            self._check_not_trained("vision", "feature_maps", "pixel_values", feature_maps)
             return self.fusion("encode_images", [states.to(self.dtype) for states in feature_maps])
         maps, outputs = self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)
         states = self.fusion("encode_images", maps)
@@ -1441,11 +1443,13 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 given beside them, by which losses know equal texts.
 
         Raises:
-            ValueError: texts longer than the encoder takes, a mask of another shape, or neither or both kinds of input.
+            ValueError: texts longer than the encoder takes, a mask of another shape, `token_states` without a gradient in
+                training although the encoder is not frozen, or neither or both kinds of input.
         """
         _follow_config(kwargs, self.config)
         if token_states is not None:
             self._check_token_states(token_states, input_ids, inputs_embeds)
+            self._check_not_trained("text", "token_states", "input_ids", [token_states])
             attention_mask = self._text_mask(attention_mask, token_states, input_ids)
             states = self.fusion("encode_texts", token_states.to(self.dtype), attention_mask.bool())
             states.input_ids, states.last_hidden_state = input_ids, token_states
@@ -1537,6 +1541,16 @@ class HiViLTModel(HiViLTPreTrainedModel):
                 "attention scores is `(mask == 0).long()` here."
             )
         return attention_mask
+
+    def _check_not_trained(self, part: str, name: str, inputs: str, states: Sequence[torch.Tensor]) -> None:
+        """Refuses states without a gradient in place of an encoder that trains: it would stay as it is without a word."""
+        if not (self.training and torch.is_grad_enabled()) or any(one.requires_grad for one in states):
+            return
+        if any(p.requires_grad for p in getattr(self, f"{part}_model").parameters()):
+            raise ValueError(
+                f"`{name}` carry no gradient, but the {part} encoder trains and would learn nothing: freeze it, "
+                f'`model.freeze("{part}")`, or give `{inputs}` in their place.'
+            )
 
     def _check_token_states(self, token_states, input_ids, inputs_embeds) -> None:
         if inputs_embeds is not None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -154,8 +155,8 @@ class HiViLTTrainer(Trainer):
         vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
         encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
-            batches come from it. Default: encoders run in every epoch. FSDP and DeepSpeed, whose weights lie in pieces, do
-            without.
+            batches come from it. Default: the collator's own, and where that has none, encoders run in every epoch. FSDP and
+            DeepSpeed, whose weights lie in pieces, do without.
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
     Raises:
@@ -185,9 +186,13 @@ class HiViLTTrainer(Trainer):
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
         in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if encoder_cache is None:
+            encoder_cache = getattr(self.data_collator, "encoder_cache", None)
         self.encoder_cache = None if in_pieces else encoder_cache
         self._cached: list[EpochDataset] = []
         if encoder_cache is not None:
+            # A copy: the states are of this trainer's model, and the collator may go to another one.
+            self.data_collator = copy(self.data_collator)
             self.data_collator.encoder_cache = self.encoder_cache
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
@@ -265,6 +270,7 @@ class HiViLTTrainer(Trainer):
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, self.model, self.processing_class)
         self._begins.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._cached = []
         with self._signals.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -300,8 +306,10 @@ class HiViLTTrainer(Trainer):
     def _get_dataloader(self, dataset, *args, **kwargs):
         """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
         split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
-        if self.encoder_cache is not None and isinstance(split, EpochDataset) and split not in self._cached:
-            self._cached.append(split)
+        # Outside training the weights may have changed since.
+        known = self.is_in_train and split in self._cached
+        if self.encoder_cache is not None and isinstance(split, EpochDataset) and not known:
+            self._cached += [] if split in self._cached else [split]
             with self._signals.paused():
                 self.encoder_cache.add(
                     split,

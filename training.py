@@ -1150,8 +1150,8 @@ def collect_results(
         "all": sum(parameter.numel() for parameter in parameters),
         "training": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-    if trainer.encoder_cache is not None and trainer.encoder_cache.stores:
-        results["encoder_cache"] = trainer.encoder_cache.summary()
+    if trainer.encoder_cache is not None and (cached := trainer.encoder_cache.summary()):
+        results["encoder_cache"] = cached
     results["peak_memory_bytes"] = peak_memory_bytes()
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()

@@ -2,7 +2,6 @@ import itertools
 import json
 import logging
 import multiprocessing
-import os
 import shutil
 import signal
 import threading
@@ -228,6 +227,50 @@ def test_a_model_with_another_encoder_wants_a_cache_of_its_own(tmp_path, example
         cache.add(CaptionDataset(examples), model, processor, progress=False)
 
 
+def test_a_cache_that_served_a_frozen_encoder_gives_nothing_once_it_trains(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    unfrozen = make_model(HiViLTForRetrieval)
+    unfrozen.freeze("text")
+    unfrozen.model.text_model.load_state_dict(model.model.text_model.state_dict())
+    cache.add(CaptionDataset(examples), unfrozen, processor, progress=False)
+    batch = CaptionCollator(processor, encoder_cache=cache)([CaptionDataset(examples)[0]])
+    assert "pixel_values" in batch and "token_states" in batch
+    cache.add(CaptionDataset(examples), unfrozen, processor, parts=(), progress=False)
+    assert "token_states" not in CaptionCollator(processor, encoder_cache=cache)([CaptionDataset(examples)[0]])
+
+
+@pytest.mark.parametrize("part, name", [("vision", "feature_maps"), ("text", "token_states")])
+def test_a_model_whose_encoder_trains_refuses_states_that_would_teach_it_nothing(
+    part, name, tmp_path, examples, model, processor
+):
+    _, batch = fill(tmp_path / "cache", examples, model, processor)
+    trains = make_model(HiViLTForRetrieval)
+    trains.freeze({"vision": "text", "text": "vision"}[part])
+    with pytest.raises(ValueError, match=f"`{name}` carry no gradient, but the {part} encoder trains"):
+        trains.train()(**batch)
+    assert trains.eval()(**batch, return_loss=True).loss.isfinite()
+
+
+def test_states_that_carry_a_gradient_train_their_encoder(examples, processor):
+    model = make_model(HiViLTForRetrieval).train()
+    batch = plain(examples, processor)
+    maps = model.get_feature_maps(batch.pop("pixel_values"))
+    model(feature_maps=maps, **batch).loss.backward()
+    assert model.model.vision_model.layernorm.weight.grad.any()
+
+
+def test_half_precision_gives_the_losses_without_it_where_texts_are_padded_alike(tmp_path, examples, model, processor):
+    examples = [one._replace(captions=("a red circle", "the blue shape")) for one in examples]
+    half = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    _, batch = fill(tmp_path / "cache", examples, model, processor, precision="bf16", autocast=half)
+    found = []
+    for one in (batch, plain(examples, processor)):
+        torch.manual_seed(0)
+        with half():
+            found.append(model(**one).loss.item())
+    assert found[0] == found[1]
+
+
 def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, processor):
     (tmp_path / "images/4.png").write_bytes((tmp_path / "images/4.png").read_bytes()[:60])
     with pytest.raises(ValueError, match="4.png.*--on_bad_image skip"):
@@ -291,6 +334,49 @@ def test_a_file_that_was_cut_off_is_encoded_again(tmp_path, caplog):
     fill_store(store, keys)
     assert 1 <= store.num_encoded <= 4
     assert_holds(store, keys)
+
+
+@pytest.mark.parametrize("where", ["the sizes", "the states"])
+def test_a_file_that_was_damaged_is_encoded_again(where, tmp_path, caplog):
+    keys = [*map(str, range(10))]
+    fill_store(StateStore(tmp_path, torch.float32), keys)
+    broken = sorted(tmp_path.glob("*.safetensors"))[1]
+    whole = bytearray(broken.read_bytes())
+    sizes = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["sizes"]["data_offsets"]
+    start = 8 + int.from_bytes(whole[:8], "little")
+    first, last = [start + one for one in sizes] if where == "the sizes" else (len(whole) - 5, len(whole) - 3)
+    whole[first:last] = bytes(last - first) if where == "the sizes" else bytes(255 - one for one in whole[first:last])
+    broken.write_bytes(whole)
+    store = StateStore(tmp_path, torch.float32)
+    fill_store(store, keys)
+    assert 1 <= store.num_encoded <= 4 and str(broken) in caplog.text
+    assert_holds(store, keys)
+    # The file is whole again.
+    again = StateStore(tmp_path, torch.float32)
+    fill_store(again, keys)
+    assert again.num_encoded == 0
+
+
+def test_others_may_read_what_one_wrote(tmp_path):
+    (tmp_path / "plain").touch()
+    fill_store(StateStore(tmp_path, torch.float32), [*map(str, range(10))])
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_folder_that_is_deleted_while_it_is_filled_is_made_anew(tmp_path, examples, model, processor):
+    keys = [*map(str, range(10))]
+    store = StateStore(tmp_path / "cache", torch.float32)
+
+    def encode_and_delete(places):
+        yield from encode(places)
+        shutil.rmtree(tmp_path / "cache")
+
+    fill_store(store, keys, encode_and_delete)
+    assert_holds(store, keys)
+    model.model.vision_model.register_forward_hook(lambda *_: shutil.rmtree(tmp_path / "other", ignore_errors=True))
+    _, batch = fill(tmp_path / "other", examples, model, processor)
+    assert model(**batch).loss.isfinite() and "feature_maps" in batch
 
 
 def test_whoever_deletes_it_while_a_run_trains_takes_nothing_from_the_run(tmp_path):
@@ -379,14 +465,9 @@ def plain_maps(model, examples, processor):
 
 def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, examples, model, processor, caplog):
     # As the system says it: nothing can be written below a file.
-    (tmp_path / "cache").mkdir()
-    folder = tmp_path / "cache"
-    folder.chmod(0o500)
-    if os.access(folder, os.W_OK):  # root may write anywhere
-        folder.rmdir()
-        folder.write_text("a file")
-    _, batch = fill(folder, examples, model, processor)
-    assert "so what is missing is encoded in every epoch" in caplog.text
+    (tmp_path / "file").write_text("a file")
+    _, batch = fill(tmp_path / "file" / "cache", examples, model, processor)
+    assert caplog.text.count("so what is missing is encoded in every epoch") == 2  # vision, text
     assert "pixel_values" in batch and model(**batch).loss.isfinite()
 
 
@@ -397,6 +478,12 @@ def test_a_cache_pickles_for_workers_that_are_spawned(tmp_path, examples, model,
     copy = pickle.loads(pickle.dumps(cache))
     for found, expected in zip(copy.feature_maps([one.image for one in examples]), batch["feature_maps"], strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ValueError, match="--cache_dir.: expected a folder, got the file .*cache"):
+        EncoderCache(tmp_path / "cache")
 
 
 def test_an_unknown_dtype_is_refused():
@@ -486,6 +573,62 @@ def open_metadata(path):
         return file.metadata()
 
 
+def make_trainer(folder, model, collator, examples, cache=None, **more):
+    args = {"max_steps": 1, "per_device_eval_batch_size": 2, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    args = TrainingArguments(folder / "out", remove_unused_columns=False, **args, **more)
+    data = CaptionDataset(examples, seed=0)
+    return RetrievalTrainer(model, args, collator, data, data, processing_class=collator.processor, encoder_cache=cache)
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_the_collator_of_a_trainer_with_a_cache_serves_a_model_that_trains_its_encoders(
+    tmp_path, examples, model, processor
+):
+    collator = CaptionCollator(processor)
+    make_trainer(tmp_path, model, collator, examples, EncoderCache(tmp_path / "cache")).train()
+    unfrozen = make_model(HiViLTForRetrieval)
+    before = weights(unfrozen)
+    make_trainer(tmp_path, unfrozen, collator, examples, learning_rate=0.1).train()
+    changed = {name for name, value in unfrozen.named_parameters() if not torch.equal(value, before[name])}
+    assert any("vision_model" in name for name in changed) and any("text_model" in name for name in changed)
+
+
+def test_a_cache_that_the_user_gave_the_collator_is_the_trainers_and_knows_its_model(
+    tmp_path, examples, model, processor
+):
+    cache = EncoderCache(tmp_path / "cache")
+    make_trainer(tmp_path, model, CaptionCollator(processor, encoder_cache=cache), examples).train()
+    assert cache.summary()["vision"]["encoded"] == 10
+    other = make_model(HiViLTForRetrieval)
+    other.freeze("vision")
+    with torch.no_grad():
+        other.model.vision_model.layernorm.weight[3] += 0.5
+    with pytest.raises(ValueError, match="model: its vision encoder is another"):
+        make_trainer(tmp_path, other, CaptionCollator(processor, encoder_cache=cache), examples).train()
+
+
+def test_evaluation_after_the_encoders_weights_changed_does_not_read_what_they_gave_before(
+    tmp_path, examples, model, processor
+):
+    trainer = make_trainer(tmp_path, model, CaptionCollator(processor), examples, EncoderCache(tmp_path / "cache"))
+    trainer.evaluate()
+    with torch.no_grad():
+        model.model.vision_model.layernorm.weight[3] += 0.5
+    with pytest.raises(ValueError, match="model: its vision encoder is another"):
+        trainer.evaluate()
+
+
+def test_noise_at_the_embeddings_leaves_no_text_to_a_cache_that_had_them(tmp_path, examples, model, processor):
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert "token_states" in batch
+    trainer = make_trainer(tmp_path, model, CaptionCollator(processor), examples, cache, neftune_noise_alpha=5.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert "token_states" not in batch and "feature_maps" in batch
+
+
 def test_ctrl_c_while_it_encodes_ends_at_once_and_the_next_run_goes_on(tmp_path, examples, model, processor):
     calls = itertools.count(1)
 
@@ -494,25 +637,8 @@ def test_ctrl_c_while_it_encodes_ends_at_once_and_the_next_run_goes_on(tmp_path,
             signal.raise_signal(signal.SIGINT)
 
     def train():
-        args = TrainingArguments(
-            tmp_path / "out",
-            max_steps=1,
-            per_device_eval_batch_size=2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-        )
-        args.remove_unused_columns = False
         cache = EncoderCache(tmp_path / "cache")
-        trainer = RetrievalTrainer(
-            model,
-            args,
-            CaptionCollator(processor),
-            CaptionDataset(examples, seed=0),
-            processing_class=processor,
-            encoder_cache=cache,
-        )
-        return trainer.train(), cache.summary()
+        return make_trainer(tmp_path, model, CaptionCollator(processor), examples, cache).train(), cache.summary()
 
     model.model.vision_model.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -115,6 +115,9 @@ def test_ones_own_trainer_predicts_one_row_a_question(names, quiet):
     assert len(found["trainer"].predict(dataset).predictions) == len(order)
     plain = found["Trainer"](found["model"], found["args"], found["collator"])
     assert len(plain.predict(dataset).predictions) == len(order)
+    found["model"].zero_grad()
+    found = run_blocks(found, "cache = EncoderCache(")
+    assert "pixel_values" not in found["batch"] and found["model"].classifier.weight.grad.any()
 
 
 def test_a_block_of_several_questions_and_that_of_states_run(names):
