@@ -100,6 +100,10 @@ class VQAArguments(TaskArguments):
     )
     min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
+    reword: float | None = field(
+        default=None,
+        metadata={"help": "Share of easy-vqa's training questions that are asked in other words. Default: 0.3."},
+    )
 
     at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
 
@@ -107,6 +111,11 @@ class VQAArguments(TaskArguments):
         super().__post_init__()
         if not self.names_data():
             self.benchmark = "easy-vqa"
+        benchmark = VQA_BENCHMARKS.get(self.benchmark)
+        if self.reword is None:
+            self.reword = 0.0 if benchmark is None else benchmark.reworded
+        if not 0 <= self.reword <= 1 or (self.reword and (benchmark is None or benchmark.reword is None)):
+            raise ValueError(f"reword: expected a share from 0 to 1 of the questions of easy-vqa, got {self.reword}.")
         if self.image_dir and not self.benchmark:
             raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
 
@@ -325,6 +334,8 @@ def main(argv: list[str] | None = None) -> dict:
     name, splits, bad_pictures, held_out = prepare_splits(
         args, training_args, lambda wanted: read_data(args, wanted), by
     )
+    if args.reword and "train" in splits:
+        splits["train"] = benchmark.reword(splits["train"], args.reword, training_args.draw_seed)
     model, processor = prepare_model(args, training_args, splits.get("train"))
     logger.info(parameter_table(model))
     set_threads(args, model)

@@ -52,6 +52,7 @@ from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
 from hivilt.data.cells import read_csv, read_text, split_lines
+from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
 from hivilt.data.vqa import VQAExample, read_answers, read_each_answer, read_question
 from hivilt.evaluation.submissions import (
@@ -99,6 +100,8 @@ class VQABenchmark(Benchmark[VQAExample]):
             Questions without a known answer are left out; if there are no others, it gives {}.
         submissions: what the server of the hidden splits takes, {file name: rows}, given the same; `None`: no server.
         watched_answer: an answer whose score is wanted for every question; it comes last if it is not among the best.
+        reword: exchanges a share of the training questions for others in other words, by a seed; `None`: it has none.
+        reworded: that share, unless `--reword` says another.
     """
 
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
@@ -112,6 +115,8 @@ class VQABenchmark(Benchmark[VQAExample]):
     official_metrics: Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
     submissions: Callable[[Predictions, Sequence[VQAExample]], dict[str, list[dict[str, Any]]]] | None = None
     watched_answer: str | None = None
+    reword: Callable[[Sequence[VQAExample], float, int], list[VQAExample]] | None = None
+    reworded: float = 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -495,6 +500,8 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         other_columns=("question_id",),
         answer_column="answer",
         official_metrics=partial(_metrics, measure=clevr_metrics, single=True),
+        reword=reword,
+        reworded=0.3,
     ),
     "vqav2": VQABenchmark(
         title="VQAv2",
