@@ -355,8 +355,7 @@ class EncoderCache:
             dataset: of questions or captions.
             model: whose encoders they are, on the device where they run.
             processor: its processor.
-            parts: the encoders to do it for. What the cache held of another one, or of one that is not frozen, is not read
-                any more.
+            parts: the encoders to do it for. What the cache held of one that is not frozen is not read any more.
             augmentation: of the collator. What it changes is not cached: the images of a training split, and its texts
                 where `random_flip="swap"` exchanges their words.
             batch_size: images or texts that are encoded at a time.
@@ -393,7 +392,7 @@ class EncoderCache:
 
         for part in ("vision", "text"):
             # What was put in for another model, or before this one trained, is nothing to it.
-            if part not in parts or not _is_frozen(base, f"{part}_model"):
+            if not _is_frozen(base, f"{part}_model"):
                 self.stores.pop(part, None)
         if "vision" in parts and _is_frozen(base, "vision_model"):
             if augments:

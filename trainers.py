@@ -310,13 +310,17 @@ class HiViLTTrainer(Trainer):
         known = self.is_in_train and split in self._cached
         if self.encoder_cache is not None and isinstance(split, EpochDataset) and not known:
             self._cached += [] if split in self._cached else [split]
+            parts = ["vision", "text"]
+            if self.args.neftune_noise_alpha is not None:
+                # Noise at the embeddings changes what the encoder gives.
+                parts.remove("text")
+                self.encoder_cache.stores.pop("text", None)
             with self._signals.paused():
                 self.encoder_cache.add(
                     split,
                     self.model,
                     self.processing_class,
-                    # Noise at the embeddings changes what the encoder gives.
-                    parts=("vision",) if self.args.neftune_noise_alpha is not None else ("vision", "text"),
+                    parts=parts,
                     augmentation=getattr(self.data_collator, "augmentation", None),
                     batch_size=self.args.per_device_eval_batch_size,
                     num_workers=self.args.dataloader_num_workers,
