@@ -1125,7 +1125,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
             part (`str`): `"vision"` or `"text"` (the encoders) or `"fusion"`.
             num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers, in the order
                 of computation: of one in stages (Swin, ConvNeXt, ResNet) the blocks of all stages are counted through,
-                and what lies between two stages freezes with the blocks before it.
+                and what lies between two stages freezes with the blocks before it. The batch norms of the other layers
+                train, but by the statistics that they have: those of a batch differ from what the encoder has learned.
 
         Raises:
             ValueError: an unknown part, or `num_layers` where there are no such layers.
@@ -1147,7 +1148,8 @@ class HiViLTPreTrainedModel(PreTrainedModel):
         parameters, through = first_layers(module, num_layers)
         for parameter in parameters:
             parameter.requires_grad_(False)
-        self.base_model.frozen_modules += [f"{parts[part]}.{name}" for name in through]
+        kept = [name for name, one in module.named_modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
+        self.base_model.frozen_modules += [f"{parts[part]}.{name}" for name in dict.fromkeys([*through, *kept])]
         self.base_model.train(self.base_model.training)
 
     @classmethod

@@ -50,6 +50,7 @@ from hivilt.training import (
     checkpoint_to_resume,
     collect_results,
     encoder_cache_of,
+    freeze_parts,
     load_or_build,
     parameter_table,
     prepare_splits,
@@ -178,8 +179,7 @@ def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArgumen
     resumed = checkpoint_to_resume(training_args)
     model, processor = load_or_build(args, HiViLTForRetrieval, captions, train is not None, resumed)
     model.config.num_hard_negatives = args.num_hard_negatives
-    for part in args.freeze:
-        model.freeze(part)
+    freeze_parts(model, args.freeze)
     # Without fused matching nothing trains the fusion.
     training_args.ddp_find_unused_parameters |= model.config.auxiliary_loss_weight == 0
     return model, processor

@@ -47,6 +47,7 @@ from hivilt.training import (
     checkpoint_to_resume,
     collect_results,
     encoder_cache_of,
+    freeze_parts,
     load_or_build,
     parameter_table,
     prepare_splits,
@@ -199,8 +200,7 @@ def prepare_model(args: VQAArguments, training_args: HiViLTTrainingArguments, tr
         model.resize_answer_head(vocabulary)
     soft = several_answers(train)
     model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
-    for part in args.freeze:
-        model.freeze(part)
+    freeze_parts(model, args.freeze)
     return model, processor
 
 

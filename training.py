@@ -88,7 +88,13 @@ class TaskArguments:
         default=None, metadata={"help": "HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'."}
     )
     image_size: int = field(default=64, metadata={"help": "Side in pixels that a small vision encoder works at."})
-    freeze: list[str] = field(default_factory=list, metadata={"help": "Parts not to train: vision, text, fusion."})
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parts not to train: vision, text, fusion; of an encoder with ':' and a number its embeddings and so "
+            "many first layers, as in vision:12 text:4."
+        },
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with a tokenizer or image processor from the Hub."}
     )
@@ -202,9 +208,15 @@ class TaskArguments:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else "."
                 raise ValueError(f"fusion: HiViLTConfig has no field {name}{hint}")
-        wrong = [part for part in self.freeze if part not in PARTS]
+        wrong = [one for one in self.freeze if not re.fullmatch(rf"{'|'.join(PARTS)}|(vision|text):\d+", one, re.ASCII)]
         if wrong:
-            raise ValueError(f"freeze: expected any of {', '.join(PARTS)}, with blanks between, got {wrong[0]!r}.")
+            raise ValueError(
+                f"freeze: expected any of {', '.join(PARTS)}, or an encoder and a number of layers such as vision:12, with "
+                f"blanks between, got {wrong[0]!r}."
+            )
+        parts = [one.partition(":")[0] for one in self.freeze]
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"freeze: expected each part once, got {' '.join(self.freeze)}.")
         for name in self.at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -966,6 +978,20 @@ def load_or_build(
     if model.config.max_text_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     return model, HiViLTProcessor(image_processor, tokenizer)
+
+
+def freeze_parts(model: HiViLTPreTrainedModel, freeze: list[str]) -> None:
+    """Freezes what `--freeze` names: parts of a HiViLT, or of an encoder the first layers, as `text:4`.
+
+    Raises:
+        ValueError: an encoder has fewer layers.
+    """
+    for one in freeze:
+        part, _, num_layers = one.partition(":")
+        try:
+            model.freeze(part, int(num_layers) if num_layers else None)
+        except ValueError as error:
+            raise ValueError(f"freeze: got {one!r}. {error}") from error
 
 
 def parameter_table(model: HiViLTPreTrainedModel) -> str:

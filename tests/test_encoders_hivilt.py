@@ -191,8 +191,8 @@ def test_first_layers_freeze_in_the_order_of_computation(family):
     model(**make_texts(), pixel_values=make_images(model.config), labels=torch.tensor([0, 2])).loss.backward()
     assert {name for name, p in encoder.named_parameters() if p.grad is None} == frozen
     moved = {name for name, value in still.items() if not torch.equal(value, encoder.state_dict()[name])}
-    own = {f"{name}." for name, module in encoder.named_modules() if module in set(layers[:2])}
-    assert not [name for name in moved if name.startswith(tuple(own))]
+    # The statistics of all batch norms stand still, those of the layers that train too.
+    assert not moved
 
 
 # Text

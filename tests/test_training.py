@@ -28,6 +28,7 @@ from hivilt.training import (
     begin_run,
     end_with,
     environment,
+    freeze_parts,
     load_or_build,
     parameter_table,
     parse_arguments,
@@ -582,3 +583,17 @@ def test_ctrl_c_ends_a_script_in_one_line(capsys):
     assert capsys.readouterr().err == (
         "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one.\n"
     )
+
+
+def test_freeze_names_the_first_layers_of_an_encoder():
+    model = HiViLTForRetrieval(make_config())
+    freeze_parts(model, ["vision:2", "text:0", "fusion"])
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = ("fusion.", "vision_model.embeddings.", "vision_model.layers.0.", "vision_model.layers.1.")
+    assert not any(
+        name.startswith(tuple(f"model.{part}" for part in (*frozen, "text_model.embeddings."))) for name in trains
+    )
+    assert any(name.startswith("model.vision_model.layers.2.") for name in trains)
+    assert any(name.startswith("model.text_model.encoder.layer.0.") for name in trains)
+    with pytest.raises(ValueError, match=r"^freeze: got 'vision:99'\. .*0\.\.3"):
+        freeze_parts(model, ["vision:99"])
