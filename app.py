@@ -1,34 +1,39 @@
-"""A page to try HiViLT in the browser: ask a picture questions, and search pictures by words or by a picture.
+"""A page to try HiViLT in the browser: find photographs by words or by an image, and ask them questions.
 
-    python app.py                                                  this repository's own weights
-    python app.py --model outputs/mine                             another question answering checkpoint
-    python app.py --index outputs/index --pictures ~/Pictures      embeds these pictures first, then searches them
-    python app.py --index outputs/index                            searches what was embedded before
+    python app.py                                               the photographs of this repository
+    python app.py --images ~/Pictures ~/Scans                   folders of your own; the page lets you choose one
+    python app.py --images ~/Pictures --index outputs/index     keeps what it embeds, so that the next start is fast
+    python app.py --index outputs/index                         searches what was embedded before
+    python app.py --model outputs/mine                          another question answering checkpoint
 
 Open the address that it prints. Nothing leaves this machine, and only this machine sees the page unless --host says so.
 """
 
 import argparse
+import base64
 import errno
 import functools
+import hashlib
 import html
+import io
+import json
 import re
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from transformers.utils import cached_file
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.tables import open_picture
-from hivilt.data.vqa import VQAExample
-from hivilt.evaluation.plots import draw_attention
 from hivilt.flags import Parser
 from hivilt.modeling_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
-from hivilt.trainers import answer_and_look
 from hivilt.training import end_with, load_checkpoint, missing_place, run_command
 
 try:
@@ -40,158 +45,429 @@ except ImportError as error:
     raise missing from error
 
 ROOT = Path(__file__).resolve().parent
+RETRIEVAL, ANSWERING = ROOT / "retrieval", ROOT  # the checkpoints that are used unless others are named
+PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "picture.png", question) for question in QUESTIONS]
-NO_INDEX = "There are no pictures to search: start with `python app.py --index outputs/index --pictures ~/Pictures`."
+NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
 
-TOP_ANSWERS, TOP_PICTURES, RERANKED = 5, 10, 32
-REMEMBERED = 16  # pictures whose states stay in memory
-SHOWN = (512, 512)  # pixels that a picture is scaled to fit, small or large
+TOP_ANSWERS, TOP_IMAGES, RERANKED, BROWSED = 3, 10, 32, 20
+MOST_QUESTIONS, KEPT_QUESTIONS, NAMED_ANSWERS = 32, 100, 13
+REMEMBERED = 16  # images whose states stay in memory
+# Pixels that an image is scaled to fit: among others, by itself, and in the history.
+SMALL, LARGE, THUMB = (512, 512), (1024, 1024), (96, 96)
 CSS = """
-#picture img, #looked img { width: 100%; height: 100%; object-fit: contain }
+#picture img, #like img { width: 100%; height: 100%; object-fit: contain }
+#found .grid-wrap { max-height: none; overflow: visible }
 #examples .container { width: 2.5rem; height: 2.5rem }
+.about, .note { margin: 0 }
+.about, .asked .question, .asked .others { opacity: .75 }
+.note.error { padding: .5rem .75rem; border-left: 4px solid #dc2626 }
+.asked { list-style: none; margin: 0; padding: 0 }
+.asked li { display: flex; gap: .75rem; margin: 0; padding: .5rem 0; border-bottom: 1px solid var(--border-color-primary) }
+.asked div { flex: 1; min-width: 0; overflow-wrap: anywhere }
+.asked img { width: 48px; height: 48px; object-fit: contain; flex: none; margin: 0 }
+.asked .best { font-size: var(--text-xl); font-weight: 600 }
+#history .best { font-size: inherit }
+@media (max-width: 640px) {
+  .gradio-container { padding: var(--size-3) !important }
+  .about { font-size: var(--text-sm) }
+  #picture { height: 220px !important }
+  #found .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
+  button { min-width: 40px !important; min-height: 40px !important }
+  .tab-container { height: 41px !important }
+  #more { overflow: hidden }
+}
 """
 # Gradio would take most of these from the environment. Nothing is shared, recorded or handed to other programs.
 LAUNCH = {
     **{"share": False, "run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False},
     **{"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True},
 }
+TO_TOP = "() => window.scrollTo({top: 0})"
+# On a phone they may be below the edge of the screen.
+TO_ANSWERS = """() => setTimeout(() => {
+  for (const id of ["answers", "note"]) document.getElementById(id)?.scrollIntoView({block: "nearest"})
+}, 100)"""
 
 
-def told(function: Callable, uploads: Path) -> Callable:
-    """For events with `preprocess=False`: gives a function pictures by path, and shows on the page what it refuses.
+def told(function: Callable, uploads: Path, outputs: int) -> Callable:
+    """For events with `preprocess=False`: gives a function images by path, and what it refuses to the first output.
 
-    Gradio would open them itself, and where it cannot, speak of its own inner workings.
+    Gradio would open them itself, and where it cannot, speak of its own inner workings; and it would draw its errors over
+    every output. Here the `outputs - 1` others stay as they are.
     """
 
-    def path_of(picture: dict) -> str | None:
+    def path_of(image: dict) -> str | None:
         # Gradio itself does not look, where a request leaves out that it means an upload.
-        if picture["path"] and not Path(picture["path"]).resolve().is_relative_to(uploads):
-            raise ValueError("Only pictures that were uploaded are read.")
-        return picture["path"]
+        if image["path"] and not Path(image["path"]).resolve().is_relative_to(uploads):
+            raise ValueError("Only images that were uploaded are read.")
+        return image["path"]
 
+    @functools.wraps(function)
     def wrapped(*values):
         try:
             return function(*(path_of(value) if isinstance(value, dict) else value for value in values))
         except (ValueError, TypeError, OSError) as error:
-            message = re.sub(rf"{re.escape(str(uploads))}\S*[/\\]", "", str(error))
-            # Gradio takes messages for HTML.
-            raise gr.Error(html.escape(message, quote=False), print_exception=False) from error
+            return error_note(error, uploads), *[gr.skip()] * (outputs - 1)
 
     return wrapped
 
 
+# What a checkpoint knows
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """What the run that made a checkpoint measured, by the `results.json` in its folder or on the Hub; empty without one."""
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    path = cached_file(name, "results.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return results if isinstance(results, dict) else {}
+
+
+def number(results: Mapping[str, Any], *keys: str) -> float | None:
+    """A number in nested mappings; `None` where there is none."""
+    for key in keys:
+        results = results.get(key) if isinstance(results, Mapping) else None
+    return results if isinstance(results, int | float) else None
+
+
+def describe_training(name: str, results: Mapping[str, Any], unit: str) -> list[str]:
+    """Sentences: which checkpoint it is and what it was trained on."""
+    model = f"The model in {Path(name).resolve().name}" if Path(name).is_dir() else f"The model {name}"
+    data = results.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        return [f"{model} has no results.json beside it, so what it was trained on is not known."]
+    counts = {"images": number(data, "train", "images") or number(data, "train", "pictures")}
+    counts[unit] = number(data, "train", unit)
+    known = " with ".join(f"{count:,} {one}" for one, count in counts.items() if count)
+    return [f"{model} was trained on {data['name']}{known and f', {known}'}."]
+
+
+def describe_search(name: str, results: Mapping[str, Any]) -> str:
+    """What a retrieval checkpoint was trained on and how well it finds, in HTML."""
+    sentences = describe_training(name, results, "captions")
+    for split in ("test", "validation"):
+        shares = [number(results, split, f"embedding_text_to_image_recall@{k}") for k in (1, 10)]
+        images = number(results, "data", split, "images") or number(results, "data", split, "pictures")
+        if None not in shares and images:
+            sentences.append(
+                f"Of {images:,} {split} images it found a caption's own first in {shares[0]:.1%}, and among the first ten in "
+                f"{shares[1]:.1%}."
+            )
+            break
+    return about(sentences)
+
+
+def describe_answers(name: str, results: Mapping[str, Any], answers: Sequence[str]) -> str:
+    """What a question answering checkpoint was trained on, how often it was right, and what it can answer, in HTML."""
+    sentences = describe_training(name, results, "questions")
+    settings = results.get("settings")
+    metric = settings.get("metric_for_best_model") if isinstance(settings, Mapping) else None
+    metric = metric.removeprefix("eval_") if isinstance(metric, str) else "accuracy"
+    for split in ("test", "validation"):
+        share, questions = number(results, split, metric), number(results, split, "num_questions")
+        if share is not None and questions:
+            sentences.append(f"Its {metric.replace('_', ' ')} on {questions:,} {split} questions was {share:.1%}.")
+            break
+    first = ", ".join(answers[:NAMED_ANSWERS])
+    more = ", ..." if len(answers) > NAMED_ANSWERS else ""
+    sentences.append(f"It knows {len(answers):,} answers and no others: {first}{more}.")
+    return about(sentences)
+
+
+def about(sentences: Sequence[str]) -> str:
+    return f'<p class="about">{html.escape(" ".join(sentences))}</p>'
+
+
+# Questions
+
+
 class Answerer:
-    """Answers questions about pictures with a checkpoint. Each picture is encoded once, however many it is asked."""
+    """Answers questions about images with a checkpoint. Each image is encoded once, however many it is asked."""
 
     def __init__(self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor) -> None:
         self.model = model
         self.processor = processor
-        # By path, which tells pictures apart: Gradio names what is uploaded by a hash of its contents.
+        # By path, which tells images apart: Gradio names what is uploaded by a hash of its contents.
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
 
     @torch.no_grad()
-    def _encode(self, picture: str) -> HiViLTImageStates:
-        pixel_values = self.processor(images=picture, return_tensors="pt")["pixel_values"]
+    def _encode(self, image: str) -> HiViLTImageStates:
+        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"]
         return self.model.encode_images(pixel_values.to(self.model.device))
 
-    def ask(self, picture: str | None, question: str) -> tuple[dict[str, float], Image.Image | None, str]:
-        """The best answers with their probabilities, where the model looked, and how long it took.
+    @torch.no_grad()
+    def ask(self, image: str | None, text: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
+        """The best answers to each question with their probabilities, best first, and how long it took.
+
+        Args:
+            image: its path.
+            text: the questions, one a line; empty lines and repetitions are left out.
 
         Raises:
-            ValueError: there is no picture (its path) or no question, or the picture cannot be read.
-            FileNotFoundError: the picture is gone.
+            ValueError: there is no image or no question, there are too many, or the image cannot be read.
+            FileNotFoundError: the image is gone.
         """
-        if picture is None:
-            raise ValueError("There is no picture yet: drop one on the left, or take an example.")
-        if not question.strip():
-            raise ValueError("There is no question yet: write one below the picture.")
+        if image is None:
+            raise ValueError("There is no image yet: open one in Search, upload one, or take an example.")
+        questions = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        if not questions:
+            raise ValueError("There is no question yet: write one below the image.")
+        if len(questions) > MOST_QUESTIONS:
+            raise ValueError(f"{len(questions)} questions are too many at once; ask up to {MOST_QUESTIONS}.")
         misses, start = self.encode.cache_info().misses, time.perf_counter()
-        states = self.encode(picture)
+        states = self.encode(image)
         encoded = time.perf_counter()
-        example = VQAExample("", picture, picture, question, ())
-        (answered,) = answer_and_look(self.model, self.processor, [example], TOP_ANSWERS, states)
+        inputs = self.processor(text=questions, return_tensors="pt").to(self.model.device)
+        image_index = torch.zeros(len(questions), dtype=torch.long, device=self.model.device)
+        logits = self.model(**inputs, image_states=states, image_index=image_index).logits
+        config = self.model.config
+        is_multi_label = config.problem_type == "multi_label_classification"
+        answers = self.processor.post_process_question_answering(
+            logits, top_k=TOP_ANSWERS, id2label=config.id2label, multi_label=is_multi_label
+        )
         done = time.perf_counter()
 
-        looked = None
-        if answered.attention is not None:
-            looked = draw_attention(ImageOps.contain(answered.image, SHOWN), answered.attention)
         is_new = self.encode.cache_info().misses > misses
         first = f"encoded in {1000 * (encoded - start):.0f} ms" if is_new else "encoded before"
-        note = f"Picture {first}, question answered in {1000 * (done - encoded):.0f} ms."
-        return {one["answer"]: one["score"] for one in answered.predictions}, looked, note
+        count = "1 question" if len(questions) == 1 else f"{len(questions)} questions"
+        note = f"Image {first}, {count} answered in {1000 * (done - encoded):.0f} ms."
+        return dict(zip(questions, answers, strict=True)), note
 
 
-def search(index: ImageIndex, words: str, picture: str | None, rerank: bool) -> list[tuple[Image.Image, str]]:
-    """The best pictures of an index for words or for a picture (its path), each with its score and name.
+def percent(share: float) -> str:
+    """A probability in words that never say that something is certain."""
+    return "> 99 %" if share > 0.99 else "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_answers: bool) -> str:
+    """Questions with their answers as a list in HTML.
+
+    Args:
+        asked: question, predictions, and the source of a small image, empty for none.
+        all_answers: whether to show more than the best answer.
+    """
+    rows = []
+    for question, predictions, thumb in asked:
+        best, *others = [html.escape(f"{one['answer']} {percent(one['score'])}") for one in predictions]
+        row = f'<span class="question">{html.escape(question)}</span><br><span class="best">{best}</span>'
+        if all_answers and others:
+            row += f'<br><span class="others">or {", ".join(others)}</span>'
+        image = f'<img src="{thumb}" alt="">' if thumb else ""
+        rows.append(f"<li>{image}<div>{row}</div></li>")
+    return f'<ul class="asked">{"".join(rows)}</ul>' if rows else ""
+
+
+def thumb_of(image: str) -> str:
+    """A small image as a source of HTML."""
+    data = io.BytesIO()
+    ImageOps.contain(open_picture(image), THUMB).save(data, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def note_of(text: str, kind: str = "note") -> str:
+    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'
+
+
+def error_note(error: Exception, uploads: Path) -> str:
+    """What went wrong, without the names that Gradio gives to folders."""
+    return note_of(re.sub(rf"{re.escape(str(uploads))}\S*[/\\]", "", str(error)), "note error")
+
+
+def opened(path: str) -> Image.Image:
+    """An image as the page shows it by itself.
 
     Raises:
-        ValueError: there is nothing to look for, or both words and a picture, or a picture cannot be read.
-        FileNotFoundError: a picture is gone.
+        ValueError: it cannot be read.
+        OSError: it is gone.
     """
-    if bool(words.strip()) == (picture is not None):
-        raise ValueError("Give words to look for, or a picture to find others like it: one of the two.")
-    query = words if picture is None else Path(picture)
-    hits = index.search(query, TOP_PICTURES, rerank_k=RERANKED if rerank and picture is None else 0)
-    return [(ImageOps.contain(open_picture(str(hit.path)), SHOWN), f"{hit.score:.3f} {hit.path.stem}") for hit in hits]
+    image = open_picture(path)
+    image.thumbnail(LARGE)
+    return image
+
+
+# Search
+
+
+def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tuple[str, list[tuple[Path, str]]]:
+    """What was found, in words, and the best images of an index for words or for an image (its path), each with a caption;
+    without either the first images of the folder.
+
+    Raises:
+        ValueError: there are both words and an image, or an image cannot be read.
+        FileNotFoundError: an image is gone.
+    """
+    if words.strip() and image is not None:
+        raise ValueError("Give words to look for, or an image to find others like it: one of the two.")
+    count = f"{len(index):,} images" if len(index) > 1 else "1 image"
+    if not words.strip() and image is None:
+        shown = [index.folder / name for name in index.dataset[:BROWSED]["image"]]
+        first = "" if len(shown) == len(index) else f", the first {len(shown)} of them below"
+        return f"{count} to search{first}. Open one to ask about it.", [(path, path.stem) for path in shown]
+    query = words if image is None else Path(image)
+    hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and image is None else 0)
+    what = f"“{words.strip()}”" if image is None else "the image"
+    note = (
+        f"The {len(hits)} nearest of {count} to {what}, with their similarity (from -1 to 1), which is no probability."
+    )
+    return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
+
+
+# The page
 
 
 def build_page(
-    model: HiViLTForQuestionAnswering,
-    processor: HiViLTProcessor,
-    index: ImageIndex | None = None,
+    answering: tuple[HiViLTForQuestionAnswering, HiViLTProcessor],
+    indexes: Mapping[str, ImageIndex],
+    about_search: str = "",
+    about_answers: str = "",
     examples: Sequence[tuple[Path, str]] = (),
 ) -> gr.Blocks:
     """The page, to be launched with `LAUNCH`.
 
     Args:
-        model, processor: a question answering checkpoint, `model` in evaluation mode.
-        index: pictures to search; `None`: the page says how to make one.
-        examples: picture files with questions to begin with.
+        answering: a question answering checkpoint, its model in evaluation mode.
+        indexes: folders to search, by the name to choose them by; empty: the page says how to name one.
+        about_search, about_answers: HTML that says what the models know.
+        examples: image files with questions to begin with.
     """
-    # Of Gradio's buttons "share" is left out: it sends pictures away.
-    upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"]}
-    shown = {"format": "png", "interactive": False, "buttons": ["fullscreen", "download"]}
+    answerer = Answerer(*answering)
+    # Of Gradio's buttons "share" is left out: it sends images away.
+    upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
     with gr.Blocks(title="HiViLT", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        gr.Markdown("# HiViLT\nAsk pictures questions, and find pictures by words or by a picture.")
-        with gr.Tab("Ask"), gr.Row():
-            with gr.Column():
-                picture = gr.Image(label="Picture", elem_id="picture", height=360, **upload)
-                question = gr.Textbox(label="Question", placeholder="what shape is in the image?", elem_id="question")
-                button = gr.Button("Ask", variant="primary", elem_id="ask")
-            with gr.Column():
-                looked = gr.Image(label="Where the model looked", elem_id="looked", height=320, **shown)
-                note = gr.Markdown(elem_id="note")
-            with gr.Column():
-                answers = gr.Label(label="Answers", num_top_classes=TOP_ANSWERS, elem_id="answers")
-                if examples:
-                    rows = [[str(path), text] for path, text in examples]
-                    gr.Examples(rows, [picture, question], elem_id="examples")
-        with gr.Tab("Search"):
-            if index is None:
-                gr.Markdown(NO_INDEX)
-            else:
+        gr.Markdown("# HiViLT\nFind photographs by words, and ask them questions.")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Search", id="search"):
+                gr.HTML(about_search, elem_id="about-search", padding=False)
+                if not indexes:
+                    gr.Markdown(NO_INDEX)
+                else:
+                    with gr.Row():
+                        with gr.Column(scale=1):
+                            names = list(indexes)
+                            folder = gr.Dropdown(
+                                names, label="Folder", elem_id="folder", filterable=False, visible=len(names) > 1
+                            )
+                            words = gr.Textbox(label="Words", placeholder="a cat", elem_id="words")
+                            find = gr.Button("Search", variant="primary", elem_id="search")
+                            with gr.Accordion("More ways to search", open=False, elem_id="more"):
+                                rerank = gr.Checkbox(label="Re-rank by fusion (words only)", elem_id="rerank")
+                                like = gr.Image(
+                                    label="By an image, without words", elem_id="like", height=220, **upload
+                                )
+                        with gr.Column(scale=3):
+                            found_note = gr.HTML(elem_id="found-note", padding=False)
+                            found = gr.Gallery(
+                                show_label=False, elem_id="found", columns=5, height="auto", object_fit="cover",
+                                format="jpeg", interactive=False, allow_preview=False, buttons=[],
+                            )  # fmt: skip
+            with gr.Tab("Ask", id="ask"):
+                gr.HTML(about_answers, elem_id="about-answers", padding=False)
                 with gr.Row():
-                    with gr.Column(scale=1):
-                        words = gr.Textbox(label="Words", placeholder="red heart", elem_id="words")
-                        like = gr.Image(label="or a picture", elem_id="like", height=220, **upload)
-                        rerank = gr.Checkbox(label="re-rank by fusion (words only)", elem_id="rerank")
-                        find = gr.Button("Search", variant="primary", elem_id="search")
-                    grid = {"columns": 5, "height": "auto", "object_fit": "contain"}
-                    label = f"The best of {len(index):,} pictures, with their scores"
-                    found = gr.Gallery(label=label, elem_id="found", scale=3, **grid, **shown)
+                    with gr.Column():
+                        picture = gr.Image(label="Image", elem_id="picture", height=320, **upload)
+                        question = gr.Textbox(
+                            label="Questions, one a line", placeholder=QUESTIONS[0], elem_id="question", lines=2
+                        )
+                        button = gr.Button("Ask", variant="primary", elem_id="ask")
+                        note = gr.HTML(elem_id="note", padding=False)
+                    with gr.Column():
+                        answers = gr.HTML(elem_id="answers", padding=False)
+                        if examples:
+                            samples = [[str(path), text] for path, text in examples]
+                            offered = gr.Dataset(
+                                label="Examples", components=[picture, question], samples=samples, type="index",
+                                elem_id="examples",
+                            )  # fmt: skip
+                        with gr.Column(visible=False, elem_id="asked") as asked:
+                            gr.Markdown("### History")
+                            history = gr.HTML(elem_id="history", padding=False)
+                            clear = gr.Button("Clear the history", elem_id="clear")
 
-        # One call of each at a time: looking switches the model's attention meanwhile, re-ranking fills the index's memory.
         uploads = Path(page.GRADIO_CACHE).resolve()
-        one = {"preprocess": False, "concurrency_limit": 1}
-        ask, outputs = told(Answerer(model, processor).ask, uploads), [answers, looked, note]
-        gr.on([button.click, question.submit], ask, [picture, question], outputs, api_name="ask", **one)
-        # Beside another picture the old answer would mislead.
-        picture.change(lambda: (None, None, ""), None, outputs, api_visibility="private")
-        if index is not None:
-            look, inputs = told(functools.partial(search, index), uploads), [words, like, rerank]
-            gr.on([find.click, words.submit], look, inputs, found, api_name="search", **one)
+        # What was asked, newest first; the last image that could be read; which files the results are.
+        kept, last, last_like, results = gr.State([]), gr.State(), gr.State(), gr.State([])
+
+        def on(events: list, function: Callable, inputs: list, outputs: list, name: str | None = None) -> Any:
+            # One call of each at a time: re-ranking fills the index's memory. Gradio's own progress would cover the outputs.
+            how = {"preprocess": False, "concurrency_limit": 1, "show_progress": "minimal"}
+            how |= {"show_progress_on": outputs[0]}
+            how |= {"api_name": name} if name else {"api_visibility": "private"}
+            return gr.on(events, told(function, uploads, len(outputs)), inputs, outputs, **how)
+
+        def ask(image: str | None, text: str, before: list):
+            answered, said = answerer.ask(image, text)
+            thumb = thumb_of(image)
+            rows = [(asked, predictions, thumb) for asked, predictions in answered.items()]
+            now = [*rows, *before][:KEPT_QUESTIONS]
+            shown = show_answers([(*row[:2], "") for row in rows], all_answers=True)
+            return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
+
+        outputs = [note, answers, history, kept, asked]
+        asking = on([button.click, question.submit], ask, [picture, question, kept], outputs, "ask")
+        clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
+
+        def take_image(path: str | None, before: Image.Image | None):
+            # Drawn anew, since browsers show fewer formats than are read. What cannot be read gives way to the one before.
+            if path is None:
+                return "", gr.skip(), None, ""
+            try:
+                image = opened(path)
+            except (ValueError, OSError) as error:
+                return error_note(error, uploads), before, before, gr.skip()
+            return "", image, image, ""
+
+        taking = on([picture.input], take_image, [picture, last], [note, picture, last, answers])
+        for event in (asking, taking):
+            event.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
+
+        if examples:
+
+            def take_example(number: int, before: list):
+                path, text = examples[checked(number, examples)]
+                image = opened(str(path))
+                return *ask(str(path), text, before), image, image, text
+
+            taking = on([offered.click], take_example, [offered, kept], [*outputs, picture, last, question])
+            taking.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
+
+        if indexes:
+
+            def look(name: str, text: str, image: str | None, fuse: bool):
+                if name not in indexes:
+                    raise ValueError("There is no such folder to search.")
+                said, hits = search(indexes[name], text, image, fuse)
+                shown = [(ImageOps.contain(open_picture(str(path)), SMALL), caption) for path, caption in hits]
+                return note_of(said), shown, [str(path) for path, _ in hits]
+
+            def open_result(paths: list, event: gr.SelectData):
+                image = opened(paths[checked(event.index, paths)])
+                return "", image, image, "", gr.Tabs(selected="ask")
+
+            inputs, outputs = [folder, words, like, rerank], [found_note, found, results]
+            on([find.click, words.submit], look, inputs, outputs, "search")
+            # At the start and for another folder: all of it.
+            browse = lambda name: look(name, "", None, False)  # noqa: E731
+            on([page.load, folder.input], browse, [folder], outputs)
+            on([like.input], take_image, [like, last_like], [found_note, like, last_like, gr.State()])
+            opening = on([found.select], open_result, [results], [note, picture, last, answers, tabs])
+            opening.then(None, None, None, js=TO_TOP, api_visibility="private")
     return page
+
+
+def checked(place: Any, things: Sequence) -> int:
+    """A place in a list that a browser named.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(place, int) or not 0 <= place < len(things):
+        raise ValueError("That is no longer there: search again.")
+    return place
 
 
 def check_address(host: str, port: int) -> None:
@@ -220,6 +496,39 @@ def check_address(host: str, port: int) -> None:
             ) from error
 
 
+def open_indexes(
+    folders: Sequence[str], index: str | None, searching: tuple[HiViLTForRetrieval, HiViLTProcessor], scratch: str
+) -> dict[str, ImageIndex]:
+    """Folders to search, by the names that tell them apart: their own, or their paths where two have the same.
+
+    Args:
+        folders: the folders of `--images`, which are embedded where they are new.
+        index: where the embeddings stay: of one folder this one itself, of several each in one below. Without `folders`
+            what is searched as it is.
+        searching: the retrieval checkpoint.
+        scratch: where they go without `index`.
+
+    Raises:
+        ValueError: a folder holds no images; names it.
+    """
+    if not folders:
+        found = [ImageIndex.load(index, *searching)] if index else []
+        return {one.folder.name: one for one in found}
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    names = [path.name for path in paths]
+    indexes = {}
+    for path in paths:
+        place = Path(index or scratch)
+        if not index or len(paths) > 1:
+            place /= f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+        try:
+            one = ImageIndex.build(path, *searching, place, on_bad_image="skip")
+        except ValueError as error:
+            raise ValueError(f"--images: {path} cannot be searched. {error}") from error
+        indexes[path.name if names.count(path.name) == 1 else str(path)] = one
+    return indexes
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped.
 
@@ -227,30 +536,37 @@ def main(argv: list[str] | None = None) -> None:
         ValueError, OSError: a flag is wrong; names it.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT), help="question answering checkpoint, a folder or a Hub name")
-    parser.add_argument("--retrieval", default=str(ROOT / "retrieval"), help="retrieval checkpoint, likewise")
-    parser.add_argument("--index", help="folder of the index to search, as run_retrieval.py --index makes it too")
-    parser.add_argument("--pictures", help="folder of pictures to embed into --index first; only what is new is")
+    parser.add_argument("--model", default=str(ANSWERING), help="question answering checkpoint, a folder or a Hub name")
+    parser.add_argument("--retrieval", default=str(RETRIEVAL), help="retrieval checkpoint, likewise")
+    parser.add_argument(
+        "--images", "--pictures", nargs="+", default=[], help="folders of images to search, embedded where they are new"
+    )
+    parser.add_argument("--index", help="folder where embeddings stay, as run_retrieval.py --index makes it too")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: anyone may ask")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
-    if args.pictures and not args.index:
-        raise ValueError("--pictures needs --index, the folder where their embeddings go")
-    if args.pictures and not Path(args.pictures).is_dir():
-        raise missing_place("--pictures", args.pictures)
+    for folder in args.images:
+        if not Path(folder).is_dir():
+            raise missing_place("--images", folder)
     check_address(args.host, args.port)
-    model, processor = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
-    index = None
-    if args.index:
-        searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
-        if args.pictures:
-            index = ImageIndex.build(args.pictures, *searching, args.index, on_bad_image="skip")
-        else:
-            index = ImageIndex.load(args.index, *searching)
-    page = build_page(model, processor, index, EXAMPLES if args.model == str(ROOT) else ())
-    page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
-    print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
-    page.block_thread()
+    folders = args.images or ([] if args.index or not PHOTOGRAPHS.is_dir() else [str(PHOTOGRAPHS)])
+    answering = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
+    with tempfile.TemporaryDirectory(prefix="hivilt-") as scratch:
+        indexes = {}
+        if folders or args.index:
+            searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
+            indexes = open_indexes(folders, args.index, searching, scratch)
+        labels = answering[0].config.id2label
+        page = build_page(
+            answering,
+            indexes,
+            describe_search(args.retrieval, read_results(args.retrieval)) if indexes else "",
+            describe_answers(args.model, read_results(args.model), [labels[place] for place in sorted(labels)]),
+            EXAMPLES if args.model == str(ANSWERING) else (),
+        )
+        page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
+        print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
+        page.block_thread()
 
 
 if __name__ == "__main__":
