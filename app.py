@@ -60,6 +60,7 @@ CSS = """
 #picture img, #like img { width: 100%; height: 100%; object-fit: contain }
 #found .grid-wrap { max-height: none; overflow: visible }
 #examples .container { width: 2.5rem; height: 2.5rem }
+.html-container { padding: 0 !important }
 .about, .note { margin: 0 }
 .about, .asked .question, .asked .others { opacity: .75 }
 .note.error { padding: .5rem .75rem; border-left: 4px solid #dc2626 }
@@ -75,8 +76,9 @@ CSS = """
   #picture { height: 220px !important }
   #found .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
   button { min-width: 40px !important; min-height: 40px !important }
+  input:not([type=checkbox]), #rerank label { min-height: 40px }
   .tab-container { height: 41px !important }
-  #more { overflow: hidden }
+  #more .label-wrap { align-items: center }
 }
 """
 # Gradio would take most of these from the environment. Nothing is shared, recorded or handed to other programs.
@@ -86,6 +88,9 @@ LAUNCH = {
 }
 TO_TOP = "() => window.scrollTo({top: 0})"
 # On a phone they may be below the edge of the screen.
+TO_FOUND = """() => setTimeout(() => {
+  if (innerWidth <= 640) document.getElementById("found-note").scrollIntoView()
+}, 100)"""
 TO_ANSWERS = """() => setTimeout(() => {
   for (const id of ["answers", "note"]) document.getElementById(id)?.scrollIntoView({block: "nearest"})
 }, 100)"""
@@ -342,7 +347,7 @@ def build_page(
         gr.Markdown("# HiViLT\nFind photographs by words, and ask them questions.")
         with gr.Tabs() as tabs:
             with gr.Tab("Search", id="search"):
-                gr.HTML(about_search, elem_id="about-search", padding=False)
+                gr.HTML(about_search, elem_id="about-search")
                 if not indexes:
                     gr.Markdown(NO_INDEX)
                 else:
@@ -360,13 +365,13 @@ def build_page(
                                     label="By an image, without words", elem_id="like", height=220, **upload
                                 )
                         with gr.Column(scale=3):
-                            found_note = gr.HTML(elem_id="found-note", padding=False)
+                            found_note = gr.HTML(elem_id="found-note")
                             found = gr.Gallery(
                                 show_label=False, elem_id="found", columns=5, height="auto", object_fit="cover",
                                 format="jpeg", interactive=False, allow_preview=False, buttons=[],
                             )  # fmt: skip
             with gr.Tab("Ask", id="ask"):
-                gr.HTML(about_answers, elem_id="about-answers", padding=False)
+                gr.HTML(about_answers, elem_id="about-answers")
                 with gr.Row():
                     with gr.Column():
                         picture = gr.Image(label="Image", elem_id="picture", height=320, **upload)
@@ -374,9 +379,9 @@ def build_page(
                             label="Questions, one a line", placeholder=QUESTIONS[0], elem_id="question", lines=2
                         )
                         button = gr.Button("Ask", variant="primary", elem_id="ask")
-                        note = gr.HTML(elem_id="note", padding=False)
+                        note = gr.HTML(elem_id="note")
                     with gr.Column():
-                        answers = gr.HTML(elem_id="answers", padding=False)
+                        answers = gr.HTML(elem_id="answers")
                         if examples:
                             samples = [[str(path), text] for path, text in examples]
                             offered = gr.Dataset(
@@ -385,7 +390,7 @@ def build_page(
                             )  # fmt: skip
                         with gr.Column(visible=False, elem_id="asked") as asked:
                             gr.Markdown("### History")
-                            history = gr.HTML(elem_id="history", padding=False)
+                            history = gr.HTML(elem_id="history")
                             clear = gr.Button("Clear the history", elem_id="clear")
 
         uploads = Path(page.GRADIO_CACHE).resolve()
@@ -449,7 +454,8 @@ def build_page(
                 return "", image, image, "", gr.Tabs(selected="ask")
 
             inputs, outputs = [folder, words, like, rerank], [found_note, found, results]
-            on([find.click, words.submit], look, inputs, outputs, "search")
+            searched = on([find.click, words.submit], look, inputs, outputs, "search")
+            searched.then(None, None, None, js=TO_FOUND, api_visibility="private")
             # At the start and for another folder: all of it.
             browse = lambda name: look(name, "", None, False)  # noqa: E731
             on([page.load, folder.input], browse, [folder], outputs)

