@@ -31,6 +31,7 @@ from transformers.utils import cached_file
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.tables import open_picture
+from hivilt.evaluation.familiarity import is_familiar
 from hivilt.flags import Parser
 from hivilt.modeling_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
@@ -50,6 +51,8 @@ PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "picture.png", question) for question in QUESTIONS]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
+
+UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."
 
 TOP_ANSWERS, TOP_IMAGES, RERANKED, BROWSED = 3, 10, 32, 20
 MOST_QUESTIONS, KEPT_QUESTIONS, NAMED_ANSWERS = 32, 100, 13
@@ -192,22 +195,37 @@ def about(sentences: Sequence[str]) -> str:
 
 
 class Answerer:
-    """Answers questions about images with a checkpoint. Each image is encoded once, however many it is asked."""
+    """Answers questions about images with a checkpoint. Each image is encoded once, however many it is asked.
 
-    def __init__(self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor) -> None:
+    Args:
+        model, processor: the checkpoint, `model` in evaluation mode.
+        familiarity: what `measure_familiarity` gave for it, as its `results.json` has it; `None`: all images pass for familiar.
+    """
+
+    def __init__(
+        self,
+        model: HiViLTForQuestionAnswering,
+        processor: HiViLTProcessor,
+        familiarity: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.familiarity = familiarity
         # By path, which tells images apart: Gradio names what is uploaded by a hash of its contents.
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
 
     @torch.no_grad()
-    def _encode(self, image: str) -> HiViLTImageStates:
-        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"]
-        return self.model.encode_images(pixel_values.to(self.model.device))
+    def _encode(self, image: str) -> tuple[HiViLTImageStates, bool]:
+        """The image's states, and whether it is like those of training."""
+        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.model.device)
+        maps = self.model.get_feature_maps(pixel_values)
+        familiar = self.familiarity is None or bool(is_familiar(self.familiarity, maps))
+        return self.model.encode_images(feature_maps=maps), familiar
 
     @torch.no_grad()
-    def ask(self, image: str | None, text: str) -> tuple[dict[str, list[dict[str, Any]]], str]:
-        """The best answers to each question with their probabilities, best first, and how long it took.
+    def ask(self, image: str | None, text: str) -> tuple[dict[str, list[dict[str, Any]]], bool, str]:
+        """The best answers to each question with their probabilities, best first; whether the image is like those of training;
+        and how long it took.
 
         Args:
             image: its path.
@@ -225,7 +243,7 @@ class Answerer:
         if len(questions) > MOST_QUESTIONS:
             raise ValueError(f"{len(questions)} questions are too many at once; ask up to {MOST_QUESTIONS}.")
         misses, start = self.encode.cache_info().misses, time.perf_counter()
-        states = self.encode(image)
+        states, familiar = self.encode(image)
         encoded = time.perf_counter()
         inputs = self.processor(text=questions, return_tensors="pt").to(self.model.device)
         image_index = torch.zeros(len(questions), dtype=torch.long, device=self.model.device)
@@ -241,7 +259,7 @@ class Answerer:
         first = f"encoded in {1000 * (encoded - start):.0f} ms" if is_new else "encoded before"
         count = "1 question" if len(questions) == 1 else f"{len(questions)} questions"
         note = f"Image {first}, {count} answered in {1000 * (done - encoded):.0f} ms."
-        return dict(zip(questions, answers, strict=True)), note
+        return dict(zip(questions, answers, strict=True)), familiar, note
 
 
 def percent(share: float) -> str:
@@ -331,6 +349,7 @@ def build_page(
     about_search: str = "",
     about_answers: str = "",
     examples: Sequence[tuple[Path, str]] = (),
+    familiarity: Mapping[str, Any] | None = None,
 ) -> gr.Blocks:
     """The page, to be launched with `LAUNCH`.
 
@@ -339,8 +358,9 @@ def build_page(
         indexes: folders to search, by the name to choose them by; empty: the page says how to name one.
         about_search, about_answers: HTML that says what the models know.
         examples: image files with questions to begin with.
+        familiarity: as `Answerer` takes it.
     """
-    answerer = Answerer(*answering)
+    answerer = Answerer(*answering, familiarity)
     # Of Gradio's buttons "share" is left out: it sends images away.
     upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
     with gr.Blocks(title="HiViLT", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
@@ -405,11 +425,13 @@ def build_page(
             return gr.on(events, told(function, uploads, len(outputs)), inputs, outputs, **how)
 
         def ask(image: str | None, text: str, before: list):
-            answered, said = answerer.ask(image, text)
+            answered, familiar, said = answerer.ask(image, text)
             thumb = thumb_of(image)
             rows = [(asked, predictions, thumb) for asked, predictions in answered.items()]
             now = [*rows, *before][:KEPT_QUESTIONS]
             shown = show_answers([(*row[:2], "") for row in rows], all_answers=True)
+            if not familiar:
+                shown = note_of(UNFAMILIAR, "note error") + shown
             return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
 
         outputs = [note, answers, history, kept, asked]
@@ -563,12 +585,14 @@ def main(argv: list[str] | None = None) -> None:
             searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
             indexes = open_indexes(folders, args.index, searching, scratch)
         labels = answering[0].config.id2label
+        results = read_results(args.model)
         page = build_page(
             answering,
             indexes,
             describe_search(args.retrieval, read_results(args.retrieval)) if indexes else "",
-            describe_answers(args.model, read_results(args.model), [labels[place] for place in sorted(labels)]),
+            describe_answers(args.model, results, [labels[place] for place in sorted(labels)]),
             EXAMPLES if args.model == str(ANSWERING) else (),
+            results.get("familiarity"),
         )
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)

@@ -17,6 +17,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, app
+from hivilt.evaluation.familiarity import features_of_images, measure_familiarity
 from hivilt.search import ImageIndex
 from hivilt.training import load_checkpoint
 from processes import free_port
@@ -122,7 +123,7 @@ def is_untouched(output) -> bool:
 
 def test_several_questions_have_an_answer_each_with_its_probability(answerer, checkpoint, place):
     image = str(place / "images" / "red.png")
-    answers, note = answerer.ask(image, f"\n{MORE[0]}\n\n  {MORE[1]}  \n{MORE[2]}\n{MORE[0]}")
+    answers, _, note = answerer.ask(image, f"\n{MORE[0]}\n\n  {MORE[1]}  \n{MORE[2]}\n{MORE[0]}")
     assert list(answers) == list(MORE)
     model, processor = checkpoint
     for question, found in answers.items():
@@ -136,12 +137,35 @@ def test_several_questions_have_an_answer_each_with_its_probability(answerer, ch
 
 def test_an_image_is_encoded_once_for_all_its_questions(answerer, encoded, place):
     red, blue = (str(place / "images" / f"{color}.png") for color in ("red", "blue"))
-    notes = [answerer.ask(red, question)[1] for question in MORE]
+    notes = [answerer.ask(red, question)[2] for question in MORE]
     assert encoded == [1]
     assert ["encoded before" in note for note in notes] == [False, True, True]
     answers = [answerer.ask(image, QUESTION)[0] for image in (blue, red)]
     assert encoded == [1, 1]
     assert answers[0] != answers[1]
+
+
+def test_of_an_image_unlike_those_of_training_it_says_so(checkpoint, place):
+    colors = features_of_images(*checkpoint, [make_picture(color) for color in COLORS] * 3)
+    familiarity = measure_familiarity(colors, colors)
+    asked = app.Answerer(*checkpoint, familiarity)
+    assert asked.ask(str(place / "images" / "red.png"), QUESTION)[1]
+    Image.effect_noise((48, 36), 200).save(place / "noise.png")
+    answers, familiar, _ = asked.ask(str(place / "noise.png"), QUESTION)
+    assert not familiar
+    # It is asked all the same, and without a measure nothing is said.
+    unknown, familiar, _ = app.Answerer(*checkpoint).ask(str(place / "noise.png"), QUESTION)
+    assert familiar and unknown == answers
+
+
+def test_the_page_warns_beside_the_answer_of_an_image_unlike_those_of_training(checkpoint, place):
+    colors = features_of_images(*checkpoint, [make_picture(color) for color in COLORS] * 3)
+    for familiarity, warned in {None: False, 0.001: True, 1000.0: False}.items():
+        measured = familiarity and {**measure_familiarity(colors, colors), "limit": familiarity}
+        page = app.build_page(checkpoint, {}, familiarity=measured)
+        (ask,) = [one.fn for one in page.fns.values() if one.api_name == "ask"]
+        _, shown, *_ = ask(str(place / "images" / "red.png"), QUESTION, [])
+        assert (app.UNFAMILIAR in shown) == warned and QUESTION in shown
 
 
 def test_too_many_questions_are_refused_by_their_number(answerer, place):
@@ -161,7 +185,7 @@ def test_a_list_of_answers_shows_the_best_then_the_others_and_never_certainty():
 
 def test_the_page_answers_and_what_it_refuses_leaves_answers_and_history(client, answerer, place):
     red = place / "images" / "red.png"
-    answered, _ = answerer.ask(str(red), QUESTION)
+    answered, _, _ = answerer.ask(str(red), QUESTION)
     expected = app.show_answers([(*one, "") for one in answered.items()], all_answers=True)
     for count, (image, question, message) in enumerate(
         [
