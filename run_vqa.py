@@ -38,7 +38,7 @@ from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS, VQABenchmark
 from hivilt.evaluation.plots import plot_predictions
 from hivilt.evaluation.vqa import answer_ceiling, answer_coverage, canonical_answer, exact_match
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
-from hivilt.trainers import QuestionAnsweringTrainer, answer_and_look
+from hivilt.trainers import QuestionAnsweringTrainer, answer_examples
 from hivilt.training import (
     HiViLTTrainingArguments,
     TaskArguments,
@@ -258,7 +258,7 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
 
 
 def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset) -> None:
-    """A grid of pictures from all over the split, of each another question, its answers and where the model looked.
+    """A grid of pictures from all over the split, of each another question with its answers.
 
     All processes call it, for their shares of the weights; the main one draws.
     """
@@ -267,7 +267,7 @@ def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset
     shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
     with trainer.whole_weights():
         if trainer.is_world_process_zero():
-            plot_predictions(answer_and_look(trainer.model, trainer.processing_class, shown), path)
+            plot_predictions(answer_examples(trainer.model, trainer.processing_class, shown), path)
 
 
 def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, predictions: list[list[dict]]) -> None:
@@ -317,7 +317,7 @@ def write_card(
         metrics={name: name.replace("_", " ") for name in measured},
         pipeline_tag="visual-question-answering",
         metric_ids=[metric],
-        picture="![Questions, answers and where the model looked](predictions.png)",
+        picture="![Questions and answers](predictions.png)",
         num_answers=f"{results['num_answers']:,}",
         question=python_literal(splits["validation"][0].question),
         multi_label=trainer.model.config.problem_type == "multi_label_classification",

@@ -34,10 +34,10 @@ from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
 from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.encoder_cache import EncoderCache
-from hivilt.evaluation.plots import AnsweredQuestion, attention_map
+from hivilt.evaluation.plots import AnsweredQuestion
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
-from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTPreTrainedModel, map_states
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
 from hivilt.search import score_pairs
@@ -717,60 +717,35 @@ def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | 
 
 
 @torch.no_grad()
-def answer_and_look(
-    model: HiViLTPreTrainedModel,
-    processor: HiViLTProcessor,
-    examples: Sequence[VQAExample],
-    top_k: int = 3,
-    image_states: HiViLTImageStates | None = None,
+def answer_examples(
+    model: HiViLTPreTrainedModel, processor: HiViLTProcessor, examples: Sequence[VQAExample], top_k: int = 3
 ) -> list[AnsweredQuestion]:
-    """Answers questions and keeps where their words looked in the picture, at the finest fusion stage.
+    """Answers questions, to be drawn beside their images.
 
     Args:
-        model: a `HiViLTForQuestionAnswering`; switched to eager attention, which alone shows its weights, meanwhile.
+        model: a `HiViLTForQuestionAnswering`.
         processor: its processor.
         examples: the questions, few enough for one batch.
         top_k: how many answers to keep for each.
-        image_states: what `encode_images` gave for their pictures, one each; unset, they are encoded here.
     """
     model.eval()
-    pictures = [open_picture(example.image) for example in examples]
+    images = [open_picture(example.image) for example in examples]
     texts = [[example.question] for example in examples]
-    images = pictures if image_states is None else None
-    inputs = processor(images=images, text=texts, return_tensors="pt").to(model.device)
-    # Each part goes back to its own: not every encoder has the implementation of the whole.
-    config = model.config
-    parts = {"": config, "vision_config": config.vision_config, "text_config": config.text_config}
-    usual = {name: part._attn_implementation for name, part in parts.items()}
-    model.set_attn_implementation("eager")
-    try:
-        if image_states is None:
-            image_states = model.encode_images(inputs.pop("pixel_values"))
-        outputs = model(**inputs, image_states=image_states, output_attentions=True)
-    finally:
-        model.set_attn_implementation(usual)
-
-    # Without local fusion there are no stages, and nothing to see.
-    attentions = outputs.cross_attentions[0].float().cpu().numpy() if outputs.cross_attentions else [None] * len(texts)
-    grid = tuple(image_states.level_states[0].shape[1:3])
-    masks = inputs["attention_mask"].cpu().numpy()
+    logits = model(**processor(images=images, text=texts, return_tensors="pt").to(model.device)).logits
     answers = processor.post_process_question_answering(
-        outputs.logits,
+        logits,
         top_k=top_k,
-        id2label=config.id2label,
-        multi_label=config.problem_type == "multi_label_classification",
+        id2label=model.config.id2label,
+        multi_label=model.config.problem_type == "multi_label_classification",
     )
     return [
         AnsweredQuestion(
-            image=picture,
+            image=image,
             question=example.question,
             predictions=predictions,
             answer=majority_answer(example.answers) if example.answers else None,
-            attention=None if attention is None else attention_map(attention, mask, grid),
         )
-        for picture, example, predictions, attention, mask in zip(
-            pictures, examples, answers, attentions, masks, strict=True
-        )
+        for image, example, predictions in zip(images, examples, answers, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Every picture this repository draws: the course of training, what a model answered or found, where it looked.
+"""Every picture this repository draws: the course of training, what a model answered or found, its attention.
 
 Pure functions over lists and arrays that write a PNG; they need no display and leave matplotlib's global state alone.
 """
@@ -25,14 +25,12 @@ class AnsweredQuestion(NamedTuple):
         question: what was asked.
         predictions: `{"answer": str, "score": float}`, best first.
         answer: the right answer; `None` where it is not known.
-        attention: (rows, columns), where the model looked, as `attention_map` gives it; `None` shows none.
     """
 
     image: Image.Image
     question: str
     predictions: Sequence[Mapping[str, Any]]
     answer: str | None
-    attention: np.ndarray | None
 
 
 class RetrievedPictures(NamedTuple):
@@ -86,39 +84,12 @@ def _curve(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[f
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def attention_map(attention: np.ndarray, text_mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Where the words of a question looked: the mean over heads and words.
-
-    Args:
-        attention: (heads, N_t, N_v) weights of text tokens on vision tokens, row-major over the grid.
-        text_mask: (N_t,), 0 at padding, which is left out.
-        grid: rows and columns, N_v in all.
-
-    Returns:
-        (rows, columns), float, not negative.
-
-    Raises:
-        ValueError: the sizes do not fit, or every token is padding.
-    """
-    heads, num_text, num_vision = attention.shape
-    rows, columns = grid
-    if rows * columns != num_vision or text_mask.shape != (num_text,):
-        raise ValueError(
-            f"attention of shape {attention.shape} (heads, N_t, N_v) does not fit text_mask of shape "
-            f"{text_mask.shape} (N_t,) and a grid of {rows} x {columns} (N_v)."
-        )
-    if not text_mask.any():
-        raise ValueError("text_mask: every token is padding, so nothing looked anywhere.")
-    # (heads, N_t, N_v) -> (N_v,) -> (rows, columns)
-    return attention[:, text_mask.astype(bool)].mean(axis=(0, 1)).reshape(rows, columns)
-
-
 def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
     """A picture under the colors of where the model looked: bright where most, dark where least.
 
     Args:
         image: the picture, in RGB.
-        attention: (rows, columns), not negative, as `attention_map` gives it. It covers the picture whatever its grid.
+        attention: (rows, columns), not negative. It covers the picture whatever its grid.
 
     Returns:
         As large as `image`, in RGB.
@@ -178,7 +149,7 @@ def plot_attention(
 
 
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
-    """A grid of pictures with their question, the model's best answers, and where it looked.
+    """A grid of pictures with their question and the model's best answers.
 
     Args:
         answered: the cells, row by row.
@@ -193,25 +164,21 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
     columns = min(columns, len(answered))
     rows = -(-len(answered) // columns)
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
-    shapes = [_arrange(one) for one in answered]
-    heights = [
-        max(height for _, height in shapes[start : start + columns]) for start in range(0, rows * columns, columns)
-    ]
+    shapes = [_height(one) for one in answered]
+    heights = [max(shapes[start : start + columns]) for start in range(0, rows * columns, columns)]
     figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
-    figure.suptitle("Question, best answers with their probabilities, and where the model looked")
+    figure.suptitle("Question and best answers with their probabilities")
     cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False, height_ratios=heights)).ravel()
-    for cell, one, (stacked, _) in zip(cells, answered, shapes, strict=False):
-        _draw_answer(cell, one, stacked)
+    for cell, one in zip(cells, answered, strict=False):
+        _draw_answer(cell, one)
     figure.savefig(path, dpi=100)
 
 
-def _arrange(one: AnsweredQuestion) -> tuple[bool, float]:
-    """Whether its image and where the model looked go one below the other, and how high its cell is, in inches."""
-    shape, number, width, most = one.image.width / one.image.height, 1 if one.attention is None else 2, 4.0, 2.5
-    beside, below = width / number / shape, width * number / shape
-    stacked = number > 1 and below <= most
+def _height(one: AnsweredQuestion) -> float:
+    """How high its cell is, in inches."""
+    width, most = 4.0, 2.5
     lines = len(_question_lines(one)) + len(_answer_lines(one))
-    return stacked, max(0.3, below if stacked else min(beside, most)) + 0.17 * lines + 0.3
+    return max(0.3, min(width * one.image.height / one.image.width, most)) + 0.17 * lines + 0.3
 
 
 def _question_lines(one: AnsweredQuestion) -> list[str]:
@@ -225,14 +192,10 @@ def _answer_lines(one: AnsweredQuestion) -> list[str]:
     return lines
 
 
-def _draw_answer(cell: Any, one: AnsweredQuestion, stacked: bool) -> None:
-    pictures = [one.image.convert("RGB")]
-    if one.attention is not None:
-        pictures.append(draw_attention(pictures[0], one.attention))
-    rows, columns = (len(pictures), 1) if stacked else (1, len(pictures))
-    for axes, picture in zip(np.atleast_1d(cell.subplots(rows, columns)), pictures, strict=True):
-        axes.imshow(picture)
-        axes.set_axis_off()
+def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
+    axes = cell.subplots()
+    axes.imshow(one.image.convert("RGB"))
+    axes.set_axis_off()
 
     color = NEUTRAL if one.answer is None else RIGHT if one.predictions[0]["answer"] == one.answer else WRONG
     cell.suptitle("\n".join(_question_lines(one)), fontsize=10, parse_math=False)

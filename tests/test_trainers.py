@@ -21,12 +21,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.evaluation.vqa import majority_answer
 from hivilt.modeling_hivilt import classification_loss
 from hivilt.trainers import (
     HiViLTTrainer,
     QuestionAnsweringTrainer,
     RetrievalTrainer,
-    answer_and_look,
+    answer_examples,
     last_checkpoint,
     question_losses,
 )
@@ -511,18 +512,16 @@ def test_evaluation_holds_one_batch_at_a_time(tmp_path, dataset):
     assert len(batches) == len(COUNTS) and max(alive) <= 2
 
 
-def test_looking_shows_the_finest_stage_and_restores_the_model(tmp_path, dataset):
+def test_answers_to_be_drawn_are_those_of_each_question_alone(tmp_path, dataset):
     trainer = make_trainer(tmp_path, dataset)
-    model = trainer.model
-    before = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
-    looked = answer_and_look(model, trainer.processing_class, dataset.examples[:3])
-    after = [c._attn_implementation for c in (model.config, model.config.vision_config, model.config.text_config)]
-    assert before == after
-    assert [one.question for one in looked] == [example.question for example in dataset.examples[:3]]
-    for one in looked:
-        assert one.attention.shape == (5, 5)  # 20 pixels in patches of 4
-        assert one.attention.sum() == pytest.approx(1, abs=1e-5)
-        assert len(one.predictions) == 3
+    model, processor = trainer.model, trainer.processing_class
+    shown = answer_examples(model, processor, dataset.examples[:3], top_k=2)
+    for one, example in zip(shown, dataset.examples[:3], strict=True):
+        assert (one.question, one.answer) == (example.question, majority_answer(example.answers))
+        (alone,) = answer_examples(model, processor, [example], top_k=2)
+        assert [best["answer"] for best in one.predictions] == [best["answer"] for best in alone.predictions]
+        scores = [best["score"] for best in one.predictions]
+        assert scores == pytest.approx([best["score"] for best in alone.predictions], abs=1e-5)
 
 
 # Retrieval

@@ -9,7 +9,6 @@ from PIL import Image
 from hivilt.evaluation.plots import (
     AnsweredQuestion,
     RetrievedPictures,
-    attention_map,
     draw_attention,
     plot_attention,
     plot_predictions,
@@ -30,9 +29,9 @@ LOG_HISTORY = [
 ]
 
 
-def answered(attention, answer="red"):
+def answered(answer="red"):
     predictions = [{"answer": "red", "score": 0.9}, {"answer": "blue", "score": 0.1}]
-    return AnsweredQuestion(make_picture(), "what color is the shape?", predictions, answer, attention)
+    return AnsweredQuestion(make_picture(), "what color is the shape?", predictions, answer)
 
 
 def retrieved(query, number, matches=None):
@@ -88,19 +87,14 @@ def test_training_draws_the_metric_that_was_asked_for(tmp_path, monkeypatch, met
 
 @pytest.mark.parametrize("number", [1, 3, 5])
 def test_predictions_of_any_number(tmp_path, number):
-    cells = [answered(np.eye(2, 3), answer) for answer in ("red", "blue", None, "red", "red")][:number]
+    cells = [answered(answer) for answer in ("red", "blue", None, "red", "red")][:number]
     plot_predictions(cells, tmp_path / "predictions.png")
     assert_is_picture(tmp_path / "predictions.png")
 
 
-def test_predictions_without_attention(tmp_path):
-    plot_predictions([answered(None)], tmp_path / "predictions.png")
-    assert_is_picture(tmp_path / "predictions.png")
-
-
-@pytest.mark.parametrize(("size", "least"), [((64, 64), 0.35), ((640, 64), 0.3), ((200, 64), 0.25), ((120, 64), 0.3)])
+@pytest.mark.parametrize(("size", "least"), [((64, 64), 0.35), ((640, 64), 0.25), ((200, 64), 0.25), ((120, 64), 0.3)])
 def test_wide_images_do_not_leave_the_page_white(size, least, tmp_path):
-    cells = [answered(np.ones((2, 2)))._replace(image=Image.new("RGB", size, "navy")) for _ in range(8)]
+    cells = [answered()._replace(image=Image.new("RGB", size, "navy")) for _ in range(8)]
     plot_predictions(cells, tmp_path / "predictions.png")
     shown = (pixels_of(tmp_path / "predictions.png").min(axis=-1) < 200).mean()
     assert shown > least
@@ -155,25 +149,6 @@ def test_drawing_opens_no_figure_of_pyplot(tmp_path):
     plot_training(LOG_HISTORY, tmp_path / "training.png")
     plot_retrieved([retrieved("red", 1)], tmp_path / "retrieved.png")
     assert pyplot.get_fignums() == []
-
-
-def test_attention_map_is_the_mean_over_heads_and_words():
-    attention = np.zeros((2, 3, 6))
-    attention[0, 0] = [1, 0, 0, 0, 0, 0]
-    attention[1, 0] = [0, 1, 0, 0, 0, 0]
-    attention[:, 1] = [0, 0, 0, 0, 0, 1]
-    attention[:, 2] = 100  # padding
-    looked = attention_map(attention, np.array([1, 1, 0]), (2, 3))
-    assert looked.tolist() == [[0.25, 0.25, 0], [0, 0, 0.5]]
-
-
-def test_attention_map_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="grid of 2 x 2"):
-        attention_map(np.zeros((2, 3, 6)), np.ones(3), (2, 2))
-    with pytest.raises(ValueError, match="grid of 2 x 3"):
-        attention_map(np.zeros((2, 3, 6)), np.ones(4), (2, 3))
-    with pytest.raises(ValueError, match="every token is padding"):
-        attention_map(np.zeros((2, 3, 6)), np.zeros(3), (2, 3))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (400, 100)])
@@ -257,7 +232,7 @@ WILD = [
 @pytest.mark.parametrize("text", WILD, ids=ascii)
 def test_texts_from_the_wild_are_drawn_as_they_are(tmp_path, text):
     predictions = [{"answer": text, "score": 0.9}]
-    one = AnsweredQuestion(make_picture(), text, predictions, "red " + text, None)
+    one = AnsweredQuestion(make_picture(), text, predictions, "red " + text)
     plot_predictions([one], tmp_path / "predictions.png")
     assert_is_picture(tmp_path / "predictions.png")
     with Image.open(tmp_path / "predictions.png") as picture:
