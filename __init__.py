@@ -38,6 +38,8 @@ _HOMES = {
 _AUTO = {
     "transformers.pipelines": "hivilt.pipeline_hivilt",
     "transformers.models.auto.modeling_auto": "hivilt.modeling_hivilt",
+    # Which imports that one midway and has by then nothing that ours needs.
+    "transformers.modeling_layers": "hivilt.modeling_hivilt",
     "transformers.models.auto.processing_auto": "hivilt.processing_hivilt",
 }
 
@@ -88,6 +90,7 @@ class _RegisterWhenImported(MetaPathFinder):
 
     def __init__(self):
         self._asking: set[str] = set()
+        self._executing: set[str] = set()
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         # Another finder that asks all others, such as that of a second copy of this file, asks this one back.
@@ -103,11 +106,15 @@ class _RegisterWhenImported(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
-                execute(module)
-                if fullname in _AUTO:
-                    importlib.import_module(_AUTO[fullname])
-                else:
+                self._executing.add(fullname)
+                try:
+                    execute(module)
+                finally:
+                    self._executing.discard(fullname)
+                if fullname not in _AUTO:
                     _register(fullname)
+                elif "transformers.modeling_layers" not in self._executing:
+                    importlib.import_module(_AUTO[fullname])
 
             spec.loader.exec_module = exec_module
         return spec

@@ -112,6 +112,8 @@ def write_model_card(
         texts=_shown(train[trainer.unit] - train.get("dropped_questions", 0)),
         pictures=_shown(train["pictures"]),
         measured=_results_table(results) if measured is None else measured,
+        calibration=_shown_calibration(results),
+        familiarity=results.get("familiarity"),
         picture=picture if "test" in results else None,
         data=_data_table(results["data"], trainer.unit),
         credit=CREDITS.get(args.benchmark),
@@ -244,6 +246,14 @@ def _cost_table(results: Mapping[str, Any]) -> str:
             rows.append([kind.removesuffix("_bytes").replace("_", " "), f"{results[kind] / 2**30:.2f} GiB"])
     rows += [[name.replace("_", " "), value] for name, value in results["environment"].items()]
     return _table(["what", "value"], rows)
+
+
+def _shown_calibration(results: Mapping[str, Any]) -> dict[str, str] | None:
+    found = results.get("calibration")
+    if found is None:
+        return None
+    found = {**found, "num_others": found.get("num_candidates", 1) - 1}
+    return {name: _shown(round(value, 4) if isinstance(value, float) else value) for name, value in found.items()}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         return search(args, training_args)
 
     name, splits, bad_pictures, held_out = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
-    model, processor = prepare_model(args, training_args, splits.get("train"))
+    model, processor = prepare_model(args, training_args, splits["train"] if training_args.do_train else None)
     logger.info(parameter_table(model))
     set_threads(args, model)
     datasets = {
@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         similar_per_batch=args.similar_per_batch,
         contrastive_chunk_size=args.contrastive_chunk_size,
     )
-    metrics, rankings = run(trainer, datasets.get("test"), held_out)
+    metrics, rankings = run(trainer, datasets.get("test"), held_out, args.calibrate)
 
     if trainer.is_world_process_zero():
         folder = Path(training_args.output_dir)

@@ -336,7 +336,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     if args.reword and "train" in splits:
         splits["train"] = benchmark.reword(splits["train"], args.reword, training_args.draw_seed)
-    model, processor = prepare_model(args, training_args, splits.get("train"))
+    model, processor = prepare_model(args, training_args, splits["train"] if training_args.do_train else None)
     logger.info(parameter_table(model))
     set_threads(args, model)
     label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
@@ -376,7 +376,7 @@ def main(argv: list[str] | None = None) -> dict:
         watched_answer=benchmark and benchmark.watched_answer,
         official_metrics=benchmark and benchmark.official_metrics,
     )
-    metrics, predictions = run(trainer, datasets.get("test"), held_out)
+    metrics, predictions = run(trainer, datasets.get("test"), held_out, args.calibrate)
 
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

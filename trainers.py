@@ -4,6 +4,7 @@ pictures with several texts."""
 import logging
 import math
 import os
+import random
 import reprlib
 import shutil
 import signal
@@ -34,10 +35,12 @@ from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
 from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.encoder_cache import EncoderCache
+from hivilt.evaluation.calibration import calibrate, draw_candidates
+from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity
 from hivilt.evaluation.plots import AnsweredQuestion
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
-from hivilt.modeling_hivilt import HiViLTPreTrainedModel, map_states
+from hivilt.modeling_hivilt import MAX_LOGIT_SCALE, HiViLTPreTrainedModel, map_states
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
 from hivilt.search import score_pairs
@@ -47,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 # A float16 run whose scaler comes this far down leaves out every step. fairseq's bound.
 SMALLEST_LOSS_SCALE = 1e-4
+# Of a validation split, what a temperature is fitted on at most; and images of a split that familiarity looks at.
+CALIBRATION_QUESTIONS, CALIBRATION_IMAGES, FAMILIARITY_IMAGES = 10_000, 1_000, 1_000
 
 
 class _SaveOnSignal(TrainerCallback):
@@ -196,6 +201,8 @@ class HiViLTTrainer(Trainer):
             self.data_collator.encoder_cache = self.encoder_cache
         self.num_examples_trained = 0
         self.seconds_evaluating = 0.0
+        self.calibration: dict[str, Any] | None = None
+        self.familiarity: dict[str, Any] | None = None
         self._step_loss: torch.Tensor | float = 0.0
         self.add_callback(_NewDraws)
         self._begins = _TrainingBegins(self)
@@ -530,6 +537,66 @@ class HiViLTTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, None, metrics, num_samples)
 
+    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any] | None:
+        """Divides the model's scores by one temperature, that of the least negative log likelihood on a split that was not
+        trained on, and keeps what was found as `calibration`. No answer or image moves before another. To be called by all
+        processes, before the model is saved.
+
+        Args:
+            dataset: default: `eval_dataset`.
+
+        Returns:
+            What `hivilt.evaluation.calibration.calibrate` gives; `None` where the split has nothing to fit on.
+
+        Raises:
+            ValueError: under DeepSpeed, which keeps the weights in pieces.
+        """
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
+            )
+        dataset = self._calibration_split(self.eval_dataset if dataset is None else dataset)
+        dataloader = self.get_eval_dataloader(dataset)
+        model = self.model.eval()
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+            self.calibration = self._find_temperature(model, dataloader)
+        if self.calibration is None:
+            logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
+        else:
+            with torch.no_grad():
+                self._divide_scores(self.calibration["temperature"])
+            told = {name: self.calibration[name] for name in ("temperature", "ece_before", "ece_after")}
+            logger.info(
+                "calibration: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in told.items())
+            )
+        return self.calibration
+
+    def measure_familiarity(self) -> dict[str, Any] | None:
+        """What `hivilt.evaluation.familiarity.measure_familiarity` finds of images of `train_dataset` and `eval_dataset`, which
+        is kept as `familiarity`. To be called by all processes; the main one looks, and gets it."""
+        splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
+        images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
+        if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
+            return None
+        draw = random.Random(0)
+        images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
+        with self.whole_weights():
+            if self.is_world_process_zero():
+                self.familiarity = measure_familiarity(*map(self._image_features, images))
+        return self.familiarity
+
+    def _image_features(self, images: list[Any]) -> torch.Tensor:
+        found, size = [], self.args.per_device_eval_batch_size
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            maps = None if self.encoder_cache is None else self.encoder_cache.feature_maps(batch)
+            if maps is None:
+                opened = [self.processing_class.resize(open_picture(image)) for image in batch]
+                found.append(features_of_images(self.model, self.processing_class, opened, size))
+            else:
+                found.append(image_features(maps).cpu())
+        return torch.cat(found)
+
     def _check_finite(self, metrics: Mapping[str, Any]) -> None:
         bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
         if not bad:
@@ -660,6 +727,30 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         elif not all(math.isfinite(answer["score"]) for answers in predictions for answer in answers):
             metrics["loss"] = math.nan
         return predictions, metrics, len(examples)
+
+    def _calibration_split(self, dataset: VQADataset) -> VQADataset:
+        examples = [example for example in dataset.examples if example.answers]
+        if len(examples) > CALIBRATION_QUESTIONS:
+            examples = random.Random(0).sample(examples, CALIBRATION_QUESTIONS)
+        return VQADataset(examples) if examples else dataset
+
+    def _find_temperature(self, model, dataloader):
+        """That of the classifier's scores. A question whose answer is not to choose from counts as wrong in the errors."""
+        records = []
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            question_index, labels = inputs.pop("question_index").tolist(), inputs.pop("labels", None)
+            if labels is not None:
+                records += zip(question_index, model(**inputs).logits.float().cpu(), labels.cpu(), strict=True)
+        by_index = {index: (logits, labels) for index, logits, labels in gather_object(records)}
+        if not by_index:
+            return None
+        logits, labels = (torch.stack([by_index[index][part] for index in sorted(by_index)]) for part in (0, 1))
+        return calibrate(logits, labels) if _answered(labels).any() else None
+
+    def _divide_scores(self, temperature: float) -> None:
+        for parameter in self.model.classifier.parameters():
+            parameter.div_(temperature)
 
     def _metrics(self, predictions: list[list[dict]], examples: list[VQAExample]) -> dict[str, Any]:
         metrics = vqa_metrics(
@@ -878,6 +969,48 @@ class RetrievalTrainer(HiViLTTrainer):
             **costs,
         }
         return rankings, metrics, len(dataset.captions)
+
+    def _calibration_split(self, dataset: CaptionDataset) -> CaptionDataset:
+        examples = dataset.examples
+        if len(examples) > CALIBRATION_IMAGES:
+            examples = random.Random(0).sample(examples, CALIBRATION_IMAGES)
+        return CaptionDataset(examples)
+
+    def _scales(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inverse temperatures of `logits_per_image` and of fused matching, as the model bounds them."""
+        parameters = (self.model.logit_scale, self.model.matching_logit_scale)
+        return tuple(one.detach().double().clamp(0.0, MAX_LOGIT_SCALE).exp().cpu() for one in parameters)
+
+    def _find_temperature(self, model, dataloader):
+        """That of `logits_per_image`: of an image, a caption of its own and nine of other images, drawn at random."""
+        images, texts = _Encoded(), _Encoded()
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            image_ids, caption_index = inputs.pop("image_ids"), inputs.pop("caption_index")
+            inputs.pop("image_index", None)
+            outputs = model(**inputs, return_loss=False)
+            images.add(image_ids, outputs.image_embeds, None)
+            texts.add(caption_index, outputs.text_embeds, None)
+        dataset = dataloader.dataset
+        images.gather(len(dataset), "calibrate: images")
+        texts.gather(len(dataset.captions), "calibrate: captions")
+        candidates = draw_candidates(dataset.captions, dataset.image_of_caption)
+        if candidates is None:
+            return None
+        # (B_t, 1, d), (B_t, candidates, d) -> (B_t, candidates)
+        similarity = (images.embeds[dataset.image_of_caption][:, None] * texts.embeds[candidates]).sum(dim=-1)
+        scale, matching = map(float, self._scales())
+        # Both are divided, which leaves the ranking by their weighted mean as it is, and both stay within their bounds.
+        least, most = max(scale, matching) / math.exp(MAX_LOGIT_SCALE), min(scale, matching)
+        labels = torch.zeros(len(similarity), dtype=torch.long)
+        found = calibrate(scale * similarity, labels, least=min(least, 1.0), most=max(most, 1.0))
+        return {**found, "num_candidates": candidates.shape[1]}
+
+    def _divide_scores(self, temperature: float) -> None:
+        for parameter, scale in zip(
+            (self.model.logit_scale, self.model.matching_logit_scale), self._scales(), strict=True
+        ):
+            parameter.fill_((scale / temperature).log().item())
 
     def _folds(self, images, texts, image_of_caption):
         """Consecutive `fold_size` pictures, their captions, and for each of these its picture's place in the fold."""

@@ -33,7 +33,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     T5Config,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     ViTImageProcessorPil,
@@ -164,6 +163,13 @@ class TaskArguments:
             "help": "What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
             "float32.",
             "choices": ["float32", "float16", "bfloat16"],
+        },
+    )
+    calibrate: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide scores by one temperature, fitted on validation, so that of answers given with 80 % about 80 % are "
+            "right; after training, or with --do_eval of the checkpoint that model_name_or_path names, which is saved anew."
         },
     )
     vision_learning_rate: float | None = field(
@@ -751,10 +757,14 @@ def prepare_splits(
         "validation": training_args.do_train or training_args.do_eval,
         "test": training_args.do_predict,
     }
+    if args.calibrate and not needed["validation"]:
+        raise ValueError("calibrate: a temperature is fitted on validation data; give --do_eval, or leave it out.")
+    # Of a checkpoint that is calibrated after training, what is familiar is measured, too, if there is what it was trained on.
+    wanted = [split for split in needed if needed[split] or (split == "train" and args.calibrate)]
     held_out = None
     # The main process writes what is cached; the others find it there.
     with training_args.main_process_first(desc="reading the data"):
-        name, splits = read([split for split in needed if needed[split]])
+        name, splits = read(wanted)
         if needed["validation"] and "validation" not in splits and "train" not in splits:
             splits |= read(["train"])[1]
     if needed["validation"] and "validation" not in splits and "train" in splits:
@@ -775,7 +785,7 @@ def prepare_splits(
 
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     used, bad_pictures = {}, {}
-    for split in [split for split in splits if needed[split]]:
+    for split in [split for split in splits if split in wanted]:
         examples = splits[split][: limits[split]]
         used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
     return name, used, bad_pictures, held_out
@@ -1015,14 +1025,18 @@ def parameter_table(model: HiViLTPreTrainedModel) -> str:
 
 
 def run(
-    trainer: Trainer, test_dataset: torch.utils.data.Dataset | None = None, held_out: list[str] | None = None
+    trainer: HiViLTTrainer,
+    test_dataset: torch.utils.data.Dataset | None = None,
+    held_out: list[str] | None = None,
+    calibrate: bool = False,
 ) -> tuple[dict[str, dict], list | None]:
-    """Trains, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
+    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
 
     Args:
         trainer: with its datasets.
         test_dataset: for `do_predict`.
         held_out: what was held out of training, for when this run is resumed.
+        calibrate: whether to divide scores by a temperature fitted on validation; without `do_train`, too.
 
     Returns:
         Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.
@@ -1033,9 +1047,13 @@ def run(
         if not args.resume_from_checkpoint:
             trainer.add_callback(_BeginsAnew(trainer, held_out))
         metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    if calibrate:
+        trainer.calibrate()
+    if args.do_train or calibrate:
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
-        if trainer.is_world_process_zero():
-            plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
+        trainer.measure_familiarity()
+    if args.do_train and trainer.is_world_process_zero():
+        plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
         metrics["validation"] = trainer.evaluate()
     if args.do_predict and test_dataset is not None:
@@ -1176,6 +1194,7 @@ def collect_results(
         "all": sum(parameter.numel() for parameter in parameters),
         "training": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
+    results |= {name: found for name in ("calibration", "familiarity") if (found := getattr(trainer, name)) is not None}
     if trainer.encoder_cache is not None and (cached := trainer.encoder_cache.summary()):
         results["encoder_cache"] = cached
     results["peak_memory_bytes"] = peak_memory_bytes()

@@ -421,3 +421,22 @@ def test_missing_pictures_are_named_before_training(karpathy, tmp_path):
     shutil.rmtree(tmp_path / "coco/val2014")
     with pytest.raises(FileNotFoundError, match="of .* picture files are missing"):
         main([*karpathy, *flags(tmp_path / "out")])
+
+
+def test_calibrating_divides_both_scales_and_moves_no_image(data, tmp_path):
+    """Of an image the softmax over a caption of its own and those of others, before and after."""
+    more = [*files(data), "--max_steps", "2"]
+    plain = main(flags(tmp_path / "plain", *more))
+    found = main(flags(tmp_path / "found", *more, "--calibrate"))
+    temperature = found["calibration"]["temperature"]
+    before, after = (HiViLTForRetrieval.from_pretrained(tmp_path / name) for name in ("plain", "found"))
+    for name in ("logit_scale", "matching_logit_scale"):
+        scales = getattr(before, name).exp().item(), getattr(after, name).exp().item()
+        assert scales[1] == pytest.approx(scales[0] / temperature, rel=1e-4)
+    assert abs(temperature - 1) > 0.01 and found["calibration"]["num_candidates"] >= 2
+    assert found["calibration"]["nll_after"] < found["calibration"]["nll_before"]
+    recalls = [{name: value for name, value in run["test"].items() if "recall" in name} for run in (plain, found)]
+    assert recalls[0] == recalls[1]
+    assert (tmp_path / "found/predictions.jsonl").read_text() == (tmp_path / "plain/predictions.jsonl").read_text()
+    card = " ".join((tmp_path / "found/README.md").read_text().split())
+    assert f"divided by one temperature, {temperature:.4g}" in card

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers import BertModel, ViTImageProcessorPil, ViTModel, pipeline
 
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.evaluation.calibration import expected_calibration_error, fit_temperature
+from hivilt.evaluation.familiarity import is_familiar
 from hivilt.evaluation.vqa import exact_match
-from hivilt.processing_hivilt import well_formed
+from hivilt.processing_hivilt import HiViLTProcessor, well_formed
 from hivilt.run_vqa import VQAArguments, main, read_data, spell_alike
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
@@ -822,3 +825,79 @@ def test_over_long_questions_are_cut(data, tmp_path):
     rows = [row | {"question": row["question"] + " and" * 200} for row in read_lines(data / "test.jsonl")]
     (data / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(flags(data, tmp_path / "out"))["test"]["num_questions"] == 13
+
+
+def logits_of(folder, data):
+    model, processor = (
+        HiViLTForQuestionAnswering.from_pretrained(folder).eval(),
+        HiViLTProcessor.from_pretrained(folder),
+    )
+    rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
+    images = [Image.open(data / row["image"]) for row in rows]
+    inputs = processor(images=images, text=[row["question"] for row in rows], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    return logits, torch.tensor([model.config.label2id[row["answer"]] for row in rows])
+
+
+def test_calibrating_divides_scores_by_the_best_temperature_and_moves_no_answer(data, tmp_path):
+    plain, found = main(flags(data, tmp_path / "plain")), main(flags(data, tmp_path / "found", "--calibrate"))
+    (before, labels), (after, _) = logits_of(tmp_path / "plain", data), logits_of(tmp_path / "found", data)
+    temperature = found["calibration"]["temperature"]
+    assert temperature == pytest.approx(fit_temperature(before, labels), rel=1e-3) and abs(temperature - 1) > 0.01
+    torch.testing.assert_close(after, before / temperature, rtol=1e-4, atol=1e-5)
+    assert found["calibration"]["num"] == len(labels)
+    error = expected_calibration_error(after.softmax(-1).amax(-1), after.argmax(-1) == labels)
+    assert found["calibration"]["ece_after"] == pytest.approx(error, abs=1e-4)
+    assert found["test"]["accuracy"] == plain["test"]["accuracy"] and "calibration" not in plain
+    assert found["validation"]["loss"] < plain["validation"]["loss"]
+    card = (tmp_path / "found/README.md").read_text()
+    assert f"divided by one temperature, {temperature:.4g}" in " ".join(card.split())
+    assert "not calibrated" in " ".join((tmp_path / "plain/README.md").read_text().split())
+
+
+def test_a_checkpoint_is_calibrated_after_training(data, tmp_path):
+    main(flags(data, tmp_path / "plain"))
+    more = ["--model_name_or_path", str(tmp_path / "plain"), "--do_eval", "--calibrate", "--use_cpu"]
+    files = ["--train_file", str(data / "train.jsonl"), "--validation_file", str(data / "validation.jsonl")]
+    found = main([*files, *more, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "found")])
+    (before, _), (after, _) = logits_of(tmp_path / "plain", data), logits_of(tmp_path / "found", data)
+    torch.testing.assert_close(after, before / found["calibration"]["temperature"], rtol=1e-4, atol=1e-5)
+    assert "train" not in found and "validation" in found
+
+
+def test_resuming_calibrates_what_was_not(data, tmp_path):
+    """The temperature is in what the run leaves, not in its checkpoints."""
+    out = tmp_path / "out"
+    first = main(flags(data, out, "--calibrate"))["calibration"]
+    assert main(flags(data, out, "--calibrate", "--resume_from_checkpoint", "last"))["calibration"] == first
+
+
+def test_calibrating_without_validation_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="calibrate: a temperature is fitted on validation data; give --do_eval"):
+        main(flags(data, tmp_path, "--calibrate", "--do_predict"))
+
+
+def test_what_is_familiar_is_written_down(tmp_path):
+    """Training on reddish images: blue noise is nothing like it."""
+    draw = random.Random(0)
+    for split, count in (("train", 60), ("validation", 45)):
+        rows = []
+        for number in range(count):
+            color = (draw.randrange(150, 256), draw.randrange(60), draw.randrange(60))
+            make_picture(color).save(tmp_path / f"{split}{number}.png")
+            rows.append(
+                {"image": f"{split}{number}.png", "question": "is it red?", "answer": "yes" if number % 2 else "no"}
+            )
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    found = main(flags(tmp_path, out, "--do_train", splits=("train", "validation")))["familiarity"]
+    assert (found["num_train"], found["num_held_out"]) == (60, 45)
+    assert json.loads((out / "results.json").read_text())["familiarity"] == found
+    model, processor = HiViLTForQuestionAnswering.from_pretrained(out), HiViLTProcessor.from_pretrained(out)
+    strange = [Image.effect_noise((31, 23), 200).convert("RGB"), make_picture("blue")]
+    images = [*(Image.open(tmp_path / f"validation{number}.png") for number in range(9)), *strange]
+    maps = model.eval().get_feature_maps(processor(images=images, return_tensors="pt")["pixel_values"])
+    said = is_familiar(found, maps).tolist()
+    assert sum(said[:9]) >= 8 and said[9:] == [False, False]
+    assert "is_familiar" in (out / "README.md").read_text()

@@ -1,0 +1,174 @@
+"""Calibration: one temperature by which scores are divided, so that of answers given with 80 % about 80 % are right.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): the temperature has the least negative log
+likelihood on held-out data. It moves no answer before another.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# A temperature lies between these: of scores with nothing wrong among them the best would be 0.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+NUM_BINS = 15
+
+
+def probabilities(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of scores `(n, classes)`: their softmax with integer labels, their sigmoid with soft ones."""
+    return logits.sigmoid() if labels.is_floating_point() else logits.softmax(dim=-1)
+
+
+def negative_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean negative log likelihood of labels.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: `(n,)` integers, of a softmax; or `(n, classes)` floats in [0, 1], each of a sigmoid, added up.
+    """
+    if labels.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=-1).mean().item()
+    return F.cross_entropy(logits, labels).item()
+
+
+def fit_temperature(
+    logits: torch.Tensor, labels: torch.Tensor, least: float = MIN_TEMPERATURE, most: float = MAX_TEMPERATURE
+) -> float:
+    """The temperature by which to divide scores, that of the least negative log likelihood.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: as `negative_log_likelihood`.
+        least, most: what it is between.
+
+    Returns:
+        The temperature; 1, or what is nearest to it, where the scores have every label right: the likelihood would blow them
+        up without end.
+
+    Raises:
+        ValueError: a score is not finite, or `least` is above `most`.
+    """
+    if not 0 < least <= most:
+        raise ValueError(f"least, most: expected 0 < least <= most, got {least} and {most}.")
+    if not logits.isfinite().all():
+        raise ValueError("logits: expected finite scores, got some that are not.")
+    logits = logits.double()
+    if labels.is_floating_point():
+        labels = labels.double()
+        right = labels == (logits > 0)
+    else:
+        right = logits.argmax(dim=-1) == labels
+    if right.all():
+        return min(max(1.0, least), most)
+    low, high = 1 / most, 1 / least
+    # The likelihood is concave in the inverse temperature: where its slope is 0 is found by halving.
+    for _ in range(50):
+        inverse = math.sqrt(low * high)
+        expected = probabilities(inverse * logits, labels)
+        if labels.is_floating_point():
+            slope = ((expected - labels) * logits).sum()
+        else:
+            slope = ((expected * logits).sum(dim=-1) - logits.gather(1, labels[:, None]).squeeze(1)).sum()
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+    return min(max(1 / math.sqrt(low * high), least), most)
+
+
+def expected_calibration_error(
+    confidences: torch.Tensor | Sequence[float], scores: torch.Tensor | Sequence[float], num_bins: int = NUM_BINS
+) -> float:
+    """Expected calibration error: the mean distance of what was promised from what was right, over bins of equal width.
+
+    Args:
+        confidences: `(n,)` probabilities of what was answered, in [0, 1].
+        scores: `(n,)` what the answers earned: 1 for a right and 0 for a wrong one, or between.
+        num_bins: how many bins; a confidence between two belongs to the lower one.
+
+    Returns:
+        A float in [0, 1].
+
+    Raises:
+        ValueError: there is none, or not as many of one as of the other.
+    """
+    confidences, scores = (torch.as_tensor(one, dtype=torch.float64).flatten() for one in (confidences, scores))
+    if len(confidences) == 0 or len(confidences) != len(scores):
+        raise ValueError(
+            f"confidences, scores: expected as many of both and one at least, got {len(confidences)} and {len(scores)}."
+        )
+    bins = ((confidences * num_bins).ceil().long() - 1).clamp(0, num_bins - 1)
+    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, confidences - scores)
+    return (gaps.abs().sum() / len(confidences)).item()
+
+
+def calibrate(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    scores: torch.Tensor | None = None,
+    least: float = MIN_TEMPERATURE,
+    most: float = MAX_TEMPERATURE,
+) -> dict[str, Any]:
+    """What `results.json` says of a calibration.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: as `negative_log_likelihood`; integers below 0 and rows of zeros are no class: an answer that cannot be right.
+            They count in the errors and not in the likelihood.
+        scores: `(n, classes)` what each class would earn; default: what `labels` say.
+        least, most: of the temperature.
+
+    Returns:
+        `temperature`; `ece_before` and `ece_after`, see `expected_calibration_error`, of the best class; `nll_before` and
+        `nll_after`; `num`, the rows that count.
+
+    Raises:
+        ValueError: as `fit_temperature`, or no row has a class.
+    """
+    soft = labels.is_floating_point()
+    known = (labels > 0).any(dim=-1) if soft else labels >= 0
+    if not known.any():
+        raise ValueError(f"labels: expected one of a class at least, got none among {len(labels)}.")
+    logits = logits.double().cpu()
+    labels = (labels.double() if soft else labels).cpu()
+    known = known.cpu()
+    temperature = fit_temperature(logits[known], labels[known], least, most)
+    best = logits.argmax(dim=-1)
+    if scores is not None:
+        earned = scores.cpu().gather(1, best[:, None]).squeeze(1)
+    else:
+        earned = labels.gather(1, best[:, None]).squeeze(1) if soft else best == labels
+    found: dict[str, Any] = {"temperature": temperature}
+    for name, scaled in (("before", logits), ("after", logits / temperature)):
+        confidences = probabilities(scaled, labels).amax(dim=-1)
+        found[f"ece_{name}"] = expected_calibration_error(confidences, earned)
+        found[f"nll_{name}"] = negative_log_likelihood(scaled[known], labels[known])
+    return {**found, "num": len(logits)}
+
+
+def draw_candidates(
+    captions: Sequence[str], image_of_caption: Sequence[int], num_candidates: int = 10, seed: int = 0
+) -> torch.LongTensor | None:
+    """For each caption, candidates to tell it from, as a user of zero-shot classification gives an image a handful of texts:
+    captions of other images, drawn at random, none with the words of a caption of its own image.
+
+    Args:
+        captions: of a split.
+        image_of_caption: for each of them its image's place.
+        num_candidates: the true one and the others; fewer where there are not so many.
+        seed: of the draw.
+
+    Returns:
+        `(captions, candidates)` places of captions, the true one first; `None` where a caption has no other to be told from.
+    """
+    own: dict[int, set[str]] = {}
+    for caption, image in zip(captions, image_of_caption, strict=True):
+        own.setdefault(image, set()).add(caption)
+    distinct = list({caption: place for place, caption in enumerate(captions)}.items())
+    others = {image: [place for caption, place in distinct if caption not in texts] for image, texts in own.items()}
+    count = min([num_candidates - 1, *map(len, others.values())])
+    if count < 1:
+        return None
+    draw = random.Random(seed)
+    rows = [[place, *draw.sample(others[image], count)] for place, image in enumerate(image_of_caption)]
+    return torch.tensor(rows)
