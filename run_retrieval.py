@@ -58,6 +58,8 @@ from hivilt.training import (
     run,
     run_command,
     set_threads,
+    warn_of_chance,
+    warn_of_few,
     write_json,
 )
 
@@ -362,6 +364,8 @@ def main(argv: list[str] | None = None) -> dict | list:
     data = {split: describe(dataset, bad_pictures[split]) for split, dataset in datasets.items()}
     for split, found in data.items():
         logger.info(f"{split}: {found['captions']:,} captions of {found['pictures']:,} pictures")
+        if split != "train":
+            warn_of_few(split, found["pictures"], "images")
     trainer = RetrievalTrainer(
         model=model,
         args=training_args,
@@ -386,6 +390,10 @@ def main(argv: list[str] | None = None) -> dict | list:
             write_predictions(folder / "predictions.jsonl", datasets["test"], rankings)
             draw_retrieval(folder / "retrieval.png", datasets["test"], rankings)
         results = collect_results(trainer, args, metrics, data={"name": name, **data})
+        if training_args.do_train and "validation" in results:
+            found, reached = data["validation"], results["validation"]["mean_recall"]
+            sizes = found["pictures"], data["train"]["pictures"]
+            warn_of_chance(args, "mean recall", reached, found["chance"]["mean_recall"], *sizes)
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
             write_card(trainer, args, results, splits, argv)

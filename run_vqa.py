@@ -55,6 +55,8 @@ from hivilt.training import (
     run,
     run_command,
     set_threads,
+    warn_of_chance,
+    warn_of_few,
     write_json,
 )
 
@@ -283,10 +285,26 @@ def headline_numbers(found: dict, metric: str) -> list[str]:
     return [name for name in dict.fromkeys([metric, *others]) if name in found]
 
 
+def measure_majority(
+    trainer: QuestionAnsweringTrainer, results: dict, datasets: dict[str, VQADataset], metric: str
+) -> None:
+    """Writes beside what was measured what the training questions' most frequent answer would reach, given to every question."""
+    train = datasets["train"].examples
+    answer = build_answer_vocabulary([one.answers for one in train], max_size=1, normalize=several_answers(train))[0]
+    for split in ("validation", "test"):
+        if metric in results.get(split, {}):
+            found = trainer.metrics_of_answer(answer, datasets[split])
+            names = [name for name in dict.fromkeys([metric, "accuracy"]) if name in found and name in results[split]]
+            results[split] |= {f"{name}_of_majority_answer": found[name] for name in names}
+            results[split]["majority_answer"] = answer
+
+
 def summary_of(results: dict, split: str, metric: str) -> str:
     """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
     found = results[split]
     lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
+    if (baseline := found.get(f"{metric}_of_majority_answer")) is not None:
+        lines.append(f"  always {found['majority_answer']!r}, the most frequent training answer: {baseline:.4f}")
     if others := headline_numbers(found, metric)[1:]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.4f}" for name in others))
     for name, accuracies in found.items():
@@ -346,6 +364,8 @@ def main(argv: list[str] | None = None) -> dict:
             f"{split}: {found['questions']:,} questions about {found['pictures']:,} pictures; "
             f"{describe_coverage(found, split)} ({len(label2id):,} answers)"
         )
+        if split != "train":
+            warn_of_few(split, sum(1 for one in splits[split] if one.answers), "questions with a known answer")
     if training_args.do_train:
         kept = drop_unknown_answers(splits["train"], label2id)
         data["train"]["dropped_questions"] = len(splits["train"]) - len(kept)
@@ -389,6 +409,12 @@ def main(argv: list[str] | None = None) -> dict:
             if benchmark is not None and benchmark.submissions is not None:
                 write_submission(folder, benchmark, test, predictions)
         results = collect_results(trainer, args, metrics, data={"name": name, **data}, num_answers=len(label2id))
+        if training_args.do_train:
+            measure_majority(trainer, results, datasets, metric)
+            if (chance := results.get("validation", {}).get(f"{metric}_of_majority_answer")) is not None:
+                found = results["validation"]
+                sizes = found["num_questions"], data["train"]["pictures"]
+                warn_of_chance(args, metric.replace("_", " "), found[metric], chance, *sizes)
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
             write_card(trainer, args, results, splits, argv)

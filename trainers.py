@@ -766,6 +766,11 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             }
         return metrics
 
+    def metrics_of_answer(self, answer: str, dataset: VQADataset) -> dict[str, float]:
+        """The metrics, as `measure` gives them and as far as they are one number each, of this answer to every question."""
+        found = self._metrics([[{"answer": answer, "score": 1.0}]] * len(dataset.examples), dataset.examples)
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
     def metric_names(self, dataset: VQADataset) -> set[str]:
         answer = {"answer": self.watched_answer or "", "score": 0.0}
         found = self._metrics([[answer]] * len(dataset.examples), dataset.examples)

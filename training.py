@@ -4,6 +4,7 @@ import difflib
 import gc
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -1062,6 +1063,42 @@ def run(
     if args.do_train:
         trainer.save_state()  # last: where it is, the run came to its end
     return metrics, predictions
+
+
+# Below it a share that was measured says little.
+FEW = 100
+
+
+def warn_of_few(split: str, count: int, unit: str) -> None:
+    """Warns where a split is so small that what is measured on it says little, with the standard error of a share."""
+    if 0 < count < FEW:
+        error = 50 / math.sqrt(count)
+        logger.warning(
+            f"{split}: {count} {unit} are few; a share of them has a standard error of up to {error:.0f} percentage points, so "
+            f"do not trust smaller differences. Give a larger --{split}_file, or more data to hold out of."
+        )
+
+
+def warn_of_chance(args: TaskArguments, metric: str, value: float, chance: float, count: int, num_images: int) -> None:
+    """Warns where a run from scratch ends where it might as well not have looked, and says how to start instead.
+
+    Args:
+        args: the script's; a run from a checkpoint or on a pretrained vision encoder is left alone.
+        metric: what it is called.
+        value, chance: what the model reaches on validation, and what one without the images would; shares.
+        count: what was measured on; `value` is told from chance where it is three standard errors above.
+        num_images: that it was trained on.
+    """
+    if args.model_name_or_path or args.vision_model or count == 0 or chance == 1:
+        return
+    if value <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
+        texts = "" if args.text_model else "--text_model sentence-transformers/all-MiniLM-L6-v2 "
+        parts = "vision" if args.text_model else "vision text"
+        logger.warning(
+            f"{metric} on validation is {value:.4f}, not told from chance ({chance:.4f}): {num_images:,} images were too few to "
+            "learn to see from scratch. Start from pretrained encoders: --vision_model google/mobilenet_v2_1.0_224 "
+            f"{texts}--freeze {parts}. Without the Hub, python runs/encoders_without_hub.py makes folders of both to name."
+        )
 
 
 def set_threads(args: TaskArguments, model: HiViLTPreTrainedModel) -> None:

@@ -901,3 +901,23 @@ def test_what_is_familiar_is_written_down(tmp_path):
     said = is_familiar(found, maps).tolist()
     assert sum(said[:9]) >= 8 and said[9:] == [False, False]
     assert "is_familiar" in (out / "README.md").read_text()
+
+
+def test_a_baseline_stands_beside_the_accuracy_and_few_questions_are_told(data, tmp_path, caplog, capsys):
+    """Most training questions have the answer "no", as have 5 of 13 test questions."""
+    trained = [json.loads(line)["answer"] for line in (data / "train.jsonl").read_text().splitlines()]
+    answers = [json.loads(line)["answer"] for line in (data / "test.jsonl").read_text().splitlines()]
+    assert max(trained, key=trained.count) == "no"
+    results = main(flags(data, tmp_path / "out"))
+    assert results["test"]["majority_answer"] == "no"
+    assert results["test"]["accuracy_of_majority_answer"] == answers.count("no") / len(answers)
+    assert f"always 'no', the most frequent training answer: {answers.count('no') / 13:.4f}" in capsys.readouterr().out
+    assert "| accuracy of majority answer |" in (tmp_path / "out/README.md").read_text()
+    told = [record.message for record in caplog.records if "are few" in record.message]
+    assert [one.partition(" are few")[0] for one in told] == [
+        "validation: 9 questions with a known answer",
+        "test: 13 questions with a known answer",
+    ]
+    assert "standard error of up to 17 percentage points" in told[0]
+    # Two steps teach nothing.
+    assert any("not told from chance" in record.message and "10 images" in record.message for record in caplog.records)

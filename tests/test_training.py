@@ -36,6 +36,8 @@ from hivilt.training import (
     run_command,
     set_threads,
     train_tokenizer,
+    warn_of_chance,
+    warn_of_few,
     without_place,
     write_json,
 )
@@ -597,3 +599,40 @@ def test_freeze_names_the_first_layers_of_an_encoder():
     assert any(name.startswith("model.text_model.encoder.layer.0.") for name in trains)
     with pytest.raises(ValueError, match=r"^freeze: got 'vision:99'\. .*0\.\.3"):
         freeze_parts(model, ["vision:99"])
+
+
+@pytest.mark.parametrize(("count", "error"), [(1, "50"), (3, "29"), (99, "5")])
+def test_a_split_of_few_questions_is_told_with_its_standard_error(count, error, caplog):
+    warn_of_few("validation", count, "questions")
+    assert (
+        f"validation: {count} questions are few; a share of them has a standard error of up to {error} percent"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("count", [0, 100])
+def test_a_split_that_is_large_enough_or_not_there_is_not_told(count, caplog):
+    warn_of_few("validation", count, "questions")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("value", "chance", "count", "flags", "told"),
+    [
+        (0.01, 0.02, 216, [], "--vision_model google/mobilenet_v2_1.0_224 --text_model sentence-transformers/"),
+        (0.04, 0.02, 216, [], "--freeze vision text"),  # three standard errors are 0.0286
+        (0.05, 0.02, 216, [], None),
+        (0.5, 0.5, 1000, ["--text_model", "mine"], "--vision_model google/mobilenet_v2_1.0_224 --freeze vision."),
+        (0.01, 0.02, 216, ["--vision_model", "mine"], None),
+        (0.01, 0.02, 216, ["--model_name_or_path", "mine"], None),
+        (1.0, 1.0, 216, [], None),
+        (0.0, 0.0, 0, [], None),
+    ],
+)
+def test_a_run_from_scratch_that_ends_at_chance_is_told_how_to_start(value, chance, count, flags, told, caplog):
+    task, _ = parse_arguments(flags, TaskArguments, {})
+    warn_of_chance(task, "mean recall", value, chance, count, 216)
+    if told is None:
+        assert not caplog.records
+    else:
+        assert told in caplog.text and "216 images were too few to learn to see from scratch" in caplog.text
