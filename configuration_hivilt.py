@@ -132,6 +132,8 @@ class HiViLTConfig(PreTrainedConfig):
             Activation of the fusion MLPs.
         dropout (`float`, defaults to 0.1):
             Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
+        embedding_dropout (`float`, defaults to 0.0):
+            Retrieval: dropout on `V_g` and `T_g` before they are embedded. With frozen encoders and few images, 0.3.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the level norms.
         initializer_range (`float`, *optional*):
@@ -201,6 +203,7 @@ class HiViLTConfig(PreTrainedConfig):
     use_position_embeddings: bool = True
     hidden_act: str = "gelu"
     dropout: float | int = 0.1
+    embedding_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
     initializer_range: float | None = None
     projection_dim: int = 256
@@ -342,8 +345,9 @@ class HiViLTConfig(PreTrainedConfig):
             )
         if self.fusion_top_k is not None and self.fusion_top_k < 1:
             raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+        for name in ("dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         weights = ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight")
         for name in (*weights, "initializer_range"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:

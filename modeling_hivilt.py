@@ -2029,6 +2029,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
         self.model = HiViLTModel(config, add_global_mlp=False)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -2192,8 +2193,9 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             else:
                 text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
                 text_states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
-        image_embeds = embed(self.visual_projection, image_states.global_state)
-        text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
+        image_embeds = embed(self.visual_projection, self.embedding_dropout(image_states.global_state))
+        text_embeds = embed(self.text_projection, self.embedding_dropout(text_states.global_state))
+        text_embeds = text_embeds.to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
 
         num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]

@@ -239,6 +239,8 @@ def test_num_labels_alone_makes_nameless_answers():
         ("fusion_top_k", 0.5),
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("embedding_dropout", 1.0),
+        ("embedding_dropout", -0.1),
         ("classification_loss_weight", -1.0),
         ("contrastive_loss_weight", -1.0),
         ("auxiliary_loss_weight", -1.0),

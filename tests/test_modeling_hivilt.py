@@ -585,6 +585,21 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole_batch(chunk_size, text,
         torch.testing.assert_close(chunked[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_embeddings_are_dropped_out_in_training_alone(batch):
+    model = with_dropout(make_model(HiViLTForRetrieval, weight_scale=8.0, auxiliary_loss_weight=0.0), 0.0)
+    dropped = make_model(HiViLTForRetrieval, weight_scale=8.0, auxiliary_loss_weight=0.0, embedding_dropout=0.5)
+    dropped = with_dropout(dropped, 0.0)
+    dropped.embedding_dropout.p = dropped.config.embedding_dropout
+    kept = model(**batch)
+    for name in ("image_embeds", "text_embeds"):
+        assert torch.equal(dropped(**batch)[name], kept[name])
+        assert torch.equal(model.train()(**batch)[name], kept[name])
+        drawn = dropped.train()(**batch)[name]
+        assert not torch.allclose(drawn, kept[name])
+        torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(len(drawn)))
+        dropped.eval()
+
+
 def test_chunks_draw_dropout_once_and_leave_frozen_encoders_alone(batch):
     """The second pass over a chunk must see the units that the first one dropped, or the gradient is another model's."""
     model = make_model(HiViLTForRetrieval, weight_scale=8.0, dropout=0.5).train()
