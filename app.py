@@ -61,7 +61,7 @@ REMEMBERED = 16  # images whose states stay in memory
 SMALL, LARGE, THUMB = (512, 512), (1024, 1024), (96, 96)
 CSS = """
 #picture img, #like img { width: 100%; height: 100%; object-fit: contain }
-#found .grid-wrap { max-height: none; overflow: visible }
+#found .grid-wrap { min-height: 0; max-height: none; overflow: visible }
 #examples .container { width: 2.5rem; height: 2.5rem }
 .html-container { padding: 0 !important }
 .about, .note { margin: 0 }

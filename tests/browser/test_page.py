@@ -144,7 +144,7 @@ def test_it_opens_with_photographs_and_finds_them_by_words(browser, look, reques
     assert columns == (5 if browser.execute_script("return innerWidth") == 1300 else 2)
 
     click(browser, "#more button")
-    wait(browser, one(browser, "#rerank input").is_displayed)
+    wait(browser, lambda: one(browser, "#rerank input").is_displayed())
     look("more")
     one(browser, "#rerank input").click()
     click(browser, "#search")
@@ -175,7 +175,7 @@ def test_a_result_opens_large_and_is_asked_several_questions(browser, look):
     tab(browser, "Search")
     click(browser, "#found .thumbnail-item", captions.index("cat"))
     assert wait(browser, lambda: shown_image(browser))
-    wait(browser, one(browser, "#question textarea").is_displayed)
+    wait(browser, lambda: one(browser, "#question textarea").is_displayed())
     assert "answers and no others" in one(browser, "#about-answers").text
     look("opened")
     write(browser, "#question", "\n".join(THREE))
