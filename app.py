@@ -179,8 +179,17 @@ def describe_answers(name: str, results: Mapping[str, Any], answers: Sequence[st
     for split in ("test", "validation"):
         share, questions = number(results, split, metric), number(results, split, "num_questions")
         if share is not None and questions:
-            sentences.append(f"Its {metric.replace('_', ' ')} on {questions:,} {split} questions was {share:.1%}.")
+            said = f"Its {metric.replace('_', ' ')} on {questions:,} {split} questions was {share:.1%}"
+            always, baseline = (
+                results[split].get("majority_answer"),
+                number(results, split, f"{metric}_of_majority_answer"),
+            )
+            sentences.append(
+                f"{said}." if baseline is None else f"{said}; that of always {always!r} is {baseline:.1%}."
+            )
             break
+    if number(results, "calibration", "temperature") is not None:
+        sentences.append("Its probabilities were calibrated on validation questions.")
     first = ", ".join(answers[:NAMED_ANSWERS])
     more = ", ..." if len(answers) > NAMED_ANSWERS else ""
     sentences.append(f"It knows {len(answers):,} answers and no others: {first}{more}.")

@@ -291,6 +291,11 @@ def test_the_page_says_what_its_models_know():
     assert "Its vqa accuracy on 1,234 test questions was 62.5%." in answers
     assert "It knows 20 answers and no others: answer 0, answer 1," in answers
     assert "answer 12, ..." in answers and "answer 13" not in answers
+    assert "calibrated" not in answers
+    known = {**RESULTS["test"], "majority_answer": "no", "vqa_accuracy_of_majority_answer": 0.25}
+    more = app.describe_answers("it", {**RESULTS, "test": known, "calibration": {"temperature": 1.5}}, ["no"])
+    assert "test questions was 62.5%; that of always &#x27;no&#x27; is 25.0%." in more
+    assert "Its probabilities were calibrated on validation questions." in more
 
 
 @pytest.mark.parametrize("text", [None, "", "no JSON", "[1]", '{"data": null, "test": 3}', '{"data": {"name": 5}}'])
@@ -302,6 +307,10 @@ def test_of_a_checkpoint_without_results_nothing_is_claimed(tmp_path, text):
         assert "so what it was trained on is not known" in said
         assert "%" not in said
     assert "It knows 1 answers and no others: no." in said
+
+
+def test_of_a_checkpoint_on_the_hub_without_results_nothing_is_claimed_either():
+    assert app.read_results("someone/without-results") == {}
 
 
 def test_results_are_those_beside_the_checkpoint(tmp_path):
