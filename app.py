@@ -477,8 +477,14 @@ def build_page(
                 if name not in indexes:
                     raise ValueError("There is no such folder to search.")
                 said, hits = search(indexes[name], text, image, fuse)
-                shown = [(ImageOps.contain(open_picture(str(path)), SMALL), caption) for path, caption in hits]
-                return note_of(said), shown, [str(path) for path, _ in hits]
+                shown, paths = [], []
+                for path, caption in hits:
+                    try:
+                        shown.append((ImageOps.contain(open_picture(str(path)), SMALL), caption))
+                        paths.append(str(path))
+                    except (ValueError, OSError):  # since it was embedded
+                        said += f" {path.name} can no longer be read."
+                return note_of(said), shown, paths
 
             def open_result(paths: list, event: gr.SelectData):
                 image = opened(paths[checked(event.index, paths)])

@@ -253,6 +253,21 @@ def test_without_words_all_of_the_chosen_folder_is_shown(client):
         assert f"{len(names)} images to search. Open one to ask about it." in note
 
 
+def test_an_image_that_is_gone_hides_no_other(checkpoint, searching, place, tmp_path):
+    folder = shutil.copytree(place / "images", tmp_path / "images")
+    page = app.build_page(checkpoint, {"mine": ImageIndex.build(folder, *searching, tmp_path / "index")})
+    (look,) = [one.fn for one in page.fns.values() if one.api_name == "search"]
+    (folder / "red.png").unlink()
+    (folder / "blue.png").write_text("no image")
+    for words, count in {"": 12, "a red circle": 10}.items():
+        note, shown, paths = look("mine", words, None, False)
+        gone = note.count("can no longer be read")
+        assert len(shown) == len(paths) == count - gone and set(map(type, paths)) == {str}
+        assert not {"red", "blue"} & {Path(path).stem for path in paths}
+    note, *_ = look("mine", "", None, False)
+    assert "red.png can no longer be read." in note and "blue.png can no longer be read." in note
+
+
 @pytest.mark.parametrize("folder", ["empty", "/", "..", "", None])
 def test_no_folder_is_searched_but_those_named_at_the_start(client, folder):
     note, found = client.predict(folder, "red", None, False, api_name="/search")
