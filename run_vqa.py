@@ -18,11 +18,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 
 from hivilt.cards import python_literal, write_model_card
 from hivilt.configuration_hivilt import HiViLTConfig
+from hivilt.data.augmentation import GRAY
 from hivilt.data.vqa import (
     Columns,
     VQACollator,
@@ -103,6 +106,10 @@ class VQAArguments(TaskArguments):
     )
     min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
     max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
+    blank_images: bool = field(
+        default=False,
+        metadata={"help": "Measure once more with gray in place of every image: what is right by the question alone."},
+    )
     reword: float | None = field(
         default=None,
         metadata={"help": "Share of easy-vqa's training questions that are asked in other words. Default: 0.3."},
@@ -299,12 +306,25 @@ def measure_majority(
             results[split]["majority_answer"] = answer
 
 
+def measure_blank_images(trainer: QuestionAnsweringTrainer, dataset: VQADataset, metric: str) -> dict[str, float]:
+    """The headline numbers of a split whose images are all the same gray, each by its name with `_of_blank_images`."""
+    with TemporaryDirectory() as folder:
+        gray = Path(folder) / "gray.png"
+        Image.new("RGB", (256, 256), GRAY).save(gray)
+        blank = VQADataset([one._replace(image=str(gray)) for one in dataset.examples])
+        found = trainer.predict(blank, metric_key_prefix="blank").metrics
+    found = {name.removeprefix("blank_"): value for name, value in found.items()}
+    return {f"{name}_of_blank_images": found[name] for name in headline_numbers(found, metric)}
+
+
 def summary_of(results: dict, split: str, metric: str) -> str:
     """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
     found = results[split]
     lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
     if (baseline := found.get(f"{metric}_of_majority_answer")) is not None:
         lines.append(f"  always {found['majority_answer']!r}, the most frequent training answer: {baseline:.4f}")
+    if (baseline := found.get(f"{metric}_of_blank_images")) is not None:
+        lines.append(f"  with gray in place of every image: {baseline:.4f}")
     if others := headline_numbers(found, metric)[1:]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.4f}" for name in others))
     for name, accuracies in found.items():
@@ -397,6 +417,10 @@ def main(argv: list[str] | None = None) -> dict:
         official_metrics=benchmark and benchmark.official_metrics,
     )
     metrics, predictions = run(trainer, datasets.get("test"), held_out, args.calibrate)
+    for split, prefix in (("validation", "eval"), ("test", "test")) if args.blank_images else ():
+        if split in metrics:
+            blank = measure_blank_images(trainer, datasets[split], metric)
+            metrics[split] |= {f"{prefix}_{name}": value for name, value in blank.items()}
 
     folder = Path(training_args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     ResNetConfig,
@@ -88,6 +89,13 @@ class TaskArguments:
         default=None, metadata={"help": "HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'."}
     )
     image_size: int = field(default=64, metadata={"help": "Side in pixels that a small vision encoder works at."})
+    image_processor: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What a new HiViLT's image processor does otherwise than vision_model's own, as JSON: "
+            '\'{"size": {"height": 256, "width": 320}, "do_center_crop": false}\'.'
+        },
+    )
     freeze: list[str] = field(
         default_factory=list,
         metadata={
@@ -205,6 +213,17 @@ class TaskArguments:
         wrong = [one for one in self.language if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", one)]
         if wrong:
             raise ValueError(f"language: expected ISO 639 codes of two or three letters, such as en, got {wrong[0]!r}.")
+        if isinstance(self.image_processor, str):
+            self.image_processor = read_mapping("image_processor", self.image_processor)
+        if not isinstance(self.image_processor, dict | None):
+            raise ValueError(
+                f"image_processor: expected fields of an image processor with their values, got {self.image_processor!r}."
+            )
+        if self.image_processor and not self.vision_model:
+            raise ValueError(
+                "image_processor: changes that of vision_model, which is not given; a checkpoint keeps its own, and a small "
+                "new encoder takes image_size."
+            )
         if isinstance(self.fusion, str):
             self.fusion = read_mapping("fusion", self.fusion)
         if not isinstance(self.fusion, dict | None):
@@ -966,6 +985,8 @@ def load_or_build(
     if args.vision_model:
         with _loading("vision_model", args.vision_model):
             image_processor = AutoImageProcessor.from_pretrained(args.vision_model, **remote)
+        if args.image_processor:
+            image_processor = change_image_processor(image_processor, args.image_processor)
     else:
         size = {"height": args.image_size, "width": args.image_size}
         # Not the torchvision one, which differs a little: a checkpoint gives the same numbers wherever it is made.
@@ -989,6 +1010,26 @@ def load_or_build(
     if model.config.max_text_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     return model, HiViLTProcessor(image_processor, tokenizer)
+
+
+def change_image_processor(image_processor: BaseImageProcessor, changes: Mapping[str, Any]) -> BaseImageProcessor:
+    """An image processor like this one but for some fields.
+
+    Raises:
+        ValueError: it has no such field, or takes no such value.
+    """
+    fields_of = image_processor.to_dict()
+    for name in changes:
+        if name not in fields_of:  # transformers would drop it without a word
+            near = difflib.get_close_matches(name, fields_of, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"image_processor: {type(image_processor).__name__} has no field {name}{hint}")
+        if isinstance(fields_of[name], bool) and not isinstance(changes[name], bool):
+            raise ValueError(f"image_processor: {name} is true or false, got {changes[name]!r}.")
+    try:
+        return type(image_processor).from_dict({**fields_of, **changes})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"image_processor: {error}") from error
 
 
 def freeze_parts(model: HiViLTPreTrainedModel, freeze: list[str]) -> None:

@@ -210,6 +210,11 @@ def test_a_wrong_flag_is_refused_by_name(argv, message):
             "^fusion: HiViLTConfig has no field fusion_topk; did you mean fusion_top_k",
         ),
         (["--fusion", '{"bogus": 8}'], r"^fusion: HiViLTConfig has no field bogus\."),
+        (["--image_processor", "256"], "^image_processor: expected fields of an image processor.* got 256"),
+        (
+            ["--image_processor", '{"do_center_crop": false}'],
+            "^image_processor: changes that of vision_model, which is not",
+        ),
         (["--freeze", "vision", "head"], "^freeze: expected any of vision, text, fusion, .*got 'head'"),
         (["--freeze", "vision,text"], "^freeze: expected any of .*got 'vision,text'"),
         (["--freeze", "vision:"], "^freeze: expected any of .* such as vision:12.*got 'vision:'"),

@@ -735,6 +735,23 @@ def test_two_processes_answer_with_the_model_they_save(data, tmp_path):
 # Bad input
 
 
+def test_blank_images_measure_what_questions_alone_answer(data, tmp_path, capsys):
+    results = main([*flags(data, tmp_path / "out"), "--blank_images"])
+    printed, card = capsys.readouterr().out, ModelCard.load(tmp_path / "out/README.md")
+    for split in ("validation", "test"):
+        assert f"with gray in place of every image: {results[split]['accuracy_of_blank_images']:.4f}" in printed
+    assert "| accuracy of blank images |" in card.text
+
+    # As if all images of the file were gray.
+    rows = read_lines(data / "test.jsonl")
+    Image.new("RGB", (50, 30), (128, 128, 128)).save(data / "gray.png")
+    (data / "gray.jsonl").write_text("".join(json.dumps(row | {"image": "gray.png"}) + "\n" for row in rows))
+    model = ["--model_name_or_path", str(tmp_path / "out"), "--test_file", str(data / "gray.jsonl"), "--do_predict"]
+    gray = main([*model, "--output_dir", str(tmp_path / "gray")])
+    assert gray["test"]["accuracy"] == results["test"]["accuracy_of_blank_images"]
+    assert gray["test"]["num_questions"] == results["test"]["num_questions"]
+
+
 def test_nothing_to_evaluate(data, tmp_path):
     with pytest.raises(ValueError, match="give --model_name_or_path a checkpoint, or --do_train"):
         main(["--do_predict", "--test_file", str(data / "test.jsonl"), "--output_dir", str(tmp_path / "out")])

@@ -636,3 +636,34 @@ def test_a_run_from_scratch_that_ends_at_chance_is_told_how_to_start(value, chan
         assert not caplog.records
     else:
         assert told in caplog.text and "216 images were too few to learn to see from scratch" in caplog.text
+
+
+def test_image_processor_sees_whole_images_at_another_size(towers, tmp_path):
+    size = {"height": 20, "width": 40}
+    changes = {"size": size, "resample": 3}
+    fusion = {"hidden_size": 20, "num_attention_heads": 4}
+    args = TaskArguments(**towers, image_processor=json.dumps(changes), fusion=fusion)
+    model, processor = load_or_build(args, HiViLTForQuestionAnswering, id2label=dict(enumerate(ANSWERS)))
+    assert processor(images=[make_picture()], return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 40)
+    assert processor.image_processor.image_mean == ViTImageProcessorPil().image_mean  # all else is the encoder's
+
+    # A checkpoint keeps it.
+    processor.save_pretrained(tmp_path / "whole")
+    again = HiViLTProcessor.from_pretrained(tmp_path / "whole").image_processor
+    assert (again.size.height, again.size.width, again.resample) == (20, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"do_centre_crop": False}, "ViTImageProcessor.* has no field do_centre_crop"),
+        ({"sise": 64}, "has no field sise; did you mean size?"),
+        ({"do_resize": "no"}, "do_resize is true or false, got 'no'"),
+        ({"size": {"height": 20}}, "size must have one of"),
+        ({"size": "large"}, "'large'|large"),
+    ],
+)
+def test_a_field_of_the_image_processor_that_cannot_work_is_named(towers, changes, message):
+    args = TaskArguments(**towers, image_processor=changes)
+    with pytest.raises(ValueError, match=f"^image_processor: .*{message}"):
+        load_or_build(args, HiViLTForQuestionAnswering, id2label=dict(enumerate(ANSWERS)))
