@@ -399,7 +399,7 @@ class EncoderCache:
                 self._tell("vision: not cached in training, since augmentation changes the images each time.")
             else:
                 images = self._images_by_key(dataset)
-                levels = [*map(list, base.config.vision_level_layout)]
+                levels = [*map(list, base._vision_levels)]  # without local fusion the coarsest alone
                 name = _fingerprint(base.vision_model, {**way, "levels": levels}, processor.image_processor)
                 self._fill("vision", name, images, [1] * len(images), encode_images, _IMAGES_PER_FILE, progress)
         if "text" in parts and _is_frozen(base, "text_model"):

@@ -2,17 +2,27 @@
 
 All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
 every vision level and of the text, and give the state that the head classifies. ViLT has no encoders; it is
-transformers' own, and its layers take the parameters that encoders take elsewhere.
+transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained encoders, which are
+frozen, there is no ViLT, and contestants are of one size in what trains.
 """
 
-from bisect import bisect_left as bisect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForQuestionAnswering, ViltPreTrainedModel
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    ViltConfig,
+    ViltForImageAndTextRetrieval,
+    ViltForQuestionAnswering,
+    ViltPreTrainedModel,
+)
 
 from hivilt import HiViLTConfig, HiViLTForRetrieval
 from hivilt.modeling_hivilt import (
@@ -31,6 +41,36 @@ from hivilt.modeling_hivilt import (
     take,
 )
 from hivilt.training import SMALL_FUSION, small_text_config, small_vision_config
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What HiViLT and all but ViLT are built on.
+
+    Args:
+        vision, text: a config, for a new encoder; or the name or folder of a pretrained one.
+        fusion: fields of `HiViLTConfig`.
+        frozen: whether they do not train.
+        cache_dir: folder of the `EncoderCache` of frozen ones; `None` is its default.
+    """
+
+    vision: str | PreTrainedConfig
+    text: str | PreTrainedConfig
+    fusion: Mapping[str, Any] = field(hash=False)
+    frozen: bool = True
+    cache_dir: Path | None = None
+
+    def untrained(self) -> "Encoders":
+        """The same without weights."""
+        vision, text = (
+            AutoConfig.from_pretrained(one) if isinstance(one, str) else one for one in (self.vision, self.text)
+        )
+        return replace(self, vision=vision, text=text)
+
+
+def small_encoders(vocab_size: int) -> Encoders:
+    """Those of the scripts, new and trained with the rest."""
+    return Encoders(small_vision_config(), small_text_config(vocab_size), SMALL_FUSION, frozen=False)
 
 
 class OtherFusion(nn.Module):
@@ -90,8 +130,10 @@ class LateFusion(OtherFusion):
         self.mlp = nn.Sequential(
             nn.Linear(3 * config.hidden_size, width),
             nn.GELU(),
+            nn.Dropout(config.dropout),
             nn.Linear(width, width),
             nn.GELU(),
+            nn.Dropout(config.dropout),
             nn.Linear(width, config.hidden_size),
         )
 
@@ -102,11 +144,12 @@ class LateFusion(OtherFusion):
 class SingleStream(OtherFusion):
     """VisualBERT-style (Li et al. 2019, arXiv:1908.03557): one transformer over the tokens of both, read at its first."""
 
-    def __init__(self, config: HiViLTConfig, width: int, num_layers: int):
+    def __init__(self, config: HiViLTConfig, width: int):
         super().__init__(config)
         self.first = nn.Parameter(torch.zeros(config.hidden_size))
         make = partial(_layer, nn.TransformerEncoderLayer, config, width)
-        self.layers = nn.ModuleList(make() for _ in range(num_layers))
+        # As many as HiViLT's stages have sides.
+        self.layers = nn.ModuleList(make() for _ in range(2 * config.num_fusion_stages))
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def join(self, vision, vision_global, text, text_global, text_mask):
@@ -123,11 +166,11 @@ class CoAttention(OtherFusion):
     attends to the other side's; their means are read together.
     """
 
-    def __init__(self, config: HiViLTConfig, width: int, num_layers: int):
+    def __init__(self, config: HiViLTConfig, width: int):
         super().__init__(config)
         make = partial(_layer, nn.TransformerDecoderLayer, config, width)
-        self.vision_layers = nn.ModuleList(make() for _ in range(num_layers))
-        self.text_layers = nn.ModuleList(make() for _ in range(num_layers))
+        self.vision_layers = nn.ModuleList(make() for _ in range(config.num_fusion_stages))
+        self.text_layers = nn.ModuleList(make() for _ in range(config.num_fusion_stages))
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size) for _ in range(2))
         self.output = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
@@ -243,27 +286,76 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
         )
 
 
-# With a head's class come the number of word pieces, the side of the pictures in pixels, a width, and fields of the config.
+# With a head's class come the number of word pieces, the side of the images in pixels, a width, the encoders (unset: those
+# of the scripts), and fields of the config.
 Make = Callable[..., nn.Module]
 
 
-def make_hivilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
-    """The small model of the scripts; `width` is that inside the MLPs of local fusion."""
-    config = {**SMALL_FUSION, "fusion_intermediate_size": width, **fields}
-    return head.from_vision_text_pretrained(small_vision_config(), small_text_config(vocab_size), **config)
+def make_hivilt(
+    head: type[HiViLTPreTrainedModel],
+    vocab_size: int,
+    image_size: int,
+    width: int,
+    encoders: Encoders | None = None,
+    **fields,
+):
+    """HiViLT on these encoders; `width` is that inside the MLPs of local fusion."""
+    encoders = encoders or small_encoders(vocab_size)
+    config = {**encoders.fusion, "fusion_intermediate_size": width, **fields}
+    model = head.from_vision_text_pretrained(encoders.vision, encoders.text, **config)
+    if encoders.frozen:
+        model.freeze("vision")
+        model.freeze("text")
+    return model
 
 
-def without_local(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
-    """The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide."""
-    vision = small_vision_config()
-    vision.hidden_sizes = [*vision.hidden_sizes[:-1], width]
-    config = {**SMALL_FUSION, "use_local_fusion": False, **fields}
-    return head.from_vision_text_pretrained(vision, small_text_config(vocab_size), **config)
+def one_stage(*args, encoders: Encoders | None = None, **fields):
+    """The coarsest level alone."""
+    levels = {} if encoders is None else encoders.fusion
+    last = {name: levels[name][-1:] for name in ("vision_levels", "vision_strides") if name in levels}
+    return make_hivilt(*args, encoders=encoders, num_fusion_stages=1, **last, **fields)
 
 
-def without_product(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
+def without_local(
+    head: type[HiViLTPreTrainedModel],
+    vocab_size: int,
+    image_size: int,
+    width: int,
+    encoders: Encoders | None = None,
+    **fields,
+):
+    """
+    The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide; where encoders are
+    frozen, to an MLP of that width on the tokens of each side, which sees nothing of the other.
+    """
+    fields["use_local_fusion"] = False
+    if encoders is not None:
+        model = make_hivilt(head, vocab_size, image_size, width, encoders, **fields)
+        for levels in (model.base_model.fusion.vision_levels, model.base_model.fusion.text_levels):
+            levels[-1] = nn.Sequential(levels[-1], OwnMLP(model.config, model.config.hidden_size, width))
+        return _initialized(model)
+    small = small_encoders(vocab_size)
+    small.vision.hidden_sizes = [*small.vision.hidden_sizes[:-1], width]
+    return make_hivilt(head, vocab_size, image_size, SMALL_FUSION["fusion_intermediate_size"], small, **fields)
+
+
+class OwnMLP(HiViLTMLP):
+    """What a token finds in itself, added to it."""
+
+    def forward(self, hidden_states):
+        return hidden_states + super().forward(hidden_states)
+
+
+def without_product(
+    head: type[HiViLTPreTrainedModel],
+    vocab_size: int,
+    image_size: int,
+    width: int,
+    encoders: Encoders | None = None,
+    **fields,
+):
     """Local fusion whose MLPs read a token and what it attended to, not their product."""
-    model = make_hivilt(head, vocab_size, image_size, width, **fields)
+    model = make_hivilt(head, vocab_size, image_size, width, encoders, **fields)
     for stage in model.base_model.fusion.stages:
         stage.vision_mlp, stage.text_mlp = (
             HiViLTMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
@@ -282,10 +374,11 @@ def with_fusion(
     vocab_size: int,
     image_size: int,
     width: int,
+    encoders: Encoders | None = None,
     **fields,
 ):
     """HiViLT with another fusion in its place."""
-    model = make_hivilt(head, vocab_size, image_size, width, **fields)
+    model = make_hivilt(head, vocab_size, image_size, width, encoders, **fields)
     model.base_model.fusion = fusion(model.config, width)
     return _initialized(model)
 
@@ -323,41 +416,77 @@ CONTESTANTS: dict[str, Make] = {
     "HiViLT, co-attention's FLOPs": make_hivilt,
     "ViLT": make_vilt,
     "ViLT, HiViLT's FLOPs": make_vilt,
-    "single stream (VisualBERT)": partial(with_fusion, partial(SingleStream, num_layers=6)),
-    "co-attention (METER)": partial(with_fusion, partial(CoAttention, num_layers=3)),
+    "single stream (VisualBERT)": partial(with_fusion, SingleStream),
+    "single stream (VisualBERT), HiViLT's FLOPs": partial(with_fusion, SingleStream),
+    "co-attention (METER)": partial(with_fusion, CoAttention),
     "late fusion (CLIP)": partial(with_fusion, LateFusion),
     "without local fusion": without_local,
     "without global fusion": partial(make_hivilt, use_global_fusion=False),
-    "one stage": partial(make_hivilt, num_fusion_stages=1),
+    "one stage": one_stage,
     "without the product": without_product,
     "without positions": partial(make_hivilt, use_position_embeddings=False),
     "sparse, k = 4": partial(make_hivilt, fusion_top_k=4),
 }
 
 # Trained for as many FLOPs as another, and so for fewer or more steps than all others.
-AT_EQUAL_FLOPS = {"ViLT, HiViLT's FLOPs": "HiViLT", "HiViLT, co-attention's FLOPs": "co-attention (METER)"}
+AT_EQUAL_FLOPS = {
+    "ViLT, HiViLT's FLOPs": "HiViLT",
+    "HiViLT, co-attention's FLOPs": "co-attention (METER)",
+    "single stream (VisualBERT), HiViLT's FLOPs": "HiViLT",
+}
+
+# ViLT has no encoders to be given the states of: it embeds pixels and words itself. One transformer over the states of
+# both, as ViLT's is over pixels and words, is the single stream, which stands for it there at HiViLT's FLOPs, too.
+FROM_PIXELS_ALONE = ("ViLT", "ViLT, HiViLT's FLOPs")
+ON_FROZEN_ALONE = ("single stream (VisualBERT), HiViLT's FLOPs",)
 
 
-def make(name: str, head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, **fields) -> nn.Module:
-    """A contestant, as wide as makes it have as many parameters as HiViLT with `SMALL_FUSION`, as nearly as it can.
+def contestants_of(frozen: bool) -> list[str]:
+    """Those of `CONTESTANTS` that there are on frozen encoders, or on encoders that train."""
+    return [name for name in CONTESTANTS if name not in (FROM_PIXELS_ALONE if frozen else ON_FROZEN_ALONE)]
+
+
+def make(
+    name: str,
+    head: type[HiViLTPreTrainedModel],
+    vocab_size: int,
+    image_size: int,
+    encoders: Encoders | None = None,
+    **fields,
+) -> nn.Module:
+    """A contestant, as wide as makes it train as many parameters as HiViLT with its usual width, as nearly as it can.
 
     Args:
         name: one of `CONTESTANTS`.
         head: the class of HiViLT whose task it is for.
         vocab_size: number of word pieces.
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
+        encoders: pretrained ones, frozen; default: those of the scripts, which are small and train.
         **fields: of the config; the answers of question answering.
     """
+    if encoders is not None and name in FROM_PIXELS_ALONE:
+        raise ValueError(f"encoders: {name} reads pixels and words and has no encoders; got {encoders.vision}.")
+    given = {} if encoders is None else {"encoders": encoders}
     make_one = partial(CONTESTANTS[name], head, vocab_size, image_size, **fields)
     with torch.device("meta"):
-        usual = SMALL_FUSION["fusion_intermediate_size"]
-        target = num_parameters(make_hivilt(head, vocab_size, image_size, usual, **fields))
-        widths = range(1, 4096)
-        width = widths[bisect(widths, target, key=lambda width: num_parameters(make_one(width=width)))]
-        width = min((width - 1, width), key=lambda width: abs(num_parameters(make_one(width=width)) - target))
-    return make_one(width=width)
+        sized = {} if encoders is None else {"encoders": encoders.untrained()}
+        usual = (SMALL_FUSION if encoders is None else encoders.fusion)["fusion_intermediate_size"]
+        target = num_parameters(make_hivilt(head, vocab_size, image_size, usual, **sized, **fields))
+        first, second, third = (num_parameters(make_one(width=width, **sized)) for width in (1, 2, 3))
+    if first > target:
+        raise ValueError(
+            f"fusion_intermediate_size: got {usual}, with which HiViLT trains {target:,} parameters, but {name} has "
+            f"{first:,} at least; make it larger."
+        )
+
+    def size(width: int) -> int:
+        """A polynomial of the second degree, for all."""
+        return first + (width - 1) * (second - first) + (width - 1) * (width - 2) // 2 * (third - 2 * second + first)
+
+    width = min(range(1, 4096), key=lambda width: abs(size(width) - target))
+    return make_one(width=width, **given)
 
 
 def num_parameters(model: nn.Module) -> int:
-    """All of them, trained or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """All that train."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

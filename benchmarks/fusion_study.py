@@ -1,7 +1,9 @@
 """Does hierarchical fusion earn its place? HiViLT, its ablations and other ways to fuse, on the same data and budget.
 
     python -m hivilt.data.sort_of_clevr sort_of_clevr
-    python benchmarks/fusion_study.py --data_dir sort-of-clevr=sort_of_clevr vqa-rad=vqa_rad
+    python runs/encoders_without_hub.py
+    python benchmarks/fusion_study.py --data_dir sort-of-clevr=sort_of_clevr vqa-rad=vqa_rad flickr8k=flickr8k daquar=daquar
+    python benchmarks/fusion_study.py --tasks Flickr8k DAQUAR --data_dir flickr8k=flickr8k daquar=daquar
     python benchmarks/fusion_study.py --tasks "easy-VQA, 5 %" --contestants HiViLT ViLT --seeds 1
 
 For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried, on
@@ -10,6 +12,11 @@ seed trains anew and answers the test questions once. Data, word pieces, epochs,
 questions are the same for all, so that all take the same number of steps; what these cost in FLOPs, three times a
 forward pass, is given beside. Those of `AT_EQUAL_FLOPS` take as many FLOPs as another instead, and so fewer or more
 steps.
+
+On the photographs of Flickr8k and DAQUAR all stand on two pretrained encoders, which are frozen. What these give is
+encoded once, by the first training that needs it, and kept in --cache_dir: a training costs fusion and head alone, in
+time, in FLOPs and in parameters. ViLT, which reads pixels, is left out there. Flickr8k's test split is not read: each seed
+is measured on its validation split, and learning rates are chosen on training images that are held out, as elsewhere.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
@@ -27,7 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -35,9 +42,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, ViltForPairs, make, num_parameters
+from fusion_contestants import (
+    AT_EQUAL_FLOPS,
+    CONTESTANTS,
+    Encoders,
+    ViltForPairs,
+    contestants_of,
+    make,
+    num_parameters,
+)
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ViTImageProcessorPil, set_seed
+from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -54,15 +69,27 @@ from hivilt.data.vqa import (
     drop_unknown_answers,
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.plots import plot_study
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, environment, train_tokenizer
+from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, check_name, environment, train_tokenizer
 from peers import count_flops
 
+BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
 SEARCH_SEED = 0
 EVALUATIONS = 5  # on held-out questions, in each training
+# On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
+# 7 x 7, and the last one.
+FUSION = {
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_fusion_stages": 2,
+    "fusion_intermediate_size": 128,
+    "vision_levels": [11, 16],
+    "vision_strides": [2, 1],
+}
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
@@ -81,6 +108,11 @@ class Task:
         learning_rates: the grid.
         decay: share of the steps, the last ones, in which the learning rate falls, after it was held; without, it falls
             along a cosine from the end of the warm-up on, as in the scripts.
+        frozen: whether the encoders are pretrained and frozen.
+        fields: of the config.
+        measured: the split that each seed is measured on, once.
+        recalls: those of retrieval that are shown beside their mean.
+        evaluations: on held-out questions, in each training.
     """
 
     benchmark: str
@@ -92,6 +124,11 @@ class Task:
     families: tuple[str, ...] = ()
     learning_rates: tuple[float, ...] = (7e-4, 1.4e-3, 2.8e-3)
     decay: float | None = None
+    frozen: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    measured: str = "test"
+    recalls: tuple[str, ...] = ()
+    evaluations: int = EVALUATIONS
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """How the learning rate goes over so many steps, as arguments of training."""
@@ -119,12 +156,26 @@ TASKS = {
     "easy-VQA": Task("easy-vqa", 64, 3, 8, search_share=1.0),
     "VQA-RAD": Task("vqa-rad", 96, 10, 16),
     "OpenMoji": Task("openmoji", 64, 6, 64),
+    # Evaluated at the end alone: to re-rank costs more than an epoch.
+    "Flickr8k": Task(
+        "flickr8k",
+        224,
+        6,
+        64,
+        learning_rates=(5e-4, 1e-3, 2e-3),
+        frozen=True,
+        fields={"num_hard_negatives": 1, "embedding_dropout": 0.3},
+        measured="validation",
+        recalls=("image_to_text_recall@1", "text_to_image_recall@1"),
+        evaluations=1,
+    ),
+    "DAQUAR": Task("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3, 2e-3), frozen=True),
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """A task's splits, and what else all contestants share."""
+    """A task's splits, and what else all contestants share; `test` is the split that a seed is measured on."""
 
     train: Dataset
     validation: Dataset
@@ -138,12 +189,12 @@ class Data:
 
 
 @cache
-def read(task: Task, data_dir: Path | None) -> Data:
+def read(task: Task, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
     """The same at every call: which pictures are taken and held out does not depend on the seed of a training."""
-    return (read_captions if task.benchmark in CAPTION_BENCHMARKS else read_questions)(task, data_dir)
+    return (read_captions if task.benchmark in CAPTION_BENCHMARKS else read_questions)(task, data_dir, encoders)
 
 
-def read_questions(task: Task, data_dir: Path | None) -> Data:
+def read_questions(task: Task, data_dir: Path | None, encoders: Encoders | None) -> Data:
     """A benchmark of `run_vqa.py`."""
     benchmark = VQA_BENCHMARKS[task.benchmark]
     train = benchmark.read(benchmark.splits["train"], data_dir)
@@ -155,41 +206,49 @@ def read_questions(task: Task, data_dir: Path | None) -> Data:
     answers = build_answer_vocabulary([one.answers for one in train])
     label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
     train = drop_unknown_answers(train, label2id)
-    test = benchmark.read(benchmark.splits["test"], data_dir)
-    processor = make_processor(task, [one.question for one in train])
+    test = benchmark.read(benchmark.splits[task.measured], data_dir)
+    processor = make_processor(task, [one.question for one in train], encoders)
     collator = VQACollator(processor, label2id)
+    if encoders is None:
+        splits, collator = [ReadOnce(examples, collator) for examples in (train, validation, test)], join
+    else:
+        # Encoders' states come from the cache as fast.
+        splits = [VQADataset(train, seed=0), VQADataset(validation), VQADataset(test)]
     return Data(
-        *(ReadOnce(examples, collator) for examples in (train, validation, test)),
-        join,
+        *splits,
+        collator,
         processor,
         HiViLTForQuestionAnswering,
-        {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification"},
+        {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification", **task.fields},
         partial(QuestionAnsweringTrainer, official_metrics=benchmark.official_metrics),
         run_vqa.DEFAULTS,
     )
 
 
-def read_captions(task: Task, data_dir: Path | None) -> Data:
+def read_captions(task: Task, data_dir: Path | None, encoders: Encoders | None) -> Data:
     """A benchmark of `run_retrieval.py`, with the settings of its flags."""
     usual = run_retrieval.RetrievalArguments(benchmark=task.benchmark, image_size=task.image_size, data_dir=data_dir)
-    _, splits = run_retrieval.read_data(usual, ("train", "test"))
+    _, splits = run_retrieval.read_data(usual, ("train", task.measured))
     train, validation = hold_out(splits["train"])
-    processor = make_processor(task, [caption for one in train for caption in one.captions])
+    processor = make_processor(task, [caption for one in train for caption in one.captions], encoders)
     return Data(
         CaptionDataset(train, captions_per_image=usual.captions_per_image, seed=0),
         CaptionDataset(validation),
-        CaptionDataset(splits["test"]),
+        CaptionDataset(splits[task.measured]),
         CaptionCollator(processor),
         processor,
         HiViLTForRetrieval,
-        {"num_hard_negatives": usual.num_hard_negatives},
+        {"num_hard_negatives": usual.num_hard_negatives, **task.fields},
         partial(RetrievalTrainer, rerank_k=usual.rerank_k, similar_per_batch=usual.similar_per_batch),
         run_retrieval.DEFAULTS,
     )
 
 
-def make_processor(task: Task, texts: list[str]) -> HiViLTProcessor:
-    """For pictures of the task's size and words of its training texts."""
+def make_processor(task: Task, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
+    """For pictures of the task's size and words of its training texts; that of pretrained encoders is their own."""
+    if encoders is not None:
+        image_processor = AutoImageProcessor.from_pretrained(encoders.vision)
+        return HiViLTProcessor(image_processor, AutoTokenizer.from_pretrained(encoders.text))
     image_processor = ViTImageProcessorPil(size={"height": task.image_size, "width": task.image_size})
     return HiViLTProcessor(image_processor, train_tokenizer(texts))
 
@@ -222,21 +281,41 @@ def join(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def train(
-    task_name: str, data_dir: Path | None, contestant: str, learning_rate: float, seed: int, epochs: float, tests: bool
+    task_name: str,
+    data_dir: Path | None,
+    contestant: str,
+    learning_rate: float,
+    seed: int,
+    epochs: float,
+    tests: bool,
+    encoders: Encoders | None = None,
 ) -> dict[str, Any]:
-    """Trains once; with `tests`, measures on the test split at the end."""
+    """Trains once; with `tests`, measures on the task's `measured` split at the end.
+
+    Args:
+        task_name: one of `TASKS`.
+        data_dir: folder of its benchmark; `None` takes it from its package.
+        contestant: one of `CONTESTANTS`.
+        learning_rate, seed, epochs: of this training.
+        tests: whether it is a result, and no search for a learning rate.
+        encoders: of a task whose encoders are frozen, and of no other.
+    """
     torch.set_num_threads(1)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     task = TASKS[task_name]
-    data = read(task, data_dir)
+    data = read(task, data_dir, encoders)
+    given = {} if encoders is None else {"encoders": encoders}
     make_one = partial(make, head=data.head, vocab_size=len(data.processor.tokenizer), image_size=task.image_size)
     set_seed(seed)
-    model = make_one(contestant, **data.fields)
+    model = make_one(contestant, **given, **data.fields)
     cost, share = flops_per_picture(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
-        share = flops_per_picture(make_one(AT_EQUAL_FLOPS[contestant], **data.fields), data) / cost
-    flops = 3 * cost * len(data.train) * epochs * share
-    steps = math.ceil(math.ceil(len(data.train) / task.pictures) * epochs * share)
+        other = make_one(AT_EQUAL_FLOPS[contestant], **given, **data.fields)
+        share = flops_per_picture(other, data) / cost
+    images = count_images(data.train)
+    flops = 3 * cost * images * epochs * share
+    steps = math.ceil(math.ceil(images / task.pictures) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
         args = HiViLTTrainingArguments(
             **{
@@ -249,7 +328,7 @@ def train(
                 "per_device_train_batch_size": task.pictures,
                 "per_device_eval_batch_size": task.pictures,
                 "eval_strategy": "steps",
-                "eval_steps": 1 / EVALUATIONS,
+                "eval_steps": 1 / task.evaluations,
                 "save_strategy": "no",
                 "load_best_model_at_end": False,
             },
@@ -263,8 +342,11 @@ def train(
             eval_dataset=data.validation,
             data_collator=data.collator,
             processing_class=data.processor,
+            encoder_cache=None if encoders is None else EncoderCache(encoders.cache_dir),
         )
         trainer.remove_callback(PrinterCallback)
+        if task.evaluations == 1:
+            args.eval_strategy = IntervalStrategy.NO
         if isinstance(model, ViltForPairs):
             # All pairs, which take too long to be scored more than once.
             trainer.rerank_k, args.eval_strategy = sys.maxsize, IntervalStrategy.NO
@@ -288,18 +370,42 @@ def train(
         if tests:
             metrics = trainer.predict(data.test).metrics
             name = args.metric_for_best_model
-            families = {family: metrics["test_by_family"][family] for family in task.families}
-            found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **families}
+            more = {family: metrics["test_by_family"][family] for family in task.families}
+            more |= {recall.replace("_", " "): metrics[f"test_{recall}"] for recall in task.recalls}
+            found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **more}
     return found
 
 
+def count_images(dataset: Dataset) -> int:
+    """Of a training split: what a step counts."""
+    return len(dataset.groups) if isinstance(dataset, VQADataset) else len(dataset)
+
+
 def flops_per_picture(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
-    """Of a forward pass over a picture with its questions or captions: the mean of the first pictures."""
-    batch = data.collator([data.train[place] for place in range(min(sample, len(data.train)))])
-    inputs = {name: value for name, value in batch.items() if name not in ("question_index", "caption_index", "labels")}
+    """Of a forward pass over a picture with its questions or captions: the mean of the first pictures.
+
+    Frozen encoders are left out, and photographs, which differ in how much is asked of them, come from all over the split.
+    """
+    images = data.train.by_image() if isinstance(data.train, VQADataset) else data.train
+    is_frozen = bool(getattr(model.base_model, "frozen_modules", ()))
+    stride = max(1, len(images) // sample) if is_frozen else 1
+    batches = [range(first, len(images), stride)[:sample] for first in range(min(sample, stride))]
     # torch counts nothing of its transformer layers where it takes its shortcut through them.
     torch.backends.mha.set_fastpath_enabled(False)
-    return count_flops(lambda: model.eval()(**inputs)) / min(sample, len(data.train))
+    model.eval()
+    flops = 0
+    for places in batches:
+        inputs = data.collator([images[place] for place in places])
+        inputs = {key: inputs[key] for key in inputs if key not in ("question_index", "caption_index", "labels")}
+        if isinstance(model, HiViLTForRetrieval):
+            inputs["return_loss"] = True  # that of training, in which pairs are fused
+        if is_frozen:
+            texts = {key: inputs[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in inputs}
+            with torch.no_grad():
+                inputs["feature_maps"] = model.get_feature_maps(inputs.pop("pixel_values"))
+                inputs["token_states"] = model.get_token_states(**texts)
+        flops += count_flops(partial(model, **inputs))
+    return flops / sum(map(len, batches))
 
 
 def key(*parts: object) -> str:
@@ -351,7 +457,8 @@ def table(results: Mapping[str, Any]) -> str:
     parts = []
     for task, rows in summary(results).items():
         columns = list(next(iter(rows.values()))["accuracy"])
-        shown = columns[1:] if len(columns) > 2 else columns[:1]
+        # Where a benchmark has families of questions, theirs is shown.
+        shown = [column for column in columns if column != "accuracy" or len(columns) == 1]
         heads = [cell for column in shown for cell in (column, "beside HiViLT")]
         lines = [f"**{task}**", "", f"| | parameters | training, TFLOP | {' | '.join(heads)} |"]
         lines.append(f"| :-- |{' --: |' * (2 + len(heads))}")
@@ -401,9 +508,9 @@ def directories(pairs: Iterable[str]) -> dict[str, Path]:
     found = {}
     for pair in pairs:
         name, _, folder = pair.partition("=")
-        if name not in VQA_BENCHMARKS or not folder:
+        if name not in BENCHMARKS or not folder:
             raise argparse.ArgumentTypeError(
-                f"expected BENCHMARK=FOLDER with one of {', '.join(VQA_BENCHMARKS)}, got {pair!r}"
+                f"expected BENCHMARK=FOLDER with one of {', '.join(BENCHMARKS)}, got {pair!r}"
             )
         found[name] = Path(folder)
     return found
@@ -437,6 +544,18 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: learning rates alone are tried")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid")
     parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
+    parser.add_argument(
+        "--vision_model",
+        default="outputs/encoders/mobilenet_v2",
+        help="folder of the vision encoder on photographs, as runs/encoders_without_hub.py leaves it",
+    )
+    parser.add_argument("--text_model", default="outputs/encoders/minilm", help="that of the text encoder")
+    parser.add_argument(
+        "--fusion", type=json.loads, default=FUSION, help="fields of HiViLTConfig on photographs, as JSON"
+    )
+    parser.add_argument(
+        "--cache_dir", type=Path, help="where encoders' states are kept; unset: hivilt in Hugging Face's own cache"
+    )
     parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
@@ -446,11 +565,28 @@ def main(argv: list[str] | None = None) -> dict:
     except argparse.ArgumentTypeError as error:
         parser.error(f"data_dir: {error}")
     for task in map(TASKS.__getitem__, args.tasks):
-        benchmark = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}[task.benchmark]
+        benchmark = BENCHMARKS[task.benchmark]
         if task.benchmark not in folders and benchmark.read_package is None and not benchmark.hub:
             parser.error(
                 f"data_dir: {benchmark.title} is in no package and not on the Hub; give {task.benchmark}=FOLDER"
             )
+    encoders = None
+    if any(TASKS[task].frozen for task in args.tasks):
+        try:
+            check_name("vision_model", args.vision_model)
+            check_name("text_model", args.text_model)
+        except OSError as error:
+            parser.error(f"{error} python runs/encoders_without_hub.py makes the usual ones.")
+        fusion = {"fusion_intermediate_size": FUSION["fusion_intermediate_size"], **args.fusion}
+        encoders = Encoders(args.vision_model, args.text_model, fusion, cache_dir=args.cache_dir)
+
+    waiting = [
+        (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TASKS[task].frozen)
+    ]
+    if not waiting:
+        parser.error(
+            "contestants: those that read pixels are left out where encoders are frozen, and no other is named."
+        )
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "fusion_study.json"
@@ -476,9 +612,9 @@ def main(argv: list[str] | None = None) -> dict:
             kind, cells = "runs", {key(task, name, seed): (best, seed, epochs, True) for seed in args.seeds}
         for cell, how in cells.items():
             if not found(kind, cell, how[2]) and cell not in failed:
-                training[pool.submit(train, task, data_dir, name, *how)] = kind, cell, contestant
+                given = (encoders,) if TASKS[task].frozen else ()
+                training[pool.submit(train, task, data_dir, name, *how, *given)] = kind, cell, contestant
 
-    waiting = [(task, name) for task in args.tasks for name in args.contestants]
     training: dict[Future, tuple[str, str, tuple[str, str]]] = {}
     failed: list[str] = []
     with make_pool(args.processes) as pool:

@@ -161,6 +161,18 @@ def test_what_float16_cannot_hold_is_refused(tmp_path, examples, model, processo
         fill(tmp_path / "cache", examples, model, processor, dtype="float16")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_models_with_and_without_local_fusion_share_a_folder(first, tmp_path, examples, processor):
+    for local in (first, not first):
+        model = make_model(HiViLTForRetrieval, use_local_fusion=local)
+        model.freeze("vision")
+        model.freeze("text")
+        _, batch = fill(tmp_path / "cache", examples, model, processor)
+        # Without it the coarsest level alone is read.
+        assert len(batch["feature_maps"]) == (2 if local else 1)
+        assert model.train()(**batch).loss.isfinite()
+
+
 def test_images_in_a_table_come_from_the_cache_also_in_worker_processes(tmp_path, model, processor):
     table = Dataset.from_dict(
         {

@@ -8,9 +8,19 @@ from functools import cache
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering, get_scheduler
+from transformers import (
+    BertModel,
+    ViltForImageAndTextRetrieval,
+    ViltForQuestionAnswering,
+    ViTImageProcessorPil,
+    ViTModel,
+    get_scheduler,
+)
 
+from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from miniatures import make_vqa_miniature
+from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_tokenizer
 
 FIELDS = {
     HiViLTForQuestionAnswering: {
@@ -173,7 +183,8 @@ def test_equal_flops_are_fewer_or_more_steps(benchmark, contestants, tmp_path):
     from hivilt.data.sort_of_clevr import write
 
     write(tmp_path, {"train": 4, "test": 1})
-    names = {*contestants.AT_EQUAL_FLOPS, *contestants.AT_EQUAL_FLOPS.values(), "ViLT"}
+    others = contestants.AT_EQUAL_FLOPS.items()
+    names = {name for equal, other in others for name in (equal, other, equal.split(", ")[0])}
     trained = {name: benchmark.train("Sort-of-CLEVR", tmp_path, name, 1e-3, 1, 12, tests=False) for name in names}
     assert trained["ViLT"]["flops"] > 5 * trained["HiViLT"]["flops"]
     for equal, other in contestants.AT_EQUAL_FLOPS.items():
@@ -181,6 +192,113 @@ def test_equal_flops_are_fewer_or_more_steps(benchmark, contestants, tmp_path):
         assert trained[equal]["flops"] == pytest.approx(trained[other]["flops"])
         assert usual["steps"] == trained[other]["steps"] == 12
         assert trained[equal]["steps"] == math.ceil(12 * trained[other]["flops"] / usual["flops"])
+
+
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "num_fusion_stages": 2, "fusion_intermediate_size": 64}
+ON_LEVELS = {"vision_levels": [1, 3], "vision_strides": [2, 1]}
+
+
+@pytest.mark.parametrize("head", [HiViLTForQuestionAnswering, pytest.param(HiViLTForRetrieval, marks=pytest.mark.slow)])
+def test_on_frozen_encoders_the_rest_is_of_one_size_and_trains_whole(contestants, head):
+    encoders = contestants.Encoders(VISION_CONFIGS["vit"](), TEXT_CONFIGS["bert"](), {**TINY, **ON_LEVELS})
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "input_ids": torch.randint(5, 61, (3, 6), generator=generator),
+        "attention_mask": torch.ones(3, 6, dtype=torch.long),
+        "image_index": torch.arange(3) % 2,
+    }
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    teaching = {"labels": torch.arange(3)} if head is HiViLTForQuestionAnswering else {"image_ids": torch.arange(2)}
+    names = contestants.contestants_of(frozen=True)
+    assert len(names) == 12 and not {"ViLT", "ViLT, HiViLT's FLOPs"} & {*names}
+    sizes = {}
+    for name in names:
+        model = contestants.make(name, head, 61, IMAGE_SIZE, encoders, **FIELDS[head]).train()
+        sizes[name] = contestants.num_parameters(model)
+        states = {
+            "feature_maps": model.get_feature_maps(pixels),
+            "token_states": model.get_token_states(inputs["input_ids"], inputs["attention_mask"]),
+        }
+        loss = model(**inputs, **states, **teaching).loss
+        loss.backward()
+        trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        wanted = {name for name, _ in model.named_parameters() if not name.startswith(ENCODERS)}
+        assert loss.isfinite() and trained == wanted, (name, trained ^ wanted)
+    assert all(abs(size / sizes["HiViLT"] - 1) <= 0.01 for size in sizes.values()), sizes
+
+
+ENCODERS = ("model.vision_model.", "model.text_model.")
+
+
+def test_what_cannot_be_made_on_frozen_encoders(benchmark, contestants, tmp_path, capsys):
+    encoders = contestants.Encoders(VISION_CONFIGS["vit"](), TEXT_CONFIGS["bert"](), TINY)
+    narrow = contestants.Encoders(encoders.vision, encoders.text, {**TINY, "fusion_intermediate_size": 1})
+    with pytest.raises(ValueError, match="fusion_intermediate_size: got 1, with which HiViLT trains .* make it larger"):
+        contestants.make("co-attention (METER)", HiViLTForRetrieval, 61, IMAGE_SIZE, narrow)
+    with pytest.raises(ValueError, match="encoders: ViLT reads pixels and words and has no encoders"):
+        contestants.make("ViLT", HiViLTForRetrieval, 61, IMAGE_SIZE, encoders)
+    flags = ["--tasks", "Flickr8k", "--data_dir", f"flickr8k={tmp_path}", "--contestants", "ViLT"]
+    with pytest.raises(SystemExit):
+        benchmark.main([*flags, *save_encoders(tmp_path)])
+    assert "contestants: those that read pixels are left out" in capsys.readouterr().err
+
+
+def save_encoders(folder):
+    """Tiny encoders in folders of their own; gives the flags that name them and their cache."""
+    torch.manual_seed(0)
+    ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(folder / "vision")
+    ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder / "vision")
+    BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(folder / "text")
+    make_tokenizer().save_pretrained(folder / "text")
+    models = ["--vision_model", str(folder / "vision"), "--text_model", str(folder / "text")]
+    return [*models, "--fusion", json.dumps({**TINY, **ON_LEVELS}), "--cache_dir", str(folder / "cache")]
+
+
+def test_photographs_are_encoded_once_for_all_contestants(benchmark, tmp_path, capsys):
+    make_caption_miniature("flickr8k", tmp_path / "flickr8k")
+    # The test split is not read.
+    for name in (tmp_path / "flickr8k" / "Flickr_8k.testImages.txt").read_text().split():
+        next((tmp_path / "flickr8k").rglob(name)).unlink()
+    flags = ["--tasks", "Flickr8k", "--data_dir", f"flickr8k={tmp_path / 'flickr8k'}", "--seeds", "1"]
+    flags += ["--epochs", "4", "--learning_rates", "1e-3", "--output_dir", str(tmp_path / "out")]
+    flags += save_encoders(tmp_path)
+
+    def encoded():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+
+    benchmark.main([*flags, "--contestants", "HiViLT"])
+    before = encoded()
+    benchmark.main([*flags, "--contestants", "co-attention (METER)"])
+    assert before and encoded() == before
+    results = benchmark.main([*flags, "--contestants", "one stage"])
+    # It reads the coarsest level alone.
+    assert encoded().items() > before.items() and len({*(tmp_path / "cache").glob("vision-*")}) == 2
+    columns = ["mean recall", "image to text recall@1", "text to image recall@1"]
+    assert [list(run["test"]) for run in results["runs"].values()] == [columns] * 3
+    assert [run["steps"] for run in results["runs"].values()] == [4] * 3
+    # Pairs are fused in training, and counted.
+    ours, other, _ = (run["flops"] for run in results["runs"].values())
+    assert ours < other
+    printed = capsys.readouterr().out
+    assert "| mean recall | beside HiViLT | image to text recall@1 | beside HiViLT |" in printed
+
+
+def test_questions_about_photographs_are_answered_once(benchmark, tmp_path):
+    make_vqa_miniature("daquar", tmp_path / "daquar")
+    flags = ["--tasks", "DAQUAR", "--data_dir", f"daquar={tmp_path / 'daquar'}", "--contestants", "HiViLT"]
+    flags += ["--seeds", "1", "--epochs", "5", "--learning_rates", "1e-3", "--output_dir", str(tmp_path / "out")]
+    results = benchmark.main([*flags, *save_encoders(tmp_path)])
+    (searched,), (run,) = results["searched"].values(), results["runs"].values()
+    assert "test" not in searched and list(run["test"]) == ["accuracy"]
+    assert run["steps"] == 5 and len(run["curve"]) == 5 and searched["steps"] == 2
+
+
+def test_encoders_that_are_not_there(benchmark, tmp_path, capsys):
+    flags = ["--tasks", "DAQUAR", "--data_dir", f"daquar={tmp_path}", "--vision_model", str(tmp_path / "none")]
+    with pytest.raises(SystemExit):
+        benchmark.main(flags)
+    told = capsys.readouterr().err
+    assert "vision_model: there is no folder" in told and "runs/encoders_without_hub.py" in told
 
 
 def test_a_rate_that_is_held_falls_in_the_last_share_of_the_steps(benchmark):
