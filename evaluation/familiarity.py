@@ -5,6 +5,7 @@ textures, which tell drawings from photographs. Coarser levels keep what trainin
 look alike. Each feature has its usual range in training; an image is as far out as its feature that is farthest out of its range.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def measure_familiarity(train: torch.Tensor, held_out: torch.Tensor) -> dict[str
     Returns:
         `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training images
         lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`, how
-        many they were. `None` where one of them is below 30, too few to tell.
+        many they were. `None` where one of them is below 30, too few to tell, or where all images are the same.
     """
     if min(len(train), len(held_out)) < MIN_IMAGES:
         return None
@@ -53,6 +54,8 @@ def measure_familiarity(train: torch.Tensor, held_out: torch.Tensor) -> dict[str
         name: [_rounded(one) for one in row.tolist()] for name, row in zip(_RANGE, (low, middle, high), strict=True)
     }
     limit = _distances(ranges, held_out).quantile(_INSIDE).item()
+    if not 0 < limit < math.inf:
+        return None
     return {**ranges, "limit": _rounded(limit), "num_train": len(train), "num_held_out": len(held_out)}
 
 

@@ -79,6 +79,12 @@ def test_too_few_images_tell_nothing(num_train, num_held_out):
     assert measure_familiarity(torch.zeros(num_train, 6), torch.zeros(num_held_out, 6)) is None
 
 
+def test_images_that_are_all_the_same_tell_nothing():
+    one = image_features(make_maps(1)).expand(40, -1)
+    assert measure_familiarity(one, one) is None
+    assert measure_familiarity(image_features(make_maps(40)), one) is not None
+
+
 def test_another_models_maps_are_refused():
     found = measure_familiarity(image_features(make_maps(40)), image_features(make_maps(40, seed=1)))
     with pytest.raises(ValueError, match="feature_maps: expected the 3 channels .* got 4"):
