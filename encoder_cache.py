@@ -92,10 +92,18 @@ class StateStore:
 
     def refresh(self) -> None:
         """Finds what was written since. Of a file that was cut off nothing is used, and what it held is encoded again."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        try:
+            paths = sorted(self.folder.glob("*.safetensors"))
+        except OSError as error:
+            logger.warning(f"{self.folder} may not be read by this user ({error}): what it holds is encoded again.")
+            return
+        for path in paths:
             if path.name in self._seen:
                 continue
             self._seen.add(path.name)
+            if path.is_file() and not os.access(path, os.R_OK):
+                logger.warning(f"{path} may not be read by this user: what it holds is encoded again.")
+                continue
             try:
                 with safe_open(path, "pt") as file:
                     keys = json.loads(file.metadata()["keys"])
@@ -104,17 +112,15 @@ class StateStore:
                 lengths = [len(part) for part in parts]
                 if len(ends) != len(keys) + 1 or ends[-1].tolist() != lengths or (ends.diff(dim=0) < 1).any():
                     raise ValueError(f"{len(keys)} keys for {len(ends) - 1} items of {lengths} rows")
-            except PermissionError:
-                logger.warning(f"{path} may not be read by this user: what it holds is encoded again.")
-            except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+                places = {key: (path.name, row) for row, key in enumerate(keys)}
+            except (SafetensorError, OSError, TypeError, KeyError, IndexError, ValueError) as error:
                 self._open.pop(path.name, None)
                 logger.warning(
                     f"{path} was cut off or is no file of this cache ({error}): what it held is encoded again, and it can "
                     "be deleted."
                 )
             else:
-                for row, key in enumerate(keys):
-                    self._places.setdefault(key, (path.name, row))
+                self._places = {**places, **self._places}
 
     def _map(self, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The parts that a file has one behind another, and where in them each item begins and the last one ends."""
@@ -134,12 +140,14 @@ class StateStore:
             path = self.folder / name
             try:
                 with safe_open(path, "pt") as file:
-                    written = file.metadata().get("checksum")
+                    found = file.metadata()
+                if found.get("checksum") == _checksum(parts, ends.diff(dim=0), found.get("keys")):
+                    self._whole.add(name)
+                    continue
             except FileNotFoundError:  # deleted meanwhile, but mapped
                 continue
-            if written == _checksum(parts, ends.diff(dim=0)):
-                self._whole.add(name)
-                continue
+            except (SafetensorError, OSError, AttributeError):  # cut off or emptied meanwhile
+                pass
             logger.warning(f"{path} is damaged: what it held is encoded again, and it can be deleted.")
             self._open.pop(name)
             self._places = {key: place for key, place in self._places.items() if place[0] != name}
@@ -233,8 +241,8 @@ class StateStore:
         try:
             self.refresh()
             yield True
-            Path(lock.lock_file).unlink(missing_ok=True)
         finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def _write(self, keys: list[str], items: list[list[torch.Tensor]]) -> None:
@@ -244,12 +252,13 @@ class StateStore:
         new = path.with_name(f".{path.stem}-{os.getpid()}.new")
         for left in self.folder.glob(f".{path.stem}-*.new"):  # by one that was killed
             left.unlink(missing_ok=True)
-        checksum = _checksum(parts.values(), sizes)
+        metadata = {"keys": json.dumps(keys)}
+        metadata["checksum"] = _checksum(parts.values(), sizes, metadata["keys"])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
             new.touch()
             mode = new.stat().st_mode
-            save_file({**parts, "sizes": sizes}, new, metadata={"keys": json.dumps(keys), "checksum": checksum})
+            save_file({**parts, "sizes": sizes}, new, metadata=metadata)
             new.chmod(mode)  # safetensors leaves what its writer alone may read
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
@@ -278,9 +287,10 @@ def _file_bytes(paths: Iterable[Path]) -> int:
     return total
 
 
-def _checksum(parts: Iterable[torch.Tensor], sizes: torch.Tensor) -> str:
-    checksum = 0
+def _checksum(parts: Iterable[torch.Tensor], sizes: torch.Tensor, keys: str | None) -> str:
+    checksum = zlib.crc32(str(keys).encode())
     for tensor in (*parts, sizes):
+        checksum = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
         checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), checksum)
     return f"{checksum:08x}"
 
@@ -305,7 +315,7 @@ class EncoderCache:
 
     Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
     them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
-    adapter, is not. A cache serves one model: `add` it anew after its weights changed.
+    adapter, is not. A cache serves one model, as its encoders are: where they changed, take a new one.
 
     Args:
         folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
@@ -332,8 +342,10 @@ class EncoderCache:
         self.dtype = None if dtype is None else DTYPES[dtype]
         self.stores: dict[str, StateStore] = {}
         self._seconds: dict[str, float] = {}
-        # The images that were added, by where they are read from.
-        self._image_keys: dict[str | TablePicture, str] = {}
+        # The images that were added, by where they are read from, and what tells that their files are still the same.
+        self._image_keys: dict[str | TablePicture, tuple[str, Any]] = {}
+        # What each part was first filled for.
+        self._folders: dict[str, Path] = {}
         self._told: set[str] = set()
 
     def add(
@@ -390,19 +402,24 @@ class EncoderCache:
                 for row, mask in zip(states, batch["attention_mask"].bool(), strict=True):
                     yield (row[mask],)
 
-        for part in ("vision", "text"):
-            # What was put in for another model, or before this one trained, is nothing to it.
-            if not _is_frozen(base, f"{part}_model"):
-                self.stores.pop(part, None)
-        if "vision" in parts and _is_frozen(base, "vision_model"):
+        frozen = {part for part in ("vision", "text") if _is_frozen(base, f"{part}_model")}
+        # What was put in for another model, or before this one trained, is nothing to it.
+        self.stores = {part: store for part, store in self.stores.items() if part in frozen}
+        levels = [*map(list, base._vision_levels)]  # without local fusion the coarsest alone
+        names = {
+            "vision": lambda: _fingerprint(base.vision_model, {**way, "levels": levels}, processor.image_processor),
+            "text": lambda: _fingerprint(base.text_model, way),
+        }
+        # Also of those that are read, but not added to now.
+        for part in sorted(frozen & {*parts, *self.stores}):
+            self._check_same(part, self.folder / f"{part}-{names[part]()}")
+        if "vision" in frozen & {*parts}:
             if augments:
                 self._tell("vision: not cached in training, since augmentation changes the images each time.")
             else:
                 images = self._images_by_key(dataset)
-                levels = [*map(list, base._vision_levels)]  # without local fusion the coarsest alone
-                name = _fingerprint(base.vision_model, {**way, "levels": levels}, processor.image_processor)
-                self._fill("vision", name, images, [1] * len(images), encode_images, _IMAGES_PER_FILE, progress)
-        if "text" in parts and _is_frozen(base, "text_model"):
+                self._fill("vision", images, [1] * len(images), encode_images, _IMAGES_PER_FILE, progress)
+        if "text" in frozen & {*parts}:
             if augments and augmentation.random_flip == "swap":
                 self._tell("text: not cached in training, since random_flip exchanges words.")
             else:
@@ -412,16 +429,21 @@ class EncoderCache:
                 keys = [_digest([repr(ids)]) for ids in tokens]
                 texts = {keys[place]: dataset.texts[place] for place in order}
                 sizes = {keys[place]: len(tokens[place][0]) for place in order}
-                name = _fingerprint(base.text_model, way)
-                self._fill("text", name, texts, [*sizes.values()], encode_texts, _TEXTS_PER_FILE, progress)
+                self._fill("text", texts, [*sizes.values()], encode_texts, _TEXTS_PER_FILE, progress)
 
     def feature_maps(self, images: Sequence[str | TablePicture]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
-        keys = [self._image_keys.get(image) for image in images]
+        known = [self._image_keys.get(image, (None, None)) for image in images]
+        # A file that was written over since is another image.
+        keys = [key if stamp == _stamp(image) else None for image, (key, stamp) in zip(images, known, strict=True)]
         store = self.stores.get("vision")
         if store is None or not all(key in store for key in keys):
             return None
-        return tuple(map(torch.stack, zip(*store.read(keys), strict=True)))
+        try:
+            found = store.read(keys)
+        except OSError:  # deleted before this process mapped it
+            return None
+        return tuple(map(torch.stack, zip(*found, strict=True)))
 
     def token_states(self, texts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """The model's `token_states` `(B_t, N_t, text width)` of texts, 0 at padding; `None` unless all are cached.
@@ -436,7 +458,10 @@ class EncoderCache:
         keys = [_digest([repr(ids)]) for ids in _tokens(texts)]
         if not all(key in store for key in keys):
             return None
-        found = torch.cat([states for (states,) in store.read(keys)])
+        try:
+            found = torch.cat([states for (states,) in store.read(keys)])
+        except OSError:  # deleted before this process mapped it
+            return None
         padded = found.new_zeros(*mask.shape, found.shape[-1])
         padded[mask] = found
         return padded
@@ -458,18 +483,21 @@ class EncoderCache:
     def _images_by_key(self, dataset) -> dict[str, str | TablePicture]:
         images = dict.fromkeys(example.image for example in dataset.examples)
         # Anew each time: a file may have changed.
-        self._image_keys |= {image: _digest([image_bytes(image)]) for image in images}
-        return {self._image_keys[image]: image for image in images}
+        self._image_keys |= {image: (_digest([image_bytes(image)]), _stamp(image)) for image in images}
+        return {self._image_keys[image][0]: image for image in images}
 
-    def _fill(self, part: str, name: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:
-        start, folder = time.perf_counter(), self.folder / f"{part}-{name}"
-        if part not in self.stores:
-            self.stores[part] = StateStore(folder, self.dtype)
-        store = self.stores[part]
-        if store.folder != folder:
+    def _check_same(self, part: str, folder: Path) -> None:
+        if self._folders.setdefault(part, folder) != folder:
+            self.stores.pop(part, None)
             raise ValueError(
                 f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
             )
+
+    def _fill(self, part: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:
+        start, folder = time.perf_counter(), self._folders[part]
+        if part not in self.stores:
+            self.stores[part] = StateStore(folder, self.dtype)
+        store = self.stores[part]
         store.refresh()
         before, keys, values = store.num_encoded, list(items), list(items.values())
         title = f"Encoding {part}" if progress and any(key not in store for key in keys) else None
@@ -489,7 +517,8 @@ class EncoderCache:
             self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
         unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
         took = f", in {time.perf_counter() - start:.0f} s" if encoded else ""
-        logger.info(
+        # Every evaluation looks, and says it once.
+        self._tell(
             f"{part}: {len(keys):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(store.nbytes)} "
             f"in {folder}"
         )
@@ -522,15 +551,30 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
+def _stamp(image: str | TablePicture) -> tuple[int, int] | None:
+    """What changes where a file is written over; `None` of an image in a table, or of a file that is gone."""
+    try:
+        found = os.stat(image) if isinstance(image, str) else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size)
+
+
 def _is_frozen(base: HiViLTModel, name: str) -> bool:
-    """Whether an encoder gives the same each time: it was frozen as a whole, so it has no dropout, and nothing in it trains."""
-    return name in base.frozen_modules and not any(p.requires_grad for p in getattr(base, name).parameters())
+    """Whether an encoder gives the same each time: it was frozen as a whole, so it has no dropout, and nothing in it trains.
+
+    An adapter of peft's that trains no more may still be turned off, exchanged or scaled, which its weights do not tell.
+    """
+    encoder = getattr(base, name)
+    adapted = any(hasattr(module, "adapter_layer_names") for module in encoder.modules())
+    return name in base.frozen_modules and not adapted and not any(p.requires_grad for p in encoder.parameters())
 
 
 def _fingerprint(encoder: nn.Module, way: Mapping[str, Any], *processors: Any) -> str:
-    """What an encoder's results depend on, as a name: its weights, its kind, the processor before it and the versions."""
+    """What an encoder's results depend on, as a name: its weights, layers and config, the processor before it, the versions."""
     settings = [_settings(encoder.config.to_dict()), way, *(_settings(one.to_dict()) for one in processors)]
     digest = [json.dumps(settings, sort_keys=True, default=str)]
+    digest += [f"{name} {type(module).__name__}" for name, module in encoder.named_modules()]
     for name, tensor in encoder.state_dict().items():
         digest += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
         digest += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]

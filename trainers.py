@@ -161,7 +161,7 @@ class HiViLTTrainer(Trainer):
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
         encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
             batches come from it. Default: the collator's own, and where that has none, encoders run in every epoch. FSDP and
-            DeepSpeed, whose weights lie in pieces, do without.
+            DeepSpeed, whose weights lie in pieces, and `bf16_full_eval` or `fp16_full_eval` do without.
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
     Raises:
@@ -190,11 +190,12 @@ class HiViLTTrainer(Trainer):
             )
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
-        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        # And where evaluation casts the model: states are of the one that trains.
+        casts = self.args.bf16_full_eval or self.args.fp16_full_eval
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled or casts
         if encoder_cache is None:
             encoder_cache = getattr(self.data_collator, "encoder_cache", None)
         self.encoder_cache = None if in_pieces else encoder_cache
-        self._cached: list[EpochDataset] = []
         if encoder_cache is not None:
             # A copy: the states are of this trainer's model, and the collator may go to another one.
             self.data_collator = copy(self.data_collator)
@@ -277,7 +278,6 @@ class HiViLTTrainer(Trainer):
         if resume_from_checkpoint:
             check_resumable(resume_from_checkpoint, self.model, self.processing_class)
         self._begins.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._cached = []
         with self._signals.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -313,10 +313,8 @@ class HiViLTTrainer(Trainer):
     def _get_dataloader(self, dataset, *args, **kwargs):
         """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
         split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
-        # Outside training the weights may have changed since.
-        known = self.is_in_train and split in self._cached
-        if self.encoder_cache is not None and isinstance(split, EpochDataset) and not known:
-            self._cached += [] if split in self._cached else [split]
+        # Each time, since weights may have changed.
+        if self.encoder_cache is not None and isinstance(split, EpochDataset):
             parts = ["vision", "text"]
             if self.args.neftune_noise_alpha is not None:
                 # Noise at the embeddings changes what the encoder gives.
@@ -326,7 +324,7 @@ class HiViLTTrainer(Trainer):
                 self.encoder_cache.add(
                     split,
                     self.model,
-                    self.processing_class,
+                    self.data_collator.processor,
                     parts=parts,
                     augmentation=getattr(self.data_collator, "augmentation", None),
                     batch_size=self.args.per_device_eval_batch_size,
@@ -353,21 +351,26 @@ class HiViLTTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As Trainer's; `dataloader_drop_last` is of training alone, since evaluation counts every example."""
-        with self._dropping_nothing():
+        with self._evaluating():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """As `get_eval_dataloader`."""
-        with self._dropping_nothing():
+        with self._evaluating():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
-    def _dropping_nothing(self) -> Iterator[None]:
-        usual, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    def _evaluating(self) -> Iterator[None]:
+        names = ["dataloader_drop_last"]
+        if self.encoder_cache is not None:
+            # A loader that is kept has workers that know nothing of weights that changed since.
+            names.append("dataloader_persistent_workers")
+        usual = {name: getattr(self.args, name) for name in names}
+        vars(self.args).update(dict.fromkeys(names, False))
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = usual
+            vars(self.args).update(usual)
 
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:

@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import pickle
 import shutil
 import signal
 import threading
@@ -12,10 +13,12 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from transformers import BertModel, TrainingArguments, ViTImageProcessorPil, ViTModel
+from transformers import BertModel, TrainerCallback, TrainingArguments, ViTImageProcessorPil, ViTModel
 
 from hivilt import HiViLTForRetrieval
+from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, read_caption_table
 from hivilt.encoder_cache import EncoderCache, StateStore
 from hivilt.run_retrieval import main as run_retrieval
@@ -215,8 +218,6 @@ def test_only_what_is_frozen_as_a_whole_is_cached(tmp_path, examples, processor)
 
 @pytest.mark.parametrize("flip, cached", [(None, {"text"}), ("skip", {"text"}), ("swap", set())])
 def test_augmented_images_are_not_cached_and_it_is_said(flip, cached, tmp_path, examples, model, processor, caplog):
-    from hivilt.data.augmentation import Augmentation
-
     augmentation = Augmentation(random_crop=0.5, random_flip=flip)
     with caplog.at_level(logging.INFO, "hivilt"):
         cache, batch = fill(tmp_path / "cache", examples, model, processor, augmentation=augmentation)
@@ -279,6 +280,61 @@ def test_half_precision_gives_the_losses_without_it_where_texts_are_padded_alike
         with half():
             found.append(model(**one).loss.item())
     assert found[0] == found[1]
+
+
+def test_a_cache_that_was_refused_another_model_gives_nothing(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    with torch.no_grad():
+        model.model.vision_model.layernorm.weight[3] += 0.5
+    dataset, flipped = CaptionDataset(examples), Augmentation(random_flip="skip")
+    for data, how in ((dataset, {"parts": ("text",)}), (CaptionDataset(examples, seed=0), {"augmentation": flipped})):
+        cache, _ = fill(tmp_path / "cache", examples, model, processor)
+        with torch.no_grad():
+            model.model.vision_model.layernorm.weight[3] += 0.5
+        with pytest.raises(ValueError, match="model: its vision encoder is another"):
+            cache.add(data, model, processor, progress=False, **how)
+        assert "pixel_values" in CaptionCollator(processor, encoder_cache=cache)([dataset[0]])
+
+
+def test_a_cache_keeps_to_its_first_model(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    cache.add(CaptionDataset(examples), make_model(HiViLTForRetrieval), processor, progress=False)  # nothing is frozen
+    with torch.no_grad():
+        model.model.vision_model.layernorm.weight[3] += 0.5
+    with pytest.raises(ValueError, match="model: its vision encoder is another"):
+        cache.add(CaptionDataset(examples), model, processor, progress=False)
+
+
+def test_an_image_that_was_written_over_since_is_encoded_anew(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    collator = CaptionCollator(processor, encoder_cache=cache)
+    assert "feature_maps" in collator([CaptionDataset(examples)[0]])
+    make_picture("cyan", size=(31, 40)).save(examples[0].image)
+    assert "pixel_values" in collator([CaptionDataset(examples)[0]])
+    assert "feature_maps" in collator([CaptionDataset(examples)[1]])
+
+
+def test_an_encoder_with_an_adapter_is_not_cached(tmp_path, examples, model, processor):
+    from peft import LoraConfig, get_peft_model
+
+    targets = r".*vision_model\..*(query|q_proj)"
+    adapted = get_peft_model(model, LoraConfig(target_modules=targets, init_lora_weights=False))
+    adapted.requires_grad_(False)
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert [*cache.summary()] == ["text"] and "pixel_values" in batch
+
+
+def test_an_encoder_with_other_activations_is_another(tmp_path, examples, model, processor):
+    fill(tmp_path / "cache", examples, model, processor)
+    for module in model.model.vision_model.modules():
+        if hasattr(module, "activation_fn") or hasattr(module, "intermediate_act_fn"):
+            name = "activation_fn" if hasattr(module, "activation_fn") else "intermediate_act_fn"
+            setattr(module, name, torch.nn.ReLU())
+    cache, batch = fill(tmp_path / "cache", examples, model, processor)
+    assert cache.summary()["vision"]["encoded"] == 10
+    torch.testing.assert_close(
+        model.eval()(**batch).logits_per_image, model(**plain(examples, processor)).logits_per_image
+    )
 
 
 def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, processor):
@@ -344,6 +400,61 @@ def test_a_file_that_was_cut_off_is_encoded_again(tmp_path, caplog):
     fill_store(store, keys)
     assert 1 <= store.num_encoded <= 4
     assert_holds(store, keys)
+
+
+def rewrite(path, change):
+    """A cache's file with a changed header, of the same length."""
+    found = path.read_bytes()
+    end = 8 + int.from_bytes(found[:8], "little")
+    header = change(found[8:end])
+    assert len(header) == end - 8
+    path.write_bytes(found[:8] + header + found[end:])
+
+
+@pytest.mark.parametrize("what", ["keys", "dtype"])
+def test_a_header_that_was_damaged_is_found(what, tmp_path, caplog):
+    keys = [*map(str, range(8))]
+    fill_store(StateStore(tmp_path, torch.float32), keys)
+    broken = sorted(tmp_path.glob("*.safetensors"))[0]
+    if what == "dtype":
+        rewrite(broken, lambda header: header.replace(b'"F32"', b'"I32"'))
+    else:
+        first = [key for key in keys if f'\\"{key}\\"'.encode() in broken.read_bytes()[:2000]][:2]
+        one, two = (f'\\"{key}\\"'.encode() for key in first)
+        rewrite(broken, lambda h: h.replace(one, b"@@@@@").replace(two, one).replace(b"@@@@@", two))
+    store = StateStore(tmp_path, torch.float32)
+    fill_store(store, keys)
+    assert f"{broken} is damaged" in caplog.text and store.num_encoded == 4
+    assert_holds(store, keys)
+
+
+def test_a_file_that_is_cut_off_after_it_was_read_is_encoded_again(tmp_path, caplog):
+    keys = [*map(str, range(8))]
+    fill_store(StateStore(tmp_path, torch.float32), keys)
+    store = StateStore(tmp_path, torch.float32)
+    broken = sorted(tmp_path.glob("*.safetensors"))[0]
+    broken.unlink()
+    broken.write_bytes(b"no such file")
+    fill_store(store, keys)
+    assert f"{broken} is damaged" in caplog.text
+    assert_holds(store, keys)
+
+
+@pytest.mark.parametrize("sizes, keys", [([4], '["a"]'), (4, '["a"]'), ([[4]], '[["a"]]'), ([[4]], "7")])
+def test_files_of_others_are_left_alone(sizes, keys, tmp_path, caplog):
+    save_file(
+        {"sizes": torch.tensor(sizes), "part_0": torch.ones(4)}, tmp_path / "x.safetensors", metadata={"keys": keys}
+    )
+    store = StateStore(tmp_path, torch.float32)
+    assert len(store) == 0 and "x.safetensors was cut off or is no file of this cache" in caplog.text
+
+
+def test_workers_that_find_the_cache_deleted_encode_images_themselves(tmp_path, examples, model, processor):
+    cache, _ = fill(tmp_path / "cache", examples, model, processor)
+    collator = pickle.loads(pickle.dumps(CaptionCollator(processor, encoder_cache=cache)))  # as to a spawned worker
+    shutil.rmtree(tmp_path / "cache")
+    batch = collator([CaptionDataset(examples)[0]])
+    assert "pixel_values" in batch and "token_states" not in batch
 
 
 @pytest.mark.parametrize("where", ["the sizes", "the states"])
@@ -482,8 +593,6 @@ def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, examples, model, 
 
 
 def test_a_cache_pickles_for_workers_that_are_spawned(tmp_path, examples, model, processor):
-    import pickle
-
     cache, batch = fill(tmp_path / "cache", examples, model, processor)
     copy = pickle.loads(pickle.dumps(cache))
     for found, expected in zip(copy.feature_maps([one.image for one in examples]), batch["feature_maps"], strict=True):
@@ -585,7 +694,7 @@ def open_metadata(path):
 
 def make_trainer(folder, model, collator, examples, cache=None, **more):
     args = {"max_steps": 1, "per_device_eval_batch_size": 2, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-    args = TrainingArguments(folder / "out", remove_unused_columns=False, **args, **more)
+    args = TrainingArguments(folder / "out", remove_unused_columns=False, **{**args, **more})
     data = CaptionDataset(examples, seed=0)
     return RetrievalTrainer(model, args, collator, data, data, processing_class=collator.processor, encoder_cache=cache)
 
@@ -629,6 +738,60 @@ def test_evaluation_after_the_encoders_weights_changed_does_not_read_what_they_g
         model.model.vision_model.layernorm.weight[3] += 0.5
     with pytest.raises(ValueError, match="model: its vision encoder is another"):
         trainer.evaluate()
+
+
+def test_evaluation_with_workers_that_stay_reads_nothing_of_an_encoder_that_trains_since(
+    tmp_path, examples, model, processor
+):
+    found = []
+    for cache in (EncoderCache(tmp_path / "cache"), None):
+        model.model.vision_model.requires_grad_(False)
+        workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+        trainer = make_trainer(tmp_path, model, CaptionCollator(processor), examples, cache, **workers)
+        losses = [trainer.evaluate()["eval_loss"]]
+        model.model.vision_model.requires_grad_(True)
+        with torch.no_grad():
+            model.model.vision_model.layernorm.weight[3] += 2
+        losses.append(trainer.evaluate()["eval_loss"])
+        with torch.no_grad():
+            model.model.vision_model.layernorm.weight[3] -= 2
+        found.append(losses)
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert abs(found[1][0] - found[1][1]) > 1e-3
+
+
+def test_frozen_weights_that_a_callback_changes_end_the_run_at_its_next_evaluation(
+    tmp_path, examples, model, processor
+):
+    class Change(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model, **kwargs):
+            if state.epoch == 2:
+                with torch.no_grad():
+                    model.model.vision_model.layernorm.weight[3] += 2
+
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        CaptionCollator(processor),
+        examples,
+        EncoderCache(tmp_path / "cache"),
+        **{"max_steps": -1, "num_train_epochs": 3, "eval_strategy": "epoch"},
+    )
+    trainer.add_callback(Change)
+    with pytest.raises(ValueError, match="model: its vision encoder is another"):
+        trainer.train()
+    assert trainer.state.epoch == 2
+
+
+def test_states_are_of_the_collators_processor(tmp_path, examples, model, processor):
+    other = make_processor()
+    other.image_processor.image_mean = [0.1, 0.2, 0.3]
+    found = []
+    for cache in (EncoderCache(tmp_path / "cache"), None):
+        trainer = make_trainer(tmp_path, model, CaptionCollator(processor), examples, cache)
+        trainer.processing_class = other
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_noise_at_the_embeddings_leaves_no_text_to_a_cache_that_had_them(tmp_path, examples, model, processor):
