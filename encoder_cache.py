@@ -434,8 +434,10 @@ class EncoderCache:
     def feature_maps(self, images: Sequence[str | TablePicture]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
         known = [self._image_keys.get(image, (None, None)) for image in images]
-        # A file that was written over since is another image.
-        keys = [key if stamp == _stamp(image) else None for image, (key, stamp) in zip(images, known, strict=True)]
+        # A file that was written over since is another image; one that is gone is what it was.
+        keys = [
+            key if _stamp(image) in (stamp, None) else None for image, (key, stamp) in zip(images, known, strict=True)
+        ]
         store = self.stores.get("vision")
         if store is None or not all(key in store for key in keys):
             return None

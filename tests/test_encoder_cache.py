@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -311,6 +312,7 @@ def test_an_image_that_was_written_over_since_is_encoded_anew(tmp_path, examples
     assert "feature_maps" in collator([CaptionDataset(examples)[0]])
     make_picture("cyan", size=(31, 40)).save(examples[0].image)
     assert "pixel_values" in collator([CaptionDataset(examples)[0]])
+    Path(examples[1].image).unlink()
     assert "feature_maps" in collator([CaptionDataset(examples)[1]])
 
 
