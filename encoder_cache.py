@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 import hivilt
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionDataset
-from hivilt.data.tables import TablePicture, image_bytes, open_item
+from hivilt.data.tables import NO_FILE, TablePicture, file_stamp, image_bytes, open_item
 from hivilt.data.vqa import VQADataset
 from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -343,7 +343,7 @@ class EncoderCache:
         self.stores: dict[str, StateStore] = {}
         self._seconds: dict[str, float] = {}
         # The images that were added, by where they are read from, and what tells that their files are still the same.
-        self._image_keys: dict[str | TablePicture, tuple[str, Any]] = {}
+        self._image_keys: dict[str | TablePicture, tuple[str, tuple[int, int]]] = {}
         # What each part was first filled for.
         self._folders: dict[str, Path] = {}
         self._told: set[str] = set()
@@ -406,13 +406,11 @@ class EncoderCache:
         # What was put in for another model, or before this one trained, is nothing to it.
         self.stores = {part: store for part, store in self.stores.items() if part in frozen}
         levels = [*map(list, base._vision_levels)]  # without local fusion the coarsest alone
-        names = {
-            "vision": lambda: _fingerprint(base.vision_model, {**way, "levels": levels}, processor.image_processor),
-            "text": lambda: _fingerprint(base.text_model, way),
-        }
+        how = {"vision": ({**way, "levels": levels}, processor.image_processor), "text": (way,)}
         # Also of those that are read, but not added to now.
         for part in sorted(frozen & {*parts, *self.stores}):
-            self._check_same(part, self.folder / f"{part}-{names[part]()}")
+            name = _fingerprint(getattr(base, f"{part}_model"), *how[part])
+            self._check_same(part, self.folder / f"{part}-{name}")
         if "vision" in frozen & {*parts}:
             if augments:
                 self._tell("vision: not cached in training, since augmentation changes the images each time.")
@@ -433,10 +431,11 @@ class EncoderCache:
 
     def feature_maps(self, images: Sequence[str | TablePicture]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
-        known = [self._image_keys.get(image, (None, None)) for image in images]
+        known = [self._image_keys.get(image, (None, NO_FILE)) for image in images]
         # A file that was written over since is another image; one that is gone is what it was.
         keys = [
-            key if _stamp(image) in (stamp, None) else None for image, (key, stamp) in zip(images, known, strict=True)
+            key if _stamp(image) in (stamp, NO_FILE) else None
+            for image, (key, stamp) in zip(images, known, strict=True)
         ]
         store = self.stores.get("vision")
         if store is None or not all(key in store for key in keys):
@@ -553,13 +552,8 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _stamp(image: str | TablePicture) -> tuple[int, int] | None:
-    """What changes where a file is written over; `None` of an image in a table, or of a file that is gone."""
-    try:
-        found = os.stat(image) if isinstance(image, str) else None
-    except OSError:
-        return None
-    return None if found is None else (found.st_mtime_ns, found.st_size)
+def _stamp(image: str | TablePicture) -> tuple[int, int]:
+    return file_stamp(image) if isinstance(image, str) else NO_FILE
 
 
 def _is_frozen(base: HiViLTModel, name: str) -> bool:

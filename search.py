@@ -28,7 +28,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.data.tables import heif_hint, picture_endings
+from hivilt.data.tables import file_stamp, heif_hint, picture_endings
 from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states, take
 
 logger = logging.getLogger(__name__)
@@ -469,7 +469,7 @@ class ImageIndex:
         ]
         # A table of one's own need not say which files its embeddings are of.
         stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order] if "size" in found else []
-        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=False) if _stamp(hit.path) != stamp]:
+        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=False) if file_stamp(hit.path) != stamp]:
             logger.warning(
                 f"{len(stale)} of the {len(hits)} images found, {stale[0]} first, are gone or have changed since they were "
                 "embedded, so their scores are of what they were: build the index again."
@@ -517,17 +517,8 @@ def _find_pictures(folder: Path, without: Path) -> tuple[dict[str, tuple[int, in
                 what = f"files of the ending {ending}" if ending else "files without an ending"
                 others[image] = f"{what} are not read as pictures.{heif_hint([image])}"
                 continue
-            found[image] = _stamp(path)
+            found[image] = file_stamp(path)
     return dict(sorted(found.items())), dict(sorted(others.items()))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """By which a changed file is known: its size in bytes and time of change in ns."""
-    try:
-        stat = path.stat()
-    except OSError:  # a dead link; opening it says so
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _count_endings(images: Iterable[str]) -> str:

@@ -190,12 +190,12 @@ class HiViLTTrainer(Trainer):
             )
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
-        # And where evaluation casts the model: states are of the one that trains.
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        # States are of the model that trains, and not of one that evaluation casts.
         casts = self.args.bf16_full_eval or self.args.fp16_full_eval
-        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled or casts
         if encoder_cache is None:
             encoder_cache = getattr(self.data_collator, "encoder_cache", None)
-        self.encoder_cache = None if in_pieces else encoder_cache
+        self.encoder_cache = None if in_pieces or casts else encoder_cache
         if encoder_cache is not None:
             # A copy: the states are of this trainer's model, and the collator may go to another one.
             self.data_collator = copy(self.data_collator)

@@ -231,9 +231,7 @@ class TaskArguments:
         known = [one.name for one in fields(HiViLTConfig)]
         for name in self.fusion or ():
             if name not in known:  # HiViLTConfig would keep it, and do nothing with it
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "."
-                raise ValueError(f"fusion: HiViLTConfig has no field {name}{hint}")
+                raise ValueError(f"fusion: HiViLTConfig has no field {name}{_did_you_mean(name, known)}")
         wrong = [one for one in self.freeze if not re.fullmatch(rf"{'|'.join(PARTS)}|(vision|text):\d+", one, re.ASCII)]
         if wrong:
             raise ValueError(
@@ -315,15 +313,20 @@ def _is_path(name: str) -> bool:
     return marked or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
 
 
+def _did_you_mean(name: str, known: Iterable[str], below: Path = Path()) -> str:
+    """The end of a sentence that tells of an unknown name: the nearest that there is, if one is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {below / near[0]}?" if near else "."
+
+
 def missing_place(argument: str, place: str) -> FileNotFoundError:
     """The error for a file or folder that is not there: where it was looked for, and what is there of almost its name."""
     path = Path(place)
     while not path.parent.exists():
         path = path.parent
     names = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
-    hint = f"; did you mean {path.parent / near[0]}?" if near else "."
+    hint = _did_you_mean(path.name, names, path.parent)
     kind = "file" if argument.endswith("_file") else "folder"
     return FileNotFoundError(f"{argument}: there is no {kind} {place!r}{where}{hint}")
 
@@ -1021,9 +1024,8 @@ def change_image_processor(image_processor: BaseImageProcessor, changes: Mapping
     fields_of = image_processor.to_dict()
     for name in changes:
         if name not in fields_of:  # transformers would drop it without a word
-            near = difflib.get_close_matches(name, fields_of, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise ValueError(f"image_processor: {type(image_processor).__name__} has no field {name}{hint}")
+            kind = type(image_processor).__name__
+            raise ValueError(f"image_processor: {kind} has no field {name}{_did_you_mean(name, fields_of)}")
         if isinstance(fields_of[name], bool) and not isinstance(changes[name], bool):
             raise ValueError(f"image_processor: {name} is true or false, got {changes[name]!r}.")
     try:

@@ -346,16 +346,9 @@ class OwnMLP(HiViLTMLP):
         return hidden_states + super().forward(hidden_states)
 
 
-def without_product(
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+def without_product(*args, width: int, **fields):
     """Local fusion whose MLPs read a token and what it attended to, not their product."""
-    model = make_hivilt(head, vocab_size, image_size, width, encoders, **fields)
+    model = make_hivilt(*args, width=width, **fields)
     for stage in model.base_model.fusion.stages:
         stage.vision_mlp, stage.text_mlp = (
             HiViLTMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
@@ -368,17 +361,9 @@ def _combine_without_product(mlp, own, seen, resample=None):
     return mlp(own, seen, resample=resample)
 
 
-def with_fusion(
-    fusion: Callable[[HiViLTConfig, int], OtherFusion],
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+def with_fusion(fusion: Callable[[HiViLTConfig, int], OtherFusion], *args, width: int, **fields):
     """HiViLT with another fusion in its place."""
-    model = make_hivilt(head, vocab_size, image_size, width, encoders, **fields)
+    model = make_hivilt(*args, width=width, **fields)
     model.base_model.fusion = fusion(model.config, width)
     return _initialized(model)
 

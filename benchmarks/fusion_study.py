@@ -305,14 +305,13 @@ def train(
     logging.disable_progress_bar()
     task = TASKS[task_name]
     data = read(task, data_dir, encoders)
-    given = {} if encoders is None else {"encoders": encoders}
-    make_one = partial(make, head=data.head, vocab_size=len(data.processor.tokenizer), image_size=task.image_size)
+    shared = {"vocab_size": len(data.processor.tokenizer), "image_size": task.image_size, "encoders": encoders}
+    make_one = partial(make, head=data.head, **shared, **data.fields)
     set_seed(seed)
-    model = make_one(contestant, **given, **data.fields)
+    model = make_one(contestant)
     cost, share = flops_per_picture(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
-        other = make_one(AT_EQUAL_FLOPS[contestant], **given, **data.fields)
-        share = flops_per_picture(other, data) / cost
+        share = flops_per_picture(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
     images = count_images(data.train)
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / task.pictures) * epochs * share)

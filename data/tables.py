@@ -466,6 +466,19 @@ def _stored_file(image: TablePicture) -> str | io.BytesIO:
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
 
+# The stamp of what is no file, or of one that is gone.
+NO_FILE = (0, 0)
+
+
+def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
+    """By which a changed file is known: its size in bytes and time of change in ns; `NO_FILE` where none is there."""
+    try:
+        stat = os.stat(path)
+    except OSError:  # a dead link, too; opening it says so
+        return NO_FILE
+    return stat.st_size, stat.st_mtime_ns
+
+
 def image_bytes(image: str | TablePicture) -> bytes:
     """The bytes of an image's file, as it is stored.
 

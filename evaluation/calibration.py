@@ -105,7 +105,6 @@ def expected_calibration_error(
 def calibrate(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    scores: torch.Tensor | None = None,
     least: float = MIN_TEMPERATURE,
     most: float = MAX_TEMPERATURE,
 ) -> dict[str, Any]:
@@ -115,7 +114,6 @@ def calibrate(
         logits: `(n, classes)`.
         labels: as `negative_log_likelihood`; integers below 0 and rows of zeros are no class: an answer that cannot be right.
             They count in the errors and not in the likelihood.
-        scores: `(n, classes)` what each class would earn; default: what `labels` say.
         least, most: of the temperature.
 
     Returns:
@@ -134,10 +132,7 @@ def calibrate(
     known = known.cpu()
     temperature = fit_temperature(logits[known], labels[known], least, most)
     best = logits.argmax(dim=-1)
-    if scores is not None:
-        earned = scores.cpu().gather(1, best[:, None]).squeeze(1)
-    else:
-        earned = labels.gather(1, best[:, None]).squeeze(1) if soft else best == labels
+    earned = labels.gather(1, best[:, None]).squeeze(1) if soft else best == labels
     found: dict[str, Any] = {"temperature": temperature}
     for name, scaled in (("before", logits), ("after", logits / temperature)):
         confidences = probabilities(scaled, labels).amax(dim=-1)
