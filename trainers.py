@@ -183,6 +183,9 @@ class HiViLTTrainer(Trainer):
         if (arguments := kwargs.get("args", args[1] if len(args) > 1 else None)) is not None:
             check_training_arguments(arguments)
         super().__init__(*args, **kwargs)
+        if self.args.bf16 or self.args.fp16:
+            # Convolutions of half precision are made for it, on CPUs and GPUs.
+            self.model.to(memory_format=torch.channels_last)
         if self.compute_metrics is not None or self.preprocess_logits_for_metrics is not None:
             raise ValueError(
                 f"compute_metrics, preprocess_logits_for_metrics: expected None; {type(self).__name__} measures whole "
@@ -914,7 +917,7 @@ class RetrievalTrainer(HiViLTTrainer):
         loss, outputs = super().compute_loss(
             model, {**inputs, "chunk_size": self.contrastive_chunk_size}, return_outputs=True
         )
-        for name in ("contrastive_loss", "auxiliary_loss"):
+        for name in ("contrastive_loss", "hardest_negative_loss", "auxiliary_loss"):
             if outputs.get(name) is not None:
                 self._losses.setdefault(name, []).append(outputs[name])
         return (loss, outputs) if return_outputs else loss
