@@ -146,9 +146,6 @@ class HiViLTConfig(PreTrainedConfig):
             Initial natural logarithm of the inverse temperature, ln(1/0.07) as in CLIP (arXiv 2103.00020).
         classification_loss_weight, contrastive_loss_weight (`float`, defaults to 1.0):
             Weights lambda_1 and lambda_2 of the classification and contrastive losses.
-        hardest_negative_loss_weight (`float`, defaults to 0.0):
-            Retrieval: weight of [`hardest_negative_loss`], which stands beside the contrastive one. With frozen encoders or few
-            images, 1.0.
         auxiliary_loss_weight (`float`, *optional*):
             Weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset means 1.0, and a
             contrastive term on the unfused embeddings in question answering, where unset means none.
@@ -213,7 +210,6 @@ class HiViLTConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.6592
     classification_loss_weight: float | int = 1.0
     contrastive_loss_weight: float | int = 1.0
-    hardest_negative_loss_weight: float | int = 0.0
     auxiliary_loss_weight: float | int | None = None
     num_hard_negatives: int = 1
     gather_negatives: bool = True
@@ -352,7 +348,7 @@ class HiViLTConfig(PreTrainedConfig):
         for name in ("dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        weights = [f"{loss}_loss_weight" for loss in ("classification", "contrastive", "hardest_negative", "auxiliary")]
+        weights = ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight")
         for name in (*weights, "initializer_range"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"`{name}` must be finite and not negative, got {getattr(self, name)}.")

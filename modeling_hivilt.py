@@ -214,8 +214,8 @@ class HiViLTRetrievalOutput(ModelOutput):
             embeddings; `logits_per_text` is its transpose.
         image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`): L2-normalised, of the images alone.
         text_embeds (`torch.FloatTensor` of shape `(B_t, projection_dim)`): L2-normalised, of the texts alone.
-        contrastive_loss, hardest_negative_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss`
-            before weighting, those whose weight is not 0; the first one less [`contrastive_floor`].
+        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting; the
+            former less [`contrastive_floor`].
         num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
             every candidate of the batch matched them.
         vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
@@ -227,7 +227,6 @@ class HiViLTRetrievalOutput(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
-    hardest_negative_loss: torch.FloatTensor | None = None
     auxiliary_loss: torch.FloatTensor | None = None
     num_dropped_anchors: torch.LongTensor | None = None
     vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -861,21 +860,6 @@ def contrastive_floor(positives: torch.BoolTensor) -> torch.FloatTensor:
         return matches.clamp(min=1).log().sum() / (matches > 0).sum().clamp(min=1)
 
     return (one_way(positives) + one_way(positives.t())) / 2
-
-
-def hardest_negative_loss(similarity: torch.Tensor, positives: torch.BoolTensor, margin: float = 0.2) -> torch.Tensor:
-    """
-    By how much matches fail to be `margin` more similar than the most similar pair of the batch that shares their image or
-    their text and does not match: the mean over matches of both directions' sum (VSE++, arXiv 1707.05612, equation 6).
-
-    Args:
-        similarity (`torch.FloatTensor` of shape `(B_i, B_t)`): cosines, of which none is scaled.
-        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
-        margin (`float`, defaults to 0.2): that paper's.
-    """
-    negatives = similarity.masked_fill(positives, float("-inf"))
-    costs = sum((margin + negatives.amax(dim, keepdim=True) - similarity).clamp(min=0) for dim in (0, 1))
-    return torch.where(positives, costs, 0.0).sum() / positives.sum().clamp(min=1)
 
 
 def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:
@@ -2292,15 +2276,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         else:
             tokens = torch.arange(num_texts, device=device)[:, None] + first_text
         positives = matching_pairs(everywhere(ids), everywhere(ids[image_index]), first_equal(everywhere(tokens)))
-        logit_scale = _logit_scale(self.logit_scale).to(device)
-        logits = logit_scale * everywhere(image_embeds) @ everywhere(text_embeds).t()
+        logits = _logit_scale(self.logit_scale).to(device) * everywhere(image_embeds) @ everywhere(text_embeds).t()
         contrastive = contrastive_loss(logits, positives) - contrastive_floor(positives)
         loss = config.contrastive_loss_weight * contrastive
         losses = {"contrastive_loss": contrastive.detach()}
-        if config.hardest_negative_loss_weight:
-            hardest = hardest_negative_loss(logits / logit_scale, positives)
-            loss = loss + config.hardest_negative_loss_weight * hardest
-            losses["hardest_negative_loss"] = hardest.detach()
 
         auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
         if auxiliary_weight:

@@ -917,7 +917,7 @@ class RetrievalTrainer(HiViLTTrainer):
         loss, outputs = super().compute_loss(
             model, {**inputs, "chunk_size": self.contrastive_chunk_size}, return_outputs=True
         )
-        for name in ("contrastive_loss", "hardest_negative_loss", "auxiliary_loss"):
+        for name in ("contrastive_loss", "auxiliary_loss"):
             if outputs.get(name) is not None:
                 self._losses.setdefault(name, []).append(outputs[name])
         return (loss, outputs) if return_outputs else loss

@@ -243,7 +243,6 @@ def test_num_labels_alone_makes_nameless_answers():
         ("embedding_dropout", -0.1),
         ("classification_loss_weight", -1.0),
         ("contrastive_loss_weight", -1.0),
-        ("hardest_negative_loss_weight", -1.0),
         ("auxiliary_loss_weight", -1.0),
         ("auxiliary_loss_weight", "no"),
         ("use_local_fusion", "no"),

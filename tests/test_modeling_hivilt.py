@@ -32,7 +32,6 @@ from hivilt.modeling_hivilt import (
     contrastive_loss,
     first_equal,
     hard_negatives,
-    hardest_negative_loss,
     left_aligned,
     map_states,
     masked_mean,
@@ -678,35 +677,6 @@ def test_loss_weights_are_applied(batch):
     retrieval = {"contrastive_loss_weight": 0.25, "auxiliary_loss_weight": 4.0}
     outputs = make_model(HiViLTForRetrieval, **retrieval)(**batch, return_loss=True)
     torch.testing.assert_close(outputs.loss, 0.25 * outputs.contrastive_loss + 4 * outputs.auxiliary_loss)
-    assert outputs.hardest_negative_loss is None
-    retrieval["hardest_negative_loss_weight"] = 2.0
-    more = make_model(HiViLTForRetrieval, **retrieval)(**batch, return_loss=True)
-    torch.testing.assert_close(more.loss, outputs.loss + 2 * more.hardest_negative_loss)
-    assert more.hardest_negative_loss > 0
-
-
-@given(
-    sizes=st.tuples(st.integers(1, 5), st.integers(1, 6)),
-    margin=st.sampled_from([0.0, 0.2, 1.0]),
-    seed=st.integers(0, 99),
-)
-def test_hardest_negatives_cost_what_the_formula_says(sizes, margin, seed):
-    generator = torch.Generator().manual_seed(seed)
-    similarity = torch.rand(sizes, generator=generator, dtype=torch.float64) * 2 - 1
-    positives = torch.rand(sizes, generator=generator) < 0.4
-    costs = []
-    for image, text in positives.nonzero().tolist():
-        others = [
-            [similarity[image, other] for other in range(sizes[1]) if not positives[image, other]],
-            [similarity[other, text] for other in range(sizes[0]) if not positives[other, text]],
-        ]
-        costs.append(sum(max(0.0, margin + max(one) - similarity[image, text]) for one in others if one))
-    expected = sum(costs) / len(costs) if costs else 0.0
-    similarity.requires_grad_()
-    loss = hardest_negative_loss(similarity, positives, margin)
-    assert loss.item() == pytest.approx(float(expected), abs=1e-12)
-    loss.backward()
-    assert similarity.grad.isfinite().all()
 
 
 def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
