@@ -72,6 +72,18 @@ logger = logging.getLogger(__name__)
 PARTS = ("vision", "text", "fusion")
 
 
+# Fields of HiViLTConfig that fit whatever weights a checkpoint has.
+CHANGEABLE = (
+    "fusion_top_k",
+    "dropout",
+    "embedding_dropout",
+    "classification_loss_weight",
+    "contrastive_loss_weight",
+    "auxiliary_loss_weight",
+    "gather_negatives",
+)
+
+
 @dataclass
 class TaskArguments:
     """Which model and which data; what question answering and retrieval have in common."""
@@ -86,7 +98,11 @@ class TaskArguments:
         default=None, metadata={"help": "Pretrained text encoder for a new HiViLT. Unset: a small one from scratch."}
     )
     fusion: dict | str | None = field(
-        default=None, metadata={"help": "HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'."}
+        default=None,
+        metadata={
+            "help": "HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'. Of a checkpoint those that its "
+            "weights do not depend on, such as dropout and the weights of losses."
+        },
     )
     image_size: int = field(default=64, metadata={"help": "Side in pixels that a small vision encoder works at."})
     image_processor: dict | str | None = field(
@@ -269,9 +285,15 @@ class TaskArguments:
             raise ValueError(
                 "A benchmark has its own files: drop benchmark, or train_file, validation_file, test_file."
             )
-        if self.model_name_or_path and (self.vision_model or self.text_model or self.fusion):
+        if self.model_name_or_path and (self.vision_model or self.text_model):
             raise ValueError(
-                "model_name_or_path names a whole HiViLT; drop vision_model, text_model and fusion, which build a new one."
+                "model_name_or_path names a whole HiViLT; drop vision_model and text_model, which build a new one."
+            )
+        built = [name for name in self.fusion or () if name not in CHANGEABLE]
+        if self.model_name_or_path and built:
+            raise ValueError(
+                f"fusion: {built[0]} decides what weights a HiViLT has, and model_name_or_path names one that has them; of a "
+                f"checkpoint these can be changed: {', '.join(CHANGEABLE)}."
             )
 
     # Those of its fields that are numbers from one on, and files and folders to read.
@@ -908,7 +930,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: in
 
 
 def load_checkpoint(
-    argument: str, name: str, model_class: type, any_head: bool = False
+    argument: str, name: str, model_class: type, any_head: bool = False, **config: Any
 ) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
     """A checkpoint's model, in float32, and its processor.
 
@@ -917,25 +939,28 @@ def load_checkpoint(
         name: folder or name on the Hub.
         model_class: a HiViLT class with a head.
         any_head: whether a checkpoint with another head will do; the new one is as it was initialized.
+        **config: fields of its config to change.
 
     Raises:
         ValueError: it has another head.
         OSError: there is none of this name.
     """
     with _loading(argument, name):
-        config = HiViLTConfig.get_config_dict(name)[0]
-        saved_as = config.get("architectures") or ["an unknown class"]
+        saved = HiViLTConfig.get_config_dict(name)[0]
+        saved_as = saved.get("architectures") or ["an unknown class"]
         if not any_head and model_class.__name__ not in saved_as:
             raise ValueError(
                 f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected {model_class.__name__}, whose head "
                 "would be untrained: train it first, or name another checkpoint."
             )
-        if config.get("model_type") != HiViLTConfig.model_type:
+        if saved.get("model_type") != HiViLTConfig.model_type:
             raise ValueError(
                 f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected a HiViLT; an encoder alone goes "
                 "into --vision_model or --text_model."
             )
-        model, processor = model_class.from_pretrained(name, dtype=torch.float32), HiViLTProcessor.from_pretrained(name)
+        changed = {"config": HiViLTConfig.from_dict({**saved, **config})} if config else {}
+        model = model_class.from_pretrained(name, dtype=torch.float32, **changed)
+        processor = HiViLTProcessor.from_pretrained(name)
     check_tokens(argument, name, model, processor.tokenizer)
     return model, processor
 
@@ -982,7 +1007,9 @@ def load_or_build(
         The model in float32, and its processor.
     """
     if args.model_name_or_path:
-        return load_checkpoint("model_name_or_path", args.model_name_or_path, model_class, any_head=trains)
+        return load_checkpoint(
+            "model_name_or_path", args.model_name_or_path, model_class, trains, **(args.fusion or {})
+        )
 
     remote = {"trust_remote_code": args.trust_remote_code}
     if args.vision_model:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import get_token
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
@@ -484,6 +485,26 @@ def test_checkpoints_are_trained_on_in_float32(tmp_path):
     make_processor().save_pretrained(tmp_path)
     model, _ = load_or_build(TaskArguments(model_name_or_path=str(tmp_path)), HiViLTForQuestionAnswering)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_takes_other_losses_and_dropout_and_keeps_its_weights(tmp_path):
+    saved = HiViLTForRetrieval(make_config(auxiliary_loss_weight=0.0))
+    saved.save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    fusion = '{"auxiliary_loss_weight": 1.0, "embedding_dropout": 0.25, "dropout": 0.5}'
+    args = TaskArguments(model_name_or_path=str(tmp_path), fusion=fusion)
+    model, _ = load_or_build(args, HiViLTForRetrieval, trains=True)
+    assert model.config.auxiliary_loss_weight == 1.0
+    assert model.embedding_dropout.p == 0.25
+    assert {module.p for module in model.model.fusion.modules() if isinstance(module, torch.nn.Dropout)} == {0.5}
+    for name, weights in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weights), name
+    with pytest.raises(StrictDataclassError, match="`dropout` must lie in"):
+        load_or_build(TaskArguments(model_name_or_path=str(tmp_path), fusion={"dropout": 2.0}), HiViLTForRetrieval)
+    with pytest.raises(
+        ValueError, match="^fusion: hidden_size decides what weights.* be changed: fusion_top_k, dropout"
+    ):
+        TaskArguments(model_name_or_path=str(tmp_path), fusion={"hidden_size": 8})
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
