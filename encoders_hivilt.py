@@ -240,6 +240,8 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
     copy, since the config that was handed in may belong to a model of its own.
     """
     switches = {"add_cross_attention": False, "use_mask_token": False}
+    # An encoder's own classes, 1,000 of ImageNet's, give way to the two that transformers fills in.
+    switches |= {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
     if config.model_type in ("siglip_vision_model", "siglip2_vision_model"):
         # The model asks for its switch even where its config, in older versions, has no such field.
         switches["vision_use_head"] = False

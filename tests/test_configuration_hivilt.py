@@ -19,6 +19,7 @@ from transformers import (
     CLIPConfig,
     ConvNextConfig,
     Dinov2Config,
+    MobileNetV2Config,
     ResNetConfig,
     RobertaConfig,
     SiglipConfig,
@@ -126,6 +127,19 @@ def test_heads_that_nothing_reads_are_switched_off_in_a_copy(vision, unread):
     config = HiViLTConfig(vision_config=vision)
     assert getattr(config.vision_config, unread) is False
     assert vision.to_dict() == before and before.get(unread, True) is True
+
+
+def test_classes_of_a_pretrained_encoder_do_not_travel(tmp_path):
+    text = BertConfig(id2label={0: "not relevant", 1: "relevant"}, label2id={"not relevant": 0, "relevant": 1})
+    vision = MobileNetV2Config(num_labels=1000)
+    config = HiViLTConfig(vision_config=vision, text_config=text, id2label=dict(enumerate(["red", "blue", "green"])))
+    found = saved(config, tmp_path)
+    for name in ("vision_config", "text_config"):
+        assert found[name]["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+        assert found[name]["label2id"] == {"LABEL_0": 0, "LABEL_1": 1}
+    assert found["id2label"] == {"0": "red", "1": "blue", "2": "green"}
+    assert vision.num_labels == 1000 and text.id2label[1] == "relevant"
+    assert HiViLTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 # Levels: for each stage the index into the encoder's hidden states, the pooling stride and the channels there
