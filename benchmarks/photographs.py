@@ -92,6 +92,7 @@ PUBLISHED = {
     "m-CNN, ensemble (Ma et al., 2015)": (24.8, 53.7, 67.1, 20.3, 47.6, 61.7),
     "HGLMM Fisher vectors (Klein et al., 2015)": (31.0, 59.3, 73.7, 21.3, 50.0, 64.8),
 }
+PUBLISHED_ANSWERS = {"exact match": 29.3}
 RECALLS = [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 STAGES = {"HiViLT, embeddings": "embedding_", "HiViLT, re-ranked": ""}
 
@@ -113,14 +114,35 @@ def validation_table(results: dict) -> str:
     return retrieval_table(results, "validation")
 
 
+def questions_table(results: dict) -> str:
+    """DAQUAR's measures on the test split in percent, mean and standard deviation of the seeds, as Markdown."""
+    tests = [run["questions"]["test"] for run in results["daquar"].values()]
+    measures = {
+        "exact match": "accuracy",
+        "exact match, blank images": "accuracy_of_blank_images",
+        "exact match of the most frequent answer": "accuracy_of_majority_answer",
+        "WUPS at 0.9": "wups_0.9",
+        "WUPS at 0.0": "wups_0.0",
+    }
+    lines = ["| | HiViLT | SAN (Yang et al., 2016) |", "| :-- | --: | --: |"]
+    for name, key in measures.items():
+        if all(key in test for test in tests):
+            published = PUBLISHED_ANSWERS.get(name, "")
+            lines.append(f"| {name} | {_percent([100 * test[key] for test in tests])} | {published} |")
+    return "\n".join(lines)
+
+
+def _percent(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f}"
+
+
 def goals_table(results: dict) -> str:
     """What was to be reached on the test splits, and by which mean and standard deviation over the seeds."""
     lines = ["| test split | goal | measured | |", "| :-- | --: | --: | :-- |"]
 
     def add(name: str, goal: float, values: Sequence[float]) -> None:
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         verdict = "met" if mean(values) >= goal else "missed"
-        lines.append(f"| {name} | {goal:.1f} | {mean(values):.1f}{spread} | {verdict} |")
+        lines.append(f"| {name} | {goal:.1f} | {_percent(values)} | {verdict} |")
 
     tests = [run["fusion"]["test"] for run in results.get("flickr8k", {}).values()]
     for way, goal in {"image to text": 31.0, "text to image": 21.3}.items() if tests else ():
@@ -174,6 +196,8 @@ def main(argv: list[str] | None = None) -> dict:
             results["environment"] = found[step]["environment"]
     if "flickr8k" in results:
         print(validation_table(results), retrieval_table(results), sep="\n\n", end="\n\n")
+    if "daquar" in results:
+        print(questions_table(results), end="\n\n")
     print(goals_table(results))
     write_result_file(args.results_dir, "photographs", results)
     return results
