@@ -16,6 +16,7 @@ import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -236,8 +237,9 @@ def check_encoder(name: str, config: PreTrainedConfig) -> None:
 
 def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
     """
-    The config with those parts switched off that nothing here reads, so that no weight is left without a gradient: a
-    copy, since the config that was handed in may belong to a model of its own.
+    The config with those parts switched off that nothing here reads, so that no weight is left without a gradient, and
+    without its own classes and the path of the folder it came from: a copy, since the config that was handed in may belong
+    to a model of its own.
     """
     switches = {"add_cross_attention": False, "use_mask_token": False}
     # An encoder's own classes, 1,000 of ImageNet's, give way to the two that transformers fills in.
@@ -252,6 +254,10 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
     elif config.model_type == "big_bird":
         # What it falls back to for texts of up to about 700 tokens; sparse blocks are drawn at random.
         switches["attention_type"] = "original_full"
+    origin = Path(str(config.name_or_path))
+    if origin.is_absolute():
+        # Of a folder its name: the rest of the path is of one machine, and a checkpoint is shared.
+        switches["_name_or_path"] = origin.name
     for field, value in switches.items():
         if getattr(config, field, field == "vision_use_head") != value:
             config = copy.deepcopy(config)

@@ -142,6 +142,15 @@ def test_classes_of_a_pretrained_encoder_do_not_travel(tmp_path):
     assert HiViLTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("origin", ["google/vit-base-patch16-224", "encoders/vit", ""])
+def test_of_an_encoders_folder_its_name_is_saved_and_of_a_hub_id_all(origin, tmp_path):
+    vision, text = ViTConfig(name_or_path=str(tmp_path / "my_vit")), BertConfig(name_or_path=origin)
+    found = saved(HiViLTConfig(vision_config=vision, text_config=text), tmp_path / "saved")
+    assert found["vision_config"]["_name_or_path"] == "my_vit"
+    assert found["text_config"]["_name_or_path"] == origin
+    assert str(tmp_path) not in json.dumps(found) and vision._name_or_path == str(tmp_path / "my_vit")
+
+
 # Levels: for each stage the index into the encoder's hidden states, the pooling stride and the channels there
 
 
