@@ -59,9 +59,9 @@ RECIPES = {
             "fusion": (
                 *("--model_name_or_path", "{before}", "--freeze", "vision", "text"),
                 *("--fusion", json.dumps({"auxiliary_loss_weight": 1.0})),
-                *("--learning_rate", "3e-4", "--num_train_epochs", "5", "--per_device_train_batch_size", "64", "--bf16"),
+                *("--learning_rate", "3e-4", "--num_train_epochs", "5", "--per_device_train_batch_size", "64"),
                 *("--similar_per_batch", "1", "--num_hard_negatives", "2", "--rerank_k", "16"),
-                *("--calibrate", "--do_predict"),
+                *("--bf16", "--calibrate", "--do_predict"),
             ),
         },
     ),
