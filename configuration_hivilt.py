@@ -133,7 +133,11 @@ class HiViLTConfig(PreTrainedConfig):
         dropout (`float`, defaults to 0.1):
             Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
         embedding_dropout (`float`, defaults to 0.0):
-            Retrieval: dropout on `V_g` and `T_g` before they are embedded. With frozen encoders and few images, 0.3.
+            Retrieval: dropout on `V_g` and `T_g`, or what stands in for them, before they are embedded. With frozen
+            encoders and few images, 0.3.
+        embed_encoder_states (`bool`, defaults to `False`):
+            Retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`. Embeddings are
+            then as wide as `projection_dim` says, however narrow the fusion is.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the level norms.
         initializer_range (`float`, *optional*):
@@ -204,6 +208,7 @@ class HiViLTConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     dropout: float | int = 0.1
     embedding_dropout: float | int = 0.0
+    embed_encoder_states: bool = False
     layer_norm_eps: float = 1e-6
     initializer_range: float | None = None
     projection_dim: int = 256

@@ -94,6 +94,7 @@ class HiViLTImageStates(ModelOutput):
 
     Args:
         global_state (`torch.FloatTensor` of shape `(B_i, d)`): `V_g`, the mean of the coarsest level.
+        pooled_state (`torch.FloatTensor` of shape `(B_i, channels)`): the mean of the encoder's map that this level is of.
         level_states (`tuple` of `S` tensors of shape `(B_i, height, width, d)`): the levels, fine to coarse.
         query, key, value (`torch.FloatTensor` of shape `(B_i, N_v, d)`): the first stage's projections of level 1;
             `None` without local fusion.
@@ -102,6 +103,7 @@ class HiViLTImageStates(ModelOutput):
     """
 
     global_state: torch.FloatTensor | None = None
+    pooled_state: torch.FloatTensor | None = None
     level_states: tuple[torch.FloatTensor, ...] | None = None
     query: torch.FloatTensor | None = None
     key: torch.FloatTensor | None = None
@@ -118,6 +120,7 @@ class HiViLTTextStates(ModelOutput):
 
     Args:
         global_state (`torch.FloatTensor` of shape `(B_t, d)`): `T_g`, the mean of the coarsest level without padding.
+        pooled_state (`torch.FloatTensor` of shape `(B_t, text width)`): the mean of the encoder's states without padding.
         level_states (`tuple` of `S` tensors of shape `(B_t, N_t, d)`): the levels, words to clauses.
         query, key, value (`torch.FloatTensor` of shape `(B_t, N_t, d)`): the first stage's projections of level 1;
             `None` without local fusion.
@@ -129,6 +132,7 @@ class HiViLTTextStates(ModelOutput):
     """
 
     global_state: torch.FloatTensor | None = None
+    pooled_state: torch.FloatTensor | None = None
     level_states: tuple[torch.FloatTensor, ...] | None = None
     query: torch.FloatTensor | None = None
     key: torch.FloatTensor | None = None
@@ -685,7 +689,12 @@ class HiViLTFusion(nn.Module):
         levels = [level(states) for level, states in zip(self.vision_levels, maps, strict=True)]
         query, key, value = self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else (None,) * 3
         return HiViLTImageStates(
-            global_state=levels[-1].mean(dim=(1, 2)), level_states=tuple(levels), query=query, key=key, value=value
+            global_state=levels[-1].mean(dim=(1, 2)),
+            pooled_state=maps[-1].mean(dim=(1, 2)),
+            level_states=tuple(levels),
+            query=query,
+            key=key,
+            value=value,
         )
 
     def encode_texts(self, hidden_states: torch.Tensor, attention_mask: torch.BoolTensor) -> HiViLTTextStates:
@@ -697,6 +706,7 @@ class HiViLTFusion(nn.Module):
         query, key, value = self.text_projections[0](levels[0]) if self.stages else (None,) * 3
         return HiViLTTextStates(
             global_state=masked_mean(levels[-1], attention_mask),
+            pooled_state=masked_mean(hidden_states, attention_mask),
             level_states=tuple(levels),
             query=query,
             key=key,
@@ -965,7 +975,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates):
     """The same kind of states with `function` applied to each tensor that fusion reads; the encoders' own are left."""
-    fields = ("global_state", "level_states", "query", "key", "value", "attention_mask")
+    fields = ("global_state", "pooled_state", "level_states", "query", "key", "value", "attention_mask")
     mapped = {}
     for name in fields:
         value = states.get(name)
@@ -1847,7 +1857,7 @@ def _logit_scale(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
 
 
-def embed(projection: nn.Linear, state: torch.Tensor) -> torch.Tensor:
+def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
     """L2-normalised projection, in float32 so that similarities do not depend on autocast."""
     return F.normalize(projection(state).float(), dim=-1)
 
@@ -2016,12 +2026,25 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         self.num_labels = len(answers)
 
 
+class HiViLTEmbedding(nn.Module):
+    """What embeds an encoder's pooled states: a norm, dropout and a projection."""
+
+    def __init__(self, config: HiViLTConfig, in_features: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(in_features, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.projection = nn.Linear(in_features, config.projection_dim)
+
+    def forward(self, pooled_state: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.dropout(self.norm(pooled_state)))
+
+
 class HiViLTForRetrieval(HiViLTPreTrainedModel):
     """
     HiViLT for finding images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
     modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
     by (design note, sections 3.4 and 3.5). Both project by the same two matrices, so that fused states start from what
-    the embeddings know.
+    the embeddings know; with `config.embed_encoder_states` embeddings have matrices of their own.
     """
 
     _keep_in_fp32_modules_strict = ["logit_scale", "matching_logit_scale"]
@@ -2030,6 +2053,9 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         super().__init__(config)
         self.model = HiViLTModel(config, add_global_mlp=False)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        if config.embed_encoder_states:
+            self.visual_embedding = HiViLTEmbedding(config, config.vision_level_layout[-1][2])
+            self.text_embedding = HiViLTEmbedding(config, text_width(config.text_config))
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -2047,6 +2073,18 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         finally:
             config.id2label, config.label2id, config.problem_type = answers
 
+    def embed_images(self, states: HiViLTImageStates) -> torch.FloatTensor:
+        """`image_embeds`, `(B_i, projection_dim)`, of what [`HiViLTModel.encode_images`] gave."""
+        if self.config.embed_encoder_states:
+            return embed(self.visual_embedding, states.pooled_state)
+        return embed(self.visual_projection, self.embedding_dropout(states.global_state))
+
+    def embed_texts(self, states: HiViLTTextStates) -> torch.FloatTensor:
+        """`text_embeds`, `(B_t, projection_dim)`, of what [`HiViLTModel.encode_texts`] gave."""
+        if self.config.embed_encoder_states:
+            return embed(self.text_embedding, states.pooled_state)
+        return embed(self.text_projection, self.embedding_dropout(states.global_state))
+
     @can_return_tuple
     def get_image_features(
         self,
@@ -2061,7 +2099,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last_hidden_state,
-            pooler_output=embed(self.visual_projection, states.global_state),
+            pooler_output=self.embed_images(states),
             hidden_states=states.hidden_states,
             attentions=states.attentions,
         )
@@ -2080,7 +2118,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         states = self.encode_texts(input_ids, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.last_hidden_state,
-            pooler_output=embed(self.text_projection, states.global_state),
+            pooler_output=self.embed_texts(states),
             hidden_states=states.hidden_states,
             attentions=states.attentions,
         )
@@ -2193,9 +2231,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             else:
                 text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
                 text_states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
-        image_embeds = embed(self.visual_projection, self.embedding_dropout(image_states.global_state))
-        text_embeds = embed(self.text_projection, self.embedding_dropout(text_states.global_state))
-        text_embeds = text_embeds.to(image_embeds.device)
+        image_embeds = self.embed_images(image_states)
+        text_embeds = self.embed_texts(text_states).to(image_embeds.device)
         logits_per_image = _logit_scale(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
 
         num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]

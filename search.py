@@ -29,7 +29,7 @@ from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, picture_endings
-from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, embed, map_states, take
+from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, take
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,11 @@ def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:
     def pad(x: torch.Tensor) -> torch.Tensor:
         return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, length, d)
 
-    padded = {"global_state": states.global_state, "attention_mask": F.pad(states.attention_mask, (0, missing))}
+    padded = {"attention_mask": F.pad(states.attention_mask, (0, missing))}
     for name, value in states.items():
-        if name not in padded:
+        if name in ("global_state", "pooled_state"):
+            padded[name] = value
+        elif name not in padded:
             padded[name] = tuple(map(pad, value)) if isinstance(value, tuple) else pad(value)
     return HiViLTTextStates(**padded)
 
@@ -439,7 +441,7 @@ class ImageIndex:
                 raise ValueError("query: the text is empty; say what to look for.")
             inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
             text_states = self.model.encode_texts(**inputs)
-            embeds = embed(self.model.text_projection, text_states.global_state)
+            embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
             if rerank_k:
                 raise ValueError("rerank_k: a picture cannot be fused with pictures; search for a text, or leave it 0.")

@@ -239,6 +239,33 @@ def test_score_equals_the_similarity_of_the_joint_forward(batch):
         torch.testing.assert_close(table[torch.arange(5), batch["image_index"]], expected)
 
 
+def test_embeddings_of_encoders_are_their_pooled_states_projected(batch):
+    model = make_model(HiViLTForRetrieval, weight_scale=8.0, embed_encoder_states=True, projection_dim=24)
+    with torch.no_grad():
+        outputs = model(**batch)
+        (*_, coarsest), mask = model.get_feature_maps(batch["pixel_values"]), batch["attention_mask"]
+        tokens = model.get_token_states(batch["input_ids"], mask)
+        means = coarsest.flatten(1, 2).mean(1), (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        for embeds, mean, part in zip(
+            (outputs.image_embeds, outputs.text_embeds),
+            means,
+            (model.visual_embedding, model.text_embedding),
+            strict=True,
+        ):
+            normed = F.layer_norm(mean, mean.shape[1:], part.norm.weight, part.norm.bias, model.config.layer_norm_eps)
+            expected = F.normalize(normed @ part.projection.weight.t() + part.projection.bias, dim=-1)
+            torch.testing.assert_close(embeds, expected)
+        assert outputs.image_embeds.shape == (3, 24)
+        torch.testing.assert_close(model.get_image_features(batch["pixel_values"]).pooler_output, outputs.image_embeds)
+        torch.testing.assert_close(model.get_text_features(batch["input_ids"], mask).pooler_output, outputs.text_embeds)
+    # What the fusion is does not change them, and training in chunks is training.
+    loss, gradients = losses_and_gradients(model, **batch)
+    chunked_loss, chunked = losses_and_gradients(model, **batch, chunk_size=2)
+    torch.testing.assert_close(chunked_loss, loss)
+    for name in ("visual_embedding.projection.weight", "text_embedding.norm.weight", "visual_projection.weight"):
+        torch.testing.assert_close(chunked[name], gradients[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
 # What saves time and must change nothing
 
 
