@@ -2052,10 +2052,11 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
         self.model = HiViLTModel(config, add_global_mlp=False)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         if config.embed_encoder_states:
             self.visual_embedding = HiViLTEmbedding(config, config.vision_level_layout[-1][2])
             self.text_embedding = HiViLTEmbedding(config, text_width(config.text_config))
+        else:
+            self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))

@@ -1008,7 +1008,7 @@ def load_or_build(
     """
     if args.model_name_or_path:
         return load_checkpoint(
-            "model_name_or_path", args.model_name_or_path, model_class, trains, **(args.fusion or {})
+            "model_name_or_path", args.model_name_or_path, model_class, any_head=trains, **(args.fusion or {})
         )
 
     remote = {"trust_remote_code": args.trust_remote_code}

@@ -6,8 +6,8 @@
 
 Each step of a recipe is a run of run_retrieval.py or run_vqa.py, on one thread, for each seed. On Flickr8k the encoders'
 last layers are trained first, for the embeddings alone; then the encoders are frozen, and fusion is trained on what they
-give, encoded once. The best of these runs on validation is the model of this repository's root. Settings were chosen on
-validation images and, for DAQUAR, on a tenth of the training images; the last step of each seed reads the test split, once.
+give, encoded once. Settings are chosen on validation images and, for DAQUAR, on a tenth of the training images; the last
+step of each seed reads the test split, once.
 
 A run that came to its end in --output_dir is not done again, so that a stopped benchmark goes on, and seeds can be run
 side by side. At the end it prints the tables and leaves a JSON file with the processor in its name in benchmarks/results.
@@ -21,6 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+
+from fusion_study import directories
 
 from hivilt.evaluation.retrieval import recall_table
 from hivilt.training import write_result_file
@@ -165,11 +167,10 @@ def run(task: str, step: str, seed: int, before: Path | None, args: argparse.Nam
     script, steps = RECIPES[task]
     names = {"vision_model": args.vision_model, "text_model": args.text_model, "before": before}
     given = [names.get(flag[1:-1], flag) for flag in steps[step]]
-    data = dict(one.split("=", 1) for one in args.data_dir)
-    where = ["--benchmark", task, "--data_dir", data[task], "--cache_dir", args.output_dir / "cache"]
+    where = ["--benchmark", task, "--data_dir", args.data_dir[task], "--cache_dir", args.output_dir / "cache"]
     command = [sys.executable, ROOT / script, *where, *COMMON, *given, "--seed", seed, "--output_dir", folder, *flags]
-    threads = {"OMP_NUM_THREADS": "1", **KEEP_MEMORY}
-    subprocess.run([str(word) for word in command], check=True, env={**os.environ, **threads})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
+    subprocess.run([str(word) for word in command], check=True, env=environment)
     return folder
 
 
@@ -184,6 +185,12 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/photographs"), help="of the runs")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
+    try:
+        args.data_dir = directories(args.data_dir)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"data_dir: {error}")
+    if missing := [task for task in args.tasks if task not in args.data_dir]:
+        parser.error(f"data_dir: give {missing[0]}=FOLDER, or leave {missing[0]} out of --tasks")
 
     results: dict = {}
     for task in args.tasks:

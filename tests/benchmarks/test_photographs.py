@@ -50,6 +50,14 @@ def test_what_was_done_is_shown_and_not_done_again(benchmark, done, capsys):
     assert "HGLMM" not in benchmark.validation_table(results)
 
 
+def test_data_that_is_not_named_ends_it_before_it_trains(benchmark, tmp_path, capsys):
+    for data, message in (("flickr8k=data", "data_dir: give daquar=FOLDER"), ("flickr8k", "expected BENCHMARK=FOLDER")):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--data_dir", data, "--output_dir", str(tmp_path / "runs")])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_scripts_read_the_flags_of_their_steps(benchmark):
     for script, steps in benchmark.RECIPES.values():
         arguments, defaults = ARGUMENTS[script]
