@@ -29,12 +29,13 @@ from hivilt.training import write_result_file
 
 ROOT = Path(__file__).parents[1]
 EMBEDDINGS = {
-    "hidden_size": 448,
+    "hidden_size": 256,
     "num_attention_heads": 8,
     "num_fusion_stages": 2,
     "fusion_intermediate_size": 128,
     "vision_levels": [15, 16],
-    "projection_dim": 448,
+    "projection_dim": 512,
+    "embed_encoder_states": True,
     "embedding_dropout": 0.3,
     "auxiliary_loss_weight": 0.0,
 }
@@ -55,7 +56,7 @@ RECIPES = {
                 *NEW,
                 *("--freeze", "vision:13", "text:3", "--fusion", json.dumps(EMBEDDINGS)),
                 *("--learning_rate", "1e-3", "--vision_learning_rate", "4e-4", "--text_learning_rate", "2e-4"),
-                *("--num_train_epochs", "16", "--per_device_train_batch_size", "128", "--bf16"),
+                *("--num_train_epochs", "18", "--per_device_train_batch_size", "128", "--bf16"),
                 *("--random_crop", "0.6", "--random_flip", "skip", "--similar_per_batch", "1", "--rerank_k", "0"),
             ),
             "fusion": (
