@@ -3,7 +3,7 @@
     cache_dir/vision-1f0c.../0a72....safetensors    maps of some images, concatenated, and how many rows each has
     cache_dir/text-93be.../77d1....safetensors      states of some texts, likewise
 
-A folder belongs to one encoder, with its weights, its processor and the precision it runs in; an item goes by its content:
+A folder belongs to one encoder, with its weights, its processor and the precision stored; an item goes by its content:
 the bytes of an image's file, the tokens of a text. So nothing stale is ever found, whatever is renamed, edited or
 exchanged. Files come as a whole or not at all, are read memory-mapped, and are shared by processes and runs: some that
 fill the same cache at once share the work, and one that was killed has left all that it finished.
@@ -17,7 +17,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -322,8 +322,8 @@ class EncoderCache:
         max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
             every epoch, and a warning says so. Default: no bound but the disk.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, so that
-            losses are those without the cache. In half precision (`--bf16`, `--fp16`) a text's states depend in their last bits
-            on how far its batch is padded, so losses agree as far as those bits go.
+            losses are those without the cache. Encoders run in the precision of their weights, in mixed precision
+            (`--bf16`, `--fp16`) too: encoded once, states may as well be exact.
 
     Attributes:
         stores: `"vision"` and `"text"`, those that hold something.
@@ -357,8 +357,6 @@ class EncoderCache:
         augmentation: Augmentation | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
-        precision: str = "no",
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
         progress: bool = True,
     ) -> None:
         """Encodes the images and texts of a data set, as far as their encoders are frozen and it was not done before.
@@ -372,8 +370,6 @@ class EncoderCache:
                 where `random_flip="swap"` exchanges their words.
             batch_size: images or texts that are encoded at a time.
             num_workers: processes that open images.
-            precision: what `autocast` computes in, by which the encoder goes as well.
-            autocast: what encoders run in.
             progress: whether to show it.
 
         Raises:
@@ -382,11 +378,10 @@ class EncoderCache:
         """
         base = next(module for module in model.modules() if hasattr(module, "frozen_modules"))
         augments = augmentation is not None and dataset.seed is not None
-        way = {"precision": precision, "dtype": str(self.dtype), "hivilt": hivilt.__version__}
-        way["transformers"] = transformers.__version__
+        way = {"dtype": str(self.dtype), "hivilt": hivilt.__version__, "transformers": transformers.__version__}
 
         def run(read: Callable[..., Any], **inputs: torch.Tensor):
-            with torch.no_grad(), autocast():
+            with torch.no_grad():
                 return read(**{name: value.to(base.device) for name, value in inputs.items()})
 
         def encode_images(images: list[str | TablePicture]) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -332,8 +332,6 @@ class HiViLTTrainer(Trainer):
                     augmentation=getattr(self.data_collator, "augmentation", None),
                     batch_size=self.args.per_device_eval_batch_size,
                     num_workers=self.args.dataloader_num_workers,
-                    precision=self.accelerator.mixed_precision,
-                    autocast=self.accelerator.autocast,
                     progress=not self.args.disable_tqdm and self.is_local_process_zero(),
                 )
         return super()._get_dataloader(dataset, *args, **kwargs)
