@@ -39,6 +39,8 @@ EMBEDDINGS = {
     "embedding_dropout": 0.3,
     "auxiliary_loss_weight": 0.0,
 }
+# Embeddings stay as they are.
+MATCHING = {"contrastive_loss_weight": 0.0, "auxiliary_loss_weight": 1.0, "dropout": 0.3}
 QUESTIONS = {
     "hidden_size": 256,
     "num_attention_heads": 8,
@@ -60,9 +62,9 @@ RECIPES = {
                 *("--random_crop", "0.6", "--random_flip", "skip", "--similar_per_batch", "1", "--rerank_k", "0"),
             ),
             "fusion": (
-                *("--model_name_or_path", "{before}", "--freeze", "vision", "text"),
-                *("--fusion", json.dumps({"auxiliary_loss_weight": 1.0})),
-                *("--learning_rate", "3e-4", "--num_train_epochs", "5", "--per_device_train_batch_size", "64"),
+                *("--model_name_or_path", "{before}", "--freeze", "vision", "text", "--cache_dtype", "float16"),
+                *("--fusion", json.dumps(MATCHING)),
+                *("--learning_rate", "1e-3", "--num_train_epochs", "5", "--per_device_train_batch_size", "64"),
                 *("--similar_per_batch", "1", "--num_hard_negatives", "2", "--rerank_k", "16"),
                 *("--bf16", "--calibrate", "--do_predict"),
             ),
