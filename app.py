@@ -46,7 +46,7 @@ except ImportError as error:
     raise missing from error
 
 ROOT = Path(__file__).resolve().parent
-RETRIEVAL, ANSWERING = ROOT / "retrieval", ROOT  # the checkpoints that are used unless others are named
+RETRIEVAL, ANSWERING = ROOT, ROOT / "vqa"  # the checkpoints that are used unless others are named
 PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "picture.png", question) for question in QUESTIONS]

@@ -123,7 +123,10 @@ class RetrievalArguments(TaskArguments):
     index_factory: str = field(
         default="Flat", metadata={"help": "FAISS index to search with; Flat is exact, 'IVF256,Flat' faster."}
     )
-    query: str | None = field(default=None, metadata={"help": "Words, or the path of a picture, to search for."})
+    query: list[str] | None = field(
+        default=None,
+        metadata={"help": "Words to search for, quoted, or the path of an image; several are several searches."},
+    )
     top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
     rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
 
@@ -302,7 +305,7 @@ def read_query(query: str) -> str | Path:
 
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
-    """Embeds the pictures of a folder, or finds some among those embedded before; gives what was found."""
+    """Embeds the pictures of a folder, or finds some among those embedded before; gives what each query found."""
     if training_args.world_size > 1:
         raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     folder = Path(training_args.output_dir)
@@ -326,19 +329,26 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
             return []
     else:
         index = ImageIndex.load(folder, model, processor)
-    query = read_query(args.query)
-    hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
-    shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
-    row = RetrievedPictures(
-        query=open_picture(str(query)) if isinstance(query, Path) else query,
-        pictures=[open_picture(str(hit.path)) for hit in shown],
-        captions=[f"{hit.score:.3f}" for hit in shown],
-        matches=None,
-    )
-    plot_retrieved([row], folder / "search.png", title="Best pictures with their scores")
-    return hits
+    queries = [read_query(query) for query in args.query]
+    found, rows = [], []
+    for query in queries:
+        hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
+        if len(queries) > 1:
+            print(query)
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
+        shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
+        rows.append(
+            RetrievedPictures(
+                query=open_picture(str(query)) if isinstance(query, Path) else query,
+                pictures=[open_picture(str(hit.path)) for hit in shown],
+                captions=[f"{hit.score:.3f}" for hit in shown],
+                matches=None,
+            )
+        )
+        found.append(hits)
+    plot_retrieved(rows, folder / "search.png", title="Nearest images with their scores")
+    return found
 
 
 def main(argv: list[str] | None = None) -> dict | list:

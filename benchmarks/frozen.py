@@ -13,8 +13,8 @@ with one update for as many questions as HiViLT's step has. Over ten epochs, fil
 encoding, writing; and apart, what a second run takes to find it filled, which grows with the encoders' weights and little
 with the data. The cache is read from memory, and once from the disk.
 
-What storing half the bits costs in accuracy is measured on drawings of easy-VQA: the encoders of this repository's
-checkpoint are frozen, a new fusion and head train on them, and all test questions are answered.
+What storing half the bits costs in accuracy is measured on drawings of easy-VQA: the encoders of the
+model in vqa/ are frozen, a new fusion and head train on them, and all test questions are answered.
 
 It prints the tables and the goals, met or missed, and leaves a JSON file with the processor in its name in
 benchmarks/results.
@@ -214,7 +214,7 @@ def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Pat
         seeds: that new weights and the order of images are drawn from.
         data_dir: easy-VQA's files; `None`: those of the package easy-vqa.
     """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[1] / "vqa"
     trained, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
     read = partial(VQA_BENCHMARKS["easy-vqa"].read, data_dir=data_dir)
     train, test = read("train"), VQADataset(read("test"))

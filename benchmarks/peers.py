@@ -231,8 +231,8 @@ def measure_compiled(width: int, num_layers: int, repeats: int) -> dict[str, flo
 
 @torch.inference_mode()
 def measure_exported() -> dict[str, float]:
-    """Largest difference of logits between the model of this repository and its exported programs, at several sizes."""
-    root = Path(__file__).parents[1]
+    """Largest difference of logits between the model in `vqa/` and its exported programs, at several sizes."""
+    root = Path(__file__).parents[1] / "vqa"
     model, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
     side = processor.image_processor.size["height"]
 

@@ -7,7 +7,7 @@
 Each step of a recipe is a run of run_retrieval.py or run_vqa.py, on one thread, for each seed. On Flickr8k the encoders'
 last layers are trained first, for the embeddings alone; then the encoders are frozen, and fusion is trained on what they
 give, encoded once. Settings are chosen on validation images and, for DAQUAR, on a tenth of the training images; the last
-step of each seed reads the test split, once.
+step of each seed reads the test split, once. The model of the root is the best on validation (`make weights`).
 
 A run that came to its end in --output_dir is not done again, so that a stopped benchmark goes on, and seeds can be run
 side by side. At the end it prints the tables and leaves a JSON file with the processor in its name in benchmarks/results.
@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> dict:
             for step in RECIPES[task][1]:
                 folder = run(task, step, seed, folder, args, flags)
                 found[step] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+                found[step].pop("familiarity", None)  # long lists, of use to the checkpoint alone
             results.setdefault(task, {})[str(seed)] = found
             results["environment"] = found[step]["environment"]
     if "flickr8k" in results:

@@ -1,6 +1,6 @@
 """Does a model answer easy-VQA's questions when they are asked in other words?
 
-    python benchmarks/rewordings.py                                the model of this folder
+    python benchmarks/rewordings.py                                the model in vqa/
     python benchmarks/rewordings.py --model outputs/vqa
 
 Asks about the test images in wordings of data/easy_vqa.py that nothing was trained on, one for each test question, and
@@ -26,7 +26,7 @@ SEED = 0
 def main(argv: list[str] | None = None) -> dict:
     """Asks and returns what the JSON file holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=str(Path(__file__).parent.parent), help="a checkpoint of easy-VQA")
+    parser.add_argument("--model", default=str(Path(__file__).parents[1] / "vqa"), help="a checkpoint of easy-VQA")
     parser.add_argument("--max_questions", type=int, help="the first of the test split alone")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)

@@ -3,7 +3,7 @@
     python benchmarks/sparse_accuracy.py                           trains once with fusion_top_k=4, about 15 minutes
     python benchmarks/sparse_accuracy.py --top_k 2
 
-The model of this repository was trained dense, on 64, 16 and 4 vision tokens. Its accuracy is measured as it is, with
+The model in vqa/ was trained dense, on 64, 16 and 4 vision tokens. Its accuracy is measured as it is, with
 fewer and fewer of them for each text token, and that of the same recipe trained with `--top_k`; a sixteenth of the finest
 level is as much as 32 tokens of a picture with 576. Beside the accuracy stands how many vision tokens each stage fused
 for a question, on average: as many as its text tokens chose between them. Flags that are not its own go to run_vqa.py.
@@ -88,9 +88,9 @@ def main(argv: list[str] | None = None) -> dict:
     args, flags = parser.parse_known_args(argv)
 
     results = {"environment": environment(), "trained_dense": {}}
-    processor = HiViLTProcessor.from_pretrained(ROOT)
+    processor = HiViLTProcessor.from_pretrained(ROOT / "vqa")
     for top_k in (None, 16, 8, 4, 2, 1):
-        model = HiViLTForQuestionAnswering.from_pretrained(ROOT, fusion_top_k=top_k)
+        model = HiViLTForQuestionAnswering.from_pretrained(ROOT / "vqa", fusion_top_k=top_k)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)

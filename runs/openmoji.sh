@@ -5,7 +5,7 @@
 #
 # Settings: HiViLT's own, the defaults of run_retrieval.py; nobody in the field trains on it.
 # Leaves in outputs/retrieval: the checkpoint, results.json, predictions.jsonl, training.png, retrieval.png.
-# Measured (README.md): 7.6 minutes on one CPU thread, 1.1 GiB, reading the pictures and both evaluations included.
+# Measured (README.md): 7.9 minutes on one CPU thread, 1.1 GiB, reading the pictures and both evaluations included.
 #
 # Estimate, not measured, of training alone; a caption with its picture, 3 hard pictures and 3 hard captions:
 #   pictures    2,957 x 0.036 GFLOP

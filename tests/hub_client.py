@@ -155,14 +155,14 @@ def visit(commits: dict[str, str], picture: str, batch: str, results: str) -> di
     _keep(results, "PeftModel", PeftModel.from_pretrained(load("me/hivilt", **remote), "me/adapter"), batch)
     _keep(results, "me/adapter", load("me/adapter", **remote), batch)
 
-    _keep(results, "me/root", load("me/root", **remote))
+    facts["vqa"] = _keep(results, "vqa", load("me/root", subfolder="vqa", **remote))
     load = AutoModelForZeroShotImageClassification.from_pretrained
-    facts["retrieval"] = _keep(results, "retrieval", load("me/root", subfolder="retrieval", **remote))
-    processors = [AutoProcessor.from_pretrained("me/root", subfolder=name, **remote) for name in ("", "retrieval")]
+    _keep(results, "me/root", load("me/root", **remote))
+    processors = [AutoProcessor.from_pretrained("me/root", subfolder=name, **remote) for name in ("", "vqa")]
     facts["vocabularies"] = [len(processor.tokenizer) for processor in processors]
-    for repo in ("me/root", "me/run"):
-        facts[repo] = pipeline(model=repo, **remote)(picture, QUESTION)
-    facts["me/found"] = pipeline(model="me/found", **remote)(picture, candidate_labels=LABELS)
+    facts["me/run"] = pipeline(model="me/run", **remote)(picture, QUESTION)
+    for repo in ("me/root", "me/found"):
+        facts[repo] = pipeline(model=repo, **remote)(picture, candidate_labels=LABELS)
 
     cards = {repo: ModelCard.load(repo) for repo in ("me/root", "me/run", "me/found")}
     for repo, card in cards.items():

@@ -54,7 +54,7 @@ FOUND = [
 def test_auto_classes_know_hivilt_whatever_is_imported_first_and_alone_it_imports_little(first):
     """Without `trust_remote_code`, and without a question to answer: nothing can be typed here."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{first}\nfolder = {str(ROOT)!r}\n{KNOWN}"],
+        [sys.executable, "-c", f"{first}\nfolder = {str(ROOT / 'vqa')!r}\n{KNOWN}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -19,18 +19,7 @@ from tiny import make_model
 
 ROOT = Path(hivilt.__file__).resolve().parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = {name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "retrieval")}
-AUTO_CLASSES = """
-import torch
-from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
-
-model = AutoModelForVisualQuestionAnswering.from_pretrained(".", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
-inputs = processor(images="docs/picture.png", text="what shape is in the image?", return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
-print(processor.post_process_question_answering(logits)[0][0]["answer"])
-"""
+RESULTS = {name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "vqa")}
 
 
 def blocks(language: str) -> list[str]:
@@ -40,12 +29,11 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> list[str]:
-    """What the first example, that of searching and that of ONNX print, one after another in a process of their own."""
+    """What the examples of the two models and that of ONNX print, one after another, in a process without hivilt."""
     folder = tmp_path_factory.mktemp("examples")
-    (search,) = (block for block in blocks("python") if 'subfolder="retrieval"' in block)
     (onnx,) = (block for block in blocks("python") if "torch.onnx.export" in block)
     onnx = onnx.replace('"hivilt.onnx"', repr(str(folder / "hivilt.onnx")))
-    examples = [blocks("python")[0] + AUTO_CLASSES, search, onnx]
+    examples = [*blocks("python")[1:3], onnx]
     code = f"for example in {examples!r}: exec(example, {{'__name__': '__main__'}}); print('-' * 80)"
     said = run_elsewhere(run_code, folder, folder=ROOT, code=code)
     # Remote code calls nobody and leaves the folder that it came from as it was.
@@ -53,20 +41,37 @@ def printed(tmp_path_factory) -> list[str]:
     return said["printed"].split("-" * 80 + "\n")
 
 
-def test_first_example_prints_what_is_shown_below_it(printed):
-    assert printed[0] == blocks("text")[0] + "triangle\n"
+def test_first_example_finds_the_photographs_that_are_shown_below_it(names, capsys):
+    capsys.readouterr()
+    run_blocks(names, 'ImageIndex.build("docs/photographs"')
+    assert capsys.readouterr().out == blocks("text")[0]
+    # The photographs go by what they show.
+    for words, file in (line.split(" -> ") for line in blocks("text")[0].splitlines()):
+        assert Path(file).stem[:8] in words and (ROOT / "docs/photographs" / file).is_file()
 
 
 def test_first_example_is_what_a_reader_sees_first():
     body = ModelCard(README).content.split("\n---\n", 1)[1]
-    lines = [line for line in body.splitlines() if line.strip()]
-    shown = (blocks("python")[0] + blocks("text")[0]).splitlines()
-    assert len([line for line in shown if line.strip()]) <= 10
-    assert "docs/picture.png" in lines[1] and lines[3] == "```python"
+    first = "\n".join([line for line in body.splitlines() if line.strip()][:10])
+    assert "make install" in first and "docs/photographs" in first
+    assert first.endswith("```") and [line for line in blocks("python")[0].splitlines() if line.strip()][-1] in first
 
 
-def test_search_example_prints_what_is_shown_below_it(printed):
-    assert printed[1] == blocks("text")[1]
+def test_examples_of_either_model_print_what_is_shown_below_them(printed):
+    assert printed[:2] == blocks("text")[1:3]
+    # Zero-shot classification is right about the photograph, which goes by what it shows.
+    assert blocks("text")[1].startswith("a cat ")
+
+
+def test_questions_that_are_shown_are_answered_right():
+    # docs/picture.png is a red triangle.
+    right = [
+        "what shape is it? triangle",
+        "what color is the triangle? red",
+        "is it red? yes",
+        "is there a blue circle? no",
+    ]
+    assert [line.rsplit(" ", 1)[0] for line in blocks("text")[2].splitlines()] == right
 
 
 def test_onnx_example_answers_as_the_model_does(printed):
@@ -88,7 +93,8 @@ def run_blocks(names: dict, *openings: str) -> dict:
 def names(tmp_path, monkeypatch):
     """What the blocks have from the blocks before them."""
     monkeypatch.chdir(ROOT)
-    model, processor = HiViLTForQuestionAnswering.from_pretrained(ROOT), HiViLTProcessor.from_pretrained(ROOT)
+    folder = ROOT / "vqa"
+    model, processor = HiViLTForQuestionAnswering.from_pretrained(folder), HiViLTProcessor.from_pretrained(folder)
     return {"model": model, "processor": processor, "torch": torch, "outputs": str(tmp_path), "__name__": "readme"}
 
 
@@ -108,7 +114,7 @@ def test_ones_own_trainer_predicts_one_row_a_question(names, quiet):
     # Several questions an image, of images with more and fewer of them, in any order: with the next block's collator, by
     # a plain Trainer, and by the trainer that the block shows.
     order = [0, 1, 1, 0, 1, 0, 0]
-    images = [str(ROOT / "docs" / name) for name in ("picture.png", "red_heart.png")]
+    images = [str(ROOT / "docs" / name) for name in ("picture.png", "photographs/cat.jpg")]
     asked = [{"image": images[image], "question": f"what color is the {place}?"} for place, image in enumerate(order)]
     found = run_blocks(found, "from hivilt.trainers import QuestionAnsweringTrainer")
     dataset = found["VQADataset"](found["read_table"](asked, answers_needed=False))
@@ -122,10 +128,10 @@ def test_ones_own_trainer_predicts_one_row_a_question(names, quiet):
 
 def test_a_block_of_several_questions_and_that_of_states_run(names):
     names["AutoModelForVisualQuestionAnswering"], names["AutoProcessor"] = HiViLTForQuestionAnswering, HiViLTProcessor
-    (block,) = (block for block in blocks("python") if 'folder = "."' in block)
+    (block,) = (block for block in blocks("python") if '"b.png"], text=[[' in block)
     for name in ("a.png", "b.png"):
         block = block.replace(f'"{name}"', repr(str(ROOT / "docs" / "picture.png")))
-    exec(block.replace(", trust_remote_code=True", ""), names)
+    exec(block.replace(', "trust_remote_code": True', ""), names)
     assert names["outputs"].logits.shape == (3, 13)
     (block,) = (block for block in blocks("python") if "states = model.encode_images" in block)
     exec(block, names)
@@ -140,32 +146,33 @@ def test_a_loop_of_ones_own_keeps_what_encoders_gave(names):
 
 def test_a_folder_is_indexed_and_searched(names, tmp_path):
     (tmp_path / "pictures").mkdir()
-    for name in ("picture.png", "red_heart.png"):
-        shutil.copy(ROOT / "docs" / name, tmp_path / "pictures")
+    for name in ("cat", "coffee", "boats"):
+        shutil.copy(ROOT / "docs" / "photographs" / f"{name}.jpg", tmp_path / "pictures")
     names["pictures"] = str(tmp_path / "pictures")
-    index = run_blocks(names, "ImageIndex.build(")["index"]
-    assert index.search("red heart", top_k=1)[0].path.name == "red_heart.png"
+    index = run_blocks(names, 'ImageIndex.build("Pictures"')["index"]
+    assert sorted(hit.path.stem for hit in index.search("a cat", top_k=3, rerank_k=3)) == ["boats", "cat", "coffee"]
 
 
-@pytest.mark.parametrize("folder", [".", "retrieval"])
-def test_weights_are_safetensors_of_a_few_megabytes_and_nothing_is_pickled(folder):
-    assert (ROOT / folder / "model.safetensors").stat().st_size < 15e6
-    model_class = HiViLTForQuestionAnswering if folder == "." else HiViLTForRetrieval
-    parameters = model_class.from_pretrained(ROOT / folder).parameters()
-    assert sum(parameter.numel() for parameter in parameters) == RESULTS[folder]["parameters"]["all"]
+@pytest.mark.parametrize("folder", [".", "vqa"])
+def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_nothing_is_pickled(folder):
+    assert (ROOT / folder / "model.safetensors").stat().st_size < {".": 64e6, "vqa": 15e6}[folder]
+    model_class = HiViLTForRetrieval if folder == "." else HiViLTForQuestionAnswering
+    model = model_class.from_pretrained(ROOT / folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == RESULTS[folder]["parameters"]["all"]
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
     assert not [path for path in (ROOT / folder).iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
 
 def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
-    flags = ["--model_name_or_path", str(ROOT), "--do_predict", "--output_dir", str(tmp_path)]
-    found, said = run_vqa.main(flags)["test"], RESULTS["."]["test"]
+    flags = ["--model_name_or_path", str(ROOT / "vqa"), "--do_predict", "--output_dir", str(tmp_path)]
+    found, said = run_vqa.main(flags)["test"], RESULTS["vqa"]["test"]
     assert found["num_questions"] == said["num_questions"]
     # Another processor may round otherwise, and turn an answer that hung in the balance.
     assert found["accuracy"] == pytest.approx(said["accuracy"], abs=3e-4)
 
 
 def test_numbers_are_those_of_the_committed_results():
-    vqa, retrieval = RESULTS["."], RESULTS["retrieval"]
+    vqa, retrieval = RESULTS["vqa"], RESULTS["."]
     assert run_vqa.summary_of(vqa, "test", "accuracy").splitlines()[0] in README
     assert f"{vqa['parameters']['all']:,} parameters" in README
     assert run_retrieval.tables_of(retrieval)["test"] in README
@@ -173,16 +180,42 @@ def test_numbers_are_those_of_the_committed_results():
     for found in RESULTS.values():
         assert f"{found['wall_seconds'] / 60:.1f} minutes" in README
         assert f"{found['peak_memory_bytes'] / 2**30:.1f} GiB" in README
-    (result,) = ModelCard(README).data.eval_results
-    assert result.metric_value == round(vqa["test"]["accuracy"], 6)
+    assert len(results := ModelCard(README).data.eval_results) == 6
+    for result in results:
+        assert result.metric_value == round(retrieval["test"][result.metric_type.replace("_at_", "@")], 6)
+    (seeds,) = (ROOT / "benchmarks/results").glob("retrieval_seeds-*.json")
+    emoji = json.loads(seeds.read_text(encoding="utf-8"))["runs"][0]
+    ways = [f"{way}_recall@1" for way in ("image_to_text", "text_to_image")]
+    alone, fused = ([100 * emoji["test"][f"{stage}{way}"] for way in ways] for stage in ("embedding_", ""))
+    said = " ".join(README.split())
+    assert f"{alone[0]:.1f} % (image to text) and {alone[1]:.1f} % (text to image) first" in said
+    assert f"{fused[0]:.1f} and {fused[1]:.1f} % re-ranked" in said
+    assert f"twelve epochs in {emoji['wall_seconds'] / 60:.1f} minutes" in said
+
+
+def test_what_the_root_model_knows_is_what_its_results_say():
+    results, said = RESULTS["."], " ".join(README.split())
+    data, test = results["data"], results["test"]
+    assert (
+        f"trained on {data['name']}, {data['train']['pictures']:,} images with {data['train']['captions']:,} captions"
+        in said
+    )
+    shares = [100 * test[f"{stage}text_to_image_recall@{k}"] for stage, k in (("embedding_", 1), ("", 1), ("", 10))]
+    assert f"Of {data['test']['pictures']:,} test images it found a caption's own first in {shares[0]:.1f} %" in said
+    assert f"{shares[1]:.1f} % re-ranked, and among the first ten in {shares[2]:.1f} %" in said
+    found = results["calibration"]
+    assert (
+        f"divided by one temperature, {found['temperature']:.4g}, fitted on {found['num']:,} validation captions"
+        in said
+    )
+    assert "trained on images for non-commercial research" in said
 
 
 def test_settings_are_the_defaults_of_the_scripts():
-    for folder, script in ((".", run_vqa), ("retrieval", run_retrieval)):
-        settings = RESULTS[folder]["settings"]
-        assert settings["seed"] == 42 and settings["max_train_samples"] is None
-        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
-            assert settings[name] == script.DEFAULTS[name]
+    settings = RESULTS["vqa"]["settings"]
+    assert settings["seed"] == 42 and settings["max_train_samples"] is None
+    for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
+        assert settings[name] == run_vqa.DEFAULTS[name]
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
     index = ImageIndex.load(tmp_path / "index", HiViLTForRetrieval.from_pretrained(checkpoint).eval(), make_processor())
 
     # The index knows its checkpoint.
-    hits = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--top_k", "4"])
+    (hits,) = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--top_k", "4"])
     assert hits == index.search("red circle", top_k=4)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 4
@@ -297,15 +297,23 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
     Image.open(tmp_path / "index/search.png").verify()
 
     picture = ["--query", str(pictures / "blue.png"), "--output_dir", str(tmp_path / "index"), "--use_cpu"]
-    assert main(picture)[0].path.name == "blue.png"
-    reranked = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--rerank"])
+    assert main(picture)[0][0].path.name == "blue.png"
+    (reranked,) = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--rerank"])
     assert reranked == index.search("red circle", rerank_k=16)
+
+    capsys.readouterr()
+    several = main(["--query", "red circle", "blue", "--output_dir", str(tmp_path / "index"), "--use_cpu"])
+    assert several == [index.search("red circle"), index.search("blue")]
+    assert [line for line in capsys.readouterr().out.splitlines() if line in ("red circle", "blue")] == [
+        "red circle",
+        "blue",
+    ]
 
 
 def test_images_found_that_are_gone_are_told_and_not_drawn(pictures, checkpoint, tmp_path, caplog):
     main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
     (pictures / "red.png").unlink()
-    hits = main(["--query", "red circle", *search_flags(checkpoint, tmp_path / "index")])
+    (hits,) = main(["--query", "red circle", *search_flags(checkpoint, tmp_path / "index")])
     assert len(hits) == 6
     assert "1 of the 6 images found, red.png first, are gone or have changed" in caplog.text
     Image.open(tmp_path / "index/search.png").verify()
