@@ -43,8 +43,8 @@ def test_norwegian_is_a_language(settings, language):
     ["yes", "on", "off", "Yes", "NO", "2020-01-01", "010", "0o17", "0x1F", "1_000", "12:30", "1e3", "1.0", ".5", "="],
 )
 def test_a_word_of_yaml_stays_as_it_is_written(settings, word):
-    assert settings(f"query: {word}\nindex: photos", kind=RetrievalArguments)[0].query == word
-    assert settings(f"query: '{word}'\nindex: photos", kind=RetrievalArguments)[0].query == word
+    assert settings(f"query: {word}\nindex: photos", kind=RetrievalArguments)[0].query == [word]
+    assert settings(f"query: '{word}'\nindex: photos", kind=RetrievalArguments)[0].query == [word]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_null_and_nothing_are_no_flag(settings):
 
 
 def test_a_value_may_begin_with_a_dash(settings):
-    assert settings("query: -red heart\nindex: photos", kind=RetrievalArguments)[0].query == "-red heart"
+    assert settings("query: -red heart\nindex: photos", kind=RetrievalArguments)[0].query == ["-red heart"]
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\x85\u2028\u2029\ufeff"), min_size=1)
@@ -89,7 +89,7 @@ def test_json_and_quoted_yaml_give_any_text_back(tmp_path_factory, text):
         (folder / name).write_text(json.dumps({"query": text, "index": "photos"}), encoding="utf-8-sig")
     for name in ("settings.json", "settings.yaml")[: 2 if text.isascii() else 1]:  # JSON's \\ud83d is none of YAML's
         task, _ = parse_arguments([str(folder / name)], RetrievalArguments, {"output_dir": "outputs/x"})
-        assert task.query == text
+        assert task.query == [text]
 
 
 # Files
