@@ -13,8 +13,8 @@ with one update for as many questions as HiViLT's step has. Over ten epochs, fil
 encoding, writing; and apart, what a second run takes to find it filled, which grows with the encoders' weights and little
 with the data. The cache is read from memory, and once from the disk.
 
-What storing half the bits costs in accuracy is measured on drawings of easy-VQA: the encoders of the
-model in vqa/ are frozen, a new fusion and head train on them, and all test questions are answered.
+What storing half the bits costs in accuracy is measured on drawings of easy-VQA: the encoders of the model in
+vqa/ are frozen, a new fusion and head train on them, and all test questions are answered.
 
 It prints the tables and the goals, met or missed, and leaves a JSON file with the processor in its name in
 benchmarks/results.
