@@ -141,6 +141,8 @@ class RetrievalArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.query, str):
+            self.query = [self.query]
         if (self.index or self.query is not None) and (self.karpathy_file or self.names_data()):
             raise ValueError("index, query: a search reads no data to train or measure on; drop one or the other.")
         if self.karpathy_file and self.names_data():

@@ -16,7 +16,7 @@ from transformers import ViTImageProcessorPil, ViTModel, pipeline
 from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTForRetrieval
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.run_retrieval import main
+from hivilt.run_retrieval import RetrievalArguments, main
 from hivilt.search import ImageIndex
 from processes import launch
 from tiny import VISION_CONFIGS, make_model, make_picture, make_processor
@@ -302,6 +302,7 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
     assert reranked == index.search("red circle", rerank_k=16)
 
     capsys.readouterr()
+    assert RetrievalArguments(query="red circle").query == ["red circle"]
     several = main(["--query", "red circle", "blue", "--output_dir", str(tmp_path / "index"), "--use_cpu"])
     assert several == [index.search("red circle"), index.search("blue")]
     assert [line for line in capsys.readouterr().out.splitlines() if line in ("red circle", "blue")] == [
