@@ -33,7 +33,7 @@ from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcess
 from hivilt.data.tables import open_picture
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.flags import Parser
-from hivilt.modeling_hivilt import HiViLTImageStates
+from hivilt.fusion_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
 from hivilt.training import end_with, load_checkpoint, missing_place, run_command
 

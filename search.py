@@ -29,7 +29,7 @@ from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, picture_endings
-from hivilt.modeling_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, take
+from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ def take_rows(
     parts = []
     for number in numbers:
         rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
-        parts.append(map_states(partial(take, index=rows), batches[number]))
+        parts.append(map_states(partial(select, index=rows), batches[number]))
     if isinstance(parts[0], HiViLTTextStates):
         length = max(part.attention_mask.shape[1] for part in parts)
         parts = [_pad_texts(part, length) for part in parts]
 
     # The parts stand in the order of the batches; each row goes back to where `index` has it.
     order = owners.argsort(stable=True).argsort()
-    return map_states(partial(take, index=order), cat_states(parts))
+    return map_states(partial(select, index=order), cat_states(parts))
 
 
 def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:

@@ -40,7 +40,9 @@ from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_
 from hivilt.evaluation.plots import AnsweredQuestion
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
-from hivilt.modeling_hivilt import MAX_LOGIT_SCALE, HiViLTPreTrainedModel, map_states
+from hivilt.fusion_hivilt import map_states
+from hivilt.losses_hivilt import MAX_LOGIT_SCALE
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
 from hivilt.search import score_pairs

@@ -25,21 +25,17 @@ from transformers import (
 )
 
 from hivilt import HiViLTConfig, HiViLTForRetrieval
-from hivilt.modeling_hivilt import (
+from hivilt.fusion_hivilt import (
     HiViLTImageStates,
     HiViLTLevel,
     HiViLTMLP,
     HiViLTModelOutput,
-    HiViLTPreTrainedModel,
-    HiViLTQuestionAnsweringOutput,
-    HiViLTRetrievalOutput,
     HiViLTTextStates,
-    classification_loss,
-    hard_negatives,
     masked_mean,
-    matching_loss,
-    take,
+    select,
 )
+from hivilt.losses_hivilt import classification_loss, hard_negatives, matching_loss
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from hivilt.training import SMALL_FUSION, small_text_config, small_vision_config
 
 
@@ -102,7 +98,7 @@ class OtherFusion(nn.Module):
 
     def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
         vision = torch.cat([level.flatten(1, 2) for level in images.level_states], dim=1)
-        vision, vision_global = take(vision, image_index), take(images.global_state, image_index)
+        vision, vision_global = select(vision, image_index), select(images.global_state, image_index)
         text, text_global = texts.level_states[0], texts.global_state
         fused = self.join(vision, vision_global, text, text_global, texts.attention_mask)
         # Retrieval compares what both became together with the text, in the space of the embeddings.
@@ -214,7 +210,7 @@ class ViltOnGroups(ViltForQuestionAnswering):
     accepts_loss_kwargs = False
 
     def forward(self, input_ids, attention_mask, pixel_values, image_index=None, labels=None):
-        patches = take(vilt_patches(self, pixel_values), image_index)
+        patches = select(vilt_patches(self, pixel_values), image_index)
         seen = attention_mask.new_ones(patches.shape[:2])
         logits = super().forward(input_ids, attention_mask, image_embeds=patches, pixel_mask=seen).logits
         loss = None if labels is None else classification_loss(logits, labels)
@@ -238,9 +234,9 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
         return HiViLTTextStates(global_state=words[:, 0], level_states=(words,), attention_mask=attention_mask.bool())
 
     def score(self, image_states, text_states, image_index=None, text_index=None) -> torch.Tensor:
-        patches = take(image_states.level_states[0], image_index)
-        words = take(text_states.level_states[0], text_index).squeeze(-1)
-        mask = take(text_states.attention_mask, text_index).long()
+        patches = select(image_states.level_states[0], image_index)
+        words = select(text_states.level_states[0], text_index).squeeze(-1)
+        mask = select(text_states.attention_mask, text_index).long()
         seen = mask.new_ones(patches.shape[:2])
         return super().forward(words, mask, image_embeds=patches, pixel_mask=seen).logits.squeeze(-1)
 
@@ -351,14 +347,16 @@ def without_product(*args, width: int, **fields):
     model = make_hivilt(*args, width=width, **fields)
     for stage in model.base_model.fusion.stages:
         stage.vision_mlp, stage.text_mlp = (
-            HiViLTMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
+            WithoutProductMLP(model.config, 2 * model.config.hidden_size, width) for _ in range(2)
         )
-        stage._combine = _combine_without_product
     return _initialized(model)
 
 
-def _combine_without_product(mlp, own, seen, resample=None):
-    return mlp(own, seen, resample=resample)
+class WithoutProductMLP(HiViLTMLP):
+    """Reads the first two of the three parts of its input."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states[..., : self.fc1.in_features])
 
 
 def with_fusion(fusion: Callable[[HiViLTConfig, int], OtherFusion], *args, width: int, **fields):

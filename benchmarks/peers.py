@@ -30,7 +30,7 @@ from transformers.utils import logging
 from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.evaluation.plots import plot_peers
-from hivilt.modeling_hivilt import map_states
+from hivilt.fusion_hivilt import map_states
 from hivilt.training import environment, peak_memory_bytes, write_result_file
 from timing import alternate, seconds
 

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from contestants import NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering
-from hivilt.modeling_hivilt import map_states
+from hivilt.fusion_hivilt import map_states
 from hivilt.training import (
     SMALL_FUSION,
     environment,

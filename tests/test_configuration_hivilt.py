@@ -31,7 +31,8 @@ from transformers import (
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, configuration_hivilt
 from hivilt.configuration_hivilt import AUTO_MAP
-from hivilt.modeling_hivilt import HiViLTModelOutput, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
+from hivilt.fusion_hivilt import HiViLTModelOutput
+from hivilt.modeling_hivilt import HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
 
 

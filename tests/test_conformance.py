@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
-from hivilt.modeling_hivilt import HiViLTFusionStage, cross_attend, eager_attention_forward
+from hivilt.fusion_hivilt import HiViLTFusionStage, cross_attend, eager_attention_forward
 from tiny import (
     MODEL_CLASSES,
     NUM_ANSWERS,

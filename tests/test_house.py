@@ -22,6 +22,9 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 REMOTE = [
     "configuration_hivilt.py",
     "encoders_hivilt.py",
+    "fusion_hivilt.py",
+    "inputs_hivilt.py",
+    "losses_hivilt.py",
     "modeling_hivilt.py",
     "processing_hivilt.py",
     "pipeline_hivilt.py",

@@ -36,6 +36,9 @@ ROOT = Path(hivilt.__file__).resolve().parent
 CODE = [
     "configuration_hivilt.py",
     "encoders_hivilt.py",
+    "fusion_hivilt.py",
+    "inputs_hivilt.py",
+    "losses_hivilt.py",
     "modeling_hivilt.py",
     "pipeline_hivilt.py",
     "processing_hivilt.py",

@@ -109,6 +109,9 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
     promised += [
         "configuration_hivilt.py",
         "encoders_hivilt.py",
+        "fusion_hivilt.py",
+        "inputs_hivilt.py",
+        "losses_hivilt.py",
         "modeling_hivilt.py",
         "processing_hivilt.py",
         "pipeline_hivilt.py",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor
-from hivilt.modeling_hivilt import map_states
+from hivilt.fusion_hivilt import map_states
 from hivilt.search import Hit, ImageIndex, fingerprint, score_pairs, take_rows
 from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
 

@@ -22,7 +22,7 @@ from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.evaluation.vqa import majority_answer
-from hivilt.modeling_hivilt import classification_loss
+from hivilt.losses_hivilt import classification_loss
 from hivilt.trainers import (
     HiViLTTrainer,
     QuestionAnsweringTrainer,

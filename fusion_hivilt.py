@@ -1,0 +1,650 @@
+"""
+How images and texts fuse: plain `nn.Module`s over tensors, level by level, local then global, in both directions.
+
+    level s of each modality    HiViLTLevel, smooth_tokens, pool    fine to coarse, of one modality alone
+    stage s (equations P, L)    HiViLTFusionStage                   X = level s + F_(s-1), resampled to the grid of s
+                                                                    F_s = X + MLP([X; X~; X * X~]), X~ by cross-attention
+    global (equation G)         HiViLTGlobalFusion                  V_g and T_g each attend to the other and to Pool(F_S)
+
+Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N_t` text tokens, `d` hidden size,
+`S` fusion stages, `H` heads. "Equation L, P, G" are those of the design note, sections 3.2, 7.2 and 3.3.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+
+from .configuration_hivilt import HiViLTConfig
+from .encoders_hivilt import text_width
+
+
+@dataclass
+class HiViLTImageStates(ModelOutput):
+    """
+    What [`HiViLTModel.encode_images`] leaves of `B_i` images: all that depends on the images alone.
+
+    Args:
+        global_state (`torch.FloatTensor` of shape `(B_i, d)`): `V_g`, the mean of the coarsest level.
+        pooled_state (`torch.FloatTensor` of shape `(B_i, channels)`): the mean of the encoder's map that this level is of.
+        level_states (`tuple` of `S` tensors of shape `(B_i, height, width, d)`): the levels, fine to coarse.
+        query, key, value (`torch.FloatTensor` of shape `(B_i, N_v, d)`): the first stage's projections of level 1;
+            `None` without local fusion.
+        last_hidden_state (`torch.FloatTensor`): the vision encoder's own.
+        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the vision encoder's own, on request.
+    """
+
+    global_state: torch.FloatTensor | None = None
+    pooled_state: torch.FloatTensor | None = None
+    level_states: tuple[torch.FloatTensor, ...] | None = None
+    query: torch.FloatTensor | None = None
+    key: torch.FloatTensor | None = None
+    value: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTTextStates(ModelOutput):
+    """
+    What [`HiViLTModel.encode_texts`] leaves of `B_t` texts: all that depends on the texts alone.
+
+    Args:
+        global_state (`torch.FloatTensor` of shape `(B_t, d)`): `T_g`, the mean of the coarsest level without padding.
+        pooled_state (`torch.FloatTensor` of shape `(B_t, text width)`): the mean of the encoder's states without padding.
+        level_states (`tuple` of `S` tensors of shape `(B_t, N_t, d)`): the levels, words to clauses.
+        query, key, value (`torch.FloatTensor` of shape `(B_t, N_t, d)`): the first stage's projections of level 1;
+            `None` without local fusion.
+        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the tokens, by which losses know equal texts; `None` where
+            the texts came as `inputs_embeds`.
+        last_hidden_state (`torch.FloatTensor`): the text encoder's own.
+        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the text encoder's own, on request.
+    """
+
+    global_state: torch.FloatTensor | None = None
+    pooled_state: torch.FloatTensor | None = None
+    level_states: tuple[torch.FloatTensor, ...] | None = None
+    query: torch.FloatTensor | None = None
+    key: torch.FloatTensor | None = None
+    value: torch.FloatTensor | None = None
+    attention_mask: torch.BoolTensor | None = None
+    input_ids: torch.LongTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTModelOutput(ModelOutput):
+    """
+    Output of [`HiViLTModel`].
+
+    Args:
+        local_fusion_state (`torch.FloatTensor` of shape `(B_t, N_v + N_t, d)`): `F_local`, the last stage's vision
+            rows (row-major over its grid), then its text rows.
+        global_fusion_state (`torch.FloatTensor` of shape `(B_t, d)`): `F_global`, what a classifier reads.
+        vision_global_state, text_global_state (`torch.FloatTensor` of shape `(B_t, d)`): the fused `V~_g` and `T~_g`.
+        vision_last_hidden_state (`torch.FloatTensor`): of the vision encoder, `B_i` rows.
+        text_last_hidden_state (`torch.FloatTensor` of shape `(B_t, N_t, text width)`): of the text encoder.
+        hidden_states (`tuple` of `S` tensors of shape `(B_t, N_v + N_t, d)`): each stage's result, with
+            `output_hidden_states=True`; with a list of indices, `None` in place of the others.
+        cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_t, N_v)`): what each stage's text tokens attended to
+            in the image, with `output_attentions=True`.
+        vision_cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_v, N_t)`): the other direction.
+        global_cross_attentions (`tuple` of 2 tensors of shape `(B_t, H, 1, 2)`): weights of `V_g` on
+            `[T_g; Pool(F_local)]` and of `T_g` on `[V_g; Pool(F_local)]`.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
+    """
+
+    local_fusion_state: torch.FloatTensor | None = None
+    global_fusion_state: torch.FloatTensor | None = None
+    vision_global_state: torch.FloatTensor | None = None
+    text_global_state: torch.FloatTensor | None = None
+    vision_last_hidden_state: torch.FloatTensor | None = None
+    text_last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    global_cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Attention
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as written: the reference that the other implementations must equal, and the one that shows weights."""
+    attention = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attention = attention + attention_mask
+    # In float32 at least, since half precision loses small weights.
+    attention = F.softmax(attention, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    if attention_mask is not None:
+        # Softmax of equal scores would attend to everything where nothing may be attended to.
+        attention = attention * (attention_mask == 0).any(dim=-1, keepdim=True)
+    attention = F.dropout(attention, p=dropout, training=module.training)
+    return torch.matmul(attention, value).transpose(1, 2).contiguous(), attention
+
+
+def cross_attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    allowed: torch.BoolTensor | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface.
+
+    Args:
+        module (`nn.Module`): the caller; its `config` names the implementation, heads and dropout.
+        query (`torch.Tensor` of shape `(B, N_q, d)`), key, value (of shape `(B, N_k, d)`): already projected.
+        allowed (`torch.BoolTensor` broadcastable to `(B, 1, N_q, N_k)`, *optional*): `False` where a query may not
+            attend. A query that may attend to nothing gets zeros.
+
+    Returns:
+        The attended values `(B, N_q, d)` and the weights `(B, H, N_q, N_k)`, `None` unless eager.
+    """
+    config = module.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    # (B, N, d) -> (B, H, N, d_k)
+    query, key, value = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (query, key, value))
+    mask = attends = None
+    if allowed is not None:
+        attends = allowed.any(dim=-1, keepdim=True)  # (B, 1, N_q or 1, 1)
+        if attends.shape[2] == 1:
+            # All queries may attend to the same tokens: zero values are what they get where there are none.
+            value, attends = value * attends, None
+        # Made here, in the query's own precision: under autocast the minimum of float32 would overflow to -inf. Half the
+        # minimum, since a score is added to it, and a row of nothing but -inf would be NaN.
+        mask = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device)
+        mask = mask.masked_fill(~allowed, torch.finfo(query.dtype).min / 2)
+
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        config._attn_implementation, eager_attention_forward
+    )
+    attended, attention = attention_interface(
+        module,
+        query,
+        key,
+        value,
+        mask,
+        scaling=head_dim**-0.5,
+        dropout=config.dropout if module.training else 0.0,
+        is_causal=False,
+        **kwargs,
+    )
+    # (B, N_q, H, d_k) -> (B, N_q, d)
+    attended = attended.flatten(2)
+    if attends is not None:
+        attended = attended * attends.squeeze(1)
+    return attended, attention
+
+
+class HiViLTMLP(nn.Module):
+    """Two linear layers with an activation and dropout between them: `(..., in_features)` -> `(..., d)`."""
+
+    def __init__(self, config: HiViLTConfig, in_features: int, intermediate_features: int):
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, intermediate_features)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc2 = nn.Linear(intermediate_features, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+class HiViLTAttention(nn.Module):
+    """Cross-attention with an output projection: `CrossAttn` of equation G."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, attention = cross_attend(
+            self, self.q_proj(hidden_states), self.k_proj(context), self.v_proj(context), **kwargs
+        )
+        return self.o_proj(attended), attention
+
+
+# Levels: what one modality gives, before it meets the other
+
+
+def smooth_tokens(hidden_states: torch.Tensor, attention_mask: torch.BoolTensor, window: int) -> torch.Tensor:
+    """
+    Mean of every token with its neighbours, `(window - 1) / 2` to each side, never counting padding.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B_t, N_t, width)`): the tokens.
+        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        window (`int`): odd; 1 leaves the tokens as they are.
+    """
+    if window == 1:
+        return hidden_states
+    weights = attention_mask.to(hidden_states.dtype).unsqueeze(1)  # (B_t, 1, N_t)
+    total = F.avg_pool1d(hidden_states.transpose(1, 2) * weights, window, stride=1, padding=window // 2)
+    count = F.avg_pool1d(weights, window, stride=1, padding=window // 2)
+    # A padding token with nothing but padding around it divides nothing by nothing: keep it finite.
+    return (total / count.clamp(min=0.5 / window)).transpose(1, 2)
+
+
+def masked_mean(hidden_states: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
+    """Mean over the tokens that `mask` keeps: `(B, N, d)`, `(B, N)` -> `(B, d)`; zeros where it keeps none."""
+    weights = mask.to(hidden_states.dtype).unsqueeze(-1)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def pool(states: torch.Tensor, stride: int) -> torch.Tensor:
+    """Means over squares of `stride` of `(B_i, height, width, channels)`; one that the border cuts, of what it holds."""
+    if stride == 1:
+        return states
+    states = F.avg_pool2d(states.permute(0, 3, 1, 2), stride, ceil_mode=True, count_include_pad=False)
+    return states.permute(0, 2, 3, 1)
+
+
+def resample_grid(rows: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Area-averages rows on one grid to another: `(B, height * width, d)` -> `(B, new_height * new_width, d)`."""
+    if grid == new_grid:
+        return rows
+    # (B, N, d) -> (B, d, height, width) -> (B, d, new_height, new_width) -> (B, N_new, d)
+    return F.adaptive_avg_pool2d(rows.transpose(1, 2).unflatten(2, grid), new_grid).flatten(2).transpose(1, 2)
+
+
+def select(states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """`states[index]` along the first dimension; all of them without an index. One state alone is never copied."""
+    if index is None:
+        return states
+    if states.shape[0] == 1 and not torch.compiler.is_compiling():
+        return states.expand(index.shape[0], *states.shape[1:])
+    return states.index_select(0, index.to(states.device))
+
+
+def grid_positions(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """
+    Where the cells of a grid have their middle, `(height, width, 2)`: y and x, 0 in the image's middle and `-sqrt(3)`
+    and `sqrt(3)` at its borders, so that positions on a fine grid have variance 1. Of `like`'s dtype, on its device.
+    """
+    axes = [(torch.arange(size, device=like.device) + 0.5) / size * 2 - 1 for size in (height, width)]
+    return (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) * 3**0.5).to(like.dtype)
+
+
+class HiViLTLevel(nn.Module):
+    """
+    One level of one modality: projected to the common width and normalised before it meets the other.
+
+    Args:
+        on_grid (`bool`): whether the tokens lie on a grid, `(B, height, width, in_features)`, and learn their place on it.
+    """
+
+    def __init__(self, config: HiViLTConfig, in_features: int, on_grid: bool = False):
+        super().__init__()
+        self.projection = nn.Linear(in_features, config.hidden_size)
+        has_positions = on_grid and config.use_position_embeddings
+        self.position_projection = nn.Linear(2, config.hidden_size, bias=False) if has_positions else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        projected = self.projection(hidden_states)
+        if self.position_projection is not None:
+            projected = projected + self.position_projection(grid_positions(*hidden_states.shape[1:3], projected))
+        return self.norm(projected)
+
+
+class HiViLTProjections(nn.Module):
+    """Queries, keys and values of one modality in one stage."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
+
+# Local fusion
+
+
+class HiViLTFusionStage(GradientCheckpointingLayer):
+    """
+    Local fusion (equation L): each token is joined with what it attended to in the other modality and with their product,
+    `F_x = x + MLP([x; x~; x * x~])`.
+
+    With `fusion_top_k` fusion is sparse: each text token and only the vision tokens most similar to it attend to each
+    other. Vision tokens that no text token chose pass through unchanged.
+    """
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False
+        self.vision_mlp = HiViLTMLP(config, 3 * config.hidden_size, config.fusion_intermediate_size)
+        self.text_mlp = HiViLTMLP(config, 3 * config.hidden_size, config.fusion_intermediate_size)
+
+    def forward(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.BoolTensor,
+        *projections: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Args:
+            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision tokens of each text's image.
+            text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text tokens.
+            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+            *projections (six of `torch.Tensor`): query, key and value of `vision`, then those of `text`, of the same
+                shapes. One by one, since reentrant checkpointing sees no tensor inside a tuple.
+
+        Returns:
+            Fused vision tokens, fused text tokens, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
+            `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
+        """
+        vision_projections, text_projections = projections[:3], projections[3:]
+        top_k, num_rows = self.config.fusion_top_k, vision.shape[1]
+        if top_k is None or top_k >= num_rows:
+            words = text_mask[:, None, None, :]
+            return self._fuse(vision, text, vision_projections, text_projections, words, None, **kwargs)
+
+        # The same over the rows that any text token chose, between the pairs that were chosen.
+        rows, pairs = most_similar(text_projections[0], vision_projections[1], text_mask, top_k)
+        index = rows[:, :, None].expand(-1, -1, vision.shape[2])  # (B_t, R, d)
+        near, *near_projections = (states.gather(1, index) for states in (vision, *vision_projections))
+        fused, text, text_to_image, image_to_text = self._fuse(
+            near, text, near_projections, text_projections, pairs.transpose(1, 2)[:, None], pairs[:, None], **kwargs
+        )
+        # Rows that only fill the batch up to its largest example stay as they are.
+        fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
+        vision = vision.scatter(1, index, fused.to(vision.dtype))
+        if text_to_image is not None:
+            # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
+            place = rows[:, None, None, :].expand_as(text_to_image)
+            zeros = text_to_image.new_zeros(*text_to_image.shape[:3], num_rows)
+            image_to_text = zeros.transpose(2, 3).scatter(2, place.transpose(2, 3), image_to_text)
+            text_to_image = zeros.scatter(3, place, text_to_image)
+        return vision, text, text_to_image, image_to_text
+
+    def _fuse(self, vision, text, vision_projections, text_projections, words, regions, **kwargs):
+        """Equation L; `words` and `regions` are the text and vision tokens that may be attended to, as in [`cross_attend`]."""
+        vision_query, vision_key, vision_value = vision_projections
+        text_query, text_key, text_value = text_projections
+
+        vision_attended, image_to_text = cross_attend(self, vision_query, text_key, text_value, words, **kwargs)
+        text_attended, text_to_image = cross_attend(self, text_query, vision_key, vision_value, regions, **kwargs)
+
+        vision = vision + self.vision_mlp(torch.cat([vision, vision_attended, vision * vision_attended], dim=-1))
+        text = text + self.text_mlp(torch.cat([text, text_attended, text * text_attended], dim=-1))
+        return vision, text, text_to_image, image_to_text
+
+
+def most_similar(
+    text_query: torch.Tensor, vision_key: torch.Tensor, text_mask: torch.BoolTensor, top_k: int
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    The vision rows that are among the `top_k` most similar ones of any text token; similarity is the attention score
+    `Q_T K_V^T`, summed over the heads.
+
+    Args:
+        text_query (`torch.Tensor` of shape `(B_t, N_t, d)`), vision_key (of shape `(B_t, N_v, d)`): projected tokens.
+        text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding, which chooses none.
+        top_k (`int`): how many each text token chooses.
+
+    Returns:
+        The rows `(B_t, R)`, filled up where an example has fewer, and which text token chose which, `(B_t, N_t, R)`.
+    """
+    similarity = torch.matmul(text_query, vision_key.transpose(1, 2))  # (B_t, N_t, N_v)
+    pairs = torch.zeros_like(similarity, dtype=torch.bool)
+    pairs = pairs.scatter(2, similarity.topk(top_k, dim=-1).indices, True) & text_mask[:, :, None]
+    chosen = pairs.any(dim=1)  # (B_t, N_v)
+    if torch.compiler.is_compiling():
+        # Compiled and exported graphs need a static shape: at most top_k rows for each text token.
+        num_rows = min(chosen.shape[1], top_k * pairs.shape[1])
+    else:
+        num_rows = max(1, int(chosen.sum(dim=1).max()))
+    rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices
+    return rows, pairs.gather(2, rows[:, None, :].expand(-1, pairs.shape[1], -1))
+
+
+# Global fusion
+
+
+class HiViLTGlobalFusion(nn.Module):
+    """
+    Global fusion (equation G): the pooled image and the pooled text each attend to the other and to the pooled local
+    fusion. With `use_global_fusion=False` the pooled tokens of local fusion take their place.
+
+    Args:
+        add_mlp (`bool`): whether to compute `F_global`; retrieval compares the two sides and does without.
+    """
+
+    def __init__(self, config: HiViLTConfig, add_mlp: bool):
+        super().__init__()
+        self.vision_attention = HiViLTAttention(config) if config.use_global_fusion else None
+        self.text_attention = HiViLTAttention(config) if config.use_global_fusion else None
+        self.mlp = HiViLTMLP(config, 2 * config.hidden_size, config.hidden_size) if add_mlp else None
+
+    def forward(
+        self,
+        vision_global: torch.Tensor,
+        text_global: torch.Tensor,
+        fused_vision: torch.Tensor,
+        fused_text: torch.Tensor,
+        text_mask: torch.BoolTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
+        """
+        Args:
+            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): `V_g` and `T_g`.
+            fused_vision (`torch.Tensor` of shape `(B_t, N_v, d)`), fused_text (of shape `(B_t, N_t, d)`): `F_local`.
+            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+
+        Returns:
+            `V~_g`, `T~_g`, `F_global` and the attention weights of both directions.
+        """
+        if self.vision_attention is None:
+            vision, text, attentions = fused_vision.mean(dim=1), masked_mean(fused_text, text_mask), ()
+        else:
+            # Pool(F_local): vision tokens are never padding.
+            vision_mask = text_mask.new_ones(fused_vision.shape[:2])
+            pooled = masked_mean(torch.cat([fused_vision, fused_text], 1), torch.cat([vision_mask, text_mask], 1))
+            vision_attended, vision_attention = self.vision_attention(
+                vision_global.unsqueeze(1), torch.stack([text_global, pooled], dim=1), **kwargs
+            )
+            text_attended, text_attention = self.text_attention(
+                text_global.unsqueeze(1), torch.stack([vision_global, pooled], dim=1), **kwargs
+            )
+            vision = vision_global + vision_attended.squeeze(1)
+            text = text_global + text_attended.squeeze(1)
+            attentions = (vision_attention, text_attention)
+        fused = self.mlp(torch.cat([vision, text], dim=-1)) if self.mlp is not None else None
+        return vision, text, fused, attentions
+
+
+# The whole
+
+
+class HiViLTFusion(nn.Module):
+    """Levels of both modalities, the local stages and global fusion: all of HiViLT but its two encoders."""
+
+    def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
+        super().__init__()
+        # Without local fusion only the coarsest level is ever read.
+        layout = config.vision_level_layout if config.use_local_fusion else config.vision_level_layout[-1:]
+        stages = range(len(layout) if config.use_local_fusion else 0)
+        # Words, phrases, clauses: windows of 1, 3, 9, ... tokens, no wider than 81.
+        self.text_windows = [3 ** min(s, 4) for s in range(config.num_fusion_stages)][-len(layout) :]
+        self.vision_levels = nn.ModuleList(HiViLTLevel(config, channels, on_grid=True) for _, _, channels in layout)
+        self.text_levels = nn.ModuleList(HiViLTLevel(config, text_width(config.text_config)) for _ in layout)
+        self.vision_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
+        self.text_projections = nn.ModuleList(HiViLTProjections(config) for _ in stages)
+        self.stages = nn.ModuleList(HiViLTFusionStage(config) for _ in stages)
+        self.global_fusion = HiViLTGlobalFusion(config, add_mlp=add_global_mlp)
+
+    def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
+        """Levels, `V_g` and first projections of maps `(B_i, height, width, channels)`, fine to coarse."""
+        levels = [level(states) for level, states in zip(self.vision_levels, maps, strict=True)]
+        query, key, value = self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else (None,) * 3
+        return HiViLTImageStates(
+            global_state=levels[-1].mean(dim=(1, 2)),
+            pooled_state=maps[-1].mean(dim=(1, 2)),
+            level_states=tuple(levels),
+            query=query,
+            key=key,
+            value=value,
+        )
+
+    def encode_texts(self, hidden_states: torch.Tensor, attention_mask: torch.BoolTensor) -> HiViLTTextStates:
+        """Levels, `T_g` and first projections of token states `(B_t, N_t, text width)`."""
+        levels = [
+            level(smooth_tokens(hidden_states, attention_mask, window))
+            for level, window in zip(self.text_levels, self.text_windows, strict=True)
+        ]
+        query, key, value = self.text_projections[0](levels[0]) if self.stages else (None,) * 3
+        return HiViLTTextStates(
+            global_state=masked_mean(levels[-1], attention_mask),
+            pooled_state=masked_mean(hidden_states, attention_mask),
+            level_states=tuple(levels),
+            query=query,
+            key=key,
+            value=value,
+            attention_mask=attention_mask,
+        )
+
+    def forward(self, step: str, *args, **kwargs) -> HiViLTImageStates | HiViLTTextStates | HiViLTModelOutput:
+        """
+        Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate and
+        FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
+        """
+        return getattr(self, step)(*args, **kwargs)
+
+    def fuse(
+        self,
+        images: HiViLTImageStates,
+        texts: HiViLTTextStates,
+        image_index: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> HiViLTModelOutput:
+        """Fuses each text with its image, row by row without `image_index`: equations L, P and G."""
+        text_mask = texts.attention_mask
+        states, text_to_image, image_to_text = (), (), ()
+        grids = [tuple(level.shape[1:3]) for level in images.level_states]
+        if not self.stages:
+            vision, text = select(images.level_states[-1], image_index).flatten(1, 2), texts.level_states[-1]
+        for index, stage in enumerate(self.stages):
+            level = select(images.level_states[index], image_index).flatten(1, 2)
+            if index == 0:
+                vision, text = level, texts.level_states[0]
+                # Projected once for each image and each text, when these were encoded.
+                projections = [select(projected, image_index) for projected in (images.query, images.key, images.value)]
+                projections += [texts.query, texts.key, texts.value]
+            else:
+                # Equation P: each stage adds to the result of the stage before it, one residual through all of them.
+                vision = level + resample_grid(vision, grids[index - 1], grids[index])
+                text = texts.level_states[index] + text
+                projections = [*self.vision_projections[index](vision), *self.text_projections[index](text)]
+            vision, text, *attentions = stage(vision, text, text_mask, *projections, **kwargs)
+            text_to_image += (attentions[0],)
+            image_to_text += (attentions[1],)
+            if kwargs.get("output_hidden_states"):
+                # Computed on from what is recorded, so that it can keep its gradient.
+                states += (torch.cat([vision, text], dim=1),)
+                vision, text = states[-1].split([vision.shape[1], text.shape[1]], dim=1)
+
+        vision_global, text_global, fused, global_attentions = self.global_fusion(
+            select(images.global_state, image_index), texts.global_state, vision, text, text_mask, **kwargs
+        )
+        output_attentions = kwargs.get("output_attentions")
+        return HiViLTModelOutput(
+            local_fusion_state=states[-1] if states else torch.cat([vision, text], dim=1),
+            global_fusion_state=fused,
+            vision_global_state=vision_global,
+            text_global_state=text_global,
+            hidden_states=selected_states(states, kwargs.get("output_hidden_states")),
+            cross_attentions=attention_weights(text_to_image) if output_attentions else None,
+            vision_cross_attentions=attention_weights(image_to_text) if output_attentions else None,
+            global_cross_attentions=attention_weights(global_attentions) if output_attentions else None,
+        )
+
+
+# States of several images or texts
+
+_READ = ("global_state", "pooled_state", "query", "key", "value", "attention_mask")
+
+
+def tensors_of(states: HiViLTImageStates | HiViLTTextStates) -> list[torch.Tensor]:
+    """The tensors of states that fusion reads; those that the encoders recorded are left out."""
+    tensors = [*states.level_states, *(states.get(name) for name in _READ)]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def with_tensors(states: HiViLTImageStates | HiViLTTextStates, tensors: Sequence[torch.Tensor]):
+    """States of the same kind from other tensors, in the order of [`tensors_of`]."""
+    tensors = iter(tensors)
+    levels = tuple(next(tensors) for _ in states.level_states)
+    others = {name: next(tensors) for name in _READ if states.get(name) is not None}
+    return type(states)(level_states=levels, **others)
+
+
+def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates):
+    """States of the same kind with `function` applied to each of [`tensors_of`]."""
+    return with_tensors(states, [function(tensor) for tensor in tensors_of(states)])
+
+
+def cat_states(batches: list[HiViLTImageStates] | list[HiViLTTextStates]) -> HiViLTImageStates | HiViLTTextStates:
+    """States of batches of one shape, as those of one batch; of the tensors that fusion reads, as [`map_states`]."""
+    return with_tensors(batches[0], [torch.cat(parts) for parts in zip(*map(tensors_of, batches), strict=True)])
+
+
+# What a call records
+
+
+def selected_states(states: tuple | None, wanted: bool | int | list[int] | None) -> tuple | None:
+    """
+    Recorded states, as far as `output_hidden_states` wants them: all, or those of the indices that it names, with `None`
+    in place of the others, as transformers' models give them.
+    """
+    if not wanted or states is None:
+        return None
+    if wanted is True:
+        return states
+    count = len(states)
+    indices = {i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count}
+    return tuple(state if place in indices else None for place, state in enumerate(states))
+
+
+def attention_weights(attentions: tuple | None) -> tuple | None:
+    """Recorded attention weights; `None` where the implementation (sdpa, flash) computes none, which it warns of."""
+    return None if attentions is None or any(weights is None for weights in attentions) else attentions

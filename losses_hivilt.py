@@ -1,0 +1,380 @@
+"""
+What HiViLT learns by: losses as pure functions of scores, and the batch that retrieval's are computed over, which several
+processes may share.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_hivilt import HiViLTConfig
+from .fusion_hivilt import HiViLTImageStates, HiViLTTextStates, tensors_of, with_tensors
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    `L_cls` in float32, over the rows that have an answer; zero where none has.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B_t, num_labels)`): scores.
+        labels (`torch.LongTensor` of shape `(B_t,)`): cross-entropy; -100 marks a row without an answer. Or
+            (`torch.FloatTensor` of shape `(B_t, num_labels)`): soft scores in [0, 1], binary cross-entropy times the
+            number of classes as in ViLT (arXiv 2102.03334); a row of zeros is one without a known answer.
+    """
+    logits, labels = logits.float(), labels.to(logits.device)
+    if labels.is_floating_point():
+        answered = (labels > 0).any(dim=-1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(dim=-1)
+    else:
+        labels = labels.long()
+        answered = labels != -100
+        losses = F.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+    return (losses * answered).sum() / answered.sum().clamp(min=1)
+
+
+def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor) -> torch.Tensor:
+    """
+    `L_contrast`: symmetric InfoNCE with a uniform target over every match (CLIP, arXiv 2103.00020; several positives
+    as in ALBEF, arXiv 2107.07651), over the rows that have one.
+
+    Args:
+        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): scaled similarities.
+        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    """
+
+    def one_way(logits, positives):
+        matches = positives.sum(dim=-1)
+        matching = torch.where(positives, F.log_softmax(logits.float(), dim=-1), 0.0).sum(dim=-1)
+        return -(matching / matches.clamp(min=1)).sum() / (matches > 0).sum().clamp(min=1)
+
+    return (one_way(logits_per_image, positives) + one_way(logits_per_image.t(), positives.t())) / 2
+
+
+def contrastive_floor(positives: torch.BoolTensor) -> torch.FloatTensor:
+    """
+    The least that [`contrastive_loss`] can be: a row of `m` matches shares its probability between them, which costs
+    `ln m`. Without it the loss is 0 at best, however many matches there are, and its gradient is the same.
+
+    Args:
+        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    """
+
+    def one_way(positives):
+        matches = positives.sum(dim=-1)
+        return matches.clamp(min=1).log().sum() / (matches > 0).sum().clamp(min=1)
+
+    return (one_way(positives) + one_way(positives.t())) / 2
+
+
+def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:
+    """Tokens without their padding, each 1 higher, and zeros after them, `(B_t, N_t)`: equal for equal texts alone."""
+    is_padding = attention_mask.to(input_ids.device) == 0
+    order = is_padding.to(torch.uint8).argsort(dim=1, stable=True)
+    return (input_ids + 1).masked_fill(is_padding, 0).gather(1, order)
+
+
+def first_equal(rows: torch.Tensor) -> torch.LongTensor:
+    """For each row of integers the first that equals it, `(B, N)` -> `(B,)`; itself, if it is new."""
+    # A distance is how many tokens differ: exact to 16 million tokens, and of a size that no data decides, as a compiled
+    # graph needs it. Numbers of any size are compared as they are.
+    equal = rows == rows.t() if rows.shape[1] == 1 else torch.cdist(rows.float(), rows.float(), p=0.0) == 0
+    return equal.to(torch.uint8).argmax(dim=1)
+
+
+def matching_pairs(
+    image_ids: torch.Tensor, text_image_ids: torch.Tensor, first_equal_text: torch.Tensor
+) -> torch.BoolTensor:
+    """
+    Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text.
+
+    Args:
+        image_ids (`torch.LongTensor` of shape `(B_i,)`): numbers of the images.
+        text_image_ids (`torch.LongTensor` of shape `(B_t,)`): number of each text's image.
+        first_equal_text (`torch.LongTensor` of shape `(B_t,)`): see [`first_equal`].
+    """
+    own = image_ids[:, None] == text_image_ids[None, :]
+    of_first = torch.zeros(own.shape, device=own.device).index_add(1, first_equal_text, own.float())
+    return of_first[:, first_equal_text] > 0
+
+
+def hard_negatives(
+    logits: torch.Tensor, positives: torch.BoolTensor, sample: bool, count: int = 1
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    For each row different columns that do not match it, the more similar the likelier (ALBEF, arXiv 2107.07651, section
+    3.2).
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, columns)`): similarities.
+        positives (`torch.BoolTensor` of the same shape): matches, never chosen.
+        sample (`bool`): draw with probability softmax(logits), without replacement; otherwise take the most similar,
+            which is deterministic.
+        count (`int`, defaults to 1): columns to choose, as far as there are so many.
+
+    Returns:
+        The chosen columns, `(rows, min(count, columns))`, and which of these are negatives: a row may have fewer.
+    """
+    # float32, and finite where half precision overflowed.
+    limit = torch.finfo(torch.float32).max / 2
+    scores = logits.detach().float().clamp(-limit, limit)
+    if sample:
+        # The largest of logits with Gumbel noise are a draw by their softmax.
+        scores = scores - torch.empty_like(scores).exponential_().log()
+    scores, chosen = scores.masked_fill(positives, float("-inf")).topk(min(count, scores.shape[1]), dim=-1)
+    return chosen, scores.isfinite()
+
+
+def matching_loss(match: torch.Tensor, others: torch.Tensor, valid: torch.BoolTensor) -> torch.Tensor:
+    """
+    Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other.
+
+    Args:
+        match (`torch.FloatTensor` of shape `(rows,)`): scaled similarity of the pair that matches.
+        others (`torch.FloatTensor` of shape `(rows, count)`): of pairs that do not.
+        valid (`torch.BoolTensor` of the same shape): which of these to choose from.
+    """
+    candidates = torch.cat([match[:, None], others.masked_fill(~valid, float("-inf"))], dim=1)
+    return candidates.logsumexp(dim=1) - match
+
+
+# Retrieval
+
+
+def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
+    """What similarities are multiplied by: `exp(logit_scale)` in float32, at most 100."""
+    return logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
+
+
+@dataclass
+class PairBatch:
+    """
+    What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`]).
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`), text_embeds (of shape
+            `(B_t, projection_dim)`): L2-normalised.
+        image_index (`torch.LongTensor` of shape `(B_t,)`): each text's image.
+        image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): rows with one number show the same image; unset,
+            all differ.
+        tokens (`torch.LongTensor` of shape `(B_t, N)`, *optional*): rows that are equal are the same text, see
+            [`left_aligned`]; unset, all differ.
+        image_states, text_states: what pairs are fused from.
+        first_image, first_text: where the images and texts of this process begin in a batch of all.
+    """
+
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
+    image_index: torch.Tensor
+    image_ids: torch.Tensor | None
+    tokens: torch.Tensor | None
+    image_states: HiViLTImageStates
+    text_states: HiViLTTextStates
+    first_image: int = 0
+    first_text: int = 0
+
+    def numbered(self) -> "PairBatch":
+        """With numbers for the images and texts that nothing is known of."""
+        device = self.text_embeds.device
+        image_ids, tokens = self.image_ids, self.tokens
+        if image_ids is None:
+            image_ids = self.first_image + torch.arange(len(self.image_embeds), device=device)
+        if tokens is None:
+            tokens = self.first_text + torch.arange(len(self.text_embeds), device=device)[:, None]
+        return replace(self, image_ids=image_ids, tokens=tokens)
+
+    def positives(self) -> torch.BoolTensor:
+        """Which images and texts match, `(B_i, B_t)`; see [`matching_pairs`]."""
+        batch = self.numbered()
+        return matching_pairs(batch.image_ids, batch.image_ids[batch.image_index], first_equal(batch.tokens))
+
+
+def retrieval_losses(
+    batch: PairBatch,
+    config: HiViLTConfig,
+    logit_scale: torch.Tensor,
+    matching_logit_scale: torch.Tensor,
+    score: Callable[..., torch.Tensor],
+    sample: bool,
+    gather: bool,
+) -> dict[str, torch.Tensor]:
+    """
+    `L = lambda_2 L_contrast + lambda_3 L_aux` (design note, section 4): all pairs are contrasted by their embeddings, and each
+    matching pair is told by its fused similarity from the same text with hard images and the same image with hard texts.
+
+    Args:
+        batch: of this process.
+        config: the losses' weights and the number of hard negatives.
+        logit_scale, matching_logit_scale (`torch.Tensor` of shape `()`): logarithms of the inverse temperatures.
+        score: fused similarity of pairs, from image states, text states, image index and text index.
+        sample: draw hard negatives; otherwise the most similar are taken.
+        gather: whether to compute it over the batches of all processes, each of which has to call this.
+
+    Returns:
+        `loss`, `contrastive_loss`, and with fused matching `auxiliary_loss` and `num_dropped_anchors`; see
+        [`HiViLTRetrievalOutput`].
+    """
+    gather = gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    num_texts, device = len(batch.text_embeds), batch.text_embeds.device
+    if gather:
+        batch, counts = gather_batches(batch)
+    own_texts = torch.arange(batch.first_text, batch.first_text + num_texts, device=device)
+    own_images = batch.image_index[own_texts]
+
+    positives = batch.positives()
+    logits = inverse_temperature(logit_scale).to(device) * batch.image_embeds @ batch.text_embeds.t()
+    contrastive = contrastive_loss(logits, positives) - contrastive_floor(positives)
+    loss = config.contrastive_loss_weight * contrastive
+    losses = {"contrastive_loss": contrastive.detach()}
+
+    auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
+    if auxiliary_weight:
+        negatives = partial(hard_negatives, sample=sample, count=config.num_hard_negatives)
+        hard_images, image_valid = negatives(logits.t()[own_texts], positives.t()[own_texts])
+        hard_texts, text_valid = negatives(logits[own_images], positives[own_images])
+        # Each text with its image, with hard images, and its image with hard texts.
+        image_index = [own_images, hard_images.flatten(), own_images.repeat_interleave(hard_texts.shape[1])]
+        text_index = [own_texts, own_texts.repeat_interleave(hard_images.shape[1]), hard_texts.flatten()]
+        scores = score(batch.image_states, batch.text_states, torch.cat(image_index), torch.cat(text_index))
+        scores = inverse_temperature(matching_logit_scale).to(device) * scores.to(device)
+        match, with_images, with_texts = scores.split([len(rows) for rows in text_index])
+        anchors = [
+            matching_loss(match, with_images.view(hard_images.shape), image_valid),
+            matching_loss(match, with_texts.view(hard_texts.shape), text_valid),
+        ]
+        # (B_t, 4): both losses of an anchor, and whether each has any negative
+        anchors = torch.stack([*anchors, image_valid.any(dim=1).float(), text_valid.any(dim=1).float()], dim=1)
+        if gather:
+            (anchors,) = gather_rows([anchors], [[(count,) for count in counts]])
+        values, valid = anchors.split(2, dim=1)
+        auxiliary = (values * valid).sum() / valid.sum().clamp(min=1)
+        loss = loss + auxiliary_weight * auxiliary
+        losses["auxiliary_loss"] = auxiliary.detach()
+        losses["num_dropped_anchors"] = (valid == 0).sum()
+    return {"loss": loss, **losses}
+
+
+def in_chunks(function: Callable, chunk_size: int, *inputs: torch.Tensor | None) -> list:
+    """
+    What `function` gives for `chunk_size` rows of its inputs at a time. Nothing is kept for the backward pass, which
+    computes each chunk once more, under the same random state, just before it uses it: gradients are those of one large
+    batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
+
+    Args:
+        function: takes rows of the inputs.
+        chunk_size (`int`): rows at a time.
+        *inputs (`torch.Tensor` of shape `(rows, ...)`): `None` stays `None`.
+    """
+    rows = next(len(rows) for rows in inputs if rows is not None)
+    return [
+        checkpoint(
+            function,
+            *(None if x is None else x[start : start + chunk_size] for x in inputs),
+            use_reentrant=False,
+        )
+        for start in range(0, rows, chunk_size)
+    ]
+
+
+# Several processes
+
+
+class _AllGather(torch.autograd.Function):
+    """
+    All processes' tensors of one shape; the gradient of each is the sum of those of every process. torch's own,
+    `torch.distributed.nn.functional.all_gather`, is deprecated in favour of private functions.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return tuple(gathered)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
+        total = torch.stack(gradients)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
+def gather_rows(tensors: Sequence[torch.Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[torch.Tensor]:
+    """
+    Of each tensor the rows of all processes in rank order, with gradient, in one collective for each dtype.
+
+    Args:
+        tensors (`torch.Tensor` of shape `(rows, ...)`): those of this process.
+        shapes: for each tensor the first sizes of every process's, `(rows,)` or, where texts differ in length, which
+            is padded with zeros, `(rows, tokens)`.
+    """
+    shaped = []
+    for tensor, sizes in zip(tensors, shapes, strict=True):
+        largest = [max(size) for size in zip(*sizes, strict=True)]
+        padded = tensor.new_zeros(*largest, *tensor.shape[len(largest) :])
+        padded[tuple(slice(size) for size in tensor.shape[: len(largest)])] = tensor
+        shaped.append(padded)
+    gathered: list[torch.Tensor] = [None] * len(shaped)
+    for dtype in {padded.dtype: None for padded in shaped}:
+        places = [place for place, padded in enumerate(shaped) if padded.dtype == dtype]
+        everyone = _AllGather.apply(torch.cat([shaped[place].flatten() for place in places]))
+        parts = [vector.split([shaped[place].numel() for place in places]) for vector in everyone]
+        for place, vectors in zip(places, zip(*parts, strict=True), strict=True):
+            rows = [size[0] for size in shapes[place]]
+            gathered[place] = torch.cat(
+                [x.view(shaped[place].shape)[:count] for x, count in zip(vectors, rows, strict=True)]
+            )
+    return gathered
+
+
+def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
+    """
+    The batch of all processes in rank order, with gradient, and how many texts each has. Every process then computes the
+    loss of the whole batch, so that averaged gradients are those of one process with the whole batch. Three collectives,
+    and one more where states have two dtypes, as under autocast.
+
+    Raises:
+        ValueError: the processes' images lie on different grids, which one process could not batch either.
+    """
+    device, rank = batch.text_embeds.device, dist.get_rank()
+    mask = batch.text_states.attention_mask
+    grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]]
+    num_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
+    sizes = [len(batch.image_embeds), len(batch.text_embeds), num_tokens, mask.shape[1], *grids]
+    sizes = [one.tolist() for one in _AllGather.apply(torch.tensor(sizes, device=device))]
+    if any(one[4:] != grids for one in sizes):
+        raise ValueError(
+            "`pixel_values`: the images of the processes differ in size, so that their levels cannot be batched together. "
+            "Give all the same size, or `gather_negatives=False`."
+        )
+    images, texts = [(one[0],) for one in sizes], [(one[1],) for one in sizes]
+    rows, tokens = [(one[1], one[2]) for one in sizes], [(one[1], one[3]) for one in sizes]
+    first_image, first_text = sum(one[0] for one in sizes[:rank]), sum(one[1] for one in sizes[:rank])
+    batch = replace(batch, first_image=first_image, first_text=first_text).numbered()
+
+    # Integers in one collective, numbers with a gradient in another.
+    integers = [batch.image_index + first_image, batch.image_ids, batch.tokens, mask.long()]
+    image_index, image_ids, all_tokens, mask = gather_rows(integers, [texts, images, rows, tokens])
+    image_states = tensors_of(batch.image_states)
+    text_states = [states for states in tensors_of(batch.text_states) if states is not batch.text_states.attention_mask]
+    floats = [batch.image_embeds, batch.text_embeds, *image_states, *text_states]
+    shapes = [images, texts] + [images] * len(image_states)
+    # Of a text's states those of its tokens have three dimensions.
+    shapes += [tokens if states.dim() == 3 else texts for states in text_states]
+    image_embeds, text_embeds, *states = gather_rows(floats, shapes)
+    return PairBatch(
+        image_embeds,
+        text_embeds,
+        image_index,
+        image_ids,
+        all_tokens,
+        with_tensors(batch.image_states, states[: len(image_states)]),
+        with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()]),
+        first_image,
+        first_text,
+    ), [count for (count,) in texts]
