@@ -466,7 +466,11 @@ class HiViLTProcessor(ProcessorMixin):
         if multi_label is None:
             multi_label = self.problem_type == "multi_label_classification"
         if id2label is None:
-            raise ValueError("This processor was loaded without a config: give `id2label=model.config.id2label`.")
+            raise ValueError(
+                "There are no answers to name: the config beside this processor has none (that of a retrieval checkpoint), or "
+                "it was loaded without one. Open a question answering checkpoint, or give `id2label=model.config.id2label` "
+                "of the model that the scores are of."
+            )
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] != len(id2label):
             raise ValueError(
                 f"`logits` must have shape (texts, {len(id2label)}), one score for each answer of `id2label`, got "

@@ -15,6 +15,7 @@ training.png and retrieval.png. A search prints the best pictures and leaves sea
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -295,12 +296,16 @@ def write_card(
 
 
 def read_query(query: str) -> str | Path:
-    """Words as they are, a picture as a path.
+    """Words as they are, a picture as a path. One word is a word, though a folder here may have its name.
 
     Raises:
-        ValueError: it is a folder.
+        ValueError: it is empty, a web address or the path of a folder.
     """
-    if os.path.isdir(query):
+    if not query.strip():
+        raise ValueError("query: the text is empty; say what to look for.")
+    if re.match(r"[A-Za-z][\w+.-]+://", query):
+        raise ValueError(f"query: {query!r} is a web address, and images are not fetched; give words or a file.")
+    if os.path.isdir(query) and len(Path(query).parts) > 1:
         raise ValueError(f"query: {query!r} is a folder; give words or a picture, or embed the folder with --index.")
     is_picture = os.path.isfile(query) or Path(query).suffix.lower() in {*Image.registered_extensions(), *HEIF_ENDINGS}
     return Path(query) if is_picture else query

@@ -440,6 +440,7 @@ class ImageIndex:
             if not query.strip():
                 raise ValueError("query: the text is empty; say what to look for.")
             inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
+            self._warn_of_unknown(query, inputs["input_ids"][0].tolist())
             text_states = self.model.encode_texts(**inputs)
             embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
@@ -477,6 +478,14 @@ class ImageIndex:
                 "embedded, so their scores are of what they were: build the index again."
             )
         return hits
+
+    def _warn_of_unknown(self, query: str, input_ids: list[int]) -> None:
+        tokenizer = self.processor.tokenizer
+        words = set(input_ids) - {*tokenizer.all_special_ids} | ({tokenizer.unk_token_id} & {*input_ids})
+        if words == {tokenizer.unk_token_id}:
+            logger.warning(
+                f"query: {query!r} has no word that the model knows, so that any order is as good as another."
+            )
 
     def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
         """Fused similarity of one text and the pictures in some rows of `dataset`."""

@@ -36,7 +36,7 @@ from hivilt.data.tables import EpochDataset, open_picture
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.calibration import calibrate, draw_candidates
-from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity
+from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity, noise
 from hivilt.evaluation.plots import AnsweredQuestion
 from hivilt.evaluation.retrieval import best_first, rerank, retrieval_metrics
 from hivilt.evaluation.vqa import majority_answer, vqa_metrics
@@ -588,7 +588,9 @@ class HiViLTTrainer(Trainer):
         images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
         with self.whole_weights():
             if self.is_world_process_zero():
-                self.familiarity = measure_familiarity(*map(self._image_features, images))
+                size = self.args.per_device_eval_batch_size
+                strange = features_of_images(self.model, self.processing_class, noise(), size)
+                self.familiarity = measure_familiarity(*map(self._image_features, images), strange)
         return self.familiarity
 
     def _image_features(self, images: list[Any]) -> torch.Tensor:

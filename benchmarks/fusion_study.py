@@ -160,16 +160,17 @@ TASKS = {
     "Flickr8k": Task(
         "flickr8k",
         224,
-        6,
+        3,
         64,
-        learning_rates=(5e-4, 1e-3, 2e-3),
+        search_share=0.5,
+        learning_rates=(1e-3, 2e-3),
         frozen=True,
         fields={"num_hard_negatives": 1, "embedding_dropout": 0.3},
         measured="validation",
         recalls=("image_to_text_recall@1", "text_to_image_recall@1"),
         evaluations=1,
     ),
-    "DAQUAR": Task("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3, 2e-3), frozen=True),
+    "DAQUAR": Task("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3), frozen=True),
 }
 
 

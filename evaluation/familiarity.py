@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -35,16 +37,20 @@ def image_features(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([positions.mean(dim=1), positions.std(dim=1, correction=0)], dim=1)
 
 
-def measure_familiarity(train: torch.Tensor, held_out: torch.Tensor) -> dict[str, Any] | None:
+def measure_familiarity(
+    train: torch.Tensor, held_out: torch.Tensor, strange: torch.Tensor | None = None
+) -> dict[str, Any] | None:
     """What training images look like to a model, as `results.json` keeps it.
 
     Args:
         train, held_out: `image_features` of images that it was trained on, and of others of the same kind, `(n, F)`.
+        strange: likewise of images that must not pass, such as `noise`.
 
     Returns:
         `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training images
         lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`, how
-        many they were. `None` where one of them is below 30, too few to tell, or where all images are the same.
+        many they were. `None` where one of them is below 30, too few to tell, where all images are the same, or where half of
+        the strange ones pass: these features do not tell what is familiar to this model, and nothing is better than that.
     """
     if min(len(train), len(held_out)) < MIN_IMAGES:
         return None
@@ -55,6 +61,8 @@ def measure_familiarity(train: torch.Tensor, held_out: torch.Tensor) -> dict[str
     }
     limit = _distances(ranges, held_out).quantile(_INSIDE).item()
     if not 0 < limit < math.inf:
+        return None
+    if strange is not None and _distances(ranges, strange).median() <= limit:
         return None
     return {**ranges, "limit": _rounded(limit), "num_train": len(train), "num_held_out": len(held_out)}
 
@@ -80,6 +88,12 @@ def is_familiar(familiarity: Mapping[str, Any], feature_maps: Sequence[torch.Ten
     """Whether images are like those of training, `(B_i,)`; arguments and errors as in `unfamiliarity`. Of images like those
     of training one in a thousand is not."""
     return unfamiliarity(familiarity, feature_maps) <= 1
+
+
+def noise(num_images: int = 8, size: int = 256) -> list[Image.Image]:
+    """Images like none that anybody trains on: each pixel a color of its own, the same at every call."""
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(num_images)]
 
 
 @torch.no_grad()

@@ -345,6 +345,7 @@ def test_bad_pictures_stop_the_index_or_are_listed(pictures, checkpoint, tmp_pat
         ("nowhere/picture.png", FileNotFoundError, "There is no image file 'nowhere/picture.png'"),
         ("nowhere/IMG_1.HEIC", FileNotFoundError, "There is no image file 'nowhere/IMG_1.HEIC'"),
         ("{folder}", ValueError, "is a folder.*--index"),
+        ("https://example.org/cat.jpg", ValueError, "'https://example.org/cat.jpg' is a web address"),
         ("{folder}/notes.txt", ValueError, "not a readable picture"),
     ],
 )

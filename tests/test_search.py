@@ -584,6 +584,12 @@ class TestSearch:
         assert index.search(str(pictures / "red.png")) == index.search(str(pictures / "red.png"))
         assert model.encoded == []
 
+    def test_a_search_for_unknown_words_alone_is_told(self, index, caplog):
+        index.search("red zebra")
+        assert not caplog.records
+        index.search("zebra")
+        assert "'zebra' has no word that the model knows" in caplog.text
+
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [

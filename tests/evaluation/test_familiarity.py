@@ -95,6 +95,12 @@ def noisy(seed):
     return np.random.default_rng(seed).integers(0, 256, (23, 31, 3), dtype=np.uint8)
 
 
+def test_nothing_is_kept_where_noise_passes_for_familiar():
+    train, held_out = image_features(make_maps(40)), image_features(make_maps(40, seed=1))
+    assert measure_familiarity(train, held_out, strange=held_out[:9]) is None
+    assert measure_familiarity(train, held_out, strange=held_out[:9] + 100) == measure_familiarity(train, held_out)
+
+
 @pytest.mark.parametrize("vision", list(VISION_CONFIGS))
 @pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
 def test_every_encoder_tells_noise_from_plain_drawings(vision, model_class):
