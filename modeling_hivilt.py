@@ -94,6 +94,7 @@ from .upstream_hivilt import RecordingEncodersMixin, UpstreamMixin
 if TYPE_CHECKING:
     # Never run: saving and loading copy the files that this one is seen to import, and these two belong to the weights.
     from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
+    from .processing_hivilt import HiViLTProcessor  # noqa: F401
 
 # A CPU fuses as many pairs at a time as have finest levels of this many bytes: larger pieces leave its caches, and their
 # memory is asked of the system anew each time.

@@ -28,6 +28,7 @@ REMOTE = [
     "modeling_hivilt.py",
     "processing_hivilt.py",
     "pipeline_hivilt.py",
+    "upstream_hivilt.py",
 ]
 
 # Whoever loads a checkpoint runs these files: they compute, and leave the network, files and processes to transformers.

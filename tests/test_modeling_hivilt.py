@@ -25,7 +25,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, inputs_hivilt
+from hivilt import (
+    HiViLTConfig,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTModel,
+    inputs_hivilt,
+    modeling_hivilt,
+)
 from hivilt.fusion_hivilt import HiViLTMLP, map_states, masked_mean, pool, resample_grid, smooth_tokens
 from hivilt.inputs_hivilt import check_labels
 from hivilt.losses_hivilt import classification_loss, contrastive_loss, first_equal, hard_negatives, left_aligned

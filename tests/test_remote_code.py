@@ -42,6 +42,7 @@ CODE = [
     "modeling_hivilt.py",
     "pipeline_hivilt.py",
     "processing_hivilt.py",
+    "upstream_hivilt.py",
 ]
 PROCESSOR_FILES = ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 NAMES = [model_class.__name__ for model_class in MODEL_CLASSES]

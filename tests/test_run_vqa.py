@@ -115,11 +115,12 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
         "modeling_hivilt.py",
         "processing_hivilt.py",
         "pipeline_hivilt.py",
+        "upstream_hivilt.py",
     ]
     promised += ["results.json", "predictions.jsonl", "training.png", "predictions.png", "trainer_state.json"]
     assert set(promised) <= {path.name for path in out.iterdir()}
     for checkpoint in out.glob("checkpoint-*"):
-        assert set(promised[:4] + promised[5:9]) <= {path.name for path in checkpoint.iterdir()}
+        assert set(promised[:4] + promised[5:14]) <= {path.name for path in checkpoint.iterdir()}
     for name in ("training.png", "predictions.png"):
         Image.open(out / name).verify()
 
