@@ -96,7 +96,9 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     results = main([*files(data), *flags(Path("outputs/tiny"))])
     promised = ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"]
-    promised += [f"{name}_hivilt.py" for name in ("configuration", "encoders", "fusion", "inputs", "losses", "modeling")]
+    promised += [
+        f"{name}_hivilt.py" for name in ("configuration", "encoders", "fusion", "inputs", "losses", "modeling")
+    ]
     promised += ["processing_hivilt.py", "upstream_hivilt.py"]
     promised += ["results.json", "predictions.jsonl", "training.png", "retrieval.png", "trainer_state.json"]
     assert set(promised) <= {path.name for path in out.iterdir()}

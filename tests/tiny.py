@@ -174,3 +174,25 @@ def make_picture(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.
     pixels = np.array(Image.new("RGB", size, color))
     pixels[: size[1] // 3, : size[0] // 3] = 10
     return Image.fromarray(pixels)
+
+
+def losses_and_gradients(model, **inputs):
+    """The loss of a batch and the gradient of every parameter."""
+    model.zero_grad()
+    outputs = model(**inputs, return_loss=True)
+    outputs.loss.backward()
+    return outputs.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Every way to fuse that a config can ask for.
+FUSIONS = {
+    "dense": {},
+    "three stages": {"num_fusion_stages": 3},
+    "one stage": {"num_fusion_stages": 1},
+    "sparse": {"fusion_top_k": 3},
+    "sparse, three stages": {"fusion_top_k": 2, "num_fusion_stages": 3},
+    "without local": {"use_local_fusion": False},
+    "without global": {"use_global_fusion": False},
+    "without either": {"use_local_fusion": False, "use_global_fusion": False},
+    "own levels": {"vision_levels": [1, 1], "vision_strides": [2, 3]},
+}
