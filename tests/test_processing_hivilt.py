@@ -913,7 +913,7 @@ def test_an_image_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("images", "text", "error", "message"),
+    ("given", "text", "error", "message"),
     [
         (None, None, ValueError, r"Give the processor `images`, `text`, or both"),
         ([], "yes", ValueError, r"`images` is an empty list"),
