@@ -51,7 +51,7 @@ test: .venv/.installed  ## run the tests: make test ARGS="-k retrieval"
 test-all: .venv/.installed  ## those that take long, too, and random examples, others in every run
 	$(BIN)/python -m pytest --hypothesis-profile random $(ARGS)
 
-stress: .venv/.installed  ## the long tests of what can go wrong, about ten minutes: kills, bad pictures, memory
+stress: .venv/.installed  ## the long tests of what can go wrong, about ten minutes: kills, bad images, memory
 	$(BIN)/python -m pytest tests/stress $(ARGS)
 
 browser: .venv/.browser  ## test that page in Debian's Chromium (packages chromium and chromium-driver)

@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from transformers.utils import cached_file
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
-from hivilt.data.tables import open_picture
+from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.flags import Parser
 from hivilt.fusion_hivilt import HiViLTImageStates
@@ -60,7 +60,7 @@ REMEMBERED = 16  # images whose states stay in memory
 # Pixels that an image is scaled to fit: among others, by itself, and in the history.
 SMALL, LARGE, THUMB = (512, 512), (1024, 1024), (96, 96)
 CSS = """
-#picture img, #like img { width: 100%; height: 100%; object-fit: contain }
+#image img, #like img { width: 100%; height: 100%; object-fit: contain }
 #found .grid-wrap { min-height: 0; max-height: none; overflow: visible }
 #examples .container { width: 2.5rem; height: 2.5rem }
 .html-container { padding: 0 !important }
@@ -76,7 +76,7 @@ CSS = """
 @media (max-width: 640px) {
   .gradio-container { padding: var(--size-3) !important }
   .about { font-size: var(--text-sm) }
-  #picture { height: 220px !important }
+  #image { height: 220px !important }
   #found .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
   button { min-width: 40px !important; min-height: 40px !important }
   input:not([type=checkbox]), #rerank label { min-height: 40px }
@@ -297,7 +297,7 @@ def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_ans
 def thumb_of(image: str) -> str:
     """A small image as a source of HTML."""
     data = io.BytesIO()
-    ImageOps.contain(open_picture(image), THUMB).save(data, "JPEG")
+    ImageOps.contain(open_image(image), THUMB).save(data, "JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
@@ -317,7 +317,7 @@ def opened(path: str) -> Image.Image:
         ValueError: it cannot be read.
         OSError: it is gone.
     """
-    image = open_picture(path)
+    image = open_image(path)
     image.thumbnail(LARGE)
     return image
 
@@ -403,7 +403,7 @@ def build_page(
                 gr.HTML(about_answers, elem_id="about-answers")
                 with gr.Row():
                     with gr.Column():
-                        picture = gr.Image(label="Image", elem_id="picture", height=320, **upload)
+                        shown_image = gr.Image(label="Image", elem_id="image", height=320, **upload)
                         question = gr.Textbox(
                             label="Questions, one a line", placeholder=QUESTIONS[0], elem_id="question", lines=2
                         )
@@ -414,7 +414,7 @@ def build_page(
                         if examples:
                             samples = [[str(path), text] for path, text in examples]
                             offered = gr.Dataset(
-                                label="Examples", components=[picture, question], samples=samples, type="index",
+                                label="Examples", components=[shown_image, question], samples=samples, type="index",
                                 elem_id="examples",
                             )  # fmt: skip
                         with gr.Column(visible=False, elem_id="asked") as asked:
@@ -444,7 +444,7 @@ def build_page(
             return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
 
         outputs = [note, answers, history, kept, asked]
-        asking = on([button.click, question.submit], ask, [picture, question, kept], outputs, "ask")
+        asking = on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask")
         clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
 
         def take_image(path: str | None, before: Image.Image | None):
@@ -457,7 +457,7 @@ def build_page(
                 return error_note(error, uploads), before, before, gr.skip()
             return "", image, image, ""
 
-        taking = on([picture.input], take_image, [picture, last], [note, picture, last, answers])
+        taking = on([shown_image.input], take_image, [shown_image, last], [note, shown_image, last, answers])
         for event in (asking, taking):
             event.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
 
@@ -468,7 +468,7 @@ def build_page(
                 image = opened(str(path))
                 return *ask(str(path), text, before), image, image, text
 
-            taking = on([offered.click], take_example, [offered, kept], [*outputs, picture, last, question])
+            taking = on([offered.click], take_example, [offered, kept], [*outputs, shown_image, last, question])
             taking.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
 
         if indexes:
@@ -480,7 +480,7 @@ def build_page(
                 shown, paths = [], []
                 for path, caption in hits:
                     try:
-                        shown.append((ImageOps.contain(open_picture(str(path)), SMALL), caption))
+                        shown.append((ImageOps.contain(open_image(str(path)), SMALL), caption))
                         paths.append(str(path))
                     except (ValueError, OSError):  # since it was embedded
                         said += f" {path.name} can no longer be read."
@@ -497,7 +497,7 @@ def build_page(
             browse = lambda name: look(name, "", None, False)  # noqa: E731
             on([page.load, folder.input], browse, [folder], outputs)
             on([like.input], take_image, [like, last_like], [found_note, like, last_like, gr.State()])
-            opening = on([found.select], open_result, [results], [note, picture, last, answers, tabs])
+            opening = on([found.select], open_result, [results], [note, shown_image, last, answers, tabs])
             opening.then(None, None, None, js=TO_TOP, api_visibility="private")
     return page
 

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from hivilt.data.benchmarks import HUB_DATASETS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
-from hivilt.data.tables import PictureRecord, TablePicture
+from hivilt.data.tables import ImageRecord, TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.flags import flags_in_file, is_settings_file
 from hivilt.trainers import HiViLTTrainer
@@ -23,23 +23,23 @@ from hivilt.training import TaskArguments, without_place
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
-_COCO_PICTURES = "the pictures are MS-COCO's (https://cocodataset.org), under Flickr's terms."
+_COCO_IMAGES = "the images are MS-COCO's (https://cocodataset.org), under Flickr's terms."
 # What the built-in data sets want said of them, by the names of `--benchmark`.
 CREDITS = {
     "easy-vqa": "The data is easy-VQA (https://github.com/vzhou842/easy-VQA), MIT.",
-    "vqav2": f"The questions are VQAv2's (https://visualqa.org), CC BY 4.0; {_COCO_PICTURES}",
-    "gqa": "The data is GQA (https://cs.stanford.edu/people/dorarad/gqa); the pictures are Visual Genome's and MS-COCO's.",
+    "vqav2": f"The questions are VQAv2's (https://visualqa.org), CC BY 4.0; {_COCO_IMAGES}",
+    "gqa": "The data is GQA (https://cs.stanford.edu/people/dorarad/gqa); the images are Visual Genome's and MS-COCO's.",
     "vizwiz": "The data is VizWiz-VQA (https://vizwiz.org), CC BY 4.0.",
-    "textvqa": "The questions are TextVQA's (https://textvqa.org), CC BY 4.0; the pictures are of Open Images, CC BY 2.0.",
-    "ok-vqa": f"The questions are OK-VQA's (https://okvqa.allenai.org), license not stated; {_COCO_PICTURES}",
+    "textvqa": "The questions are TextVQA's (https://textvqa.org), CC BY 4.0; the images are of Open Images, CC BY 2.0.",
+    "ok-vqa": f"The questions are OK-VQA's (https://okvqa.allenai.org), license not stated; {_COCO_IMAGES}",
     "vqa-rad": "The data is VQA-RAD (https://osf.io/89kps), CC0.",
     "clevr": "The data is CLEVR (https://cs.stanford.edu/people/jcjohns/clevr), CC BY 4.0.",
     "sort-of-clevr": "The data is drawn after Sort-of-CLEVR (Santoro et al. 2017, https://arxiv.org/abs/1706.01427).",
-    "daquar": "The data is DAQUAR (Malinowski and Fritz 2014, https://arxiv.org/abs/1410.0210), for research only; the pictures "
+    "daquar": "The data is DAQUAR (Malinowski and Fritz 2014, https://arxiv.org/abs/1410.0210), for research only; the images "
     "are NYU Depth V2's.",
     "openmoji": OPENMOJI_CREDIT,
     "flickr30k": "The data is Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph), for research only.",
-    "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_PICTURES}",
+    "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_IMAGES}",
     "flickr8k": "The data is Flickr8k, for research only.",
 }
 # Arguments that tell a reader nothing about the model; columns besides.
@@ -50,7 +50,7 @@ def write_model_card(
     trainer: HiViLTTrainer,
     args: TaskArguments,
     results: Mapping[str, Any],
-    splits: Mapping[str, Sequence[PictureRecord]],
+    splits: Mapping[str, Sequence[ImageRecord]],
     *,
     task: str,
     script: str,
@@ -59,7 +59,7 @@ def write_model_card(
     pipeline_tag: str,
     metric_ids: Sequence[str],
     tags: Sequence[str] = (),
-    picture: str,
+    image: str,
     measured: str | None = None,
     **facts: Any,
 ) -> None:
@@ -77,7 +77,7 @@ def write_model_card(
             become the `model-index`.
         pipeline_tag, tags: the task's, for the front matter.
         metric_ids: what the Hub calls `metrics`.
-        picture: line that shows what the model did on the test split, in Markdown; left out if there was none.
+        image: line that shows what the model did on the test split, in Markdown; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
         **facts: what the template says of this task.
     """
@@ -110,11 +110,11 @@ def write_model_card(
         model=python_literal(shared_name(trainer)),
         parameters=_shown(results["parameters"]["all"]),
         texts=_shown(train[trainer.unit] - train.get("dropped_questions", 0)),
-        pictures=_shown(train["pictures"]),
+        images=_shown(train["images"]),
         measured=_results_table(results) if measured is None else measured,
         calibration=_shown_calibration(results),
         familiarity=results.get("familiarity"),
-        picture=picture if "test" in results else None,
+        image=image if "test" in results else None,
         data=_data_table(results["data"], trainer.unit),
         credit=CREDITS.get(args.benchmark),
         metric=metric.replace("_", " "),
@@ -153,12 +153,12 @@ def python_literal(value: str | list[str]) -> str:
 # Front matter
 
 
-def _datasets_read(args: TaskArguments, examples: Iterable[PictureRecord]) -> list[str]:
+def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list[str]:
     """Names on the Hub of what the examples were read from; none for files and folders."""
     names = [args.dataset_name]
     if args.benchmark and not (args.dataset_name or args.data_dir):
         # Of several copies the first that could be read was; its table knows.
-        tables = {id(one.image.table): one.image.table for one in examples if isinstance(one.image, TablePicture)}
+        tables = {id(one.image.table): one.image.table for one in examples if isinstance(one.image, TableImage)}
         pages = sorted({table.info.homepage or "" for table in tables.values()})
         names = [page.removeprefix(HUB_DATASETS) for page in pages if page.startswith(HUB_DATASETS)]
     return [name for name in names if hub_id(name)]
@@ -206,11 +206,11 @@ def _results_table(results: Mapping[str, Any]) -> str:
 
 def _data_table(data: Mapping[str, Any], unit: str) -> str:
     rows = [
-        [split, found["pictures"], found[unit] - found.get("dropped_questions", 0), len(found["bad_pictures"])]
+        [split, found["images"], found[unit] - found.get("dropped_questions", 0), len(found["bad_images"])]
         for split in ("train", "validation", "test")
         if (found := data.get(split)) is not None
     ]
-    return _table(["split", "pictures", unit, "unreadable pictures, left out"], rows)
+    return _table(["split", "images", unit, "unreadable images, left out"], rows)
 
 
 def _course_table(trainer: HiViLTTrainer, metric: str) -> str:

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 import hivilt
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionDataset
-from hivilt.data.tables import NO_FILE, TablePicture, file_stamp, image_bytes, open_item
+from hivilt.data.tables import NO_FILE, TableImage, file_stamp, image_bytes, open_item
 from hivilt.data.vqa import VQADataset
 from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -343,7 +343,7 @@ class EncoderCache:
         self.stores: dict[str, StateStore] = {}
         self._seconds: dict[str, float] = {}
         # The images that were added, by where they are read from, and what tells that their files are still the same.
-        self._image_keys: dict[str | TablePicture, tuple[str, tuple[int, int]]] = {}
+        self._image_keys: dict[str | TableImage, tuple[str, tuple[int, int]]] = {}
         # What each part was first filled for.
         self._folders: dict[str, Path] = {}
         self._told: set[str] = set()
@@ -384,7 +384,7 @@ class EncoderCache:
             with torch.no_grad():
                 return read(**{name: value.to(base.device) for name, value in inputs.items()})
 
-        def encode_images(images: list[str | TablePicture]) -> Iterator[tuple[torch.Tensor, ...]]:
+        def encode_images(images: list[str | TableImage]) -> Iterator[tuple[torch.Tensor, ...]]:
             # With a generator of its own: training draws the same as without a cache.
             own = {"generator": torch.Generator(), "num_workers": num_workers}
             for batch in DataLoader(images, batch_size, collate_fn=partial(_pixel_values, processor), **own):
@@ -424,7 +424,7 @@ class EncoderCache:
                 sizes = {keys[place]: len(tokens[place][0]) for place in order}
                 self._fill("text", texts, [*sizes.values()], encode_texts, _TEXTS_PER_FILE, progress)
 
-    def feature_maps(self, images: Sequence[str | TablePicture]) -> tuple[torch.Tensor, ...] | None:
+    def feature_maps(self, images: Sequence[str | TableImage]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
         known = [self._image_keys.get(image, (None, NO_FILE)) for image in images]
         # A file that was written over since is another image; one that is gone is what it was.
@@ -476,7 +476,7 @@ class EncoderCache:
             if len(store)
         }
 
-    def _images_by_key(self, dataset) -> dict[str, str | TablePicture]:
+    def _images_by_key(self, dataset) -> dict[str, str | TableImage]:
         images = dict.fromkeys(example.image for example in dataset.examples)
         # Anew each time: a file may have changed.
         self._image_keys |= {image: (_digest([image_bytes(image)]), _stamp(image)) for image in images}
@@ -547,7 +547,7 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _stamp(image: str | TablePicture) -> tuple[int, int]:
+def _stamp(image: str | TableImage) -> tuple[int, int]:
     return file_stamp(image) if isinstance(image, str) else NO_FILE
 
 
@@ -578,7 +578,7 @@ def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if not name.startswith("_") and name not in origins}
 
 
-def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TablePicture]) -> torch.Tensor:
+def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TableImage]) -> torch.Tensor:
     resized = [processor.resize(open_item({"image": image})) for image in images]
     return processor(images=resized, return_tensors="pt")["pixel_values"]
 

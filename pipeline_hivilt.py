@@ -30,8 +30,8 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
 
     ```python
     vqa = pipeline("visual-question-answering", model=folder, trust_remote_code=True)
-    vqa("picture.png", "what color is the square?")                      # [{"answer": ..., "score": ...}]
-    vqa("picture.png", ["what shape is it?", "is it red?"], top_k=3)     # one list of answers for each question
+    vqa("image.png", "what color is the square?")                      # [{"answer": ..., "score": ...}]
+    vqa("image.png", ["what shape is it?", "is it red?"], top_k=3)     # one list of answers for each question
     vqa(["a.png", "b.png"], "what shape is it?")                         # one list of answers for each image
     vqa([{"image": "a.png", "question": "what?"}, {"image": "b.png", "question": ["who?", "where?"]}])
     for answers in vqa(dataset):                                         # rows with an image and a question
@@ -100,7 +100,7 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
 
     def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
         while batch := list(islice(requests, batch_size)):
-            # One input: the processor batches requests, for it pairs questions with pictures; padding could not.
+            # One input: the processor batches requests, for it pairs questions with images; padding could not.
             yield from super().__call__({"requests": batch}, **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):

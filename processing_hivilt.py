@@ -1,4 +1,4 @@
-"""HiViLT processor: pictures and texts in, model inputs out; scores in, answers out."""
+"""HiViLT processor: images and texts in, model inputs out; scores in, answers out."""
 
 import copy
 import os
@@ -19,7 +19,7 @@ from .configuration_hivilt import code_in_place
 
 logger = logging.get_logger(__name__)
 
-# Of a picture longer than this many times its other side only the middle is resized, where a square is cut out of it.
+# Of an image longer than this many times its other side only the middle is resized, where a square is cut out of it.
 MAX_RATIO = 32
 
 
@@ -32,8 +32,8 @@ class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-def load_picture(
-    picture: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
+def load_image(
+    image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
 ) -> Image.Image:
     """
     Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. One that is
@@ -51,7 +51,7 @@ def load_picture(
     Images of the modes I, I;16 and F go by the same rule; those of mode F may hold fractions, if any is above 2.
 
     Args:
-        picture (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`).
+        image (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`).
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays and tensors.
 
     Raises:
@@ -60,8 +60,8 @@ def load_picture(
             above 1), or the name is a web address, which is never fetched.
         TypeError: something else, encoded bytes among it.
     """
-    if isinstance(picture, (str, os.PathLike)):
-        name = os.fspath(picture)
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
         shown = repr(name if len(name) < 300 else f"{name[:40]}...")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
             raise ValueError(f"Images are not fetched from the web: download {name} and give the file's path.")
@@ -81,41 +81,41 @@ def load_picture(
                 return _as_seen(opened)
         except Exception as error:
             raise unreadable(repr(name), error) from error
-    if _is_array(picture):
-        picture = _from_array(picture, input_data_format)
-    if not isinstance(picture, Image.Image):
-        hint = f"; {FROM_BYTES}" if isinstance(picture, (bytes, bytearray, memoryview)) else ""
+    if _is_array(image):
+        image = _from_array(image, input_data_format)
+    if not isinstance(image, Image.Image):
+        hint = f"; {FROM_BYTES}" if isinstance(image, (bytes, bytearray, memoryview)) else ""
         raise TypeError(
             "An image must be a file's path, a PIL image, or an array or tensor of numbers, got "
-            f"{type(picture).__name__}{hint}."
+            f"{type(image).__name__}{hint}."
         )
     try:
-        return _as_seen(picture)
+        return _as_seen(image)
     except Exception as error:
-        raise unreadable(repr(getattr(picture, "filename", "") or "a PIL image"), error) from error
+        raise unreadable(repr(getattr(image, "filename", "") or "a PIL image"), error) from error
 
 
 def unreadable(what: str, error: Exception) -> ValueError:
-    """What to raise for a picture that cannot be decoded. Decoders raise whatever damaged data make them stumble on:
+    """What to raise for an image that cannot be decoded. Decoders raise whatever damaged data make them stumble on:
     OSError and SyntaxError, but IndexError, RuntimeError or AssertionError too."""
-    return ValueError(f"{what} is not a readable picture ({error or type(error).__name__}); replace or remove it.")
+    return ValueError(f"{what} is not a readable image ({error or type(error).__name__}); replace or remove it.")
 
 
-def _as_seen(picture: Image.Image) -> Image.Image:
-    if picture.format == "EPS":
+def _as_seen(image: Image.Image) -> Image.Image:
+    if image.format == "EPS":
         # A program in PostScript, which PIL would have Ghostscript run.
         raise ValueError("EPS is not read")
-    picture.load()  # its file may be closed after this
+    image.load()  # its file may be closed after this
     # Turning and converting copy, even where there is nothing to do.
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F" or picture.mode.startswith("I"):
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
         # A plain conversion would cut everything above 255 to white.
-        picture = Image.fromarray(_levels(np.asarray(picture), from_file=True))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+        image = Image.fromarray(_levels(np.asarray(image), from_file=True))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _is_array(value) -> bool:
@@ -175,7 +175,7 @@ def _prepared(array, input_data_format: str | None, is_resized: bool) -> np.ndar
 
 
 def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
-    """The values of an image as `uint8`, by the rule of [`load_picture`]."""
+    """The values of an image as `uint8`, by the rule of [`load_image`]."""
     kind = values.dtype.kind
     if kind == "b":
         return values * np.uint8(255)
@@ -271,7 +271,7 @@ class HiViLTProcessor(ProcessorMixin):
 
         Args:
             images (an image, a batch or a list of them, *optional*): file paths, PIL images, arrays or tensors, each
-                once. An array or tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_picture`] says
+                once. An array or tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_image`] says
                 what its values mean. `[[image], [other]]` is `[image, other]`.
             text (`str`, `list[str]` or `list[list[str]]`, *optional*): one text; one for each image; several for the
                 only image; or for each image a list of its texts.
@@ -294,27 +294,27 @@ class HiViLTProcessor(ProcessorMixin):
         merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         inputs, image_index = {}, None
         if images is not None:
-            pictures = self._flatten_images(images)
+            flat_images = self._flatten_images(images)
         if text is not None:
-            texts, image_index = self._flatten(text, len(pictures) if images is not None else None)
+            texts, image_index = self._flatten(text, len(flat_images) if images is not None else None)
             tokens = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
             self._tell_of_truncation(tokens, len(texts), merged["text_kwargs"].get("max_length"))
             inputs.update(tokens)
         if images is not None:
-            inputs.update(self._prepare_pictures(pictures, merged["images_kwargs"]))
+            inputs.update(self._prepare_images(flat_images, merged["images_kwargs"]))
             if image_index is not None:
                 inputs["image_index"] = image_index
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
-    def resize(self, picture: Image.Image) -> Image.Image:
+    def resize(self, image: Image.Image) -> Image.Image:
         """
-        A picture as the image processor resizes it. Calling the processor does so too; done to each picture as soon as
+        An image as the image processor resizes it. Calling the processor does so too; done to each image as soon as
         it is opened, only one at a time is in memory at its full size.
 
         Returns:
-            The same pixels as the image processor gets; where it resizes in a way of its own, the picture as it was.
+            The same pixels as the image processor gets; where it resizes in a way of its own, the image as it was.
         """
-        processor, size = self.image_processor, picture.size
+        processor, size = self.image_processor, image.size
         if _is_usual(processor) and processor.do_resize:
             if processor.size.shortest_edge and not processor.size.longest_edge:
                 longest = MAX_RATIO * min(size)
@@ -322,18 +322,18 @@ class HiViLTProcessor(ProcessorMixin):
                     # A line of 1 by 60,000 pixels would be resized to gigabytes, of which the middle is kept.
                     sides = [min(side, longest + (side - longest) % 2) for side in size]
                     left, top = ((old - new) // 2 for old, new in zip(size, sides, strict=True))
-                    picture = picture.crop((left, top, left + sides[0], top + sides[1]))
-                    size = picture.size
+                    image = image.crop((left, top, left + sides[0], top + sides[1]))
+                    size = image.size
                 size = tuple(int(processor.size.shortest_edge * side / min(size)) for side in size)
             elif processor.size.height and processor.size.width:
                 size = processor.size.width, processor.size.height
-        return picture if size == picture.size else picture.resize(size, processor.resample)
+        return image if size == image.size else image.resize(size, processor.resample)
 
-    def _prepare_pictures(self, pictures: list, kwargs: dict) -> Mapping:
+    def _prepare_images(self, images: list, kwargs: dict) -> Mapping:
         """
         What the image processor gives, to the last bit, for half of its work where that is usual.
 
-        Image processors that need no torchvision make an array of a whole picture only to resize it as a picture again,
+        Image processors that need no torchvision make an array of a whole image only to resize it as an image again,
         and normalize in float64. Here it is resized as it is, and a table, which the image processor fills, has the
         normalized value of each of the 256 that a pixel can have.
         """
@@ -345,30 +345,29 @@ class HiViLTProcessor(ProcessorMixin):
             flags[name] = kwargs[name] if kwargs.get(name) is not None else getattr(processor, name, None)
         is_resized = isinstance(processor, PilBackend) and bool(flags["do_resize"])
         scaled = [
-            flags["do_rescale"] is False and _is_array(picture) and _as_numpy(picture).dtype.kind == "f"
-            for picture in pictures
+            flags["do_rescale"] is False and _is_array(image) and _as_numpy(image).dtype.kind == "f" for image in images
         ]
         usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor) and not any(scaled)
-        for place, picture in enumerate(pictures):
+        for place, image in enumerate(images):
             if scaled[place]:
-                pictures[place] = _prepared(picture, data_format, is_resized)
+                images[place] = _prepared(image, data_format, is_resized)
             else:
-                picture = load_picture(picture, data_format)
+                image = load_image(image, data_format)
                 # At once, so that only one is in memory at its full size.
-                pictures[place] = self.resize(picture) if usual else picture
+                images[place] = self.resize(image) if usual else image
         if not usual:
-            return processor(pictures, **kwargs)
+            return processor(images, **kwargs)
 
         levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         # (3, 1, 256) -> (3, 256)
         table = processor(levels, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]
-        pixels = processor(pictures, do_rescale=False, do_normalize=False)["pixel_values"]
-        if len({picture.shape for picture in pixels}) > 1:
-            return processor(pictures, **kwargs)  # no batch; it says so itself
+        pixels = processor(images, do_rescale=False, do_normalize=False)["pixel_values"]
+        if len({image.shape for image in pixels}) > 1:
+            return processor(images, **kwargs)  # no batch; it says so itself
         values = np.empty((len(pixels), *pixels[0].shape), table.dtype)
-        for value, picture in zip(values, pixels, strict=True):
+        for value, image in zip(values, pixels, strict=True):
             for channel in range(3):
-                table[channel].take(picture[channel], out=value[channel], mode="clip")  # straight into the batch
+                table[channel].take(image[channel], out=value[channel], mode="clip")  # straight into the batch
         return {"pixel_values": values}
 
     @staticmethod
@@ -511,4 +510,4 @@ class HiViLTProcessor(ProcessorMixin):
 
 HiViLTProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["HiViLTProcessor", "load_picture"]
+__all__ = ["HiViLTProcessor", "load_image"]

@@ -1,4 +1,4 @@
-"""Trains and evaluates HiViLT on finding pictures by words and words by pictures, and searches folders of pictures.
+"""Trains and evaluates HiViLT on finding images by words and words by images, and searches folders of images.
 
     python run_retrieval.py                                        OpenMoji, everything with defaults
     python run_retrieval.py --benchmark flickr30k --data_dir F30K   a data set of the field, its official files or the Hub's
@@ -9,7 +9,7 @@
     accelerate launch --num_processes 2 run_retrieval.py           several devices
 
 Training leaves in --output_dir: the checkpoint with its code and processor, README.md, results.json, predictions.jsonl,
-training.png and retrieval.png. A search prints the best pictures and leaves search.png.
+training.png and retrieval.png. A search prints the best images and leaves search.png.
 """
 
 import json
@@ -37,8 +37,8 @@ from hivilt.data.captions import (
     read_karpathy,
     read_openmoji,
 )
-from hivilt.data.tables import HEIF_ENDINGS, open_picture
-from hivilt.evaluation.plots import RetrievedPictures, plot_retrieved
+from hivilt.data.tables import HEIF_ENDINGS, open_image
+from hivilt.evaluation.plots import RetrievedImages, plot_retrieved
 from hivilt.evaluation.retrieval import chance_recall, recall_table
 from hivilt.modeling_hivilt import HiViLTForRetrieval
 from hivilt.search import ImageIndex
@@ -101,26 +101,26 @@ class RetrievalArguments(TaskArguments):
         default="caption", metadata={"help": "Column of a caption or of a list of them; or columns, comma between."}
     )
     karpathy_file: str | None = field(
-        default=None, metadata={"help": "JSON in Karpathy's layout, which names its splits; pictures in image_dir."}
+        default=None, metadata={"help": "JSON in Karpathy's layout, which names its splits; images in image_dir."}
     )
     captions_per_image: int = field(
-        default=1, metadata={"help": "Captions of a picture in one training batch, drawn anew in every epoch."}
+        default=1, metadata={"help": "Captions of an image in one training batch, drawn anew in every epoch."}
     )
     similar_per_batch: int = field(
         default=4,
-        metadata={"help": "Pictures with similar captions that share a training batch, as hard negatives; 1: none do."},
+        metadata={"help": "Images with similar captions that share a training batch, as hard negatives; 1: none do."},
     )
     num_hard_negatives: int = field(
-        default=3, metadata={"help": "Other pictures of the batch to match a caption against, and captions a picture."}
+        default=3, metadata={"help": "Other images of the batch to match a caption against, and captions an image."}
     )
     rerank_k: int = field(
         default=16, metadata={"help": "Candidates of each query that fusion re-ranks; 0 ranks by embeddings alone."}
     )
     contrastive_chunk_size: int | None = field(
         default=None,
-        metadata={"help": "Train in chunks of this many pictures and captions, for batches larger than the memory."},
+        metadata={"help": "Train in chunks of this many images and captions, for batches larger than the memory."},
     )
-    index: str | None = field(default=None, metadata={"help": "Folder of pictures to embed for searching."})
+    index: str | None = field(default=None, metadata={"help": "Folder of images to embed for searching."})
     index_factory: str = field(
         default="Flat", metadata={"help": "FAISS index to search with; Flat is exact, 'IVF256,Flat' faster."}
     )
@@ -128,7 +128,7 @@ class RetrievalArguments(TaskArguments):
         default=None,
         metadata={"help": "Words to search for, quoted, or the path of an image; several are several searches."},
     )
-    top_k: int = field(default=10, metadata={"help": "Pictures that a search prints."})
+    top_k: int = field(default=10, metadata={"help": "Images that a search prints."})
     rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
 
     at_least_one = (
@@ -193,19 +193,19 @@ def prepare_model(args: RetrievalArguments, training_args: HiViLTTrainingArgumen
     return model, processor
 
 
-def describe(dataset: CaptionDataset, bad_pictures: list[str]) -> dict:
+def describe(dataset: CaptionDataset, bad_images: list[str]) -> dict:
     """What a split holds, for the log and for `results.json`, with what a random ranking would score on it."""
     counts = [len(one.captions) for one in dataset.examples]
     return {
-        "pictures": len(dataset),
+        "images": len(dataset),
         "captions": len(dataset.captions),
         "chance": chance_recall(len(dataset), counts),
-        "bad_pictures": bad_pictures,
+        "bad_images": bad_images,
     }
 
 
 def write_predictions(path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], top_k: int = 10) -> None:
-    """One JSON object a query: every caption with its best pictures, then every picture with its best captions."""
+    """One JSON object a query: every caption with its best images, then every image with its best captions."""
     ids = [one.image_id for one in dataset.examples]
     # A file's name may be no Unicode; written so, it is an escape of JSON.
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -213,29 +213,29 @@ def write_predictions(path: Path, dataset: CaptionDataset, rankings: dict[str, t
             own = dataset.image_of_caption[caption]
             row = {"caption": dataset.captions[caption], "image": ids[own], "images": [ids[place] for place in best]}
             file.write(json.dumps({**row, "correct": own in best[:1]}, ensure_ascii=False) + "\n")
-        for picture, best in enumerate(rankings["image_to_text"][:, :top_k].tolist()):
-            row = {"image": ids[picture], "captions": [dataset.captions[place] for place in best]}
-            correct = dataset.image_of_caption[best[0]] == picture
+        for image, best in enumerate(rankings["image_to_text"][:, :top_k].tolist()):
+            row = {"image": ids[image], "captions": [dataset.captions[place] for place in best]}
+            correct = dataset.image_of_caption[best[0]] == image
             file.write(json.dumps({**row, "correct": correct}, ensure_ascii=False) + "\n")
 
 
 def draw_retrieval(
     path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], num_queries: int = 8
 ) -> None:
-    """A grid of captions from all over the split with the pictures found for them."""
+    """A grid of captions from all over the split with the images found for them."""
     places = torch.linspace(0, len(dataset.captions) - 1, min(num_queries, len(dataset.captions))).int().tolist()
     rows = []
     for place in places:
         best = rankings["text_to_image"][place, :8].tolist()
         rows.append(
-            RetrievedPictures(
+            RetrievedImages(
                 query=dataset.captions[place],
-                pictures=[open_picture(dataset.examples[picture].image) for picture in best],
-                captions=[dataset.examples[picture].captions[0] for picture in best],
-                matches=[picture == dataset.image_of_caption[place] for picture in best],
+                images=[open_image(dataset.examples[image].image) for image in best],
+                captions=[dataset.examples[image].captions[0] for image in best],
+                matches=[image == dataset.image_of_caption[place] for image in best],
             )
         )
-    plot_retrieved(rows, path, title="Captions and the pictures found for them, best first; the right one is framed")
+    plot_retrieved(rows, path, title="Captions and the images found for them, best first; the right one is framed")
 
 
 def tables_of(results: dict) -> dict[str, str]:
@@ -253,7 +253,7 @@ def tables_of(results: dict) -> dict[str, str]:
             if "num_folds" in found:
                 rows = {name: {key: found[f"fold_{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
                 tables[split] += (
-                    f"\n\nMean over {found['num_folds']} folds of {found['fold_size']:,} pictures:\n\n{recall_table(rows)}"
+                    f"\n\nMean over {found['num_folds']} folds of {found['fold_size']:,} images:\n\n{recall_table(rows)}"
                 )
     return tables
 
@@ -268,7 +268,7 @@ def write_card(
     """`README.md` of the checkpoint."""
     reranked = f", the best {args.rerank_k} of each query re-ranked" if args.rerank_k else ""
     tables = [
-        f"{split}: {results['data'][split]['pictures']:,} pictures, {results['data'][split]['captions']:,} captions"
+        f"{split}: {results['data'][split]['images']:,} images, {results['data'][split]['captions']:,} captions"
         f"{reranked}. In percent.\n\n{table}"
         for split, table in tables_of(results).items()
     ]
@@ -289,14 +289,14 @@ def write_card(
         pipeline_tag="zero-shot-image-classification",
         metric_ids=["recall"],
         tags=["image-text-retrieval"],
-        picture="![Captions and the pictures found for them](retrieval.png)",
+        image="![Captions and the images found for them](retrieval.png)",
         measured="\n\n".join(tables),
         captions=python_literal(list(captions)[:3]),
     )
 
 
 def read_query(query: str) -> str | Path:
-    """Words as they are, a picture as a path. One word is a word, though a folder here may have its name.
+    """Words as they are, an image as a path. One word is a word, though a folder here may have its name.
 
     Raises:
         ValueError: it is empty, a web address or the path of a folder.
@@ -306,13 +306,13 @@ def read_query(query: str) -> str | Path:
     if re.match(r"[A-Za-z][\w+.-]+://", query):
         raise ValueError(f"query: {query!r} is a web address, and images are not fetched; give words or a file.")
     if os.path.isdir(query) and len(Path(query).parts) > 1:
-        raise ValueError(f"query: {query!r} is a folder; give words or a picture, or embed the folder with --index.")
-    is_picture = os.path.isfile(query) or Path(query).suffix.lower() in {*Image.registered_extensions(), *HEIF_ENDINGS}
-    return Path(query) if is_picture else query
+        raise ValueError(f"query: {query!r} is a folder; give words or an image, or embed the folder with --index.")
+    is_image = os.path.isfile(query) or Path(query).suffix.lower() in {*Image.registered_extensions(), *HEIF_ENDINGS}
+    return Path(query) if is_image else query
 
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
-    """Embeds the pictures of a folder, or finds some among those embedded before; gives what each query found."""
+    """Embeds the images of a folder, or finds some among those embedded before; gives what each query found."""
     if training_args.world_size > 1:
         raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     folder = Path(training_args.output_dir)
@@ -331,7 +331,7 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
             on_bad_image=args.on_bad_image,
             index_factory=args.index_factory,
         )
-        print(f"{len(index):,} pictures of {args.index} in {folder}")
+        print(f"{len(index):,} images of {args.index} in {folder}")
         if args.query is None:
             return []
     else:
@@ -346,9 +346,9 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
             print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
         shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
         rows.append(
-            RetrievedPictures(
-                query=open_picture(str(query)) if isinstance(query, Path) else query,
-                pictures=[open_picture(str(hit.path)) for hit in shown],
+            RetrievedImages(
+                query=open_image(str(query)) if isinstance(query, Path) else query,
+                images=[open_image(str(hit.path)) for hit in shown],
                 captions=[f"{hit.score:.3f}" for hit in shown],
                 matches=None,
             )
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> dict | list:
     if args.index is not None or args.query is not None:
         return search(args, training_args)
 
-    name, splits, bad_pictures, held_out = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
+    name, splits, bad_images, held_out = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
     model, processor = prepare_model(args, training_args, splits["train"] if training_args.do_train else None)
     logger.info(parameter_table(model))
     set_threads(args, model)
@@ -378,11 +378,11 @@ def main(argv: list[str] | None = None) -> dict | list:
         for split, examples in splits.items()
     }
     benchmark = CAPTION_BENCHMARKS.get(args.benchmark)
-    data = {split: describe(dataset, bad_pictures[split]) for split, dataset in datasets.items()}
+    data = {split: describe(dataset, bad_images[split]) for split, dataset in datasets.items()}
     for split, found in data.items():
-        logger.info(f"{split}: {found['captions']:,} captions of {found['pictures']:,} pictures")
+        logger.info(f"{split}: {found['captions']:,} captions of {found['images']:,} images")
         if split != "train":
-            warn_of_few(split, found["pictures"], "images")
+            warn_of_few(split, found["images"], "images")
     trainer = RetrievalTrainer(
         model=model,
         args=training_args,
@@ -409,7 +409,7 @@ def main(argv: list[str] | None = None) -> dict | list:
         results = collect_results(trainer, args, metrics, data={"name": name, **data})
         if training_args.do_train and "validation" in results:
             found, reached = data["validation"], results["validation"]["mean_recall"]
-            sizes = found["pictures"], data["train"]["pictures"]
+            sizes = found["images"], data["train"]["images"]
             warn_of_chance(args, "mean recall", reached, found["chance"]["mean_recall"], *sizes)
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:
@@ -417,13 +417,11 @@ def main(argv: list[str] | None = None) -> dict | list:
         write_json(folder / "results.json", results)
         for split, table in tables_of(results).items():
             found = data[split]
-            print(
-                f"{split}: R@K in percent, {found['pictures']:,} pictures and {found['captions']:,} captions\n{table}"
-            )
+            print(f"{split}: R@K in percent, {found['images']:,} images and {found['captions']:,} captions\n{table}")
     if training_args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        flags = f"--index PICTURES --model_name_or_path {folder} --output_dir {folder}/index"
+        flags = f"--index IMAGES --model_name_or_path {folder} --output_dir {folder}/index"
         print(f"Wrote {folder}" + (f"; try it: python run_retrieval.py {flags}" if training_args.do_train else ""))
     return results if trainer.is_world_process_zero() else {}
 

@@ -1,4 +1,4 @@
-"""Trains and evaluates HiViLT on questions about pictures.
+"""Trains and evaluates HiViLT on questions about images.
 
     python run_vqa.py                                              easy-VQA, everything with defaults
     python run_vqa.py --benchmark gqa --data_dir GQA               a data set of the field, its official files or the Hub's
@@ -68,7 +68,7 @@ logger = logging.getLogger("hivilt")
 DEFAULTS = {
     "output_dir": "outputs/vqa",
     "num_train_epochs": 10,
-    "per_device_train_batch_size": 8,  # pictures, of about ten questions each in easy-VQA
+    "per_device_train_batch_size": 8,  # images, of about ten questions each in easy-VQA
     "per_device_eval_batch_size": 32,
     "learning_rate": 1.5e-3,
     "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
@@ -222,14 +222,14 @@ def spell_alike(config: HiViLTConfig, vocabulary: list[str]) -> None:
         config.id2label, config.label2id = labels, {answer: label for label, answer in labels.items()}
 
 
-def describe(examples: list[VQAExample], label2id: dict[str, int], bad_pictures: list[str]) -> dict:
+def describe(examples: list[VQAExample], label2id: dict[str, int], bad_images: list[str]) -> dict:
     """What a split holds, for the log and for `results.json`."""
     answers = [one.answers for one in examples]
     found = {
-        "pictures": len({one.image_id for one in examples}),
+        "images": len({one.image_id for one in examples}),
         "questions": len(examples),
         "answer_coverage": answer_coverage(answers, label2id) if any(answers) else None,
-        "bad_pictures": bad_pictures,
+        "bad_images": bad_images,
     }
     return found | ({"answer_ceiling": answer_ceiling(answers, label2id)} if several_answers(examples) else {})
 
@@ -267,7 +267,7 @@ def write_predictions(path: Path, examples: list[VQAExample], predictions: list[
 
 
 def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset) -> None:
-    """A grid of pictures from all over the split, of each another question with its answers.
+    """A grid of images from all over the split, of each another question with its answers.
 
     All processes call it, for their shares of the weights; the main one draws.
     """
@@ -355,7 +355,7 @@ def write_card(
         metrics={name: name.replace("_", " ") for name in measured},
         pipeline_tag="visual-question-answering",
         metric_ids=[metric],
-        picture="![Questions and answers](predictions.png)",
+        image="![Questions and answers](predictions.png)",
         num_answers=f"{results['num_answers']:,}",
         question=python_literal(splits["validation"][0].question),
         multi_label=trainer.model.config.problem_type == "multi_label_classification",
@@ -369,19 +369,17 @@ def main(argv: list[str] | None = None) -> dict:
     benchmark, metric = VQA_BENCHMARKS.get(args.benchmark), headline(training_args)
 
     by = benchmark.hold_out_by if benchmark is not None else attrgetter("image_id")
-    name, splits, bad_pictures, held_out = prepare_splits(
-        args, training_args, lambda wanted: read_data(args, wanted), by
-    )
+    name, splits, bad_images, held_out = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), by)
     if args.reword and "train" in splits:
         splits["train"] = benchmark.reword(splits["train"], args.reword, training_args.draw_seed)
     model, processor = prepare_model(args, training_args, splits["train"] if training_args.do_train else None)
     logger.info(parameter_table(model))
     set_threads(args, model)
     label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
-    data = {split: describe(examples, label2id, bad_pictures[split]) for split, examples in splits.items()}
+    data = {split: describe(examples, label2id, bad_images[split]) for split, examples in splits.items()}
     for split, found in data.items():
         logger.info(
-            f"{split}: {found['questions']:,} questions about {found['pictures']:,} pictures; "
+            f"{split}: {found['questions']:,} questions about {found['images']:,} images; "
             f"{describe_coverage(found, split)} ({len(label2id):,} answers)"
         )
         if split != "train":
@@ -437,7 +435,7 @@ def main(argv: list[str] | None = None) -> dict:
             measure_majority(trainer, results, datasets, metric)
             if (chance := results.get("validation", {}).get(f"{metric}_of_majority_answer")) is not None:
                 found = results["validation"]
-                sizes = found["num_questions"], data["train"]["pictures"]
+                sizes = found["num_questions"], data["train"]["images"]
                 warn_of_chance(args, metric.replace("_", " "), found[metric], chance, *sizes)
         results["wall_seconds"] = time.perf_counter() - start
         if training_args.do_train:

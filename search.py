@@ -1,7 +1,7 @@
-"""Search by embedding, re-rank by fusion: a folder of pictures, found by words or by a picture.
+"""Search by embedding, re-rank by fusion: a folder of images, found by words or by an image.
 
-    folder of pictures -> image_embeds -> ImageIndex                  once, resumable
-    query -> text_embeds -> the nearest pictures by cosine            every picture, one product each
+    folder of images -> image_embeds -> ImageIndex                  once, resumable
+    query -> text_embeds -> the nearest images by cosine            every image, one product each
           -> score_pairs -> the best of these in a new order          a shortlist, fusion alone
 
 `score_pairs` and `take_rows` also serve evaluations, which re-rank from states that were encoded batch by batch.
@@ -28,20 +28,20 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.data.tables import file_stamp, heif_hint, picture_endings
+from hivilt.data.tables import file_stamp, heif_hint, image_endings
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states
 
 logger = logging.getLogger(__name__)
 
 _EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
 
-# Of an image processor: which class read it, where from and where it runs, as opposed to what it does to a picture.
-_NOT_ABOUT_PICTURES = {
+# Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
+_NOT_ABOUT_IMAGES = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_name_or_path"),
     *("device", "return_tensors", "disable_grouping"),
 }
 
-# Pictures that are encoded at a time for re-ranking.
+# Images that are encoded at a time for re-ranking.
 _RERANK_BATCH = 32
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 
 
 class Hit(NamedTuple):
-    """A picture that was found.
+    """An image that was found.
 
     Args:
         path: its file.
@@ -203,12 +203,12 @@ def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
     """What tells one checkpoint from another: 32 hexadecimal digits (BLAKE2b) of all that makes its embeddings.
 
     Read are the names, shapes and float32 values of the weights, the vision levels, and what the image processor does
-    to pictures; not the device, nor how and where from the checkpoint was loaded. A checkpoint loaded in half precision
+    to images; not the device, nor how and where from the checkpoint was loaded. A checkpoint loaded in half precision
     has another fingerprint, as it has other weights.
     """
     settings = processor.image_processor.to_dict().items()
     made_by = {
-        "image_processor": {name: value for name, value in settings if name not in _NOT_ABOUT_PICTURES},
+        "image_processor": {name: value for name, value in settings if name not in _NOT_ABOUT_IMAGES},
         "vision_levels": model.config.vision_level_layout,
     }
     digest = hashlib.blake2b(json.dumps(made_by, sort_keys=True, default=str).encode(), digest_size=16)
@@ -219,11 +219,11 @@ def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
 
 
 class ImageIndex:
-    """The pictures of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
+    """The images of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
 
     Args:
         dataset: columns `image` (path below `folder`) and `embedding`, with the FAISS index of the latter.
-        folder: where the pictures are.
+        folder: where the images are.
         model, processor: the checkpoint that made the embeddings, `model` in evaluation mode.
     """
 
@@ -235,7 +235,7 @@ class ImageIndex:
         self.folder = folder
         self.model = model
         self.processor = processor
-        # States of the pictures met in re-ranking, on the CPU, and for each row of `dataset` its row among them.
+        # States of the images met in re-ranking, on the CPU, and for each row of `dataset` its row among them.
         self._image_states: list[HiViLTImageStates] = []
         self._places: dict[int, int] = {}
 
@@ -246,7 +246,7 @@ class ImageIndex:
     @torch.inference_mode()
     def build(
         cls,
-        pictures: str | os.PathLike,
+        images: str | os.PathLike,
         model: HiViLTForRetrieval,
         processor: HiViLTProcessor,
         output_dir: str | os.PathLike,
@@ -255,32 +255,32 @@ class ImageIndex:
         index_factory: str = "Flat",
         shard_size: int = 1024,
     ) -> "ImageIndex":
-        """Embeds the pictures below a folder, or only those that are new or have changed since an earlier build.
+        """Embeds the images below a folder, or only those that are new or have changed since an earlier build.
 
         A build that was cut off goes on where it stopped when it is run again, and an index that is already there
         serves until the new one is complete. Written are
 
-        - `embeddings/`: a `datasets` folder with columns `image` (path below `pictures`), `size` (bytes), `mtime_ns`
+        - `embeddings/`: a `datasets` folder with columns `image` (path below `images`), `size` (bytes), `mtime_ns`
           and `embedding` (`projection_dim` float32 numbers), sorted by path;
         - `embeddings.faiss`: their FAISS index, by inner product;
         - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
 
         Args:
-            pictures: the folder. Every file below it with an ending that Pillow reads is taken (HEIC where the extra `heif`
+            images: the folder. Every file below it with an ending that Pillow reads is taken (HEIC where the extra `heif`
                 is installed), all others are skipped; hidden ones are not looked at, links to folders not followed.
             model: in evaluation mode.
             processor: of the same checkpoint.
             output_dir: where the index goes; made if missing.
-            batch_size: pictures that are encoded at a time.
-            on_bad_image: what to do about a file that has the ending of a picture and cannot be read: stop, or skip it.
+            batch_size: images that are encoded at a time.
+            on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
                 "Flat" is exact; "IVF256,Flat" and the like are trained here, and trade recall for speed. How hard they
                 search is set on `index.dataset.get_index("embedding").faiss_index`, e.g. its `nprobe`.
-            shard_size: pictures between two saves.
+            shard_size: images between two saves.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it has no readable picture, a picture is bad and `on_bad_image` is "error", or an argument is
+            ValueError: it has no readable image, an image is bad and `on_bad_image` is "error", or an argument is
                 out of range.
         """
         if on_bad_image not in ("error", "skip"):
@@ -295,17 +295,17 @@ class ImageIndex:
                 f"index_factory: FAISS cannot make {index_factory!r} of {model.config.projection_dim} dimensions; "
                 f'"Flat" always works. ({error})'
             ) from error
-        if not Path(pictures).is_dir():
-            raise FileNotFoundError(f"pictures: there is no folder {os.fspath(pictures)!r}; check the path.")
-        folder, output_dir = Path(os.path.realpath(pictures)), Path(os.path.realpath(output_dir))
+        if not Path(images).is_dir():
+            raise FileNotFoundError(f"images: there is no folder {os.fspath(images)!r}; check the path.")
+        folder, output_dir = Path(os.path.realpath(images)), Path(os.path.realpath(output_dir))
         if output_dir == folder:
             raise ValueError(
                 f"output_dir: {folder} is the folder of the images itself; name another, such as {folder}/index."
             )
-        found, others = _find_pictures(folder, output_dir)
+        found, others = _find_images(folder, output_dir)
         if not found:
             raise ValueError(
-                f"pictures: there is no picture file below {folder}{_count_endings(others)}.{heif_hint(others)}"
+                f"images: there is no image file below {folder}{_count_endings(others)}.{heif_hint(others)}"
             )
 
         info = {
@@ -314,23 +314,23 @@ class ImageIndex:
             "checkpoint": os.path.abspath(model.name_or_path)
             if os.path.isdir(model.name_or_path)
             else model.name_or_path,
-            "pictures": _path_from(output_dir, folder),
+            "images": _path_from(output_dir, folder),
             "index_factory": index_factory,
         }
         _publish(output_dir)
         old = _read_info(output_dir)
-        same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "pictures"))
+        same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "images"))
         complete = [datasets.load_from_disk(str(output_dir / _EMBEDDINGS))] if same else []
         # Named after what they belong to: shards of another checkpoint or folder are never mixed in.
-        key = hashlib.blake2b(f"{info['fingerprint']} {info['pictures']}".encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(f"{info['fingerprint']} {info['images']}".encode(), digest_size=8).hexdigest()
         tables = complete + _read_shards(output_dir, key)
         known = _rows(tables)
         todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
         skipped = dict(others)
         if todo:
             save = partial(_write_shard, output_dir, key)
-            with tqdm(total=len(found), initial=len(found) - len(todo), unit="picture", desc="Embedding") as bar:
-                skipped |= _embed_pictures(
+            with tqdm(total=len(found), initial=len(found) - len(todo), unit="image", desc="Embedding") as bar:
+                skipped |= _embed_images(
                     folder, todo, model, processor, batch_size, on_bad_image == "skip", shard_size, save, bar
                 )
             tables = complete + _read_shards(output_dir, key)
@@ -338,15 +338,15 @@ class ImageIndex:
         if skipped:
             every, where = len(found) + len(others), output_dir / _INFO
             logger.warning(
-                f"{len(skipped)} of {every} files are no readable pictures{_count_endings(skipped)}; {where} lists them."
+                f"{len(skipped)} of {every} files are no readable images{_count_endings(skipped)}; {where} lists them."
                 f"{heif_hint(skipped)}"
             )
 
         rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
         if not rows:
             image = next(image for image in skipped if image in found)
-            raise ValueError(f"pictures: none of the {len(found)} files could be read; {image}: {skipped[image]}")
-        info["num_pictures"] = len(rows)
+            raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
+        info["num_images"] = len(rows)
         info["skipped"] = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
         if info != old or rows != list(range(len(complete[0]))):
             _stage(output_dir, datasets.concatenate_datasets(tables).select(rows), faiss_index, info)
@@ -363,7 +363,7 @@ class ImageIndex:
             model, processor: the checkpoint that it was built with, `model` in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no complete index, or the pictures' folder is gone.
+            FileNotFoundError: there is no complete index, or the images' folder is gone.
             ValueError: another checkpoint made the index.
         """
         output_dir = Path(os.path.realpath(output_dir))
@@ -404,10 +404,10 @@ class ImageIndex:
 
     @classmethod
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
-        folder = Path(os.path.realpath(output_dir / info["pictures"]))
+        folder = Path(os.path.realpath(output_dir / info["images"]))
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"The pictures of the index in {output_dir} were in {folder}, which is gone: put them back, or build "
+                f"The images of the index in {output_dir} were in {folder}, which is gone: put them back, or build "
                 "the index again from where they are now."
             )
         dataset = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
@@ -416,22 +416,22 @@ class ImageIndex:
 
     @torch.inference_mode()
     def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
-        """The pictures nearest to a text or to a picture.
+        """The images nearest to a text or to an image.
 
         Args:
-            query: a `str` is always a text; a `Path` or a PIL image is a picture.
-            top_k: how many pictures to give; fewer only if the index has, or finds, no more.
+            query: a `str` is always a text, a `Path` or a PIL image always an image.
+            top_k: how many images to give; fewer only if the index has, or finds, no more.
             rerank_k: fuse this many of the nearest with the query and order them anew; the others follow by embedding. Texts only:
-                fusion needs two modalities. A picture is encoded the first time it is met, and its states stay in
+                fusion needs two modalities. An image is encoded the first time it is met, and its states stay in
                 memory, some 2.6 MB each with the base model.
 
         Returns:
             Best first; equal scores by path.
 
         Raises:
-            ValueError: the text is empty, the picture (the query, or one to re-rank) cannot be read, `rerank_k` is
-                given for a picture, or a number is out of range.
-            FileNotFoundError: the query is a picture that is not there.
+            ValueError: the text is empty, the image (the query, or one to re-rank) cannot be read, `rerank_k` is
+                given for an image, or a number is out of range.
+            FileNotFoundError: the query is an image that is not there.
             TypeError: it is something else.
         """
         _check_at_least("top_k", top_k, 1)
@@ -445,7 +445,7 @@ class ImageIndex:
             embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
             if rerank_k:
-                raise ValueError("rerank_k: a picture cannot be fused with pictures; search for a text, or leave it 0.")
+                raise ValueError("rerank_k: an image cannot be fused with images; search for a text, or leave it 0.")
             pixel_values = self.processor(images=query, return_tensors="pt")["pixel_values"]
             embeds = self.model.get_image_features(pixel_values.to(self.model.device)).pooler_output
         else:
@@ -488,12 +488,12 @@ class ImageIndex:
             )
 
     def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
-        """Fused similarity of one text and the pictures in some rows of `dataset`."""
+        """Fused similarity of one text and the images in some rows of `dataset`."""
         new = {int(row): image for row, image in zip(rows, images, strict=True) if int(row) not in self._places}
         for start in range(0, len(new), _RERANK_BATCH):
             batch = list(new)[start : start + _RERANK_BATCH]
             with ThreadPoolExecutor() as pool:
-                read = partial(_read_picture, self.folder, self.processor)
+                read = partial(_read_image, self.folder, self.processor)
                 pixel_values = list(pool.map(read, (new[row] for row in batch)))
             for row, pixels in zip(batch, pixel_values, strict=True):
                 if isinstance(pixels, Exception):
@@ -512,10 +512,10 @@ class ImageIndex:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _find_pictures(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """The files below a folder by their paths there, sorted: of those with the ending of a picture size in bytes and time
+def _find_images(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """The files below a folder by their paths there, sorted: of those with the ending of an image size in bytes and time
     of change in ns, of all others why they are none. The folder `without`, of the index, is left out."""
-    endings = picture_endings()
+    endings = image_endings()
     found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != without]
@@ -526,7 +526,7 @@ def _find_pictures(folder: Path, without: Path) -> tuple[dict[str, tuple[int, in
                 continue
             if ending not in endings:
                 what = f"files of the ending {ending}" if ending else "files without an ending"
-                others[image] = f"{what} are not read as pictures.{heif_hint([image])}"
+                others[image] = f"{what} are not read as images.{heif_hint([image])}"
                 continue
             found[image] = file_stamp(path)
     return dict(sorted(found.items())), dict(sorted(others.items()))
@@ -539,7 +539,7 @@ def _count_endings(images: Iterable[str]) -> str:
     return f" ({listed})" if listed else ""
 
 
-def _read_picture(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:
+def _read_image(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:
     """`pixel_values` (1, channels, height, width), or why there are none."""
     try:
         image.encode()  # a name that is no text could not be stored
@@ -548,16 +548,16 @@ def _read_picture(folder: Path, processor: HiViLTProcessor, image: str) -> torch
         return error
 
 
-def _embed_pictures(
+def _embed_images(
     folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size, save, bar
 ) -> dict[str, str]:
     """Hands rows of embeddings to `save`, every `shard_size` or so and at the end, whatever ends it.
 
     Returns:
-        The pictures that could not be read, with the reasons.
+        The images that could not be read, with the reasons.
     """
     images, skipped, pending = list(todo), {}, []
-    read = partial(_read_picture, folder, processor)
+    read = partial(_read_image, folder, processor)
     try:
         # Whole batches between saves, so that a resumed build forms the same batches.
         with ThreadPoolExecutor() as pool:
@@ -570,8 +570,8 @@ def _embed_pictures(
                         del pixel_values[image]
                         if not skip:
                             raise ValueError(
-                                f"pictures: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
-                                "files, give --on_bad_image skip. The pictures before it need not be embedded again."
+                                f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
+                                "files, give --on_bad_image skip. The images before it need not be embedded again."
                             ) from pixels
                 if pixel_values:
                     inputs = torch.cat(list(pixel_values.values())).to(model.device)
@@ -613,12 +613,12 @@ def _read_shards(output_dir: Path, key: str) -> list[datasets.Dataset]:
 
 
 def _rows(tables: list[datasets.Dataset]) -> dict[tuple[str, int, int], int]:
-    """The row of each picture, as it was when it was embedded, counted over all tables."""
-    pictures = []
+    """The row of each image, as it was when it was embedded, counted over all tables."""
+    images = []
     for table in tables:
         columns = table.select_columns(["image", "size", "mtime_ns"])[:]
-        pictures += zip(columns["image"], columns["size"], columns["mtime_ns"], strict=True)
-    return {picture: row for row, picture in enumerate(pictures)}
+        images += zip(columns["image"], columns["size"], columns["mtime_ns"], strict=True)
+    return {image: row for row, image in enumerate(images)}
 
 
 def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
@@ -632,8 +632,8 @@ def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, 
         dataset.add_faiss_index("embedding", custom_index=faiss_index, train_size=train_size)
     except RuntimeError as error:
         raise ValueError(
-            f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} pictures; take fewer lists, "
-            f'or "Flat". No picture need be embedded again. ({error})'
+            f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} images; take fewer lists, "
+            f'or "Flat". No image need be embedded again. ({error})'
         ) from error
     dataset.save_faiss_index("embedding", str(staging / _FAISS))
     text = json.dumps(info, indent=2)
@@ -659,7 +659,9 @@ def _read_info(output_dir: Path) -> dict | None:
     whole = all((output_dir / name).exists() for name in (_EMBEDDINGS, _FAISS, _INFO))
     if not whole or (output_dir / _STAGING / _INFO).is_file():
         return None
-    return json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+    info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+    # Until 2026-11-29 it said "pictures" and "num_pictures".
+    return {name.replace("pictures", "images"): value for name, value in info.items()}
 
 
 def _path_from(start: Path, path: Path) -> str:

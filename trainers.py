@@ -1,5 +1,5 @@
 """What counts as one example, one batch and one prediction, for each head: `Trainer` counts rows, HiViLT's data has
-pictures with several texts."""
+images with several texts."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import ModelOutput
 
 from hivilt.data.captions import CaptionDataset, SimilarCaptionsSampler
-from hivilt.data.tables import EpochDataset, open_picture
+from hivilt.data.tables import EpochDataset, open_image
 from hivilt.data.vqa import IGNORED_LABEL, VQADataset, VQAExample, drop_unknown_answers
 from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.calibration import calibrate, draw_candidates
@@ -223,7 +223,7 @@ class HiViLTTrainer(Trainer):
                 if scalar.requires_grad:
                     scalar.register_hook(partial(self.accelerator.reduce, reduction="mean"))
         if self.args.n_gpu > 1:
-            # nn.DataParallel cuts every tensor into as many pieces, but pictures and texts differ in number.
+            # nn.DataParallel cuts every tensor into as many pieces, but images and texts differ in number.
             raise ValueError(
                 f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
                 "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
@@ -512,7 +512,7 @@ class HiViLTTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
         """Evaluates a whole split; replaces the loop of `Trainer`, whose gathering counts batch rows in the dataset's
-        units and would cut the last batch to a number of pictures.
+        units and would cut the last batch to a number of images.
 
         Returns:
             What `measure` found, as an `EvalLoopOutput`.
@@ -528,7 +528,7 @@ class HiViLTTrainer(Trainer):
                 whole = {name: one.data for name, one in (*model.named_parameters(), *model.named_buffers())}
             model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
         if self.args.world_size > 1:
-            # Batch norms of each process have seen other pictures; those of the main process are what is saved.
+            # Batch norms of each process have seen other images; those of the main process are what is saved.
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.callback_handler.eval_dataloader = dataloader
@@ -599,7 +599,7 @@ class HiViLTTrainer(Trainer):
             batch = images[start : start + size]
             maps = None if self.encoder_cache is None else self.encoder_cache.feature_maps(batch)
             if maps is None:
-                opened = [self.processing_class.resize(open_picture(image)) for image in batch]
+                opened = [self.processing_class.resize(open_image(image)) for image in batch]
                 found.append(features_of_images(self.model, self.processing_class, opened, size))
             else:
                 found.append(image_features(maps).cpu())
@@ -613,7 +613,7 @@ class HiViLTTrainer(Trainer):
         if self.is_in_train:
             self._stop_diverged(self.state.global_step, what)
         half = next((name for name in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, name)), None)
-        out = f"drop --{half}" if half else "its weights are broken, or a picture holds values that are not finite"
+        out = f"drop --{half}" if half else "its weights are broken, or an image holds values that are not finite"
         raise ValueError(f"{what}: {out}.")
 
 
@@ -621,7 +621,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     """Trains and evaluates on a `VQADataset`. A batch is of images with all their questions, and
     `per_device_train_batch_size` counts images, while losses and metrics count questions.
 
-    The loss of a step is the mean over all its questions: over pictures with few and many of them, over accumulated
+    The loss of a step is the mean over all its questions: over images with few and many of them, over accumulated
     batches and over processes. Evaluation keeps the best few answers of each question, not the scores of all answers,
     and gives exactly one prediction a question, in order, on any number of processes.
 
@@ -721,7 +721,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             records += zip(question_index, losses, self._best_answers(logits), strict=True)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
-        # The last batches of several processes are filled up with pictures from the front: keep one of each question.
+        # The last batches of several processes are filled up with images from the front: keep one of each question.
         by_index = {index: (loss, answers) for index, loss, answers in gather_object(records)}
         examples = dataloader.dataset.examples
         if sorted(by_index) != list(range(len(examples))):
@@ -833,7 +833,7 @@ def answer_examples(
         top_k: how many answers to keep for each.
     """
     model.eval()
-    images = [open_picture(example.image) for example in examples]
+    images = [open_image(example.image) for example in examples]
     texts = [[example.question] for example in examples]
     logits = model(**processor(images=images, text=texts, return_tensors="pt").to(model.device)).logits
     answers = processor.post_process_question_answering(
@@ -856,15 +856,15 @@ def answer_examples(
 class RetrievalTrainer(HiViLTTrainer):
     """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
 
-    Evaluation encodes every picture and every caption once, ranks by their embeddings, and re-ranks the best `rerank_k`
+    Evaluation encodes every image and every caption once, ranks by their embeddings, and re-ranks the best `rerank_k`
     of each query from the encoded states, by `HiViLTForRetrieval.ranking_score`. A pair that is on the shortlist of its
-    picture and of its caption is fused once.
+    image and of its caption is fused once.
 
     Args:
         rerank_k: candidates of each query to re-rank; 0 ranks by the embeddings alone.
-        similar_per_batch: pictures with similar captions to train on together, see `SimilarCaptionsSampler`.
+        similar_per_batch: images with similar captions to train on together, see `SimilarCaptionsSampler`.
         contrastive_chunk_size: `chunk_size` of `HiViLTForRetrieval.forward` in training.
-        fold_size: also report recall as the mean over consecutive folds of so many pictures with their captions, each
+        fold_size: also report recall as the mean over consecutive folds of so many images with their captions, each
             ranked and re-ranked by itself, of splits with at least two; what is left after the last whole one counts in
             none. MS-COCO's "1K test" is five folds of 1,000 (Karpathy and Fei-Fei 2015; VSE++). Evaluations within
             training do without.
@@ -884,7 +884,7 @@ class RetrievalTrainer(HiViLTTrainer):
     ):
         super().__init__(*args, **kwargs)
         if fold_size is not None and fold_size < 1:
-            raise ValueError(f"fold_size: expected at least 1 picture, or None for no folds, got {fold_size}.")
+            raise ValueError(f"fold_size: expected at least 1 image, or None for no folds, got {fold_size}.")
         if contrastive_chunk_size is not None and self.is_fsdp_enabled:
             # Weights are gathered for each chunk, and a process with fewer captions has fewer chunks: others would wait.
             raise ValueError(
@@ -937,7 +937,7 @@ class RetrievalTrainer(HiViLTTrainer):
         return {"loss", *(f"{stage}{name}" for stage in stages for name in retrieval_metrics(only, only, [0]))}
 
     def measure(self, model, dataloader, description):
-        """Ranks all captions for every picture and all pictures for every caption of a `CaptionDataset`.
+        """Ranks all captions for every image and all images for every caption of a `CaptionDataset`.
 
         Returns:
             `{"image_to_text": LongTensor (B_i, n), "text_to_image": LongTensor (B_t, n)}`, places in the split, best
@@ -961,7 +961,7 @@ class RetrievalTrainer(HiViLTTrainer):
             texts.add(caption_index, outputs.text_embeds, text_states if self.rerank_k else None)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         dataset, losses = dataloader.dataset, gather_object(losses)
-        images.gather(len(dataset), f"{description}: pictures")
+        images.gather(len(dataset), f"{description}: images")
         texts.gather(len(dataset.captions), f"{description}: captions")
         encoded = time.perf_counter()
 
@@ -976,7 +976,7 @@ class RetrievalTrainer(HiViLTTrainer):
             metrics |= {f"fold_{name}": sum(found[name] for found in folds) / len(folds) for name in recalls}
             metrics |= {"num_folds": len(folds), "fold_size": self.fold_size}
         metrics |= {
-            "num_pictures": len(dataset),
+            "num_images": len(dataset),
             "num_captions": len(dataset.captions),
             "encode_seconds": encoded - start,
             **costs,
@@ -1026,7 +1026,7 @@ class RetrievalTrainer(HiViLTTrainer):
             parameter.fill_((scale / temperature).log().item())
 
     def _folds(self, images, texts, image_of_caption):
-        """Consecutive `fold_size` pictures, their captions, and for each of these its picture's place in the fold."""
+        """Consecutive `fold_size` images, their captions, and for each of these its image's place in the fold."""
         owners = torch.tensor(image_of_caption)
         for start in range(0, len(images.rows) - self.fold_size + 1, self.fold_size):
             stop = start + self.fold_size
@@ -1034,7 +1034,7 @@ class RetrievalTrainer(HiViLTTrainer):
             yield images.take(torch.arange(start, stop)), texts.take(places), (owners[places] - start).tolist()
 
     def _rank(self, model, images, texts, image_of_caption):
-        """Ranks all texts for every picture and all pictures for every text, from what was encoded.
+        """Ranks all texts for every image and all images for every text, from what was encoded.
 
         Returns:
             The final rankings, as `measure` gives them; the recalls of every stage; pairs that were fused and seconds.

@@ -52,7 +52,7 @@ from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.folders import read_folder
-from hivilt.data.tables import check_pictures, hold_out
+from hivilt.data.tables import check_images, hold_out
 from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.plots import plot_training
 from hivilt.flags import Parser, flags_in_file, is_settings_file, read_mapping
@@ -132,7 +132,7 @@ class TaskArguments:
         metadata={"help": "Image folder with metadata.jsonl or metadata.csv; of a benchmark, its official files."},
     )
     image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the pictures of a benchmark, if they do not lie in data_dir."}
+        default=None, metadata={"help": "Folder of the images of a benchmark, if they do not lie in data_dir."}
     )
     train_file: str | None = field(default=None, metadata={"help": "Training data: JSON, JSONL, CSV or Parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "Data for choosing, likewise."})
@@ -143,15 +143,15 @@ class TaskArguments:
     )
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "Likewise: 'validation', or the benchmark's; if absent, pictures are held out."},
+        metadata={"help": "Likewise: 'validation', or the benchmark's; if absent, images are held out."},
     )
     test_split: str | None = field(default=None, metadata={"help": "Likewise: 'test', or the benchmark's."})
-    image_column: str = field(default="image", metadata={"help": "Column of pictures or of their paths."})
-    image_id_column: str | None = field(default=None, metadata={"help": "Column that tells pictures apart, if any."})
+    image_column: str = field(default="image", metadata={"help": "Column of images or of their paths."})
+    image_id_column: str | None = field(default=None, metadata={"help": "Column that tells images apart, if any."})
     on_bad_image: str = field(
         default="error",
         metadata={
-            "help": "A missing or unreadable picture stops the run, or is left out.",
+            "help": "A missing or unreadable image stops the run, or is left out.",
             "choices": ["error", "skip"],
         },
     )
@@ -159,18 +159,18 @@ class TaskArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Choose by this many at most."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Measure on this many at most."})
     random_crop: float | None = field(
-        default=None, metadata={"help": "Train on random crops of at least this share of a picture's area, say 0.5."}
+        default=None, metadata={"help": "Train on random crops of at least this share of an image's area, say 0.5."}
     )
     random_flip: str | None = field(
         default=None,
         metadata={
-            "help": "Mirror half of the training pictures: never where a text says left or right ('skip'), or with these "
+            "help": "Mirror half of the training images: never where a text says left or right ('skip'), or with these "
             "words swapped ('swap').",
             "choices": ["skip", "swap"],
         },
     )
     rand_augment: list[int] | None = field(
-        default=None, metadata={"help": "RandAugment of training pictures: how many operations, and how strong: 2 7."}
+        default=None, metadata={"help": "RandAugment of training images: how many operations, and how strong: 2 7."}
     )
     encoder_cache: bool = field(
         default=True,
@@ -473,7 +473,7 @@ class HiViLTTrainingArguments(TrainingArguments):
 
 # What grouping asks of Trainer, and what suits runs that people wait for; flags and files override all of it.
 COMMON_DEFAULTS = {
-    # Dispatching slices every tensor of a batch alike, but pictures and texts differ in number.
+    # Dispatching slices every tensor of a batch alike, but images and texts differ in number.
     "accelerator_config": {"dispatch_batches": False},
     # Every parameter that trains has a gradient in every step.
     "ddp_find_unused_parameters": False,
@@ -739,7 +739,7 @@ def read_splits(
         splits: which to read of "train", "validation" and "test".
         read_file: examples of a file, given its path and the split.
         read_table: examples of a table of `datasets` or a list of rows, given what to call it, the split, and the folder
-            where relative picture paths start.
+            where relative image paths start.
         benchmark: the one to read if the arguments name no files and no tables of their own.
     """
     if benchmark is not None:
@@ -769,7 +769,7 @@ def _named_splits(args: TaskArguments) -> dict[str, str | None]:
 def _read_benchmark(args: TaskArguments, splits: Collection[str], benchmark: Benchmark) -> dict[str, list]:
     official = {split: named or benchmark.splits.get(split) for split, named in _named_splits(args).items()}
     if args.validation_split is None and (official["validation"] or "") in official["train"].split("+"):
-        # What is trained on cannot be chosen by: pictures are held out instead.
+        # What is trained on cannot be chosen by: images are held out instead.
         official["validation"] = None
     where = (args.data_dir, args.image_dir, args.dataset_name, args.dataset_config_name)
     return {split: benchmark.read(name, *where) for split, name in official.items() if name and split in splits}
@@ -785,17 +785,17 @@ def prepare_splits(
     that goes on holds out what it held out before, whatever rows came or went since.
 
     Args:
-        args: how many examples to use, and what to do about bad pictures.
+        args: how many examples to use, and what to do about bad images.
         training_args: what is asked for: training, evaluation, prediction.
         read: gives the name of the data and, of the splits it is asked for, those that there are.
-        hold_out_by: what stays on one side when examples are held out; default: pictures.
+        hold_out_by: what stays on one side when examples are held out; default: images.
 
     Returns:
-        The name of the data, its splits, which of their pictures are bad, and what was held out (`None`: nothing was).
+        The name of the data, its splits, which of their images are bad, and what was held out (`None`: nothing was).
 
     Raises:
         ValueError: a split that is needed is not there, or nothing is left of what was held out.
-        FileNotFoundError: pictures are missing.
+        FileNotFoundError: images are missing.
     """
     needed = {
         "train": training_args.do_train,
@@ -829,11 +829,11 @@ def prepare_splits(
         raise ValueError(f"{name}: this run needs {', '.join(missing)} data, {there}: give {flags}.")
 
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    used, bad_pictures = {}, {}
+    used, bad_images = {}, {}
     for split in [split for split in splits if split in wanted]:
         examples = splits[split][: limits[split]]
-        used[split], bad_pictures[split] = check_pictures(examples, args.on_bad_image, f"{name}, {split}")
-    return name, used, bad_pictures, held_out
+        used[split], bad_images[split] = check_images(examples, args.on_bad_image, f"{name}, {split}")
+    return name, used, bad_images, held_out
 
 
 def encoder_cache_of(args: TaskArguments) -> EncoderCache | None:
@@ -845,7 +845,7 @@ def encoder_cache_of(args: TaskArguments) -> EncoderCache | None:
 
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
-    """What the arguments say to do to training pictures; `None` for nothing.
+    """What the arguments say to do to training images; `None` for nothing.
 
     Raises:
         ValueError: a value is out of range; names its flag.
@@ -876,8 +876,8 @@ SMALL_FUSION = {
 def small_vision_config() -> ResNetConfig:
     """A ResNet of 0.6 M parameters, for training from scratch on a processor; 8, 16 and 32 pixels to a token.
 
-    From a few thousand pictures it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms
-    see the pictures of one step on one process, so its loss is not quite the same when a batch is cut otherwise.
+    From a few thousand images it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms
+    see the images of one step on one process, so its loss is not quite the same when a batch is cut otherwise.
     """
     return ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic")
 
@@ -1207,7 +1207,7 @@ def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Pa
         results: with what `environment` gives under "environment".
 
     Returns:
-        The file's path; a picture of the results goes beside it, with another ending.
+        The file's path; an image of the results goes beside it, with another ending.
     """
     hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)

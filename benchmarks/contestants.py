@@ -1,6 +1,6 @@
 """The models that HiViLT is measured beside: transformers' own, of one size, with random weights, behind one signature.
 
-Pictures of 224 pixels in patches of 16, but for ViLT's usual 384 in patches of 32; `width` and `num_layers` scale all of
+Images of 224 pixels in patches of 16, but for ViLT's usual 384 in patches of 32; `width` and `num_layers` scale all of
 them alike. Everyone but CLIP reads texts with BERT's vocabulary.
 """
 
@@ -33,24 +33,24 @@ NUM_TOKENS, ANSWER_TOKENS = 24, 4
 
 
 def make_batch(
-    side: int, pictures: int, questions: int, num_tokens: int = NUM_TOKENS, vocab_size: int = 20_000
+    side: int, images: int, questions: int, num_tokens: int = NUM_TOKENS, vocab_size: int = 20_000
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`pixel_values`, `input_ids` and `image_index` of noise, the questions dealt out evenly."""
-    pixel_values = torch.randn(pictures, 3, side, side)
+    pixel_values = torch.randn(images, 3, side, side)
     input_ids = torch.randint(5, vocab_size, (questions, num_tokens))
-    return pixel_values, input_ids, torch.arange(questions) * pictures // questions
+    return pixel_values, input_ids, torch.arange(questions) * images // questions
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model and how it takes `B_t` questions about `B_i` pictures.
+    """A model and how it takes `B_t` questions about `B_i` images.
 
     Args:
         model: in evaluation mode.
         answer: takes the model, `pixel_values` of shape `(B_i, 3, side, side)`, `input_ids` of shape `(B_t, N_t)` and
             `image_index` of shape `(B_t,)`; gives scores of shape `(B_t, classes)`, or a loss.
-        side: of its pictures, in pixels.
-        encodes_once: whether a picture costs the same however many questions it meets; else each pair costs the same.
+        side: of its images, in pixels.
+        encodes_once: whether an image costs the same however many questions it meets; else each pair costs the same.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Contestant:
     encodes_once: bool = False
 
     def loss(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-        """Something to train on, of shape `()`: the same first answer for all, or each text's own picture."""
+        """Something to train on, of shape `()`: the same first answer for all, or each text's own image."""
         scores = self.answer(self.model, pixel_values, input_ids, image_index)
         if scores.dim() == 0:
             return scores
@@ -82,7 +82,7 @@ def _match_pairs(model, pixel_values, input_ids, image_index):
 
 
 def _match_once(model, pixel_values, input_ids, image_index):
-    # BLIP's forward does not offer it, its parts do: encode each picture once, read every text in its sight.
+    # BLIP's forward does not offer it, its parts do: encode each image once, read every text in its sight.
     seen = model.vision_model(pixel_values=pixel_values).last_hidden_state[image_index]
     mask = torch.ones_like(input_ids)
     read = model.text_encoder(input_ids=input_ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
@@ -160,7 +160,7 @@ def _dual_encoder(sizes: dict) -> Contestant:
 
 
 # Name -> what makes it of `width` and `num_layers`. ViLT, BLIP and BridgeTower answer or match pairs; the last two only
-# compare a picture with a text and fuse nothing.
+# compare an image with a text and fuse nothing.
 CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "HiViLT": lambda width, num_layers: Contestant(make_hivilt(width, num_layers), _hivilt, encodes_once=True),
     "ViLT, 384": lambda *size: _vilt(_sizes(*size), 384, 32),
@@ -168,7 +168,7 @@ CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     "BLIP, matching": lambda *size: Contestant(
         BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_pairs
     ),
-    "BLIP, matching, pictures once by hand": lambda *size: Contestant(
+    "BLIP, matching, images once by hand": lambda *size: Contestant(
         BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_once, encodes_once=True
     ),
     "BLIP, answering": lambda *size: Contestant(

@@ -1,4 +1,4 @@
-"""Where the words of a relational question look, stage by stage: a picture of `runs/sort_of_clevr.sh`'s checkpoint.
+"""Where the words of a relational question look, stage by stage: an image of `runs/sort_of_clevr.sh`'s checkpoint.
 
     python -m hivilt.data.sort_of_clevr sort_of_clevr && runs/sort_of_clevr.sh --data_dir sort_of_clevr
     python benchmarks/fusion_attention.py --data_dir sort_of_clevr
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
-from hivilt.data.tables import open_picture
+from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.plots import plot_attention
@@ -24,8 +24,8 @@ def draw(checkpoint: Path, example: VQAExample, path: Path) -> None:
     # Eager attention alone shows its weights.
     model = HiViLTForQuestionAnswering.from_pretrained(checkpoint, attn_implementation="eager").eval()
     processor = HiViLTProcessor.from_pretrained(checkpoint)
-    picture = open_picture(example.image)
-    inputs = processor(images=picture, text=example.question, return_tensors="pt")
+    image = open_image(example.image)
+    inputs = processor(images=image, text=example.question, return_tensors="pt")
     images = model.encode_images(inputs.pop("pixel_values"))
     outputs = model(**inputs, image_states=images, output_attentions=True)
     stages = []
@@ -35,14 +35,14 @@ def draw(checkpoint: Path, example: VQAExample, path: Path) -> None:
         maps = attention[0].mean(dim=0).unflatten(1, grid).numpy()
         stages.append((f"stage {number + 1}\n{grid[0]} x {grid[1]}", maps))
     looks = {}
-    sides = [("picture", "question"), ("question", "picture")]
+    sides = [("image", "question"), ("question", "image")]
     for (own, other), attention in zip(sides, outputs.global_cross_attentions, strict=True):
         shares = attention[0].mean(dim=(0, 1)).tolist()
         looks[own] = dict(zip((other, "local fusion"), shares, strict=True))
     (answers,) = processor.post_process_question_answering(outputs.logits, top_k=1, id2label=model.config.id2label)
     title = f"{example.question}  {answers[0]['answer']} ({answers[0]['score']:.0%}; right: {example.answers[0]})"
     words = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
-    plot_attention(picture, words, stages, looks, title, path)
+    plot_attention(image, words, stages, looks, title, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Ways to join a picture and a question, all under one trainer and of one size: HiViLT's, its ablations, and the field's.
+"""Ways to join an image and a question, all under one trainer and of one size: HiViLT's, its ablations, and the field's.
 
 All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
 every vision level and of the text, and give the state that the head classifies. ViLT has no encoders; it is
@@ -107,7 +107,7 @@ class OtherFusion(nn.Module):
     def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
         """
         Args:
-            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the tokens of all levels of each text's picture.
+            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the tokens of all levels of each text's image.
             vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): means of the levels' means, and of the text.
             text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text's tokens.
             text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
@@ -193,9 +193,9 @@ def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module
 
 
 def vilt_patches(model: ViltPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What ViLT makes of pictures before it meets words, `(B_i, 1 + patches, hidden_size)`.
+    """What ViLT makes of images before it meets words, `(B_i, 1 + patches, hidden_size)`.
 
-    All pictures are of the config's size, so that none is padded, and ViLT's own loops over them, which wait for the GPU,
+    All images are of the config's size, so that none is padded, and ViLT's own loops over them, which wait for the GPU,
     are not needed.
     """
     embeddings = model.vilt.embeddings
@@ -205,7 +205,7 @@ def vilt_patches(model: ViltPreTrainedModel, pixel_values: torch.Tensor) -> torc
 
 
 class ViltOnGroups(ViltForQuestionAnswering):
-    """ViLT that takes HiViLT's batches: a picture for several questions, integer labels."""
+    """ViLT that takes HiViLT's batches: an image for several questions, integer labels."""
 
     accepts_loss_kwargs = False
 

@@ -20,7 +20,7 @@ is measured on its validation split, and learning rates are chosen on training i
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
-and draws a picture. One GPU if there is one, in float32 as on a CPU; `--processes` many trainings at once, of one thread
+and draws an image. One GPU if there is one, in float32 as on a CPU; `--processes` many trainings at once, of one thread
 each.
 """
 
@@ -100,9 +100,9 @@ class Task:
 
     Args:
         benchmark: one of `VQA_BENCHMARKS` or `CAPTION_BENCHMARKS`.
-        image_size: side of the pictures in pixels.
-        epochs, pictures: how long, and how many pictures a step, each with its questions or captions.
-        share: of the training pictures.
+        image_size: side of the images in pixels.
+        epochs, images: how long, and how many images a step, each with its questions or captions.
+        share: of the training images.
         search_share: of the epochs, for a learning rate to be judged by.
         families: kinds of questions whose accuracy is shown; without, that of all questions.
         learning_rates: the grid.
@@ -118,7 +118,7 @@ class Task:
     benchmark: str
     image_size: int
     epochs: float
-    pictures: int
+    images: int
     share: float = 1.0
     search_share: float = 0.4
     families: tuple[str, ...] = ()
@@ -191,7 +191,7 @@ class Data:
 
 @cache
 def read(task: Task, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
-    """The same at every call: which pictures are taken and held out does not depend on the seed of a training."""
+    """The same at every call: which images are taken and held out does not depend on the seed of a training."""
     return (read_captions if task.benchmark in CAPTION_BENCHMARKS else read_questions)(task, data_dir, encoders)
 
 
@@ -200,8 +200,8 @@ def read_questions(task: Task, data_dir: Path | None, encoders: Encoders | None)
     benchmark = VQA_BENCHMARKS[task.benchmark]
     train = benchmark.read(benchmark.splits["train"], data_dir)
     if task.share < 1:
-        pictures = list(dict.fromkeys(one.image_id for one in train))
-        kept = set(random.Random(0).sample(pictures, round(task.share * len(pictures))))
+        images = list(dict.fromkeys(one.image_id for one in train))
+        kept = set(random.Random(0).sample(images, round(task.share * len(images))))
         train = [one for one in train if one.image_id in kept]
     train, validation = hold_out(train, by=benchmark.hold_out_by)
     answers = build_answer_vocabulary([one.answers for one in train])
@@ -246,7 +246,7 @@ def read_captions(task: Task, data_dir: Path | None, encoders: Encoders | None) 
 
 
 def make_processor(task: Task, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
-    """For pictures of the task's size and words of its training texts; that of pretrained encoders is their own."""
+    """For images of the task's size and words of its training texts; that of pretrained encoders is their own."""
     if encoders is not None:
         image_processor = AutoImageProcessor.from_pretrained(encoders.vision)
         return HiViLTProcessor(image_processor, AutoTokenizer.from_pretrained(encoders.text))
@@ -255,7 +255,7 @@ def make_processor(task: Task, texts: list[str], encoders: Encoders | None) -> H
 
 
 class ReadOnce(VQAImages):
-    """Opens each picture once, and keeps what the collator makes of it and its questions."""
+    """Opens each image once, and keeps what the collator makes of it and its questions."""
 
     def __init__(self, examples: Sequence[VQAExample], collator: VQACollator):
         super().__init__(VQADataset(examples))
@@ -268,17 +268,17 @@ class ReadOnce(VQAImages):
         return self.kept[index]
 
 
-def join(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One batch of several pictures of `ReadOnce`; padding is 0, as in `train_tokenizer`."""
-    longest = max(one["input_ids"].shape[1] for one in pictures)
+def join(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One batch of several images of `ReadOnce`; padding is 0, as in `train_tokenizer`."""
+    longest = max(one["input_ids"].shape[1] for one in images)
     batch = {
-        name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in pictures])
+        name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in images])
         for name in ("input_ids", "attention_mask")
     }
     for name in ("pixel_values", "question_index", "labels"):
-        batch[name] = torch.cat([one[name] for one in pictures])
-    number = torch.tensor([len(one["input_ids"]) for one in pictures])
-    return {**batch, "image_index": torch.arange(len(pictures)).repeat_interleave(number)}
+        batch[name] = torch.cat([one[name] for one in images])
+    number = torch.tensor([len(one["input_ids"]) for one in images])
+    return {**batch, "image_index": torch.arange(len(images)).repeat_interleave(number)}
 
 
 def train(
@@ -310,12 +310,12 @@ def train(
     make_one = partial(make, head=data.head, **shared, **data.fields)
     set_seed(seed)
     model = make_one(contestant)
-    cost, share = flops_per_picture(model, data), 1.0
+    cost, share = flops_per_image(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
-        share = flops_per_picture(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
+        share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
     images = count_images(data.train)
     flops = 3 * cost * images * epochs * share
-    steps = math.ceil(math.ceil(images / task.pictures) * epochs * share)
+    steps = math.ceil(math.ceil(images / task.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
         args = HiViLTTrainingArguments(
             **{
@@ -325,8 +325,8 @@ def train(
                 "output_dir": folder,
                 "num_train_epochs": epochs * share,
                 "learning_rate": learning_rate,
-                "per_device_train_batch_size": task.pictures,
-                "per_device_eval_batch_size": task.pictures,
+                "per_device_train_batch_size": task.images,
+                "per_device_eval_batch_size": task.images,
                 "eval_strategy": "steps",
                 "eval_steps": 1 / task.evaluations,
                 "save_strategy": "no",
@@ -381,8 +381,8 @@ def count_images(dataset: Dataset) -> int:
     return len(dataset.groups) if isinstance(dataset, VQADataset) else len(dataset)
 
 
-def flops_per_picture(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
-    """Of a forward pass over a picture with its questions or captions: the mean of the first pictures.
+def flops_per_image(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
+    """Of a forward pass over an image with its questions or captions: the mean of the first images.
 
     Frozen encoders are left out, and photographs, which differ in how much is asked of them, come from all over the split.
     """

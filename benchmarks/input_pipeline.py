@@ -1,13 +1,13 @@
-"""How fast pictures with their questions come out of files, and what a training step of `make vqa` waits for.
+"""How fast images with their questions come out of files, and what a training step of `make vqa` waits for.
 
     pip install easy-vqa                                           its drawings, or --data_dir
     python benchmarks/input_pipeline.py                            about ten minutes on one thread
-    python benchmarks/input_pipeline.py --pictures 16 --rounds 1 --steps 5 --output_dir /tmp/quick
+    python benchmarks/input_pipeline.py --images 16 --rounds 1 --steps 5 --output_dir /tmp/quick
 
-A DataLoader with no worker, one and two gives batches of eight pictures: HiViLT's by `VQADataset` and `VQACollator`, as
-`run_vqa.py` trains on; ViLT's and CLIP's by the processors of transformers, whose users open a picture once for each
+A DataLoader with no worker, one and two gives batches of eight images: HiViLT's by `VQADataset` and `VQACollator`, as
+`run_vqa.py` trains on; ViLT's and CLIP's by the processors of transformers, whose users open an image once for each
 question. All have the image processors that need no torchvision, one tokenizer, and outputs of nearly as many pixels.
-Pictures are JPEG photographs of 640 by 480, of noise that takes as many bytes as a photograph of MS-COCO (about 160 KB),
+Images are JPEG photographs of 640 by 480, of noise that takes as many bytes as a photograph of MS-COCO (about 160 KB),
 prepared for a model of 224; and the drawings of easy-VQA, 64 by 64, as `make vqa` has them. Files are read more than
 once, so they come from memory. Medians of whole epochs that alternate, with the workers kept; one thread a process.
 
@@ -42,19 +42,19 @@ from transformers import (
 )
 
 from hivilt import HiViLTProcessor, run_vqa
-from hivilt.data.tables import open_picture
+from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.trainers import QuestionAnsweringTrainer
 from hivilt.training import environment, train_tokenizer, write_result_file
 from timing import alternate
 
-BATCH_SIZE = 8  # pictures, as in `make vqa`
+BATCH_SIZE = 8  # images, as in `make vqa`
 PHOTOGRAPH = (640, 480)
 # Sides of what the models get. ViLT keeps the shape: its 256 by 192 are as many pixels as 224 by 224, but for 2 %.
 SIDES = {"photographs": {"hivilt": 224, "vilt": 192, "clip": 224}, "drawings": {"hivilt": 64, "vilt": 64, "clip": 64}}
-# 27 questions about five pictures, VQAv2's 5.4 a picture.
-QUESTIONS_A_PICTURE = (5, 6, 5, 6, 5)
+# 27 questions about five images, VQAv2's 5.4 an image.
+QUESTIONS_AN_IMAGE = (5, 6, 5, 6, 5)
 QUESTIONS = (
     "what is the man holding in his hand?",
     "how many people are there?",
@@ -67,15 +67,15 @@ NAMES = {"hivilt": "HiViLT", "vilt": "ViLT's processor", "clip": "CLIP's process
 PARTS = ("waiting for data", "forward", "backward", "optimizer", "rest")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures and questions
+# Images and questions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_photographs(folder: Path, num_pictures: int) -> list[VQAExample]:
+def make_photographs(folder: Path, num_images: int) -> list[VQAExample]:
     """JPEG files of noise at all scales, coarse more than fine, each with five or six questions."""
     width, height = PHOTOGRAPH
     examples = []
-    for number, num_questions in zip(range(num_pictures), cycle(QUESTIONS_A_PICTURE), strict=False):
+    for number, num_questions in zip(range(num_images), cycle(QUESTIONS_AN_IMAGE), strict=False):
         draw = np.random.default_rng(number)
         pixels = np.zeros((height, width, 3), np.float32)
         for octave in range(8):
@@ -93,15 +93,15 @@ def make_photographs(folder: Path, num_pictures: int) -> list[VQAExample]:
     return examples
 
 
-def read_drawings(num_pictures: int, data_dir: Path | None) -> list[VQAExample]:
-    """The first pictures of easy-VQA's training split with all their questions."""
+def read_drawings(num_images: int, data_dir: Path | None) -> list[VQAExample]:
+    """The first images of easy-VQA's training split with all their questions."""
     examples = VQA_BENCHMARKS["easy-vqa"].read("train", data_dir)
-    chosen = set(list(dict.fromkeys(one.image_id for one in examples))[:num_pictures])
+    chosen = set(list(dict.fromkeys(one.image_id for one in examples))[:num_images])
     return [one for one in examples if one.image_id in chosen]
 
 
 def first_questions(examples: list[VQAExample]) -> list[VQAExample]:
-    """One question about each picture."""
+    """One question about each image."""
     return list({one.image_id: one for one in reversed(examples)}.values())[::-1]
 
 
@@ -111,15 +111,15 @@ def first_questions(examples: list[VQAExample]) -> list[VQAExample]:
 
 
 class PairCollator:
-    """A batch as users of ViLT and CLIP make it: every pair of a picture and a question opens the picture."""
+    """A batch as users of ViLT and CLIP make it: every pair of an image and a question opens the image."""
 
     def __init__(self, processor):
         self.processor = processor
 
     def __call__(self, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
-        pictures = [Image.open(pair.image).convert("RGB") for pair in pairs]
+        images = [Image.open(pair.image).convert("RGB") for pair in pairs]
         questions = [pair.question for pair in pairs]
-        return self.processor(images=pictures, text=questions, padding=True, return_tensors="pt")
+        return self.processor(images=images, text=questions, padding=True, return_tensors="pt")
 
 
 def make_collator(examples: list[VQAExample], side: int) -> VQACollator:
@@ -143,7 +143,7 @@ def make_loaders(examples: list[VQAExample], sides: Mapping[str, int], num_worke
     }
 
 
-def pictures_per_second(
+def images_per_second(
     examples: list[VQAExample], sides: Mapping[str, int], num_workers: int, rounds: int
 ) -> dict[str, float]:
     """Of whole epochs; workers have started before."""
@@ -152,8 +152,8 @@ def pictures_per_second(
     epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
     alternate(epochs, 1)
     seconds = alternate(epochs, rounds)
-    num_pictures = len({one.image_id for one in examples})
-    return {name: num_pictures / seconds[name] for name in loaders}
+    num_images = len({one.image_id for one in examples})
+    return {name: num_images / seconds[name] for name in loaders}
 
 
 def output_sizes(examples: list[VQAExample], sides: Mapping[str, int]) -> dict[str, list[int]]:
@@ -168,24 +168,24 @@ def copy_batch(batch: Mapping[str, torch.Tensor], items: object) -> dict[str, to
     return {name: value.clone() for name, value in batch.items()}
 
 
-def milliseconds_a_picture(examples: list[VQAExample], side: int, rounds: int) -> dict[str, float]:
+def milliseconds_an_image(examples: list[VQAExample], side: int, rounds: int) -> dict[str, float]:
     """Of the steps on the way to a batch of HiViLT, and of what transformers' image processor takes by itself."""
     dataset, collator = VQADataset(examples).by_image(), make_collator(examples, side)
     items = [dataset[place] for place in range(min(BATCH_SIZE, len(dataset)))]
     processor = collator.processor
-    pictures = [open_picture(item["image"]) for item in items]
-    resized = [processor.resize(picture) for picture in pictures]
+    images = [open_image(item["image"]) for item in items]
+    resized = [processor.resize(image) for image in images]
     questions = [[example.question for example in item["examples"]] for item in items]
     batch = collator(items)
 
     work = alternate(
         {
-            "open and decode": lambda: [open_picture(item["image"]) for item in items],
-            "resize": lambda: [processor.resize(picture) for picture in pictures],
+            "open and decode": lambda: [open_image(item["image"]) for item in items],
+            "resize": lambda: [processor.resize(image) for image in images],
             "normalize": lambda: processor(images=resized, return_tensors="pt"),
             "questions": lambda: processor(text=questions, padding=True, return_tensors="pt"),
             "all of it, with labels": lambda: collator(items),
-            "resize and normalize, transformers": lambda: processor.image_processor(pictures, return_tensors="pt"),
+            "resize and normalize, transformers": lambda: processor.image_processor(images, return_tensors="pt"),
         },
         5 * rounds,  # they take little time
     )
@@ -255,7 +255,7 @@ def split_step(num_steps: int, data_dir: Path | None) -> dict:
     return {
         "steps": found["train"]["steps"],
         "num_workers": found["settings"]["dataloader_num_workers"],
-        "pictures_a_step": found["settings"]["per_device_train_batch_size"],
+        "images_a_step": found["settings"]["per_device_train_batch_size"],
         "questions_a_step": found["train"]["questions"] / found["train"]["steps"],
         "milliseconds": milliseconds,
         "share": {part: value / sum(milliseconds.values()) for part, value in milliseconds.items()},
@@ -268,22 +268,22 @@ def split_step(num_steps: int, data_dir: Path | None) -> dict:
 
 
 def table(results: dict) -> str:
-    """Markdown: pictures a second, and how many times those of a peer HiViLT's are."""
+    """Markdown: images a second, and how many times those of a peer HiViLT's are."""
     lines = [f"| | workers | {' | '.join(NAMES.values())} |", "| :-- | --: | --: | --: | --: |"]
     for row in results["rows"]:
-        rates = row["pictures_per_second"]
-        questions = f"{row['questions_a_picture']:.1f}".removesuffix(".0")
+        rates = row["images_per_second"]
+        questions = f"{row['questions_an_image']:.1f}".removesuffix(".0")
         cells = [f"{rates['hivilt']:,.0f}"]
         cells += [f"{rates[peer]:,.0f} ({rates['hivilt'] / rates[peer]:.1f}×)" for peer in ("vilt", "clip")]
-        what = f"{row['files']}, {questions} question{'s' if questions != '1' else ''} a picture"
+        what = f"{row['files']}, {questions} question{'s' if questions != '1' else ''} an image"
         lines.append(f"| {what} | {row['num_workers']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def table_of_work(results: dict) -> str:
-    """Markdown: milliseconds a picture of each step on the way to a batch."""
-    found = results["milliseconds_a_picture"]
-    lines = [f"| ms a picture | {' | '.join(found)} |", f"| :-- |{' --: |' * len(found)}"]
+    """Markdown: milliseconds an image of each step on the way to a batch."""
+    found = results["milliseconds_an_image"]
+    lines = [f"| ms an image | {' | '.join(found)} |", f"| :-- |{' --: |' * len(found)}"]
     for name in next(iter(found.values())):
         lines.append(f"| {name} | {' | '.join(f'{found[files][name]:.2f}' for files in found)} |")
     return "\n".join(lines)
@@ -300,7 +300,7 @@ def table_of_step(results: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=64, help="photographs; drawings are four times as many")
+    parser.add_argument("--images", type=int, default=64, help="photographs; drawings are four times as many")
     parser.add_argument("--rounds", type=int, default=7, help="epochs to take the median of")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60, help="training steps to take the median of")
@@ -309,26 +309,26 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    results = {"batch_size": BATCH_SIZE, "rounds": args.rounds, "files": {}, "rows": [], "milliseconds_a_picture": {}}
+    results = {"batch_size": BATCH_SIZE, "rounds": args.rounds, "files": {}, "rows": [], "milliseconds_an_image": {}}
     with tempfile.TemporaryDirectory() as folder:
         data = {
-            "photographs": make_photographs(Path(folder), args.pictures),
-            "drawings": read_drawings(4 * args.pictures, args.data_dir),
+            "photographs": make_photographs(Path(folder), args.images),
+            "drawings": read_drawings(4 * args.images, args.data_dir),
         }
         for files, examples in data.items():
             sides, single = SIDES[files], first_questions(examples)
             results["files"][files] = {
-                "pictures": len(single),
+                "images": len(single),
                 "mean_bytes": mean(Path(one.image).stat().st_size for one in single),
                 "output_size": output_sizes(examples, sides),
             }
             for some in (single, examples):
                 for num_workers in args.workers:
-                    rates = pictures_per_second(some, sides, num_workers, args.rounds)
-                    row = {"files": files, "questions_a_picture": len(some) / len(single), "num_workers": num_workers}
-                    results["rows"].append({**row, "pictures_per_second": rates})
-            work = milliseconds_a_picture(examples, sides["hivilt"], args.rounds)
-            results["milliseconds_a_picture"][files] = work
+                    rates = images_per_second(some, sides, num_workers, args.rounds)
+                    row = {"files": files, "questions_an_image": len(some) / len(single), "num_workers": num_workers}
+                    results["rows"].append({**row, "images_per_second": rates})
+            work = milliseconds_an_image(examples, sides["hivilt"], args.rounds)
+            results["milliseconds_an_image"][files] = work
     results["step"] = split_step(args.steps, args.data_dir)
     results["environment"] = environment()
     print(table(results), table_of_work(results), table_of_step(results), sep="\n\n")

@@ -4,13 +4,13 @@
     python benchmarks/peers.py --width 128 --num_layers 4 --repeats 1 --output_dir /tmp/quick
 
 Models of base size with random weights, which speed does not depend on (benchmarks/contestants.py). For 1, 5.4 (VQAv2's)
-and 10 questions about each of 1 and 8 pictures: a question's share of the time of inference and of a training step
+and 10 questions about each of 1 and 8 images: a question's share of the time of inference and of a training step
 (forward and backward; the optimizer's update depends on the number of parameters alone), FLOPs, and peak memory in a
 process of its own. Questions have 24 tokens. Models that take pairs get `PAIRS_AT_ONCE` of them at most, so that memory
-does not decide; those that encode a picture once get all its questions. Runs of all models alternate, figures are
+does not decide; those that encode an image once get all its questions. Runs of all models alternate, figures are
 medians, one thread. Then what HiViLT promises of itself: sparse fusion, states kept between calls, compiled, exported.
 
-It prints the table and the goals, met or missed, and leaves a JSON file, written anew after each part, and a picture,
+It prints the table and the goals, met or missed, and leaves a JSON file, written anew after each part, and an image,
 with the processor in their names, in benchmarks/results.
 """
 
@@ -34,8 +34,8 @@ from hivilt.fusion_hivilt import map_states
 from hivilt.training import environment, peak_memory_bytes, write_result_file
 from timing import alternate, seconds
 
-QUESTIONS_PER_PICTURE = [1, 5.4, 10]
-PICTURES = [1, 8]
+QUESTIONS_PER_IMAGE = [1, 5.4, 10]
+IMAGES = [1, 8]
 PAIRS_AT_ONCE = 8
 TOP_K = 32
 KINDS_OF_TOKENS = {"sparse, two kinds of tokens": 2, "sparse, tokens alike": 1}
@@ -69,21 +69,21 @@ def train(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
     contestant.model.eval()
 
 
-def batch_size(contestant: Contestant, pictures: int, questions: int) -> tuple[int, int]:
+def batch_size(contestant: Contestant, images: int, questions: int) -> tuple[int, int]:
     """
-    Pictures and questions that stand for so many. A pair costs a model of pairs the same whatever the picture, so equal
+    Images and questions that stand for so many. A pair costs a model of pairs the same whatever the image, so equal
     numbers of them are timed once.
     """
     pairs = min(questions, PAIRS_AT_ONCE)
-    return (pictures, questions) if contestant.encodes_once else (pairs, pairs)
+    return (images, questions) if contestant.encodes_once else (pairs, pairs)
 
 
 def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds a question takes, for each model and each number of pictures and questions."""
+    """Median seconds a question takes, for each model and each number of images and questions."""
     settings = {
-        f"{pictures} x {per_picture}": (pictures, round(pictures * per_picture))
-        for pictures in PICTURES
-        for per_picture in QUESTIONS_PER_PICTURE
+        f"{images} x {per_image}": (images, round(images * per_image))
+        for images in IMAGES
+        for per_image in QUESTIONS_PER_IMAGE
     }
     sizes = {
         (name, setting): batch_size(contestant, *size)
@@ -102,7 +102,7 @@ def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: 
 
 
 def peak_memory(name: str, width: int, num_layers: int) -> dict[str, int]:
-    """Peak resident bytes of inference, then of training, with 8 pictures of 5.4 questions each; in a fresh process."""
+    """Peak resident bytes of inference, then of training, with 8 images of 5.4 questions each; in a fresh process."""
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     contestant = CONTESTANTS[name](width, num_layers)
@@ -131,7 +131,7 @@ def measure_peers(width: int, num_layers: int, repeats: int) -> dict[str, dict]:
         rows[name] |= {
             "encodes_once": contestant.encodes_once,
             "parameters": contestant.model.num_parameters(),
-            "flops_per_question": {str(per): (one - a_question) / per + a_question for per in QUESTIONS_PER_PICTURE},
+            "flops_per_question": {str(per): (one - a_question) / per + a_question for per in QUESTIONS_PER_IMAGE},
         }
     for kind, step, turns in (("inference", infer, repeats), ("training", train, max(1, repeats * 3 // 5))):
         print(f"{kind}: {turns} rounds", flush=True)
@@ -141,7 +141,7 @@ def measure_peers(width: int, num_layers: int, repeats: int) -> dict[str, dict]:
 
 
 def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float]:
-    """What fusion adds to its two encoders, for as many questions as pictures: FLOPs and time of the same calls."""
+    """What fusion adds to its two encoders, for as many questions as images: FLOPs and time of the same calls."""
     model = make_hivilt(width, num_layers)
     encoders = {"vision_model": 0.0, "text_model": 0.0}
     for name in encoders:
@@ -157,9 +157,9 @@ def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float
         return total / sum(encoders.values()) - 1
 
     found = {}
-    for pictures in PICTURES:
-        batch = make_batch(224, pictures, pictures)
-        found[f"time, {pictures} x 1"] = median([share(batch) for _ in range(2 * repeats + 1)][1:])
+    for images in IMAGES:
+        batch = make_batch(224, images, images)
+        found[f"time, {images} x 1"] = median([share(batch) for _ in range(2 * repeats + 1)][1:])
     all_of_it = count_flops(partial(model, batch[1], torch.ones_like(batch[1]), batch[0]))
     alone = count_flops(lambda: (model.model.vision_model(batch[0]), model.model.text_model(batch[1])))
     return {"flops": all_of_it / alone - 1, **found}
@@ -168,7 +168,7 @@ def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float
 @torch.inference_mode()
 def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
     """
-    Fusion of 8 questions with a picture of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens for each
+    Fusion of 8 questions with an image of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens for each
     text token. Tokens of noise choose apart from each other, a trained model's much alike (sparse_accuracy.py), so that
     it is also timed where a text has but one kind of token, or two.
     """
@@ -205,11 +205,11 @@ def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
 
 @torch.inference_mode()
 def measure_reuse(width: int, num_layers: int, repeats: int) -> dict[str, float]:
-    """Seconds of one picture, of questions from its states, and of both in one call, for several numbers of questions."""
+    """Seconds of one image, of questions from its states, and of both in one call, for several numbers of questions."""
     model = make_hivilt(width, num_layers)
     pixel_values, input_ids, image_index = make_batch(224, 1, 20)
     states = model.encode_images(pixel_values)
-    runs = {"a picture": partial(model.encode_images, pixel_values)}
+    runs = {"an image": partial(model.encode_images, pixel_values)}
     for number in (5, 10, 20):
         texts = {"input_ids": input_ids[:number], "image_index": image_index[:number]}
         runs[f"{number} questions"] = partial(model, **texts, image_states=states)
@@ -219,7 +219,7 @@ def measure_reuse(width: int, num_layers: int, repeats: int) -> dict[str, float]
 
 @torch.inference_mode()
 def measure_compiled(width: int, num_layers: int, repeats: int) -> dict[str, float]:
-    """Seconds of 2 pictures with 10 questions, as written and compiled as one graph."""
+    """Seconds of 2 images with 10 questions, as written and compiled as one graph."""
     model = make_hivilt(width, num_layers)
     pixel_values, input_ids, image_index = make_batch(224, 2, 10)
     inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_index": image_index}
@@ -236,12 +236,12 @@ def measure_exported() -> dict[str, float]:
     model, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
     side = processor.image_processor.size["height"]
 
-    def make_inputs(pictures, questions, length):
+    def make_inputs(images, questions, length):
         return {
             "input_ids": torch.randint(5, model.config.text_config.vocab_size, (questions, length)),
             "attention_mask": torch.ones(questions, length, dtype=torch.long),
-            "pixel_values": torch.randn(pictures, 3, side, side),
-            "image_index": torch.arange(questions) % pictures,
+            "pixel_values": torch.randn(images, 3, side, side),
+            "image_index": torch.arange(questions) % images,
         }
 
     auto = torch.export.Dim.DYNAMIC
@@ -280,14 +280,14 @@ def judge(results: dict) -> list[dict]:
 
     fusion, sparse, reuse = results["fusion"], results["sparse"], results["reuse"]
     add("FLOPs that fusion adds to the two encoders", fusion["flops"], 0.06, " %")
-    for pictures in PICTURES:
-        add(f"time that fusion adds, batch of {pictures}", fusion[f"time, {pictures} x 1"], 0.08, " %")
+    for images in IMAGES:
+        add(f"time that fusion adds, batch of {images}", fusion[f"time, {images} x 1"], 0.08, " %")
     for kind in ("inference", "training"):
         for peer, bounds in {"ViLT, 384": {5.4: 2.5, 10: 3.5}, "BridgeTower": {5.4: 4, 10: 6}}.items():
-            for per_picture, bound in bounds.items():
-                goal = f"{kind}, {per_picture} questions a picture: questions a second beside {peer}"
-                measured = ratio(results, kind, peer, f"{PICTURES[-1]} x {per_picture}")
-                flops = [results["models"][name]["flops_per_question"][str(per_picture)] for name in (peer, "HiViLT")]
+            for per_image, bound in bounds.items():
+                goal = f"{kind}, {per_image} questions an image: questions a second beside {peer}"
+                measured = ratio(results, kind, peer, f"{IMAGES[-1]} x {per_image}")
+                flops = [results["models"][name]["flops_per_question"][str(per_image)] for name in (peer, "HiViLT")]
                 reason = f"the encoders and fusion as configured leave {flops[0] / flops[1]:.2f}x by FLOPs"
                 add(goal, measured, bound, "x", at_most=False, reason=reason)
     beside_dense = {name: time / sparse["seconds"]["dense"] for name, time in sparse["seconds"].items()}
@@ -303,18 +303,17 @@ def judge(results: dict) -> list[dict]:
         f"{' and '.join(others)}, and trained ones choose about twice k (sparse_accuracy.py)",
     )
     apart = [
-        abs((reuse["a picture"] + reuse[f"{number} questions"]) / reuse[f"both, {number}"] - 1)
-        for number in (5, 10, 20)
+        abs((reuse["an image"] + reuse[f"{number} questions"]) / reuse[f"both, {number}"] - 1) for number in (5, 10, 20)
     ]
     reason = "nothing is computed twice, so that what is left is the spread of the machine's times"
-    add("a picture and its questions apart beside both in one call", max(apart), 0.05, " %", reason=reason)
+    add("an image and its questions apart beside both in one call", max(apart), 0.05, " %", reason=reason)
     line = [
-        abs((reuse["a picture"] + number * reuse["20 questions"] / 20) / reuse[f"both, {number}"] - 1)
+        abs((reuse["an image"] + number * reuse["20 questions"] / 20) / reuse[f"both, {number}"] - 1)
         for number in (5, 10, 20)
     ]
     few, many = (1000 * reuse[f"{number} questions"] / number for number in (5, 20))
     reason = f"five questions at a time take {few:.0f} ms each, twenty {many:.0f}"
-    add("time beside one picture + k questions, k = 5, 10, 20", max(line), 0.05, " %", reason=reason)
+    add("time beside one image + k questions, k = 5, 10, 20", max(line), 0.05, " %", reason=reason)
     compiled = results["compiled"]["compiled"] / results["compiled"]["eager"]
     reason = f"{100 * (compiled - 1):.1f} % more: matrix products, the same in both, take most of the time"
     add("time compiled beside eager", compiled, 1, "x", reason=reason)
@@ -332,9 +331,9 @@ def ratio(results: dict, kind: str, peer: str, setting: str) -> float:
 
 def table(results: dict) -> str:
     """Markdown: a model a row; speeds beside HiViLT's are ratios, larger where HiViLT is faster."""
-    settings = [f"{PICTURES[-1]} x {per_picture}" for per_picture in QUESTIONS_PER_PICTURE]
+    settings = [f"{IMAGES[-1]} x {per_image}" for per_image in QUESTIONS_PER_IMAGE]
     lines = [
-        "| | parameters | GFLOP a question at 1 / 5.4 / 10 a picture | questions/s at 1 / 5.4 / 10 | HiViLT's ratio | "
+        "| | parameters | GFLOP a question at 1 / 5.4 / 10 an image | questions/s at 1 / 5.4 / 10 | HiViLT's ratio | "
         "in training, questions/s | HiViLT's ratio | GiB, inference / training |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
     ]

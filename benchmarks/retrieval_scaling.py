@@ -1,16 +1,16 @@
 """What evaluating and searching a collection costs as it grows, beside fusing all pairs as a single-stream model must.
 
-    python benchmarks/retrieval_scaling.py                         100, 1,000 and 5,000 pictures with five captions each
-    python benchmarks/retrieval_scaling.py --pictures 100 --output_dir /tmp/quick
+    python benchmarks/retrieval_scaling.py                         100, 1,000 and 5,000 images with five captions each
+    python benchmarks/retrieval_scaling.py --images 100 --output_dir /tmp/quick
 
 The models have the design note's base sizes cut down (`SIZES`), with random weights, which speed does not depend on:
-HiViLT as `run_retrieval.py` evaluates it, from picture files to R@K; fusion of every pair from states encoded once, and
+HiViLT as `run_retrieval.py` evaluates it, from image files to R@K; fusion of every pair from states encoded once, and
 transformers' ViLT, which encodes both again for every pair, both measured on a slice and extrapolated. Every collection
 is evaluated in a process of its own, whose peak memory is that of the whole evaluation. Then searches by words among up
 to a million random embeddings, exact and by lists (`NUM_PROBES` of which are looked through); they say nothing about how
-many of the best an index of lists misses, which depends on the pictures. One thread.
+many of the best an index of lists misses, which depends on the images. One thread.
 
-It prints the table of searches, and leaves a JSON file and a picture, with the processor in their names, in
+It prints the table of searches, and leaves a JSON file and an image, with the processor in their names, in
 benchmarks/results.
 """
 
@@ -45,7 +45,7 @@ from hivilt.training import (
 )
 from timing import alternate, seconds
 
-# ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the picture's side.
+# ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the image's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
 IMAGE_SIZE, PATCH_SIZE, NUM_TOKENS = 80, 16, 16
 WORDS = [f"word{number}" for number in range(500)]
@@ -66,30 +66,30 @@ def make_model() -> HiViLTForRetrieval:
 
 
 def make_processor() -> HiViLTProcessor:
-    """Pictures of `IMAGE_SIZE`, and a word to a token."""
+    """Images of `IMAGE_SIZE`, and a word to a token."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return HiViLTProcessor(ViTImageProcessorPil(size=size), train_tokenizer(WORDS, max_length=NUM_TOKENS))
 
 
-def make_collection(folder: Path, num_pictures: int, captions_per_picture: int) -> list[CaptionedImage]:
-    """Pictures of noise and captions of `NUM_TOKENS` tokens, two of them special."""
+def make_collection(folder: Path, num_images: int, captions_per_image: int) -> list[CaptionedImage]:
+    """Images of noise and captions of `NUM_TOKENS` tokens, two of them special."""
     draw, pixels = random.Random(0), np.random.default_rng(0)
     examples = []
-    for number in range(num_pictures):
+    for number in range(num_images):
         path = folder / f"{number}.png"
         Image.fromarray(pixels.integers(0, 255, (14, 14, 3), dtype=np.uint8)).resize((128, 96)).save(path)
-        captions = [" ".join(draw.choices(WORDS, k=NUM_TOKENS - 2)) for _ in range(captions_per_picture)]
+        captions = [" ".join(draw.choices(WORDS, k=NUM_TOKENS - 2)) for _ in range(captions_per_image)]
         examples.append(CaptionedImage(str(number), str(path), tuple(captions)))
     return examples
 
 
-def evaluate(num_pictures: int, captions_per_picture: int, rerank_k: int) -> dict:
+def evaluate(num_images: int, captions_per_image: int, rerank_k: int) -> dict:
     """Seconds of each stage and peak memory of the evaluation of a whole collection."""
     torch.set_num_threads(1)
     model, processor = make_model(), make_processor()
     before = peak_memory_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        dataset = CaptionDataset(make_collection(Path(folder), num_pictures, captions_per_picture))
+        dataset = CaptionDataset(make_collection(Path(folder), num_images, captions_per_image))
         arguments = {**COMMON_DEFAULTS, "eval_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
         trainer = RetrievalTrainer(
             model=model,
@@ -109,11 +109,11 @@ def evaluate(num_pictures: int, captions_per_picture: int, rerank_k: int) -> dic
             )
         metrics = trainer.evaluate()
     found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    kept = ("num_pictures", "num_captions", "num_fused_pairs", "encode_seconds", "search_seconds", "rerank_seconds")
+    kept = ("num_images", "num_captions", "num_fused_pairs", "encode_seconds", "search_seconds", "rerank_seconds")
     return {
         **{name: found[name] for name in kept},
         "seconds": found["runtime"],
-        "pictures_encoded": encoded["vision_model"],
+        "images_encoded": encoded["vision_model"],
         "captions_encoded": encoded["text_model"],
         "peak_memory_bytes": peak_memory_bytes(),
         "memory_bytes_before": before,
@@ -197,8 +197,8 @@ def table(results: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Measures, writes and draws; returns what the JSON file holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, nargs="+", default=[100, 1000, 5000])
-    parser.add_argument("--captions", type=int, default=5, help="captions a picture")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--rerank_k", type=int, default=16)
     parser.add_argument("--slice", type=int, default=1280, help="pairs to measure all-pairs fusion on")
     parser.add_argument("--embeddings", type=int, nargs="+", default=[100_000, 1_000_000], help="embeddings to search")
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> dict:
     rates = pairs_per_second(args.slice)
     results = {
         "environment": environment(),
-        "captions_per_picture": args.captions,
+        "captions_per_image": args.captions,
         "rerank_k": args.rerank_k,
         "pairs_per_second": rates,
         "num_probes": NUM_PROBES,
@@ -223,17 +223,17 @@ def main(argv: list[str] | None = None) -> dict:
     }
     # Spawned, so that no collection inherits another's memory.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for num_pictures in args.pictures:
-            found = pool.submit(evaluate, num_pictures, args.captions, args.rerank_k).result()
-            all_pairs = found["num_pictures"] * found["num_captions"]
+        for num_images in args.images:
+            found = pool.submit(evaluate, num_images, args.captions, args.rerank_k).result()
+            all_pairs = found["num_images"] * found["num_captions"]
             found["all_pairs_seconds"] = {
-                # With every picture and caption encoded once before.
+                # With every image and caption encoded once before.
                 "hivilt": all_pairs / rates["hivilt"] + found["encode_seconds"],
                 "vilt": all_pairs / rates["vilt"],
             }
             results["collections"].append(found)
             print(
-                f"{num_pictures:6,} pictures: {found['seconds']:8.1f} s "
+                f"{num_images:6,} images: {found['seconds']:8.1f} s "
                 f"(encode {found['encode_seconds']:.1f}, search {found['search_seconds']:.2f}, "
                 f"re-rank {found['rerank_seconds']:.1f}), {found['peak_memory_bytes'] / 2**30:.2f} GiB; all pairs: "
                 f"{found['all_pairs_seconds']['hivilt']:,.0f} s by HiViLT, {found['all_pairs_seconds']['vilt']:,.0f} s by ViLT"

@@ -5,7 +5,7 @@
 
 The model in vqa/ was trained dense, on 64, 16 and 4 vision tokens. Its accuracy is measured as it is, with
 fewer and fewer of them for each text token, and that of the same recipe trained with `--top_k`; a sixteenth of the finest
-level is as much as 32 tokens of a picture with 576. Beside the accuracy stands how many vision tokens each stage fused
+level is as much as 32 tokens of an image with 576. Beside the accuracy stands how many vision tokens each stage fused
 for a question, on average: as many as its text tokens chose between them. Flags that are not its own go to run_vqa.py.
 The test split is not read. It leaves a JSON file, with the processor in its name, in benchmarks/results.
 """

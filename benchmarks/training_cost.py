@@ -3,10 +3,10 @@
     python benchmarks/training_cost.py                             about ten minutes, 7 GiB
     python benchmarks/training_cost.py --width 192 --num_layers 2 --steps 1 --output_dir /tmp/quick
 
-A step is forward, backward and AdamW's update, with `PICTURES` pictures of 5.4 questions each, as in VQAv2, on ViT-B/16
+A step is forward, backward and AdamW's update, with `IMAGES` images of 5.4 questions each, as in VQAv2, on ViT-B/16
 at 224 pixels, BERT-base and the fusion of `HiViLTConfig()`, with random weights, which cost does not depend on. Each way
 of training runs in a process of its own, whose peak memory it is; figures are medians over steps after a first one. The
-two precisions also tell what encoding a picture, encoding a question and fusing the two take without gradients. Where a
+two precisions also tell what encoding an image, encoding a question and fusing the two take without gradients. Where a
 processor has no bfloat16 arithmetic, so that torch emulates it, a step of it would take hours and is left out. Then the
 small model of `make vqa`, on one process and on two that average their gradients, as `accelerate launch` runs them. One
 thread a process.
@@ -43,7 +43,7 @@ from hivilt.training import (
 )
 from timing import seconds
 
-PICTURES, QUESTIONS = 8, 43
+IMAGES, QUESTIONS = 8, 43
 # Gradient checkpointing, bfloat16.
 WAYS = {
     "float32": (False, False),
@@ -51,7 +51,7 @@ WAYS = {
     "bfloat16": (False, True),
     "bfloat16, gradient checkpointing": (True, True),
 }
-# Processes, and pictures on each, of about ten questions of eight tokens, as easy-VQA's.
+# Processes, and images on each, of about ten questions of eight tokens, as easy-VQA's.
 TOGETHER = [(1, 8), (2, 4), (2, 8)]
 MANY = 1_000_000
 # Emulated, a layer takes tens of times as long; bfloat16 that is arithmetic takes less time than float32.
@@ -101,7 +101,7 @@ def measure_way(width: int, num_layers: int, checkpointing: bool, bf16: bool, st
     model = make_hivilt(width, num_layers)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    batch = with_labels(*make_batch(224, PICTURES, QUESTIONS))
+    batch = with_labels(*make_batch(224, IMAGES, QUESTIONS))
     found = {
         "gradient_checkpointing": checkpointing,
         "bf16": bf16,
@@ -113,12 +113,12 @@ def measure_way(width: int, num_layers: int, checkpointing: bool, bf16: bool, st
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             images, texts = model.encode_images(batch["pixel_values"]), model.encode_texts(batch["input_ids"])
             parts = {
-                "picture": (partial(model.encode_images, batch["pixel_values"]), PICTURES),
+                "image": (partial(model.encode_images, batch["pixel_values"]), IMAGES),
                 "question": (partial(model.encode_texts, batch["input_ids"]), QUESTIONS),
                 "fusion": (partial(model.model.fuse, images, texts, batch["image_index"]), QUESTIONS),
             }
             found["parts"] = {name: median_seconds(run, steps) / rows for name, (run, rows) in parts.items()}
-        found["state_bytes"] = {"picture": state_bytes(images) // PICTURES, "question": state_bytes(texts) // QUESTIONS}
+        found["state_bytes"] = {"image": state_bytes(images) // IMAGES, "question": state_bytes(texts) // QUESTIONS}
     return found
 
 
@@ -129,7 +129,7 @@ def state_bytes(states) -> int:
     return sum(sizes)
 
 
-def measure_together(rank: int, num_processes: int, pictures: int, steps: int, store: str) -> float:
+def measure_together(rank: int, num_processes: int, images: int, steps: int, store: str) -> float:
     """Median seconds of a step of the small model on one of several processes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def measure_together(rank: int, num_processes: int, pictures: int, steps: int, s
     if num_processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_processes)
         model = DistributedDataParallel(model)
-    batch = make_batch(64, pictures, 10 * pictures, num_tokens=8, vocab_size=100)
+    batch = make_batch(64, images, 10 * images, num_tokens=8, vocab_size=100)
     seconds_a_step = training_seconds(model, with_labels(*batch), steps)
     del model
     leave_processes()
@@ -148,13 +148,13 @@ def measure_together(rank: int, num_processes: int, pictures: int, steps: int, s
 
 def table(results: dict) -> str:
     """Markdown: what a training step costs, a way of training a row."""
-    lines = ["| | seconds a step | pictures/s | peak GiB | a picture | a question | fusing both |"]
+    lines = ["| | seconds a step | images/s | peak GiB | an image | a question | fusing both |"]
     lines.append("| :-- | --: | --: | --: | --: | --: | --: |")
     for name, row in results["ways"].items():
         if "skipped" in row:
             lines.append(f"| {name} | {row['skipped']} |  |  |  |  |  |")
             continue
-        cells = [f"{row['seconds']:.1f}", f"{PICTURES / row['seconds']:.2f}", f"{row['peak_memory_bytes'] / 2**30:.1f}"]
+        cells = [f"{row['seconds']:.1f}", f"{IMAGES / row['seconds']:.2f}", f"{row['peak_memory_bytes'] / 2**30:.1f}"]
         cells += [f"{1000 * seconds:.0f} ms" for seconds in row.get("parts", {}).values()] or ["", "", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -163,21 +163,21 @@ def table(results: dict) -> str:
 def processes_table(results: dict) -> str:
     """Markdown: what a second process adds."""
     lines = [
-        "| processes | pictures on each | ms a step | questions/s | beside one |",
+        "| processes | images on each | ms a step | questions/s | beside one |",
         "| --: | --: | --: | --: | --: |",
     ]
-    rates = [10 * row["processes"] * row["pictures"] / row["seconds"] for row in results["together"]]
+    rates = [10 * row["processes"] * row["images"] / row["seconds"] for row in results["together"]]
     for row, rate in zip(results["together"], rates, strict=True):
-        cells = [str(row["processes"]), str(row["pictures"]), f"{1000 * row['seconds']:.0f}", f"{rate:.0f}"]
+        cells = [str(row["processes"]), str(row["images"]), f"{1000 * row['seconds']:.0f}", f"{rate:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{rate / rates[0]:.2f}'])} |")
     return "\n".join(lines)
 
 
 def many_table(results: dict) -> str:
-    """Markdown: what `MANY` pictures cost, computed from what was measured on `PICTURES`."""
+    """Markdown: what `MANY` images cost, computed from what was measured on `IMAGES`."""
     bytes_each = {"float32": 4, "bfloat16": 2}
     ways = {name: results["ways"][name] for name in bytes_each if "skipped" not in results["ways"][name]}
-    lines = [f"| {MANY:,} pictures, one thread, computed | {' | '.join(ways)} |"]
+    lines = [f"| {MANY:,} images, one thread, computed | {' | '.join(ways)} |"]
     lines.append(f"| :-- |{' --: |' * len(ways)}")
 
     def add(name: str, *values: str) -> None:
@@ -188,17 +188,17 @@ def many_table(results: dict) -> str:
 
     add(
         "training, an epoch with 5.4 questions each",
-        *(hours(MANY / PICTURES * row["seconds"]) for row in ways.values()),
+        *(hours(MANY / IMAGES * row["seconds"]) for row in ways.values()),
     )
     add(
         "encoding each once, to search or to evaluate",
-        *(hours(MANY * row["parts"]["picture"]) for row in ways.values()),
+        *(hours(MANY * row["parts"]["image"]) for row in ways.values()),
     )
-    for kind in ("picture", "question"):
+    for kind in ("image", "question"):
         numbers = MANY * ways["float32"]["state_bytes"][kind] / bytes_each["float32"]
         add(f"keeping the states of as many {kind}s", *(f"{numbers * bytes_each[name] / 1e12:.2f} TB" for name in ways))
     for k in (16, 128):
-        again = (k * (row["parts"]["picture"] + row["parts"]["fusion"]) for row in ways.values())
+        again = (k * (row["parts"]["image"] + row["parts"]["fusion"]) for row in ways.values())
         add(f"re-ranking the best {k} of a query, no states kept", *(f"{seconds:.1f} s" for seconds in again))
         kept = (k * row["parts"]["fusion"] for row in ways.values())
         add(f"re-ranking the best {k} of a query, states kept", *(f"{seconds:.1f} s" for seconds in kept))
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> dict:
     torch.set_num_threads(1)
 
     results = {"environment": environment(), "width": args.width, "num_layers": args.num_layers, "steps": args.steps}
-    results |= {"pictures": PICTURES, "questions": QUESTIONS, "tokens": NUM_TOKENS, "ways": {}, "together": []}
+    results |= {"images": IMAGES, "questions": QUESTIONS, "tokens": NUM_TOKENS, "ways": {}, "together": []}
     slowdown = results["bf16_slowdown"] = bf16_slowdown()
     context = multiprocessing.get_context("spawn")
     # Spawned, so that none inherits another's memory.
@@ -230,12 +230,12 @@ def main(argv: list[str] | None = None) -> dict:
             results["ways"][name] = pool.submit(measure_way, args.width, args.num_layers, *way, args.steps).result()
             print(f"{name}: {results['ways'][name]['seconds']:.1f} s a step", flush=True)
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, context) as pool:
-        for processes, pictures in TOGETHER:
-            given = (processes, pictures, 10 * args.steps, f"{folder}/{processes} x {pictures}")
+        for processes, images in TOGETHER:
+            given = (processes, images, 10 * args.steps, f"{folder}/{processes} x {images}")
             # Each waits for the other, so that no process takes both parts.
             ranks = [pool.submit(measure_together, rank, *given) for rank in range(processes)]
             slowest = max(rank.result() for rank in ranks)
-            results["together"].append({"processes": processes, "pictures": pictures, "seconds": slowest})
+            results["together"].append({"processes": processes, "images": images, "seconds": slowest})
     print(f"{table(results)}\n\n{processes_table(results)}\n\n{many_table(results)}")
     write_result_file(args.output_dir, "training_cost", results)
     return results

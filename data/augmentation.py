@@ -1,7 +1,7 @@
-"""Random changes of training pictures, and of the words that a mirrored picture makes wrong.
+"""Random changes of training images, and of the words that a mirrored image makes wrong.
 
 Everything is PIL and a `random.Random` that the caller seeds: torchvision is optional, and its transforms draw from
-a global generator, which depends on the number of workers. Pictures are RGB, as `hivilt.data.tables.open_picture` gives
+a global generator, which depends on the number of workers. Images are RGB, as `hivilt.data.tables.open_image` gives
 them, and keep their resolution: resizing is the image processor's.
 """
 
@@ -18,48 +18,48 @@ MAX_MAGNITUDE = 10
 GRAY = (128, 128, 128)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def random_resized_crop(picture: Image.Image, draw: random.Random, min_scale: float) -> Image.Image:
-    """A random part of a picture, as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015, section 6), not
+def random_resized_crop(image: Image.Image, draw: random.Random, min_scale: float) -> Image.Image:
+    """A random part of an image, as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015, section 6), not
     yet resized.
 
     Its share of the area is uniform in [`min_scale`, 1], its aspect ratio log-uniform in [3/4, 4/3]. If ten draws do
-    not fit into the picture, it is the largest centred part with an aspect ratio in that range.
+    not fit into the image, it is the largest centred part with an aspect ratio in that range.
 
     Raises:
         ValueError: `min_scale` is not above 0 and at most 1.
     """
     _check_scale("min_scale", min_scale)
-    width, height = picture.size
+    width, height = image.size
     for _ in range(10):
         area = width * height * draw.uniform(min_scale, 1)
         ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-            return picture.crop((left, top, left + w, top + h))
+            return image.crop((left, top, left + w, top + h))
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
-    return picture.crop((left, top, left + w, top + h))
+    return image.crop((left, top, left + w, top + h))
 
 
-def flip(picture: Image.Image) -> Image.Image:
-    """The picture with left and right exchanged."""
-    return ImageOps.mirror(picture)
+def flip(image: Image.Image) -> Image.Image:
+    """The image with left and right exchanged."""
+    return ImageOps.mirror(image)
 
 
-def rand_augment(picture: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
+def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
     """RandAugment (Cubuk et al. 2020) with ALBEF's operations, ranges and probability.
 
     `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. They are identity,
     auto-contrast, equalize, brightness, sharpness, shear and translate along x or y, and rotate. Those made to change
     colours or to hide parts (colour, invert, posterize, solarize, cutout) are left out, since answers name colours and
-    things; auto-contrast and equalize stretch each channel by itself, so they can still tint a picture.
+    things; auto-contrast and equalize stretch each channel by itself, so they can still tint an image.
 
-    At magnitude 10 pictures are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side (ALBEF: by
+    At magnitude 10 images are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side (ALBEF: by
     10 pixels of 384), to either side with equal probability, in proportion below; what is uncovered becomes gray
     (128, 128, 128). Brightness and sharpness go from 0.1 at magnitude 0 over 1, no change, at 5 to 1.9 at 10.
 
@@ -73,30 +73,30 @@ def rand_augment(picture: Image.Image, draw: random.Random, num_ops: int = 2, ma
     _check_operations("num_ops, magnitude", num_ops, magnitude)
     for operation in draw.choices(list(_OPERATIONS.values()), k=num_ops):
         if draw.random() < 0.5:
-            picture = operation(picture, magnitude / MAX_MAGNITUDE, draw.choice((-1, 1)))
-    return picture
+            image = operation(image, magnitude / MAX_MAGNITUDE, draw.choice((-1, 1)))
+    return image
 
 
-def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
 
 
-# Each takes the picture, the strength in [0, 1] and a sign.
+# Each takes the image, the strength in [0, 1] and a sign.
 _OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
-    "identity": lambda picture, strength, sign: picture,
-    "auto_contrast": lambda picture, strength, sign: ImageOps.autocontrast(picture),
-    "equalize": lambda picture, strength, sign: ImageOps.equalize(picture),
-    "brightness": lambda picture, strength, sign: ImageEnhance.Brightness(picture).enhance(0.1 + 1.8 * strength),
-    "sharpness": lambda picture, strength, sign: ImageEnhance.Sharpness(picture).enhance(0.1 + 1.8 * strength),
-    "shear_x": lambda picture, strength, sign: _affine(picture, 1, sign * 0.3 * strength, 0, 0, 1, 0),
-    "shear_y": lambda picture, strength, sign: _affine(picture, 1, 0, 0, sign * 0.3 * strength, 1, 0),
-    "translate_x": lambda picture, strength, sign: _affine(
-        picture, 1, 0, sign * strength * picture.width * 10 / 384, 0, 1, 0
+    "identity": lambda image, strength, sign: image,
+    "auto_contrast": lambda image, strength, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
+    "brightness": lambda image, strength, sign: ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * strength),
+    "sharpness": lambda image, strength, sign: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * strength),
+    "shear_x": lambda image, strength, sign: _affine(image, 1, sign * 0.3 * strength, 0, 0, 1, 0),
+    "shear_y": lambda image, strength, sign: _affine(image, 1, 0, 0, sign * 0.3 * strength, 1, 0),
+    "translate_x": lambda image, strength, sign: _affine(
+        image, 1, 0, sign * strength * image.width * 10 / 384, 0, 1, 0
     ),
-    "translate_y": lambda picture, strength, sign: _affine(
-        picture, 1, 0, 0, 0, 1, sign * strength * picture.height * 10 / 384
+    "translate_y": lambda image, strength, sign: _affine(
+        image, 1, 0, 0, 0, 1, sign * strength * image.height * 10 / 384
     ),
-    "rotate": lambda picture, strength, sign: picture.rotate(
+    "rotate": lambda image, strength, sign: image.rotate(
         sign * 30 * strength, Image.Resampling.BILINEAR, fillcolor=GRAY
     ),
 }
@@ -142,15 +142,15 @@ def _other_side(side: str) -> str:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training picture, in this order; by default nothing.
+    """What happens to a training image, in this order; by default nothing.
 
     Published recipes: ALBEF and BLIP crop from 0.5 and flip whatever the text says, with `rand_augment` (2, 7) and
     (2, 5); BridgeTower does not flip for VQA; X-VLM skips the flip where the text says left or right.
 
     Attributes:
         random_crop: see `random_resized_crop`; `None`: no crop.
-        random_flip: mirrors half of the pictures. `"skip"` leaves those alone whose texts say left or right, `"swap"` mirrors
-            them too, and the caller exchanges the words. Neither knows what else turns with a picture, such as writing,
+        random_flip: mirrors half of the images. `"skip"` leaves those alone whose texts say left or right, `"swap"` mirrors
+            them too, and the caller exchanges the words. Neither knows what else turns with an image, such as writing,
             clocks and arrows. `None`: no flip.
         rand_augment: `num_ops` and `magnitude` of the function of that name; `None`: not used.
 
@@ -174,34 +174,34 @@ class Augmentation:
                 )
             _check_operations("rand_augment", *self.rand_augment)
 
-    def __call__(self, picture: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
-        """Changes one picture.
+    def __call__(self, image: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
+        """Changes one image.
 
         Args:
-            picture: RGB.
+            image: RGB.
             texts: everything that is said about it: questions and answers, or captions.
-            draw: makes every choice; in the same state, it gives the same picture.
+            draw: makes every choice; in the same state, it gives the same image.
 
         Returns:
-            The new picture, and whether it was mirrored, so that `texts` need `swap_left_and_right`.
+            The new image, and whether it was mirrored, so that `texts` need `swap_left_and_right`.
         """
         if self.random_crop is not None:
-            picture = random_resized_crop(picture, draw, self.random_crop)
+            image = random_resized_crop(image, draw, self.random_crop)
         # Drawn whatever the texts say, so that they do not change the draws that follow.
         flipped = self.random_flip is not None and draw.random() < 0.5
         if flipped and self.random_flip == "skip":
             flipped = not any(says_left_or_right(text) for text in texts)
         if flipped:
-            picture = flip(picture)
+            image = flip(image)
         if self.rand_augment is not None:
-            picture = rand_augment(picture, draw, *self.rand_augment)
-        return picture, flipped
+            image = rand_augment(image, draw, *self.rand_augment)
+        return image, flipped
 
 
 def _check_scale(name: str, value: float) -> None:
     if not isinstance(value, int | float) or not 0 < value <= 1:
         raise ValueError(
-            f"{name}: expected the least share of a picture's area to keep, above 0 and at most 1, got {value!r}."
+            f"{name}: expected the least share of an image's area to keep, above 0 and at most 1, got {value!r}."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple
 import datasets
 
 from hivilt.data.cells import parse_json, read_text
-from hivilt.data.tables import Record, TablePicture, TableRow, column_names, rows_with_pictures
+from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_with_images
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class HubTable(NamedTuple):
         dataset, split, config, revision: as `datasets.load_dataset` takes them.
         columns: the benchmark's columns that are called otherwise there, `{ours: theirs}`; `None`: it has none such.
         where: a column and the value that its rows must have, for a table that holds several splits.
-        images_config: the config that holds the pictures, in columns `id` and `image`, for the `image_id` of the rows.
+        images_config: the config that holds the images, in columns `id` and `image`, for the `image_id` of the rows.
     """
 
     dataset: str
@@ -51,13 +51,13 @@ class Benchmark(Generic[Record]):
     Attributes:
         title: its name, as papers write it.
         splits: which official split, or several with "+", is "train", "validation" and "test"; without "validation",
-            pictures are held out.
-        read_folder: rows of the official files, given their folder, an official split, and the folder of the pictures
-            if they lie elsewhere. The picture in the column `image` is a path.
+            images are held out.
+        read_folder: rows of the official files, given their folder, an official split, and the folder of the images
+            if they lie elsewhere. The image in the column `image` is a path.
         read_rows: makes the examples.
         columns: the columns that the rows of every split have, `image` among them.
         other_columns: those that they may have besides; all others of a copy on the Hub are left out. `None`: none are.
-        image_id_column: the column that tells pictures apart, if there is one.
+        image_id_column: the column that tells images apart, if there is one.
         answer_column: a column that is needed too, and filled, but in the splits named in `hidden`.
         hidden: official splits whose answers are not public.
         hub: copies of the official splits on the Hub, the best first.
@@ -91,7 +91,7 @@ class Benchmark(Generic[Record]):
         Args:
             split: the official name.
             data_dir: folder of the official files.
-            image_dir: folder of the pictures, if they do not lie there.
+            image_dir: folder of the images, if they do not lie there.
             dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`.
             dataset_config_name: the config of that copy.
 
@@ -115,8 +115,8 @@ class Benchmark(Generic[Record]):
             else:
                 rows, source = self._read_hub(name, dataset_name, dataset_config_name)
             image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
-            with_pictures = rows_with_pictures(rows, "image", image_id, source, ".", trust_ids=True)
-            examples += self.read_rows(with_pictures if name in self.hidden else self._answered(with_pictures))
+            with_images = rows_with_images(rows, "image", image_id, source, ".", trust_ids=True)
+            examples += self.read_rows(with_images if name in self.hidden else self._answered(with_images))
         return examples
 
     @property
@@ -156,7 +156,7 @@ class Benchmark(Generic[Record]):
         tables = [table for place, table in enumerate(tables) if table not in tables[:place]]
         if not tables:
             raise ValueError(
-                f"{self.title} has no {split!r} split with pictures on the Hub; those that have are "
+                f"{self.title} has no {split!r} split with images on the Hub; those that have are "
                 f"{', '.join(map(repr, self.hub)) or 'none'}. Give its official files with --data_dir, or name a copy "
                 "with --dataset_name."
             )
@@ -203,15 +203,15 @@ class Benchmark(Generic[Record]):
         return rows, f"{table.dataset}, {table.split}"
 
     def _join(self, rows: datasets.Dataset, table: HubTable) -> list[dict[str, Any]]:
-        """Rows with their pictures out of another config."""
-        pictures = _load_table(table, table.images_config)
-        _check(pictures, ["id", "image"])
-        pictures = pictures.cast_column("image", datasets.Image(decode=False))
-        places = {name: place for place, name in enumerate(pictures["id"])}
+        """Rows with their images out of another config."""
+        images = _load_table(table, table.images_config)
+        _check(images, ["id", "image"])
+        images = images.cast_column("image", datasets.Image(decode=False))
+        places = {name: place for place, name in enumerate(images["id"])}
         unknown = [row for row in rows[self.image_id_column] if row not in places]
         if unknown:
-            raise ValueError(f"{table.images_config} lacks {len(unknown)} pictures, {unknown[0]!r} first.")
-        return [{**row, "image": TablePicture(pictures, places[row[self.image_id_column]], "image")} for row in rows]
+            raise ValueError(f"{table.images_config} lacks {len(unknown)} images, {unknown[0]!r} first.")
+        return [{**row, "image": TableImage(images, places[row[self.image_id_column]], "image")} for row in rows]
 
 
 def _load_table(table: HubTable, config: str | None) -> datasets.Dataset:
@@ -248,13 +248,13 @@ def has_file(folder: Path, name: str) -> bool:
 
 
 def find_folder(folder: Path, *names: str) -> Path:
-    """The first of these folders, in a folder or in a folder of it, that holds pictures: what was unpacked may hold another
-    folder of the same name. If none does, the first that is there, else where the first should be: whether all pictures
+    """The first of these folders, in a folder or in a folder of it, that holds images: what was unpacked may hold another
+    folder of the same name. If none does, the first that is there, else where the first should be: whether all images
     are there is looked at later."""
-    return _first(folder, names, _holds_pictures) or _first(folder, names, Path.is_dir) or folder / names[0]
+    return _first(folder, names, _holds_images) or _first(folder, names, Path.is_dir) or folder / names[0]
 
 
-def _holds_pictures(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
     if not path.is_dir():
         return False
     with os.scandir(path) as entries:

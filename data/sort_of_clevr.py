@@ -1,12 +1,12 @@
 """Sort-of-CLEVR (Santoro et al. 2017, arXiv:1706.01427, section 4.2), drawn and asked anew: the paper published no files.
 
-    python -m hivilt.data.sort_of_clevr sort_of_clevr              9,800 and 200 pictures, 200,000 questions
+    python -m hivilt.data.sort_of_clevr sort_of_clevr              9,800 and 200 images, 200,000 questions
 
-A picture of 75 x 75 pixels holds six objects, squares and circles, one of each color, none touching another. Ten questions
+An image of 75 x 75 pixels holds six objects, squares and circles, one of each color, none touching another. Ten questions
 about it are not relational, about one object alone: its shape, whether it is on the left, whether it is at the top. Ten
 are relational: the shape of the object that is nearest to one, of that which is farthest from it, and how many objects
 have its shape, itself among them. They are English sentences here, not the paper's bits, no question comes twice about
-a picture, and no two objects are equally near or far. The answers are yes, no, square, circle, and 1 to 6.
+an image, and no two objects are equally near or far. The answers are yes, no, square, circle, and 1 to 6.
 
 It leaves `images/` and a JSON file of questions for each split, the same for the same seed, as
 `run_vqa.py --benchmark sort-of-clevr` reads them.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-SIDE, HALF = 75, 5  # of the picture, and from an object's middle to its edge, in pixels
+SIDE, HALF = 75, 5  # of the image, and from an object's middle to its edge, in pixels
 COLORS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -46,11 +46,11 @@ QUESTIONS = {
     ),
 }
 QUESTIONS_EACH = 10
-PICTURES = {"train": 9_800, "test": 200}
+IMAGES = {"train": 9_800, "test": 200}
 
 
 class Thing(NamedTuple):
-    """An object of a picture: its color, its shape, and its middle in pixels from the left and from the top."""
+    """An object of an image: its color, its shape, and its middle in pixels from the left and from the top."""
 
     color: str
     shape: str
@@ -95,33 +95,33 @@ def ask(things: list[Thing], rng: random.Random) -> list[dict[str, str]]:
 
 
 def draw(things: list[Thing]) -> Image.Image:
-    """The picture, RGB, on white."""
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    brush = ImageDraw.Draw(picture)
+    """The image, RGB, on white."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    brush = ImageDraw.Draw(image)
     for one in things:
         shape = brush.rectangle if one.shape == "square" else brush.ellipse
         shape((one.x - HALF, one.y - HALF, one.x + HALF, one.y + HALF), fill=COLORS[one.color])
-    return picture
+    return image
 
 
-def write(folder: Path, pictures: Mapping[str, int] = PICTURES, seed: int = 0) -> None:
+def write(folder: Path, images: Mapping[str, int] = IMAGES, seed: int = 0) -> None:
     """
     Writes the data set.
 
     Args:
         folder: where to; it is made if need be.
-        pictures: how many, by split.
-        seed: each picture has its own random numbers, of seed, split and number, so that fewer pictures are the first
+        images: how many, by split.
+        seed: each image has its own random numbers, of seed, split and number, so that fewer images are the first
             of more.
     """
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    for split, count in pictures.items():
+    image_dir = folder / "images"
+    image_dir.mkdir(parents=True, exist_ok=True)
+    for split, count in images.items():
         rows = []
-        for number in tqdm(range(count), desc=split, unit="picture"):
+        for number in tqdm(range(count), desc=split, unit="image"):
             rng, name = random.Random(f"{seed}, {split}, {number}"), f"{split}_{number:05d}.png"
             things = make_scene(rng)
-            draw(things).save(images / name)
+            draw(things).save(image_dir / name)
             rows += [{"image_filename": name, **one} for one in ask(things, rng)]
         (folder / f"sort_of_clevr_{split}.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
 

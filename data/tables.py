@@ -1,4 +1,4 @@
-"""What the readers of every task share: local files and tables, the pictures in them, and splits by picture."""
+"""What the readers of every task share: local files and tables, the images in them, and splits by image."""
 
 import difflib
 import hashlib
@@ -21,7 +21,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt.data.cells import read_csv, read_json_rows, scalar_text
-from hivilt.processing_hivilt import load_picture, unreadable
+from hivilt.processing_hivilt import load_image, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -35,37 +35,37 @@ _NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 CSV_ENDINGS = (".csv", ".tsv")
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
-# A picture's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
+# An image's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
 _BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+/\s-]{256,})=*\s*", re.ASCII)
 
 
-class TablePicture(NamedTuple):
-    """A picture that stays in its table (memory-mapped by `datasets`) until it is opened."""
+class TableImage(NamedTuple):
+    """An image that stays in its table (memory-mapped by `datasets`) until it is opened."""
 
     table: datasets.Dataset
     row: int
     column: str
 
 
-class PictureRecord(Protocol):
+class ImageRecord(Protocol):
     """What every example has, whatever its task."""
 
     @property
     def image_id(self) -> str: ...
 
     @property
-    def image(self) -> str | TablePicture: ...
+    def image(self) -> str | TableImage: ...
 
 
-Record = TypeVar("Record", bound=PictureRecord)
+Record = TypeVar("Record", bound=ImageRecord)
 
 
 class TableRow(NamedTuple):
-    """A row and its picture. `where` names the row in error messages."""
+    """A row and its image. `where` names the row in error messages."""
 
     where: str
     image_id: str
-    image: str | TablePicture
+    image: str | TableImage
     values: Mapping[str, Any]
 
 
@@ -127,7 +127,7 @@ def check_columns(
     """Looks whether a table has the columns that it is said to have.
 
     Args:
-        columns: kinds and their names, such as `{"image": "picture"}`, whose flag is `--image_column`; `None`: unused.
+        columns: kinds and their names, such as `{"image": "photo"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
         source: what to call the table in messages.
         likely: the column that was probably meant, for the message; default: one that is called alike; empty: none.
@@ -147,7 +147,7 @@ def check_columns(
             )
 
 
-def rows_with_pictures(
+def rows_with_images(
     rows: datasets.Dataset | Sequence[Mapping[str, Any]],
     image_column: str,
     image_id_column: str | None,
@@ -155,24 +155,24 @@ def rows_with_pictures(
     folder: str | os.PathLike,
     trust_ids: bool = False,
 ) -> Iterator[TableRow]:
-    """The rows of a table, each with its picture, which is not decoded.
+    """The rows of a table, each with its image, which is not decoded.
 
-    Rows about the same picture have the same `image_id`: the named one, else the picture's path below `folder`, however
-    the rows spell it, else a hash of its bytes. In a table with pictures inside, all of them point to the first such row.
+    Rows about the same image have the same `image_id`: the named one, else the image's path below `folder`, however
+    the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
     Cells of `datasets.ClassLabel` are the names of their classes, -1 is `None`.
 
     Args:
-        rows: a table with these columns; a picture is a path, what `datasets.Image` stores, its bytes, or a
-            `TablePicture`.
-        image_column: the column of pictures.
+        rows: a table with these columns; an image is a path, what `datasets.Image` stores, its bytes, or a
+            `TableImage`.
+        image_column: the column of images.
         image_id_column: the column of their ids, if there is one.
         source: what to call the table in messages.
-        folder: where relative picture paths start.
-        trust_ids: do not read the pictures of a table to see whether those with one id are one; as for a benchmark.
+        folder: where relative image paths start.
+        trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
 
     Raises:
-        TypeError: the column, or a row, holds no picture.
-        ValueError: a row has no picture id, two pictures have the same, or a path is a web address or base64.
+        TypeError: the column, or a row, holds no image.
+        ValueError: a row has no image id, two images have the same, or a path is a web address or base64.
     """
     if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         rows = rows.with_format(None)  # cells as Python's own values
@@ -181,28 +181,28 @@ def rows_with_pictures(
     trusted = table is not None and image_id_column is not None and trust_ids
     if trusted:
         light = table.remove_columns(image_column)
-    # By a path as it is written the file, which one it is, and its id: many rows are about few pictures.
+    # By a path as it is written the file, which one it is, and its id: many rows are about few images.
     files: dict[str, tuple[str, str, str]] = {}
     first_row: dict[str, int] = {}
-    # What tells pictures apart, the id that its first row gave it, and for each id its picture and that one's name.
+    # What tells images apart, the id that its first row gave it, and for each id its image and that one's name.
     ids: dict[str, str] = {}
     owners: dict[str, tuple[str, str]] = {}
     for index, row in enumerate(iterate_rows(light)):
         where = f"{source}, row {index + 1}"
         image = row.get(image_column)
-        if isinstance(image, TablePicture):
+        if isinstance(image, TableImage):
             key = f"{id(image.table)} {image.row} {image.column}"
             name = own_id = f"row {image.row + 1} of column {image.column!r}"
         elif trusted:
             key = name = own_id = ""
         elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
             key = own_id = hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-            name = image.get("path") or f"the picture of row {index + 1}"
+            name = image.get("path") or f"the image of row {index + 1}"
         else:
             name = image.get("path") if isinstance(image, Mapping) else image
             name = os.fspath(name) if isinstance(name, os.PathLike) else name
             if not isinstance(name, str) or not name.strip():
-                raise _no_picture(image, image_column, where)
+                raise _no_image(image, image_column, where)
             if name not in files:
                 image = _locate(name, folder, f"{where}, column {image_column!r}")
                 files[name] = image, os.path.realpath(image), _path_as_id(name, image, folder)
@@ -214,20 +214,20 @@ def rows_with_pictures(
         else:
             image_id = scalar_text(row.get(image_id_column), f"{where}: column {image_id_column!r}")
             if not image_id:
-                raise ValueError(f"{where}: the picture id in column {image_id_column!r} is empty; write one.")
+                raise ValueError(f"{where}: the image id in column {image_id_column!r} is empty; write one.")
         known, known_name = owners.setdefault(image_id, (key, name))
         if known != key:
             raise ValueError(
                 f"{where}: column {image_id_column!r} gives {name!r} the id {image_id!r}, which is that of "
-                f"{known_name!r} in an earlier row; give each picture an id of its own."
+                f"{known_name!r} in an earlier row; give each image an id of its own."
             )
-        if not isinstance(image, str | TablePicture):
-            image = TablePicture(table, first_row.setdefault(image_id, index), image_column)
+        if not isinstance(image, str | TableImage):
+            image = TableImage(table, first_row.setdefault(image_id, index), image_column)
         yield TableRow(where, image_id, image, row)
 
 
 def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
-    """The table with its pictures as stored bytes or paths; `None` for rows that hold paths as text."""
+    """The table with its images as stored bytes or paths; `None` for rows that hold paths as text."""
     if not isinstance(rows, datasets.Dataset):
         return None
     feature = rows.features[image_column]
@@ -239,7 +239,7 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
         return None
     raise TypeError(
-        f"image_column: {image_column!r} holds {feature}; expected pictures (datasets.Image) or their paths as text."
+        f"image_column: {image_column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
     )
 
 
@@ -291,7 +291,7 @@ def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
         raise ValueError(f"{where}: holds the address {image!r}; download it and give the path of the file.")
     if image.startswith("data:") or _BASE64.fullmatch(image):
         raise ValueError(
-            f"{where}: holds a picture as base64, {reprlib.repr(image)}; write it to a file and give its path, or make a "
+            f"{where}: holds an image as base64, {reprlib.repr(image)}; write it to a file and give its path, or make a "
             "Parquet file with a column of datasets.Image."
         )
     if "\0" in image:
@@ -302,8 +302,8 @@ def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
     return str(Path(folder, image))
 
 
-def _no_picture(image: Any, image_column: str, where: str) -> TypeError:
-    return TypeError(f"{where}: column {image_column!r} should hold a picture or its path, got {reprlib.repr(image)}.")
+def _no_image(image: Any, image_column: str, where: str) -> TypeError:
+    return TypeError(f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,26 +318,26 @@ def hold_out(
     by: Callable[[Record], str] = attrgetter("image_id"),
     chosen: Sequence[str] | None = None,
 ) -> tuple[list[Record], list[Record]]:
-    """Splits by picture, so that nothing held out is about a picture that was trained on.
+    """Splits by image, so that nothing held out is about an image that was trained on.
 
     Args:
         examples: a training split.
-        fraction: share of the pictures to hold out, rounded, at least one.
+        fraction: share of the images to hold out, rounded, at least one.
         seed: which ones.
-        by: what stays on one side instead of a picture, for data whose test split asks about training pictures.
+        by: what stays on one side instead of an image, for data whose test split asks about training images.
         chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw.
 
     Returns:
         What is left to train on, and what is held out, both in their order.
 
     Raises:
-        ValueError: fewer than two pictures, or none of those that are chosen, or none else.
+        ValueError: fewer than two images, or none of those that are chosen, or none else.
     """
     groups = list(dict.fromkeys(map(by, examples)))
     if len(groups) < 2:
         raise ValueError(
-            f"Cannot hold out pictures for choosing: the training data has only {len(groups)}. "
-            "Give a --validation_file, or more pictures."
+            f"Cannot hold out images for choosing: the training data has only {len(groups)}. "
+            "Give a --validation_file, or more images."
         )
     if chosen is None:
         held_out = set(random.Random(seed).sample(groups, max(1, round(fraction * len(groups)))))
@@ -353,12 +353,12 @@ def hold_out(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def picture_endings() -> set[str]:
-    """Endings of the files that are opened as pictures, in lower case with their dot."""
+def image_endings() -> set[str]:
+    """Endings of the files that are opened as images, in lower case with their dot."""
     return {
         ending
         for ending, kind in Image.registered_extensions().items()
@@ -368,7 +368,7 @@ def picture_endings() -> set[str]:
 
 def heif_hint(images: Iterable[str]) -> str:
     """What opens HEIC, if it is among these files and does not open; else nothing."""
-    closed = set(HEIF_ENDINGS) - picture_endings()
+    closed = set(HEIF_ENDINGS) - image_endings()
     return (
         ' HEIC opens after pip install "hivilt[heif]".'
         if any(Path(one).suffix.lower() in closed for one in images)
@@ -376,43 +376,43 @@ def heif_hint(images: Iterable[str]) -> str:
     )
 
 
-def open_picture(image: str | TablePicture) -> Image.Image:
-    """Reads a picture into memory (upright, RGB) and closes its file.
+def open_image(image: str | TableImage) -> Image.Image:
+    """Reads an image into memory (upright, RGB) and closes its file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as a picture.
+        ValueError: it cannot be read as an image.
     """
     if isinstance(image, str):
-        return load_picture(image)
+        return load_image(image)
     stored = _stored_file(image)
     if isinstance(stored, str):
-        return load_picture(stored)
+        return load_image(stored)
     try:
-        with Image.open(stored) as picture:
-            return load_picture(picture)
+        with Image.open(stored) as opened:
+            return load_image(opened)
     except Exception as error:
         name = repr(image.table[image.row][image.column]["path"] or f"row {image.row + 1} of column {image.column!r}")
         raise unreadable(name, error.__cause__ or error) from error
 
 
-def check_pictures(
+def check_images(
     examples: Sequence[Record], on_bad_image: Literal["error", "skip"] = "error", source: str = "the data"
 ) -> tuple[list[Record], list[str]]:
-    """Finds bad pictures before training rather than in the middle of it.
+    """Finds bad images before training rather than in the middle of it.
 
     Args:
         examples: the examples of a split.
-        on_bad_image: `"error"` looks whether every file is there and begins as a picture does (one that is damaged further
-            on is an error when it is opened); `"skip"` opens every picture once and leaves out the examples with bad ones.
+        on_bad_image: `"error"` looks whether every file is there and begins as an image does (one that is damaged further
+            on is an error when it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
         source: what to call the split in messages.
 
     Returns:
-        The examples to use, and the ids of the pictures left out.
+        The examples to use, and the ids of the images left out.
 
     Raises:
         FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
-        ValueError: files are no pictures, likewise; no picture is left, or `on_bad_image` is unknown.
+        ValueError: files are no images, likewise; no image is left, or `on_bad_image` is unknown.
     """
     images = {one.image_id: one.image for one in examples}
     if on_bad_image not in ("error", "skip"):
@@ -422,37 +422,37 @@ def check_pictures(
         missing = [image for image in files if not os.path.isfile(image)]
         if missing:
             raise FileNotFoundError(
-                f"{source}: {len(missing)} of {len(images)} picture files are missing: {_some(missing)}. Paths are "
+                f"{source}: {len(missing)} of {len(images)} image files are missing: {_some(missing)}. Paths are "
                 "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
             )
-        checked = tqdm(images.values(), desc=f"Checking pictures, {source}", unit="pictures")
+        checked = tqdm(images.values(), desc=f"Checking images, {source}", unit="images")
         foreign = [_name_of(image) for image in checked if _is_foreign(image)]
         if foreign:
             raise ValueError(
-                f"{source}: {len(foreign)} of {len(images)} files are no readable pictures: {_some(foreign)}. Replace them, "
+                f"{source}: {len(foreign)} of {len(images)} files are no readable images: {_some(foreign)}. Replace them, "
                 f"or leave them out with --on_bad_image skip.{heif_hint(foreign)}"
             )
         return list(examples), []
 
     bad = {}
-    for image_id, image in tqdm(images.items(), desc=f"Opening pictures, {source}", unit="pictures"):
+    for image_id, image in tqdm(images.items(), desc=f"Opening images, {source}", unit="images"):
         try:
-            open_picture(image)
+            open_image(image)
         except (FileNotFoundError, ValueError) as error:
             bad[image_id] = str(error)
     kept = [one for one in examples if one.image_id not in bad]
     if bad:
         logger.warning(
-            f"{source}: left out {len(bad)} of {len(images)} pictures, and with them {len(examples) - len(kept)} of "
+            f"{source}: left out {len(bad)} of {len(images)} images, and with them {len(examples) - len(kept)} of "
             f"{len(examples)} examples: {_some(list(bad.values()))}"
         )
     if not kept:
-        raise ValueError(f"{source}: none of its {len(images)} pictures can be read: {_some(list(bad.values()))}")
+        raise ValueError(f"{source}: none of its {len(images)} images can be read: {_some(list(bad.values()))}")
     return kept, list(bad)
 
 
-def _is_foreign(image: str | TablePicture) -> bool:
-    """Whether what should be a picture does not even begin as one: it is empty, a web page, or may not be read."""
+def _is_foreign(image: str | TableImage) -> bool:
+    """Whether what should be an image does not even begin as one: it is empty, a web page, or may not be read."""
     try:
         with Image.open(image if isinstance(image, str) else _stored_file(image)):
             return False
@@ -460,8 +460,8 @@ def _is_foreign(image: str | TablePicture) -> bool:
         return True
 
 
-def _stored_file(image: TablePicture) -> str | io.BytesIO:
-    """The bytes of a picture in a table, or the path that stands there instead."""
+def _stored_file(image: TableImage) -> str | io.BytesIO:
+    """The bytes of an image in a table, or the path that stands there instead."""
     stored = image.table[image.row][image.column]
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
@@ -479,7 +479,7 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def image_bytes(image: str | TablePicture) -> bytes:
+def image_bytes(image: str | TableImage) -> bytes:
     """The bytes of an image's file, as it is stored.
 
     Raises:
@@ -489,7 +489,7 @@ def image_bytes(image: str | TablePicture) -> bytes:
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
 
 
-def _name_of(image: str | TablePicture) -> str:
+def _name_of(image: str | TableImage) -> str:
     if isinstance(image, str):
         return image
     path = image.table[image.row][image.column]["path"]
@@ -508,11 +508,11 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 class EpochDataset(torch.utils.data.Dataset):
     """A split from which something is drawn anew in every epoch, if it is one to train on.
 
-    A draw depends on the seed, the epoch and the picture alone, so it is the same with any number of workers or
+    A draw depends on the seed, the epoch and the image alone, so it is the same with any number of workers or
     processes and in a resumed run.
 
     Args:
-        seed: of the draws; `None`: a split to evaluate on, of which nothing is drawn and no picture is augmented.
+        seed: of the draws; `None`: a split to evaluate on, of which nothing is drawn and no image is augmented.
     """
 
     def __init__(self, seed: int | None):
@@ -534,7 +534,7 @@ class EpochDataset(torch.utils.data.Dataset):
 
     def augmentation_draw(self, image_id: str) -> dict[str, str]:
         """What a training item carries for its collator, `{"draw": seed of the augmentation}`; otherwise nothing."""
-        # Not the same text as for the captions of a picture: which are drawn would go with how it is cropped.
+        # Not the same text as for the captions of an image: which are drawn would go with how it is cropped.
         return {} if self.seed is None else {"draw": f"augmentation {self.seed} {self.epoch} {image_id}"}
 
 
@@ -552,12 +552,12 @@ def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> 
 
 
 def open_item(item: Mapping[str, Any]) -> Image.Image:
-    """The picture of an item, from its `image`.
+    """The image of an item, from its `image`.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_picture`, and says how to leave the picture out.
+        FileNotFoundError, ValueError: as `open_image`, and says how to leave the image out.
     """
     try:
-        return open_picture(item["image"])
+        return open_image(item["image"])
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error} Or leave it out with --on_bad_image skip.") from error

@@ -31,13 +31,13 @@ from hivilt.data.cells import cell_values, clean, parse_json, read_text, scalar_
 from hivilt.data.tables import (
     CSV_ENDINGS,
     EpochDataset,
-    TablePicture,
+    TableImage,
     check_columns,
     check_items,
     column_names,
     open_item,
     read_rows,
-    rows_with_pictures,
+    rows_with_images,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
 
@@ -53,7 +53,7 @@ ANSWER_KEYS = ("answer", "answers", "text")
 
 
 class VQAExample(NamedTuple):
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
         answers: what people said, with repetitions; empty: not known.
@@ -63,7 +63,7 @@ class VQAExample(NamedTuple):
 
     question_id: str
     image_id: str
-    image: str | TablePicture
+    image: str | TableImage
     question: str
     answers: tuple[str, ...]
     types: Mapping[str, str] = {}
@@ -97,7 +97,7 @@ def read_file(
 
     Args:
         path: the file; its ending says what it is.
-        columns: names of the columns. Relative picture paths are looked up from the file's folder.
+        columns: names of the columns. Relative image paths are looked up from the file's folder.
         answers_needed: `False` lets the answer column be absent, for questions that are only to be answered.
 
     Raises:
@@ -116,15 +116,15 @@ def read_table(
 ) -> list[VQAExample]:
     """Examples of a `datasets.Dataset`, or of a list of dicts.
 
-    Rows about the same picture are found by `columns.image_id` if named, else by the picture's path, else by its bytes.
+    Rows about the same image are found by `columns.image_id` if named, else by the image's path, else by its bytes.
 
     Args:
-        rows: a picture is a path, or what `datasets.Image` stores. An answer is text, a number or a truth value, a list
+        rows: an image is a path, or what `datasets.Image` stores. An answer is text, a number or a truth value, a list
             of these, or dicts with a key "answer", "answers" or "text", see `read_answers`; `None` or an empty text: not
             known. Cells of `datasets.ClassLabel` are the names of their classes.
         columns: names of the columns.
         source: what to call the table in error messages.
-        folder: where relative picture paths start.
+        folder: where relative image paths start.
         answers_needed: `False` lets the answer column be absent.
 
     Raises:
@@ -140,7 +140,7 @@ def read_table(
     check_columns(names, present, source)
 
     examples = []
-    for index, row in enumerate(rows_with_pictures(rows, columns.image, columns.image_id, source, folder)):
+    for index, row in enumerate(rows_with_images(rows, columns.image, columns.image_id, source, folder)):
         question_id = index if columns.question_id is None else row.values.get(columns.question_id)
         question_id = scalar_text(question_id, f"{row.where}, column {columns.question_id!r}")
         if not question_id:
@@ -439,18 +439,18 @@ class VQACollator:
         maps = None
         if self.encoder_cache is not None and not augments:
             maps = self.encoder_cache.feature_maps([first_items[image_id]["image"] for image_id in rows])
-        pictures = []
+        resized = []
         for image_id, places in rows.items() if maps is None else ():
             item = first_items[image_id]
-            picture = open_item(item)
+            image = open_item(item)
             if self.augmentation is not None and "draw" in item:
-                picture, changed = self._augment(picture, [examples[place] for place in places], item["draw"])
+                image, changed = self._augment(image, [examples[place] for place in places], item["draw"])
                 for place, example in zip(places, changed, strict=True):
                     examples[place] = example
             # At once, so that only one image is in memory at its full size.
-            pictures.append(self.processor.resize(picture))
+            resized.append(self.processor.resize(image))
         texts = self.processor(text=[example.question for example in examples], return_tensors="pt", padding=True)
-        images = self.processor(images=pictures, return_tensors="pt") if maps is None else {"feature_maps": maps}
+        images = self.processor(images=resized, return_tensors="pt") if maps is None else {"feature_maps": maps}
         # input_ids first: Trainer counts the rows of the first tensor.
         batch = {"input_ids": texts["input_ids"], **texts, **images}
         states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)
@@ -476,10 +476,10 @@ class VQACollator:
             )
 
     def _augment(
-        self, picture: Image.Image, examples: list[VQAExample], draw: str
+        self, image: Image.Image, examples: list[VQAExample], draw: str
     ) -> tuple[Image.Image, list[VQAExample]]:
         texts = [text for example in examples for text in (example.question, *example.answers)]
-        picture, flipped = self.augmentation(picture, texts, random.Random(draw))
+        image, flipped = self.augmentation(image, texts, random.Random(draw))
         if flipped:
             examples = [
                 example._replace(
@@ -488,7 +488,7 @@ class VQACollator:
                 )
                 for example in examples
             ]
-        return picture, examples
+        return image, examples
 
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
         majority = [majority_answer(example.answers) if example.answers else None for example in examples]

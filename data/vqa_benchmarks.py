@@ -5,15 +5,15 @@
 | `easy-vqa` | `data/{train,test}/questions.json`, `images/`; or PyPI `easy-vqa` | | MIT |
 | `vqav2` | `v2_OpenEnded_mscoco_*_questions.json`, `v2_mscoco_*_annotations.json`, COCO's `train2014/`, `val2014/`, \
 `test2015/` | train: pingzhili/vqa_v2, Multimodal-Fatima/VQAv2_train; else lmms-lab-encoder/VQAv2, lmms-lab/VQAv2 | \
-CC BY 4.0; pictures: Flickr's terms |
+CC BY 4.0; images: Flickr's terms |
 | `gqa` | `*_balanced_questions.json`, `images/` | lmms-lab-encoder/GQA, lmms-lab/GQA, Mineru/GQA | \
-MIT by the Hub's card; pictures of Visual Genome and COCO |
+MIT by the Hub's card; images of Visual Genome and COCO |
 | `vizwiz` | `Annotations/*.json`, `train/`, `val/`, `test/` | lmms-lab-encoder/VizWiz-VQA, lmms-lab/VizWiz-VQA; \
 no train | CC BY 4.0 |
 | `textvqa` | `TextVQA_0.5.1_*.json`, `train_images/`, `test_images/`; words: `TextVQA_Rosetta_OCR_v0.2_*.json` | \
-lmms-lab-encoder/textvqa, lmms-lab/textvqa, facebook/textvqa | CC BY 4.0; pictures CC BY 2.0 |
+lmms-lab-encoder/textvqa, lmms-lab/textvqa, facebook/textvqa | CC BY 4.0; images CC BY 2.0 |
 | `ok-vqa` | as VQAv2's without `v2_` | train: Multimodal-Fatima/OK-VQA_train; val: lmms-lab-encoder/OK-VQA, \
-lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's terms |
+lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; images: Flickr's terms |
 | `vqa-rad` | `VQA_RAD Dataset Public.json`, `VQA_RAD Image Folder/` | flaviagiammarino/vqa-rad | CC0 |
 | `clevr` | `CLEVR_v1.0/questions/`, `CLEVR_v1.0/images/` | none with one question a row | CC BY 4.0 |
 | `sort-of-clevr` | `sort_of_clevr_{train,test}.json`, `images/`, of `python -m hivilt.data.sort_of_clevr` | | drawn here |
@@ -33,12 +33,12 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; pictures: Flickr's 
 | `sort-of-clevr` | train | held out | test | | 1 | training answers |
 | `daquar` | train | held out | test | | 1 | training answers |
 
-DAQUAR's questions lose the number of their picture ("in the image1"), and a list of things is one answer,
+DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer,
 its items sorted ("chair, table" for "table, chair").
-`data_{train,eval}.csv` are not the official split: the same pictures are in both, and a warning says so.
+`data_{train,eval}.csv` are not the official split: the same images are in both, and a warning says so.
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
-of OK-VQA and VQA-RAD have no ids of pictures, which then go by a hash of their bytes.
+of OK-VQA and VQA-RAD have no ids of images, which then go by a hash of their bytes.
 """
 
 import logging
@@ -78,7 +78,7 @@ logger = logging.getLogger(__name__)
 # For each question the answers of a model, best first: {"answer": str, "score": float}.
 Predictions = Sequence[Sequence[Mapping[str, Any]]]
 
-# A classifier cannot read: TextVQA's questions carry the words that were recognized in the picture, as many as M4C
+# A classifier cannot read: TextVQA's questions carry the words that were recognized in the image, as many as M4C
 # (arXiv:1911.06258) takes, and at the end, so that a text that is too long loses these first.
 OCR_SEPARATOR = " OCR: "
 MAX_OCR_TOKENS = 50
@@ -90,7 +90,7 @@ _ANSWERS = Path(__file__).parent / "answers"
 
 @dataclass(frozen=True, kw_only=True)
 class VQABenchmark(Benchmark[VQAExample]):
-    """A data set of questions about pictures with its official splits, and how the field evaluates on it.
+    """A data set of questions about images with its official splits, and how the field evaluates on it.
 
     Attributes:
         answer_file: the answers that the field's classifiers choose from; `None`: those of the training data.
@@ -124,7 +124,7 @@ class VQABenchmark(Benchmark[VQAExample]):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path, image_dir: Path | None, *names: str) -> Path:
+def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
     return find_folder(folder, *names) if image_dir is None else find_folder(image_dir, *names, ".")
 
 
@@ -140,12 +140,12 @@ def _text_of_answer(one: dict[str, Any]) -> dict[str, Any] | str:
 
 def _easy_vqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}/questions.json", f"data/{split}/questions.json")
-    pictures = _pictures(path.parent.parent, image_dir, f"{split}/images")
+    images = _images(path.parent.parent, image_dir, f"{split}/images")
     return [
         {
             "question_id": f"{split}-{number}",
             "image_id": f"{split}/{image}.png",
-            "image": str(pictures / f"{image}.png"),
+            "image": str(images / f"{image}.png"),
             "question": question,
             "answer": answer,
         }
@@ -162,10 +162,10 @@ def _easy_vqa_package(split: str) -> list[VQAExample]:
 
 
 def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -> list[dict[str, Any]]:
-    """VQAv2 and OK-VQA, which ask about COCO's pictures."""
+    """VQAv2 and OK-VQA, which ask about COCO's images."""
     part = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}[split]
     year = part.replace("-dev", "")
-    pictures = _pictures(folder, image_dir, year)
+    images = _images(folder, image_dir, year)
     questions = read_json(find_file(folder, f"{version}OpenEnded_mscoco_{part}_questions.json"))["questions"]
     annotations = {}
     if not split.startswith("test"):
@@ -181,7 +181,7 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -
         {
             **annotations.get(one["question_id"], {}),
             **one,
-            "image": str(pictures / f"COCO_{year}_{one['image_id']:012d}.jpg"),
+            "image": str(images / f"COCO_{year}_{one['image_id']:012d}.jpg"),
         }
         for one in questions
     ]
@@ -189,46 +189,46 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -
 
 def _gqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}_balanced_questions.json")
-    pictures = _pictures(folder, image_dir, "images")
+    images = _images(folder, image_dir, "images")
     questions = read_json(path, _keep("imageId", "question", "answer", "types"))
     return [
-        {**one, "question_id": name, "image_id": one["imageId"], "image": str(pictures / f"{one['imageId']}.jpg")}
+        {**one, "question_id": name, "image_id": one["imageId"], "image": str(images / f"{one['imageId']}.jpg")}
         for name, one in questions.items()
     ]
 
 
 def _vizwiz_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}.json")
-    pictures = _pictures(folder, image_dir, split, "images")
+    images = _images(folder, image_dir, split, "images")
     return [
-        {**one, "question_id": one["image"], "image": str(pictures / one["image"])}
+        {**one, "question_id": one["image"], "image": str(images / one["image"])}
         for one in read_json(path, _text_of_answer)
     ]
 
 
 def _textvqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"TextVQA_0.5.1_{split}.json")
-    pictures = _pictures(folder, image_dir, "test_images" if split == "test" else "train_images")
+    images = _images(folder, image_dir, "test_images" if split == "test" else "train_images")
     try:
         words = read_json(find_file(folder, f"TextVQA_Rosetta_OCR_v0.2_{split}.json"), _keep("ocr_tokens", "image_id"))
     except FileNotFoundError:
         words = {"data": []}  # some releases have them beside the questions
     words = {one["image_id"]: {"ocr_tokens": one["ocr_tokens"]} for one in words["data"]}
     return [
-        {**one, **words.get(one["image_id"], {}), "image": str(pictures / f"{one['image_id']}.jpg")}
+        {**one, **words.get(one["image_id"], {}), "image": str(images / f"{one['image_id']}.jpg")}
         for one in read_json(path)["data"]
     ]
 
 
 def _vqa_rad_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, "VQA_RAD Dataset Public.json", "vqa_rad.json")
-    pictures = _pictures(folder, image_dir, "VQA_RAD Image Folder", "images")
+    images = _images(folder, image_dir, "VQA_RAD Image Folder", "images")
     return [
         {
             **one,
             "question_id": one["qid"],
             "image_id": one["image_name"],
-            "image": str(pictures / one["image_name"]),
+            "image": str(images / one["image_name"]),
             "group": one["qid_linked_id"],
         }
         for one in read_json(path)
@@ -238,7 +238,7 @@ def _vqa_rad_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict
 
 def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"questions/CLEVR_{split}_questions.json")
-    pictures = _pictures(path.parent.parent, image_dir, f"images/{split}", split)
+    images = _images(path.parent.parent, image_dir, f"images/{split}", split)
     # Programs are most of the file, and only their last step is looked at.
     questions = read_json(path, lambda one: one | {"program": one["program"][-1:]} if one.get("program") else one)
     return [
@@ -246,7 +246,7 @@ def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
             **one,
             "question_id": one.get("question_index"),
             "image_id": one["image_filename"],
-            "image": str(pictures / one["image_filename"]),
+            "image": str(images / one["image_filename"]),
         }
         for one in questions["questions"]
     ]
@@ -254,13 +254,13 @@ def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
 
 def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"sort_of_clevr_{split}.json")
-    pictures = _pictures(path.parent, image_dir, "images")
+    images = _images(path.parent, image_dir, "images")
     return [
         {
             **one,
             "question_id": f"{split}-{number}",
             "image_id": one["image_filename"],
-            "image": str(pictures / one["image_filename"]),
+            "image": str(images / one["image_filename"]),
         }
         for number, one in enumerate(read_json(path))
     ]
@@ -268,14 +268,14 @@ def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> lis
 
 def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     pairs = _daquar_pairs(folder, split)
-    pictures = _pictures(folder, image_dir, "images", "nyu_depth_images")
-    files = {path.stem: path for path in pictures.glob("image*.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")}
+    images = _images(folder, image_dir, "images", "nyu_depth_images")
+    files = {path.stem: path for path in images.glob("image*.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")}
     return [
         {
             "question_id": f"{split}-{number}",
             "image_id": image,
             # The release has PNG files.
-            "image": str(files.get(image, pictures / f"{image}.png")),
+            "image": str(files.get(image, images / f"{image}.png")),
             "question": question,
             # The metrics take a list as a set: one class for all orders.
             "answer": ", ".join(sorted(answer_items(answer))),
@@ -285,7 +285,7 @@ def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[
 
 
 def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
-    """Name of the picture, question and answer, of the first form that is there: with all classes of things, with 37 of
+    """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of
     them, and the copy that has a split of its own."""
     everything, reduced, own = (
         {"train": form.format("train"), "test": form.format(test)}
@@ -302,7 +302,7 @@ def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
         path = find_file(folder, own[split])
         logger.warning(
             f"DAQUAR, {split}: {path.name} is not of the official split: {own['train']} and {own['test']} share their "
-            "pictures, and results do not compare with published ones. For the official split put all_qa_pairs.txt, "
+            "images, and results do not compare with published ones. For the official split put all_qa_pairs.txt, "
             "train_images_list.txt and test_images_list.txt beside it."
         )
         return [(row["image_id"].strip(), row["question"], row["answer"].strip()) for row in read_csv(path)]
@@ -320,10 +320,10 @@ def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
         named = re.findall(r"\bimage\d+\b", lines[place])
         if not named:
             raise ValueError(
-                f"{path.name}, line {place + 1}: expected a question that names its picture, 'what is red in the image1 ?', "
+                f"{path.name}, line {place + 1}: expected a question that names its image, 'what is red in the image1 ?', "
                 f"got {lines[place]!r}; questions and answers take turns."
             )
-        # The number would give the picture away; "in the image" at the end is in nearly all, and says nothing.
+        # The number would give the image away; "in the image" at the end is in nearly all, and says nothing.
         question = re.sub(r" in the image\d+(?=\s*\?*\s*$)", "", lines[place])
         pairs.append((named[-1], re.sub(r"\bimage\d+\b", "image", question), lines[place + 1].strip()))
     return pairs
@@ -385,7 +385,7 @@ def _vizwiz_types(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vizwiz_examples(rows: Iterable[TableRow]) -> list[VQAExample]:
-    """A question goes by its picture's file name; on the Hub without its ending."""
+    """A question goes by its image's file name; on the Hub without its ending."""
     examples = _examples(rows, types=_vizwiz_types)
     names = [one.question_id.removesuffix(".jpg") + ".jpg" for one in examples]
     return [one._replace(question_id=name, image_id=name) for one, name in zip(examples, names, strict=True)]
@@ -589,7 +589,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
             for split in ("train", "test")
         },
         official_metrics=partial(_metrics, measure=vqa_rad_metrics, single=True, answer_types="answer_type"),
-        # Its test split asks about training pictures, but nothing that training asks in other words.
+        # Its test split asks about training images, but nothing that training asks in other words.
         hold_out_by=lambda one: one.group or one.question_id,
     ),
     "clevr": VQABenchmark(

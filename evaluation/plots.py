@@ -1,4 +1,4 @@
-"""Every picture this repository draws: the course of training, what a model answered or found, its attention.
+"""Every image this repository draws: the course of training, what a model answered or found, its attention.
 
 Pure functions over lists and arrays that write a PNG; they need no display and leave matplotlib's global state alone.
 """
@@ -21,7 +21,7 @@ class AnsweredQuestion(NamedTuple):
     """One cell of `plot_predictions`.
 
     Args:
-        image: the picture.
+        image: what was asked about.
         question: what was asked.
         predictions: `{"answer": str, "score": float}`, best first.
         answer: the right answer; `None` where it is not known.
@@ -33,18 +33,18 @@ class AnsweredQuestion(NamedTuple):
     answer: str | None
 
 
-class RetrievedPictures(NamedTuple):
+class RetrievedImages(NamedTuple):
     """One row of `plot_retrieved`.
 
     Args:
-        query: the text, or the picture, that was searched with.
-        pictures: what was found, best first.
-        captions: one short line under each picture, such as its score or name.
-        matches: which of the pictures are right; `None` where it is not known.
+        query: the text, or the image, that was searched with.
+        images: what was found, best first.
+        captions: one short line under each image, such as its score or name.
+        matches: which of the images are right; `None` where it is not known.
     """
 
     query: str | Image.Image
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     captions: Sequence[str]
     matches: Sequence[bool] | None
 
@@ -85,11 +85,11 @@ def _curve(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[f
 
 
 def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """A picture under the colors of where the model looked: bright where most, dark where least.
+    """An image under the colors of where the model looked: bright where most, dark where least.
 
     Args:
-        image: the picture, in RGB.
-        attention: (rows, columns), not negative. It covers the picture whatever its grid.
+        image: in RGB.
+        attention: (rows, columns), not negative. It covers the image whatever its grid.
 
     Returns:
         As large as `image`, in RGB.
@@ -108,10 +108,10 @@ def plot_attention(
     title: str,
     path: str | os.PathLike,
 ) -> None:
-    """Where each word of a question looked in the picture, stage by stage, and what global fusion looked at.
+    """Where each word of a question looked in the image, stage by stage, and what global fusion looked at.
 
     Args:
-        image: the picture, in RGB.
+        image: in RGB.
         words: the tokens of the question, a column each.
         stages: a row each, its name and (words, rows, columns), where each word looked, not negative.
         looks: bars: what one side of global fusion gave to each thing that it could look at, shares that sum to 1.
@@ -149,7 +149,7 @@ def plot_attention(
 
 
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
-    """A grid of pictures with their question and the model's best answers.
+    """A grid of images with their question and the model's best answers.
 
     Args:
         answered: the cells, row by row.
@@ -203,30 +203,30 @@ def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
 
 
 def plot_retrieved(
-    rows: Sequence[RetrievedPictures],
+    rows: Sequence[RetrievedImages],
     path: str | os.PathLike,
     title: str = "Each query and what was found for it, best first",
 ) -> None:
-    """One row a query: the query at the left, then the pictures found for it, right ones in a green frame.
+    """One row a query: the query at the left, then the images found for it, right ones in a green frame.
 
     Args:
-        rows: the queries with what was found; up to ten pictures each stay readable, and their numbers may differ.
+        rows: the queries with what was found; up to ten images each stay readable, and their numbers may differ.
         path: the PNG file to write.
         title: a line over the whole.
 
     Raises:
-        ValueError: `rows` is empty, or a row's captions or matches are not one each a picture.
+        ValueError: `rows` is empty, or a row's captions or matches are not one each an image.
     """
     if len(rows) == 0:
         raise ValueError("rows: there is no query to draw.")
     for number, row in enumerate(rows):
-        known = len(row.pictures) if row.matches is None else len(row.matches)
-        if not len(row.pictures) == len(row.captions) == known:
+        known = len(row.images) if row.matches is None else len(row.matches)
+        if not len(row.images) == len(row.captions) == known:
             raise ValueError(
-                f"rows: row {number} has {len(row.pictures)} pictures, {len(row.captions)} captions and {known} "
-                "matches; expected one each a picture (matches may be None)."
+                f"rows: row {number} has {len(row.images)} images, {len(row.captions)} captions and {known} "
+                "matches; expected one each an image (matches may be None)."
             )
-    columns = max(len(row.pictures) for row in rows)
+    columns = max(len(row.images) for row in rows)
     width = 2.2 + 1.5 * columns
     figure = Figure(figsize=(width, 1.8 * len(rows) + 0.5), layout="constrained")
     # Texts stay plain: two "$" would make a formula.
@@ -239,16 +239,16 @@ def plot_retrieved(
             query = "\n".join(textwrap.wrap(row.query, 24, max_lines=7, placeholder=" ..."))
             line[0].text(0, 0.5, query, transform=line[0].transAxes, va="center", fontsize=10, parse_math=False)
         else:
-            _draw_picture(line[0], row.query, "query", NEUTRAL, 1)
-        matches = [False] * len(row.pictures) if row.matches is None else row.matches
-        for axes, picture, caption, right in zip(line[1:], row.pictures, row.captions, matches, strict=False):
-            _draw_picture(axes, picture, caption, RIGHT if right else FRAME, 4 if right else 0.8)
+            _draw_image(line[0], row.query, "query", NEUTRAL, 1)
+        matches = [False] * len(row.images) if row.matches is None else row.matches
+        for axes, image, caption, right in zip(line[1:], row.images, row.captions, matches, strict=False):
+            _draw_image(axes, image, caption, RIGHT if right else FRAME, 4 if right else 0.8)
     figure.savefig(path, dpi=100)
 
 
-def _draw_picture(axes: Any, picture: Image.Image, caption: str, frame: str, linewidth: float) -> None:
+def _draw_image(axes: Any, image: Image.Image, caption: str, frame: str, linewidth: float) -> None:
     axes.set_axis_on()
-    axes.imshow(picture.convert("RGB"))
+    axes.imshow(image.convert("RGB"))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(edgecolor=frame, linewidth=linewidth)
     caption = "\n".join(textwrap.wrap(caption, 22, max_lines=2, placeholder=" ..."))
@@ -259,12 +259,12 @@ def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLi
     """Seconds of evaluating collections of different sizes, in two stages and by fusing all pairs.
 
     Args:
-        collections: `num_pictures`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
+        collections: `num_images`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
         path: the PNG file to write.
     """
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    sizes = [one["num_pictures"] for one in collections]
+    sizes = [one["num_images"] for one in collections]
     axes.plot(sizes, [one["seconds"] for one in collections], marker="o", label="HiViLT, two stages (measured)")
     for model, label in (("hivilt", "HiViLT, all pairs (from a slice)"), ("vilt", "ViLT, all pairs (from a slice)")):
         times = [one["all_pairs_seconds"][model] for one in collections]
@@ -272,17 +272,17 @@ def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLi
     for seconds, unit in ((60, "a minute"), (3600, "an hour"), (86400, "a day")):
         axes.axhline(seconds, color="0.85", linewidth=1, zorder=0)
         axes.annotate(unit, (sizes[0], seconds), color="0.6", fontsize=8, va="bottom")
-    axes.set(xscale="log", yscale="log", xlabel="pictures, five captions each", ylabel="seconds, one thread")
+    axes.set(xscale="log", yscale="log", xlabel="images, five captions each", ylabel="seconds, one thread")
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Questions a second of several models against how many questions each picture meets, in inference and training.
+    """Questions a second of several models against how many questions each image meets, in inference and training.
 
     Args:
         models: by name, `inference_seconds_per_question` and `training_seconds_per_question`, each by setting, named
-            `"<pictures> x <questions a picture>"`; those with the most pictures are drawn.
+            `"<images> x <questions an image>"`; those with the most images are drawn.
         path: the PNG file to write.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -291,11 +291,11 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
             settings = {
                 tuple(map(float, key.split(" x "))): s for key, s in row[f"{kind}_seconds_per_question"].items()
             }
-            most = max(pictures for pictures, _ in settings)
-            points = sorted((per, 1 / s) for (pictures, per), s in settings.items() if pictures == most)
+            most = max(images for images, _ in settings)
+            points = sorted((per, 1 / s) for (images, per), s in settings.items() if images == most)
             style = {"linewidth": 3, "color": "black", "zorder": 3} if name == "HiViLT" else {"linewidth": 1.5}
             axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
-        axes.set(title=kind, xlabel="questions about each picture", ylabel="questions a second, one thread")
+        axes.set(title=kind, xlabel="questions about each image", ylabel="questions a second, one thread")
         axes.set(ylim=(0, None))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -306,7 +306,7 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
 
     Args:
         panels: trainings by task and contestant: `flops` of all of the training, and `curve`, pairs of the share of it
-            and the accuracy or recall in [0, 1] on held-out training pictures. Lines are means over trainings.
+            and the accuracy or recall in [0, 1] on held-out training images. Lines are means over trainings.
         path: the PNG file to write.
     """
     # A contestant looks the same in every panel; there are fewer colors than contestants.
@@ -325,7 +325,7 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
             share, accuracy = curves.mean(axis=0).T
             cost = share * lines[0]["flops"] / 1e12
             (drawn[contestant],) = axes.plot(cost, 100 * accuracy, marker=".", label=contestant, **styles[contestant])
-        axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training pictures, %", xscale="log")
+        axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training images, %", xscale="log")
         # Powers of ten alone name too few places on some panels, and the usual ticks between them run into each other.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

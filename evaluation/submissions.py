@@ -61,7 +61,7 @@ def gqa_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> l
 
 
 def vizwiz_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> list[dict[str, str]]:
-    """Answers in the format of the VizWiz challenge, which knows a question by the file name of its picture.
+    """Answers in the format of the VizWiz challenge, which knows a question by the file name of its image.
 
     Args:
         question_ids: the file names, with or without ".jpg".
@@ -87,7 +87,7 @@ def vizwiz_answerability_submission(
     """How sure the model is that each question can be answered, in the format of the VizWiz challenge.
 
     Args:
-        question_ids: the file names of the pictures, with or without ".jpg".
+        question_ids: the file names of the images, with or without ".jpg".
         unanswerable_scores: for each question the probability, in [0, 1], of the answer "unanswerable".
 
     Returns:

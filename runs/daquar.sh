@@ -9,12 +9,12 @@
 # installed: pip install nltk; python -m nltk.downloader wordnet.
 #
 # Settings: pixels and learning rates of vqav2.sh, RandAugment (2, 5) of BLIP. HiViLT's own: 20 epochs, since there are
-# but 715 pictures; small crops and no mirroring, for most questions ask what is left or right of something.
+# but 715 images; small crops and no mirroring, for most questions ask what is left or right of something.
 #
 # Leaves in outputs/daquar: the checkpoint, results.json with accuracy and WUPS, predictions.jsonl.
 #
-# Estimate, not measured, of training alone; a tenth of the pictures is held out:
-#   pictures    715 x 114 GFLOP
+# Estimate, not measured, of training alone; a tenth of the images is held out:
+#   images    715 x 114 GFLOP
 #   questions   6,085 x 6.3 GFLOP
 #   training    x 3 x 20 epochs = 7.2e+15 FLOP
 #   time        0.02 hours at 100 TFLOP/s
@@ -23,7 +23,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 8 pictures with 8.5 questions each: 68 questions a step.
+# 8 images with 8.5 questions each: 68 questions a step.
 launch run_vqa.py 8 \
   --benchmark daquar \
   "${encoders[@]}" \

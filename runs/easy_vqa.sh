@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # easy-VQA: questions about colored shapes, from scratch; what `make vqa` runs, spelled out.
 #
-#   runs/easy_vqa.sh                     the pictures come with the package easy-vqa
+#   runs/easy_vqa.sh                     the images come with the package easy-vqa
 #
 # Settings: HiViLT's own, the defaults of run_vqa.py; nobody in the field trains on it. A tenth of the training
-# pictures is held out to choose the epoch by; the test split is read once, at the end.
+# images is held out to choose the epoch by; the test split is read once, at the end.
 # Leaves in outputs/vqa: the checkpoint, results.json, predictions.jsonl, training.png, predictions.png.
 # Measured (README.md): 14 minutes on one CPU thread, 1.0 GiB.
 #
 # Estimate, not measured, of training alone:
-#   pictures    3,600 x 0.036 GFLOP
+#   images    3,600 x 0.036 GFLOP
 #   questions   34,717 x 0.009 GFLOP
 #   training    x 3 x 10 epochs = 1.3e+13 FLOP
 #   time        0.18 hours at 0.02 TFLOP/s, one CPU thread
@@ -18,7 +18,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 8 pictures with 9.6 questions each: 77 questions a step.
+# 8 images with 9.6 questions each: 77 questions a step.
 launch run_vqa.py 8 \
   --benchmark easy-vqa --image_size 64 \
   --learning_rate 1.5e-3 --adam_beta2 0.98 --weight_decay 0.05 --warmup_steps 0.1 --lr_scheduler_type cosine \

@@ -11,14 +11,14 @@
 # 512 pairs a step of METER and BridgeTower, and everything but the encoders at 5 times their rate; cosine to 0 and
 # weight decay 0.05 of BLIP; no mirroring where a caption says left or right, as X-VLM.
 # HiViLT's own: encoders at 2e-5, twice ALBEF's rate, for SigLIP and BERT have not met before; no queue of negatives
-# and no distillation, but 512 pairs in chunks of 64, four pictures with similar captions together; an epoch takes
-# each picture once, with 2 of its 5 captions, where the field's takes each caption once: 30 of these are 12 of those.
+# and no distillation, but 512 pairs in chunks of 64, four images with similar captions together; an epoch takes
+# each image once, with 2 of its 5 captions, where the field's takes each caption once: 30 of these are 12 of those.
 #
 # Leaves in outputs/flickr30k: the checkpoint, results.json, predictions.jsonl, retrieval.png, and in the card
 # README.md the tables of R@1, R@5 and R@10 by embeddings, by fusion and re-ranked.
 #
 # Estimate, not measured, of training alone; chunks are computed once more for their gradients:
-#   pictures    29,000 x 114 GFLOP
+#   images    29,000 x 114 GFLOP
 #   captions    58,000 x 10.4 GFLOP
 #   training    x 4 x 30 epochs = 4.7e+17 FLOP
 #   time        1.3 hours at 100 TFLOP/s
@@ -27,7 +27,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 256 pictures with 2 captions each: 512 pairs a step.
+# 256 images with 2 captions each: 512 pairs a step.
 launch run_retrieval.py 256 \
   --benchmark flickr30k \
   "${encoders[@]}" \

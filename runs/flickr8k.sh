@@ -5,16 +5,16 @@
 #   runs/flickr8k.sh                                         the Hub's copy
 #
 # Data: dataset_flickr8k.json of https://cs.stanford.edu/people/karpathy/deepimagesent/, or Flickr8k.token.txt with
-# Flickr_8k.{train,dev,test}Images.txt, and the pictures in Flicker8k_Dataset/ or images/; or Kaggle's captions.txt and
+# Flickr_8k.{train,dev,test}Images.txt, and the images in Flicker8k_Dataset/ or images/; or Kaggle's captions.txt and
 # Images/, with one of the former beside them for the official split.
 #
-# Settings: those of flickr30k.sh. HiViLT's own: half as many pairs a step, for a fifth of the pictures.
+# Settings: those of flickr30k.sh. HiViLT's own: half as many pairs a step, for a fifth of the images.
 #
 # Leaves in outputs/flickr8k: the checkpoint, results.json, predictions.jsonl, retrieval.png, and in the card
 # README.md the tables of R@1, R@5 and R@10.
 #
 # Estimate, not measured, of training alone; chunks are computed once more for their gradients:
-#   pictures    6,000 x 114 GFLOP
+#   images    6,000 x 114 GFLOP
 #   captions    12,000 x 10.4 GFLOP
 #   training    x 4 x 30 epochs = 9.7e+16 FLOP
 #   time        0.27 hours at 100 TFLOP/s
@@ -23,7 +23,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 128 pictures with 2 captions each: 256 pairs a step.
+# 128 images with 2 captions each: 256 pairs a step.
 launch run_retrieval.py 128 \
   --benchmark flickr8k \
   "${encoders[@]}" \

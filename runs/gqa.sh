@@ -2,22 +2,22 @@
 # GQA, balanced: compositional questions about photographs, one of 1,842 answers.
 #
 #   runs/gqa.sh --data_dir GQA                               official files
-#   runs/gqa.sh                                              the Hub's copies; train's pictures are 10 GB
+#   runs/gqa.sh                                              the Hub's copies; train's images are 10 GB
 #
 # Data, of https://cs.stanford.edu/people/dorarad/gqa/download.html, unpacked into one folder:
 # {train,val,testdev}_balanced_questions.json, and images/.
 #
 # Settings: those of vqav2.sh, but 5 epochs (LXMERT: 4) over twice as many questions, and no mirroring, as
-# BridgeTower: with 13 questions a picture, nearly every one has a question about left or right.
+# BridgeTower: with 13 questions an image, nearly every one has a question about left or right.
 # HiViLT's own: the field trains on train and val and chooses the epoch by testdev, which it then reports; here val
 # chooses, and testdev is answered once, at the end. --train_split train+val trains on both and chooses by a tenth of
-# their pictures. Accuracy on val is much higher than on testdev, whose pictures are others: do not quote it.
+# their images. Accuracy on val is much higher than on testdev, whose images are others: do not quote it.
 #
 # Leaves in outputs/gqa: the checkpoint, results.json with accuracy by type, predictions.jsonl, and submission.json in
 # the server's format, for testdev; --test_split test writes it for test.
 #
-# Estimate, not measured, of training alone; pictures of train, about:
-#   pictures    72,140 x 114 GFLOP
+# Estimate, not measured, of training alone; images of train, about:
+#   images    72,140 x 114 GFLOP
 #   questions   943,000 x 6.3 GFLOP
 #   training    x 3 x 5 epochs = 2.1e+17 FLOP
 #   time        0.59 hours at 100 TFLOP/s
@@ -26,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 24 pictures with 13.1 questions each: 314 questions a step, where the field has 256 or 512.
+# 24 images with 13.1 questions each: 314 questions a step, where the field has 256 or 512.
 launch run_vqa.py 24 \
   --benchmark gqa --train_split train --validation_split val --test_split testdev \
   "${encoders[@]}" \

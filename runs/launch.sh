@@ -1,6 +1,6 @@
 # Sourced by the recipes, from the root of the repository: what they have in common, and how a run is started.
 #
-#   NUM_PROCESSES=8   GPUs, one process each; a step has as many pictures as with one (default 1)
+#   NUM_PROCESSES=8   GPUs, one process each; a step has as many images as with one (default 1)
 #   FSDP=1            shard the weights over them as runs/fsdp.yaml says (see runs/README.md)
 #   CHECKPOINT=...    a HiViLT to go on from, a folder or a name on the Hub, instead of the two encoders of photographs
 
@@ -18,14 +18,14 @@ stop() {
   exit 2
 }
 
-# launch SCRIPT PICTURES FLAG...: trains with so many pictures a step, on all processes together.
+# launch SCRIPT IMAGES FLAG...: trains with so many images a step, on all processes together.
 launch() {
-  local script=$1 pictures=$2 starter
+  local script=$1 images=$2 starter
   shift 2
   [[ "$NUM_PROCESSES" =~ ^[1-9][0-9]*$ ]] || stop "NUM_PROCESSES: expected a number from 1 on, got '$NUM_PROCESSES'."
-  ((pictures % NUM_PROCESSES == 0)) ||
-    stop "NUM_PROCESSES: $NUM_PROCESSES processes cannot share the $pictures pictures of a step; take a divisor of it."
-  local flags=(--per_device_train_batch_size $((pictures / NUM_PROCESSES)))
+  ((images % NUM_PROCESSES == 0)) ||
+    stop "NUM_PROCESSES: $NUM_PROCESSES processes cannot share the $images images of a step; take a divisor of it."
+  local flags=(--per_device_train_batch_size $((images / NUM_PROCESSES)))
 
   if [[ "$FSDP" == 1 ]]; then
     starter=(accelerate launch --config_file runs/fsdp.yaml --num_processes "$NUM_PROCESSES")

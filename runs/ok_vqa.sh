@@ -9,15 +9,15 @@
 # mscoco_*_annotations.json, and MS-COCO's train2014/ and val2014/.
 #
 # Settings: those of vqav2.sh. LAVIS goes on from ALBEF's VQAv2 checkpoint for 6 epochs at 2e-5, 16 questions a GPU.
-# Such a checkpoint, if trained on VQAv2's train and val, has seen the pictures of this test split, though not its
+# Such a checkpoint, if trained on VQAv2's train and val, has seen the images of this test split, though not its
 # questions; one trained with --train_split train has not.
 # HiViLT's own: 64 questions a step; the classes are the answers of two questions or more; the official val is the
-# test split, as everywhere, and a tenth of the training pictures is held out to choose the epoch by.
+# test split, as everywhere, and a tenth of the training images is held out to choose the epoch by.
 #
 # Leaves in outputs/ok_vqa: the checkpoint, results.json, predictions.jsonl.
 #
 # Estimate, not measured, of training alone:
-#   pictures    8,098 x 114 GFLOP
+#   images    8,098 x 114 GFLOP
 #   questions   8,108 x 6.3 GFLOP
 #   training    x 3 x 10 epochs = 2.9e+16 FLOP
 #   time        0.081 hours at 100 TFLOP/s
@@ -26,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 64 pictures with one question each.
+# 64 images with one question each.
 launch run_vqa.py 64 \
   --benchmark ok-vqa \
   "${encoders[@]}" \

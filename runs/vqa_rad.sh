@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# VQA-RAD: questions of doctors about radiology pictures, on pretrained encoders. benchmarks/vqa_rad.py measures it
-# from scratch instead, with three seeds and with blank pictures.
+# VQA-RAD: questions of doctors about radiology images, on pretrained encoders. benchmarks/vqa_rad.py measures it
+# from scratch instead, with three seeds and with blank images.
 #
 #   runs/vqa_rad.sh --data_dir vqa_rad                       official files
 #   runs/vqa_rad.sh                                          the Hub's copy, 35 MB
@@ -10,13 +10,13 @@
 # which questions say the same, so that what is held out may be a training question in other words.
 #
 # Settings: pixels and learning rates of vqav2.sh, RandAugment (2, 5) of BLIP. HiViLT's own: 30 epochs, since there
-# are but 313 pictures; small crops and no mirroring, for the sides of a body differ; encoders of everyday pictures
+# are but 313 images; small crops and no mirroring, for the sides of a body differ; encoders of everyday images
 # and texts, where systems made for it (MEVF and after) begin with medical ones.
 #
 # Leaves in outputs/vqa_rad: the checkpoint, results.json with open and closed accuracy, predictions.jsonl.
 #
-# Estimate, not measured, of training alone; a tenth of the questions is held out, not of the pictures:
-#   pictures    313 x 114 GFLOP
+# Estimate, not measured, of training alone; a tenth of the questions is held out, not of the images:
+#   images    313 x 114 GFLOP
 #   questions   1,617 x 6.3 GFLOP
 #   training    x 3 x 30 epochs = 4.1e+15 FLOP
 #   time        0.011 hours at 100 TFLOP/s
@@ -25,7 +25,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 8 pictures with 5.2 questions each: 41 questions a step.
+# 8 images with 5.2 questions each: 41 questions a step.
 launch run_vqa.py 8 \
   --benchmark vqa-rad \
   "${encoders[@]}" \

@@ -3,26 +3,26 @@
 # val, with answers to all of test.
 #
 #   runs/vqav2.sh --data_dir VQAv2                           official files
-#   runs/vqav2.sh                                            the Hub's copies, a picture with each question
+#   runs/vqav2.sh                                            the Hub's copies, an image with each question
 #   runs/vqav2.sh --data_dir VQAv2 --train_split train       to compare on val: chosen by it, and its accuracy printed
 #
 # Data, of https://visualqa.org/download.html, unpacked into one folder: v2_OpenEnded_mscoco_*_questions.json,
 # v2_mscoco_*_annotations.json, and MS-COCO's train2014/, val2014/ and test2015/.
 #
-# Settings: 384 pixels, crops from half the picture on, RandAugment (2, 7), encoders at 2e-5 and 256 questions a step
+# Settings: 384 pixels, crops from half the image on, RandAugment (2, 7), encoders at 2e-5 and 256 questions a step
 # of ALBEF; cosine to 0, weight decay 0.05 and 10 epochs of BLIP; warm-up over a tenth and Adam's beta2 of 0.98, the
 # default here, of ViLT and METER; no mirroring where a question or an answer says left or right, as X-VLM. All but the
 # encoders learn 5 times as fast as they do, the ratio of METER and BridgeTower for their fusion.
 # HiViLT's own: the head learns as fast as the fusion (METER and BridgeTower: 50 times as fast as the encoders, for
-# which there is no flag); a tenth of the pictures is held out to choose the epoch by, where they hold out 1,000; no
-# questions of Visual Genome. And fusion is new here, where theirs has seen 4 to 129 million captioned pictures
+# which there is no flag); a tenth of the images is held out to choose the epoch by, where they hold out 1,000; no
+# questions of Visual Genome. And fusion is new here, where theirs has seen 4 to 129 million captioned images
 # before.
 #
 # Leaves in outputs/vqav2: the checkpoint, results.json, predictions.jsonl, and submission.json for the server, whose
 # test-dev and test-standard are both parts of test.
 #
 # Estimate, not measured, of training alone:
-#   pictures    110,958 x 114 GFLOP
+#   images    110,958 x 114 GFLOP
 #   questions   592,300 x 6.3 GFLOP
 #   training    x 3 x 10 epochs = 4.9e+17 FLOP
 #   time        1.4 hours at 100 TFLOP/s
@@ -31,7 +31,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source runs/launch.sh
 
-# 48 pictures with 5.3 questions each: 256 questions a step.
+# 48 images with 5.3 questions each: 256 questions a step.
 launch run_vqa.py 48 \
   --benchmark vqav2 --train_split train+val --test_split test \
   "${encoders[@]}" \

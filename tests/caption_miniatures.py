@@ -1,4 +1,4 @@
-"""The benchmarks of `hivilt.data.caption_benchmarks` in the layout of their official files, with a few tiny pictures."""
+"""The benchmarks of `hivilt.data.caption_benchmarks` in the layout of their official files, with a few tiny images."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 from PIL import Image
 
 from hivilt.data.captions import named_emoji
-from tiny import make_picture
+from tiny import make_image
 
 COLORS = ("red", "blue", "green", "white", "yellow", "purple", "orange", "cyan")
-# How many pictures each official split has.
+# How many images each official split has.
 SIZES = {"train": 8, "val": 4, "test": 4}
 
 
 def make_caption_miniature(name: str, folder: Path) -> None:
     """Writes the official files of a benchmark into a folder.
 
-    There are 8 pictures to train on, 4 to choose and 4 to test with, each with five captions; MS-COCO has 2 more in
-    restval, OpenMoji's captions are those of the package `emoji`. The first picture of each split has one caption twice.
+    There are 8 images to train on, 4 to choose and 4 to test with, each with five captions; MS-COCO has 2 more in
+    restval, OpenMoji's captions are those of the package `emoji`. The first image of each split has one caption twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if name == "openmoji":
@@ -32,9 +32,9 @@ def make_caption_miniature(name: str, folder: Path) -> None:
         raise ValueError(f"name: expected openmoji, flickr30k, coco or flickr8k, got {name!r}.")
 
 
-def make_karpathy(folder: Path, file_name: str, pictures: str | None) -> None:
-    """A Karpathy file and its pictures: in one folder, or in those of MS-COCO, whose file names the folder of each."""
-    splits = [split for split, size in {**SIZES, **({} if pictures else {"restval": 2})}.items() for _ in range(size)]
+def make_karpathy(folder: Path, file_name: str, image_dir: str | None) -> None:
+    """A Karpathy file and its images: in one folder, or in those of MS-COCO, whose file names the folder of each."""
+    splits = [split for split, size in {**SIZES, **({} if image_dir else {"restval": 2})}.items() for _ in range(size)]
     images = []
     for number, split in enumerate(splits):
         captions = captions_of(number, splits.index(split) == number)
@@ -43,19 +43,19 @@ def make_karpathy(folder: Path, file_name: str, pictures: str | None) -> None:
             for place, text in enumerate(captions)
         ]
         image = {"sentids": [5 * number + place for place in range(5)], "imgid": number, "sentences": sentences}
-        if pictures is None:
+        if image_dir is None:
             year, cocoid = "train2014" if split == "train" else "val2014", 9 + 16 * number
             image |= {"filepath": year, "filename": f"COCO_{year}_{cocoid:012d}.jpg", "cocoid": cocoid}
         else:
             image |= {"filename": f"{1000092795 + number}.jpg"}
         images.append({**image, "split": split})
-        _save_picture(number, folder / (pictures or image["filepath"]) / image["filename"])
+        _save_image(number, folder / (image_dir or image["filepath"]) / image["filename"])
     content = {"images": images, "dataset": file_name.removeprefix("dataset_").removesuffix(".json")}
     (folder / file_name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def captions_of(number: int, repeats: bool) -> list[str]:
-    """Five captions of the picture with this number, the last of them, if it repeats, as the first."""
+    """Five captions of the image with this number, the last of them, if it repeats, as the first."""
     color, other = COLORS[number % len(COLORS)], COLORS[(number // len(COLORS) + number + 1) % len(COLORS)]
     captions = [
         f"This square is {color}, not {other}.",
@@ -75,7 +75,7 @@ def _make_flickr8k(folder: Path) -> None:
         (folder / f"Flickr_8k.{files[split]}.txt").write_text("".join(f"{name}\n" for name in names))
         for place, name in enumerate(names):
             lines += [f"{name}#{n}\t{text}" for n, text in enumerate(captions_of(number + place, place == 0))]
-            _save_picture(number + place, folder / "Flicker8k_Dataset" / name)
+            _save_image(number + place, folder / "Flicker8k_Dataset" / name)
         number += size
     # This one is in the file of captions alone.
     lines += [f"2258277193_586949ec62.jpg.1#{n}\t{text}" for n, text in enumerate(captions_of(number, False))]
@@ -86,11 +86,11 @@ def _make_openmoji(folder: Path) -> None:
     for split, size in {"train": 8, "validation": 4, "test": 4}.items():
         emoji = [one for one in named_emoji(split) if len(set(one.file_names)) == 1]
         for number, one in enumerate(emoji[:size]):
-            picture = Image.new("RGBA", (72, 72))
-            picture.paste(make_picture(COLORS[number], (40, 40)), (16, 16))
-            picture.save(folder / f"{one.file_names[0]}.png")
+            image = Image.new("RGBA", (72, 72))
+            image.paste(make_image(COLORS[number], (40, 40)), (16, 16))
+            image.save(folder / f"{one.file_names[0]}.png")
 
 
-def _save_picture(number: int, path: Path) -> None:
+def _save_image(number: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_picture(COLORS[number % len(COLORS)], (31 + number % 3, 23 + number % 5)).save(path)
+    make_image(COLORS[number % len(COLORS)], (31 + number % 3, 23 + number % 5)).save(path)

@@ -235,12 +235,12 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
     save_file(outputs(reopened, batch), Path(results, "place.safetensors"))
 
     processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
-    pictures = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "lime")]
+    images = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "lime")]
     collate = functools.partial(_collate, processor)
-    spawned = DataLoader(pictures, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+    spawned = DataLoader(images, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
     facts["spawned"] = [{name: value.tolist() for name, value in batch.items()} for batch in spawned]
     facts["not spawned"] = [
-        {name: value.tolist() for name, value in collate(pictures[start : start + 2]).items()} for start in (0, 2)
+        {name: value.tolist() for name, value in collate(images[start : start + 2]).items()} for start in (0, 2)
     ]
 
     def fresh_model():
@@ -255,23 +255,23 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
 
 
 def _collate(processor, examples: list) -> dict:
-    pictures, questions = zip(*examples, strict=True)
-    return dict(processor(images=list(pictures), text=list(questions), return_tensors="pt", padding="max_length"))
+    images, questions = zip(*examples, strict=True)
+    return dict(processor(images=list(images), text=list(questions), return_tensors="pt", padding="max_length"))
 
 
 def second_process(checkpoints: str, trained: str, results: str, again: str) -> dict:
     """The same with what the first process saved, and what it trained."""
     facts = {"hivilt": _import_hivilt()}
     facts["loaded"] = load_all(checkpoints, results, again)
-    picture = Image.new("RGB", (31, 23), "red")
+    image = Image.new("RGB", (31, 23), "red")
     for folder in Path(trained), Path(trained, "checkpoint-2"), Path(trained, "resumed"):
         answer = pipeline("visual-question-answering", model=str(folder), trust_remote_code=True)
-        facts[f"pipeline {folder.name}"] = answer(picture, "what color is it", top_k=2)
+        facts[f"pipeline {folder.name}"] = answer(image, "what color is it", top_k=2)
         facts[f"AutoModel {folder.name}"] = type(_open(AutoModel, folder)).__name__
     return facts
 
 
-def answer_everywhere(qa: str, retrieval: str, picture: str, again: str) -> dict:
+def answer_everywhere(qa: str, retrieval: str, image: str, again: str) -> dict:
     """What the pipelines of two checkpoints say, the first of them also after it was saved from here."""
     questions = ["what color is the circle", "is there a square"]
     vqa = pipeline("visual-question-answering", model=qa, trust_remote_code=True)
@@ -280,12 +280,12 @@ def answer_everywhere(qa: str, retrieval: str, picture: str, again: str) -> dict
     labels = ["red", "blue circle", "three"]
     return {
         "class": [type(vqa).__name__, type(vqa.processor).__name__, type(vqa.model).__module__.split(".")[0]],
-        "task": vqa(picture, questions),
-        "inferred": pipeline(model=qa, trust_remote_code=True)(picture, questions),
-        "saved again": pipeline(model=again, trust_remote_code=True)(picture, questions),
-        "half": [half.dtype == torch.bfloat16, half(picture, questions)],
+        "task": vqa(image, questions),
+        "inferred": pipeline(model=qa, trust_remote_code=True)(image, questions),
+        "saved again": pipeline(model=again, trust_remote_code=True)(image, questions),
+        "half": [half.dtype == torch.bfloat16, half(image, questions)],
         "zero-shot": pipeline("zero-shot-image-classification", model=retrieval, trust_remote_code=True)(
-            picture, candidate_labels=labels, hypothesis_template="{}"
+            image, candidate_labels=labels, hypothesis_template="{}"
         ),
     }
 

@@ -125,16 +125,16 @@ def train(question_answering: list[str], retrieval: list[str]) -> dict:
 # Without: what comes down
 
 
-def visit(commits: dict[str, str], picture: str, batch: str, results: str) -> dict:
+def visit(commits: dict[str, str], image: str, batch: str, results: str) -> dict:
     """Loads it all by name into an empty cache."""
     from peft import PeftModel
 
-    batch, picture, remote = load_file(batch), Image.open(picture), {"trust_remote_code": True}
+    batch, image, remote = load_file(batch), Image.open(image), {"trust_remote_code": True}
     load = AutoModelForVisualQuestionAnswering.from_pretrained
     facts = {"me/hivilt": _keep(results, "me/hivilt", load("me/hivilt", **remote), batch)}
     facts["processor"] = type(AutoProcessor.from_pretrained("me/hivilt", **remote)).__name__
     for task in (None, "visual-question-answering"):
-        facts[f"pipeline {task}"] = pipeline(task, model="me/hivilt", **remote)(picture, QUESTION, top_k=2)
+        facts[f"pipeline {task}"] = pipeline(task, model="me/hivilt", **remote)(image, QUESTION, top_k=2)
 
     first, second = commits["first"], commits["second"]
     for name, revisions in {
@@ -160,9 +160,9 @@ def visit(commits: dict[str, str], picture: str, batch: str, results: str) -> di
     _keep(results, "me/root", load("me/root", **remote))
     processors = [AutoProcessor.from_pretrained("me/root", subfolder=name, **remote) for name in ("", "vqa")]
     facts["vocabularies"] = [len(processor.tokenizer) for processor in processors]
-    facts["me/run"] = pipeline(model="me/run", **remote)(picture, QUESTION)
+    facts["me/run"] = pipeline(model="me/run", **remote)(image, QUESTION)
     for repo in ("me/root", "me/found"):
-        facts[repo] = pipeline(model=repo, **remote)(picture, candidate_labels=LABELS)
+        facts[repo] = pipeline(model=repo, **remote)(image, candidate_labels=LABELS)
 
     cards = {repo: ModelCard.load(repo) for repo in ("me/root", "me/run", "me/found")}
     for repo, card in cards.items():
@@ -201,14 +201,14 @@ def stumble(checkpoint: str, results: str) -> dict:
     return facts
 
 
-def stay_home(results: str, first: str, picture: str, batch: str) -> dict:
+def stay_home(results: str, first: str, image: str, batch: str) -> dict:
     """Loads offline what an earlier process has seen, and what none has."""
     load, remote = AutoModelForVisualQuestionAnswering.from_pretrained, {"trust_remote_code": True}
     _keep(results, "offline", load("me/hivilt", **remote), load_file(batch))
     _keep(results, "offline, first", load("me/versions", revision=first, **remote))
     return {
         "processor": type(AutoProcessor.from_pretrained("me/hivilt", **remote)).__name__,
-        "pipeline": pipeline(model="me/hivilt", **remote)(Image.open(picture), QUESTION, top_k=2),
+        "pipeline": pipeline(model="me/hivilt", **remote)(Image.open(image), QUESTION, top_k=2),
         "unknown": _error(load, "me/unknown", **remote),
     }
 

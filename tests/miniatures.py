@@ -1,6 +1,6 @@
-"""The benchmarks as their official files lay them out, and as the Hub has them, with a handful of plain pictures.
+"""The benchmarks as their official files lay them out, and as the Hub has them, with a handful of plain images.
 
-Every split asks three questions about each picture, VizWiz only one, as it does. Some answers are in the field's answer
+Every split asks three questions about each image, VizWiz only one, as it does. Some answers are in the field's answer
 lists ("red", "yes") and some are not ("red zigzag").
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from tiny import make_picture
+from tiny import make_image
 
 TRAIN_COLORS = ("red", "blue", "green", "yellow")
 SPLITS = {"train": TRAIN_COLORS, "val": ("red", "blue"), "test": ("green", "red"), "test-dev": ("green",)}
@@ -23,20 +23,20 @@ TWO_STEPS = [
     *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "1"),
     *("--save_strategy", "steps", "--save_steps", "1"),
 ]
-WORDS_ON_PICTURES = ["STOP", "exit", "5"]
+WORDS_ON_IMAGES = ["STOP", "exit", "5"]
 
 
 def _questions(colors: tuple[str, ...], each: int = 3) -> Iterator[tuple[int, str, str, str, str]]:
-    """For each question the place of its picture, the picture's color, the question, its answer, and its kind."""
-    for picture, color in enumerate(colors):
+    """For each question the place of its image, the image's color, the question, its answer, and its kind."""
+    for image, color in enumerate(colors):
         asked = [
             ("what color is the shape?", color, "other"),
             ("is the shape red?", "yes" if color == "red" else "no", "yes/no"),
             # Every second one has an answer that others share and that no answer list has.
-            ("what is in the image?", f"{color} zigzag" if picture % 2 else "two zigzags", "other"),
+            ("what is in the image?", f"{color} zigzag" if image % 2 else "two zigzags", "other"),
         ]
         for question, answer, kind in asked[:each]:
-            yield picture, color, question, answer, kind
+            yield image, color, question, answer, kind
 
 
 def _ten(answer: str) -> list[str]:
@@ -55,7 +55,7 @@ def _write(path: Path, content: Any) -> None:
 
 def _save(path: Path, color: str, mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_picture(color).convert(mode).save(path)
+    make_image(color).convert(mode).save(path)
 
 
 # Official files
@@ -63,10 +63,10 @@ def _save(path: Path, color: str, mode: str = "RGB") -> None:
 
 def _easy_vqa(folder: Path) -> None:
     for split, colors in (("train", TRAIN_COLORS), ("test", SPLITS["test"])):
-        rows = [[question, answer, picture] for picture, _, question, answer, _ in _questions(colors)]
+        rows = [[question, answer, image] for image, _, question, answer, _ in _questions(colors)]
         _write(folder / "data" / split / "questions.json", rows)
-        for picture, color in enumerate(colors):
-            _save(folder / "data" / split / "images" / f"{picture}.png", color)
+        for image, color in enumerate(colors):
+            _save(folder / "data" / split / "images" / f"{image}.png", color)
 
 
 _COCO = {"train": ("train2014", 100), "val": ("val2014", 200), "test": ("test2015", 300), "test-dev": ("test2015", 300)}
@@ -77,15 +77,15 @@ def _coco_rows(split: str) -> list[dict[str, Any]]:
     start = _COCO[split][1]
     return [
         {
-            "image_id": start + picture,
-            "question_id": (start + picture) * 1000 + place % 3,
+            "image_id": start + image,
+            "question_id": (start + image) * 1000 + place % 3,
             "question": question,
             "question_type": " ".join(question.split()[:2]),
             "answer_type": kind,
             "multiple_choice_answer": answer,
             "answers": [{**one, "answer_id": number} for number, one in enumerate(_people(answer), 1)],
         }
-        for place, (picture, _, question, answer, kind) in enumerate(_questions(SPLITS[split]))
+        for place, (image, _, question, answer, kind) in enumerate(_questions(SPLITS[split]))
     ]
 
 
@@ -99,20 +99,20 @@ def _coco(folder: Path, version: str, splits: tuple[str, ...]) -> None:
         if not split.startswith("test"):
             annotations = [{name: row[name] for name in row if name != "question"} for row in rows]
             _write(folder / f"{version}mscoco_{part}_annotations.json", {"annotations": annotations[::-1]})
-        for picture, color in enumerate(SPLITS[split]):
-            _save(folder / part / f"COCO_{part}_{start + picture:012d}.jpg", color)
+        for image, color in enumerate(SPLITS[split]):
+            _save(folder / part / f"COCO_{part}_{start + image:012d}.jpg", color)
 
 
 _GQA = {"train": "train", "val": "val", "testdev": "test", "test": "test", "challenge": "test"}
 
 
 def _gqa_rows(split: str) -> list[dict[str, Any]]:
-    # Ids of Visual Genome are numbers, those of COCO's test pictures begin with n.
+    # Ids of Visual Genome are numbers, those of COCO's test images begin with n.
     ids = {"train": "23{}", "val": "24{}"}.get(split, "n{}")
     return [
         {
             "id": f"0{place}{list(_GQA).index(split)}",
-            "imageId": ids.format(picture),
+            "imageId": ids.format(image),
             "question": question,
             "isBalanced": True,
             "answer": answer,
@@ -120,7 +120,7 @@ def _gqa_rows(split: str) -> list[dict[str, Any]]:
             "types": {"structural": "verify" if kind == "yes/no" else "query", "semantic": "attr", "detailed": "which"},
             "semantic": [{"operation": "select", "dependencies": [], "argument": "shape (1)"}],
         }
-        for place, (picture, _, question, answer, kind) in enumerate(_questions(SPLITS[_GQA[split]]))
+        for place, (image, _, question, answer, kind) in enumerate(_questions(SPLITS[_GQA[split]]))
     ]
 
 
@@ -140,18 +140,18 @@ _VIZWIZ = {"train": TRAIN_COLORS * 3, "val": ("red", "blue") * 3, "test": ("gree
 def _vizwiz_rows(split: str) -> list[dict[str, Any]]:
     # The third and every second one after it cannot be answered.
     asked = [
-        (picture, question, *(("unanswerable", "unanswerable") if picture > 1 and picture % 2 == 0 else (answer, kind)))
-        for picture, _, question, answer, kind in _questions(_VIZWIZ[split], each=1)
+        (image, question, *(("unanswerable", "unanswerable") if image > 1 and image % 2 == 0 else (answer, kind)))
+        for image, _, question, answer, kind in _questions(_VIZWIZ[split], each=1)
     ]
     return [
         {
-            "image": f"VizWiz_{split}_{picture:08d}.jpg",
+            "image": f"VizWiz_{split}_{image:08d}.jpg",
             "question": question,
             "answers": _people(answer),
             "answer_type": kind,
             "answerable": int(kind != "unanswerable"),
         }
-        for picture, question, answer, kind in asked
+        for image, question, answer, kind in asked
     ]
 
 
@@ -167,17 +167,17 @@ def _vizwiz(folder: Path) -> None:
 def _textvqa_rows(split: str) -> list[dict[str, Any]]:
     return [
         {
-            "image_id": f"{split}{picture:012x}",
+            "image_id": f"{split}{image:012x}",
             "question_id": 34602 + list(SPLITS).index(split) * 100 + place,
             "question": question,
             "question_tokens": question.rstrip("?").split(),
             "image_width": 31,
             "set_name": split,
             "answers": _ten(answer),
-            # The last picture has no words on it.
-            "ocr_tokens": WORDS_ON_PICTURES if picture < len(SPLITS[split]) - 1 else [],
+            # The last image has no words on it.
+            "ocr_tokens": WORDS_ON_IMAGES if image < len(SPLITS[split]) - 1 else [],
         }
-        for place, (picture, _, question, answer, _) in enumerate(_questions(SPLITS[split]))
+        for place, (image, _, question, answer, _) in enumerate(_questions(SPLITS[split]))
     ]
 
 
@@ -201,13 +201,13 @@ def _vqa_rad_rows() -> list[dict[str, Any]]:
             "qid": str(place),
             "qid_linked_id": f"linked-{place // 2}",
             "phrase_type": f"test_{phrase}" if place >= 12 else phrase,
-            "image_name": f"synpic{picture}.jpg",
+            "image_name": f"synpic{image}.jpg",
             "question": question,
             "question_type": "PRES" if kind == "yes/no" else "ATRIB",
             "answer": answer.capitalize(),
             "answer_type": "CLOSED " if kind == "yes/no" else "OPEN",
         }
-        for place, (picture, _, question, answer, kind) in enumerate(_questions(TRAIN_COLORS + SPLITS["test"]))
+        for place, (image, _, question, answer, kind) in enumerate(_questions(TRAIN_COLORS + SPLITS["test"]))
         for phrase in ["freeform" if place % 2 else "para"]
     ]
     rows[3] |= {"question": "how many shapes are there?", "answer": 0}
@@ -216,8 +216,8 @@ def _vqa_rad_rows() -> list[dict[str, Any]]:
 
 def _vqa_rad(folder: Path) -> None:
     _write(folder / "VQA_RAD Dataset Public.json", _vqa_rad_rows())
-    for picture, color in enumerate(TRAIN_COLORS + SPLITS["test"]):
-        _save(folder / "VQA_RAD Image Folder" / f"synpic{picture}.jpg", color)
+    for image, color in enumerate(TRAIN_COLORS + SPLITS["test"]):
+        _save(folder / "VQA_RAD Image Folder" / f"synpic{image}.jpg", color)
 
 
 def _clevr_rows(split: str) -> list[dict[str, Any]]:
@@ -228,15 +228,15 @@ def _clevr_rows(split: str) -> list[dict[str, Any]]:
     return [
         {
             "split": split,
-            "image_index": picture,
-            "image_filename": f"CLEVR_{split}_{picture:06d}.png",
+            "image_index": image,
+            "image_filename": f"CLEVR_{split}_{image:06d}.png",
             "question_index": place,
             "question": question,
             "answer": answer,
             "program": [step("scene"), step(last[question])],
             "question_family_index": 7,
         }
-        for place, (picture, _, question, answer, _) in enumerate(_questions(SPLITS[split]))
+        for place, (image, _, question, answer, _) in enumerate(_questions(SPLITS[split]))
     ]
 
 
@@ -247,8 +247,8 @@ def _clevr(folder: Path) -> None:
         questions = [{name: row[name] for name in row if name not in left_out} for row in rows]
         path = folder / "CLEVR_v1.0" / "questions" / f"CLEVR_{split}_questions.json"
         _write(path, {"info": {"split": split}, "questions": questions})
-        for picture, color in enumerate(SPLITS[split]):
-            name = f"CLEVR_{split}_{picture:06d}.png"
+        for image, color in enumerate(SPLITS[split]):
+            name = f"CLEVR_{split}_{image:06d}.png"
             _save(folder / "CLEVR_v1.0" / "images" / split / name, color, mode="RGBA")
 
 
@@ -256,27 +256,27 @@ def _sort_of_clevr(folder: Path) -> None:
     for split in ("train", "test"):
         rows = [
             {
-                "image_filename": f"{split}_{picture:05d}.png",
+                "image_filename": f"{split}_{image:05d}.png",
                 "question": question,
                 "answer": answer,
                 "family": "relational" if kind == "other" else "non-relational",
             }
-            for picture, _, question, answer, kind in _questions(SPLITS[split])
+            for image, _, question, answer, kind in _questions(SPLITS[split])
         ]
         _write(folder / f"sort_of_clevr_{split}.json", rows)
-        for picture, color in enumerate(SPLITS[split]):
-            _save(folder / "images" / f"{split}_{picture:05d}.png", color)
+        for image, color in enumerate(SPLITS[split]):
+            _save(folder / "images" / f"{split}_{image:05d}.png", color)
 
 
 def _daquar(folder: Path) -> None:
-    """All questions in one file, by turns with their answers, test pictures first; a list of pictures for each split."""
+    """All questions in one file, by turns with their answers, test images first; a list of images for each split."""
     lines = []
     for split, start in (("test", 1), ("train", 3)):
-        names = [f"image{start + picture}" for picture in range(len(SPLITS[split]))]
-        for picture, _, question, answer, _ in _questions(SPLITS[split]):
+        names = [f"image{start + image}" for image in range(len(SPLITS[split]))]
+        for image, _, question, answer, _ in _questions(SPLITS[split]):
             # "red, zigzag" is a list, "two_zigzags" a word.
             answer = answer.replace(" ", "_" if answer.startswith("two") else ", ")
-            lines += [question.replace("?", f" in the {names[picture]} ?"), answer]
+            lines += [question.replace("?", f" in the {names[image]} ?"), answer]
         for name, color in zip(names, SPLITS[split], strict=True):
             _save(folder / "images" / f"{name}.png", color)
         (folder / f"{split}_images_list.txt").write_text("\n".join(names), encoding="utf-8")
@@ -306,7 +306,7 @@ def make_vqa_miniature(name: str, folder: Path) -> None:
 
 
 def write_hub_copy(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
-    """A dataset as on the Hub: Parquet with pictures inside. Keys are splits, or "config/split" where it has configs.
+    """A dataset as on the Hub: Parquet with images inside. Keys are splits, or "config/split" where it has configs.
 
     The splits of a config have the columns of its first; those that a split's rows lack are null.
     """
@@ -329,11 +329,11 @@ def write_hub_copy(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> Non
 
 
 def _shown(rows: list[dict[str, Any]], colors: tuple[str, ...], without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Rows with the pictures they ask about, and without some columns."""
+    """Rows with the images they ask about, and without some columns."""
     each = len(rows) // len(colors)
-    pictures: dict[str, Image.Image] = {color: make_picture(color) for color in colors}
+    images: dict[str, Image.Image] = {color: make_image(color) for color in colors}
     return [
-        {name: row[name] for name in row if name not in without} | {"image": pictures[colors[place // each]]}
+        {name: row[name] for name in row if name not in without} | {"image": images[colors[place // each]]}
         for place, row in enumerate(rows)
     ]
 
@@ -357,10 +357,10 @@ def _gqa_hub() -> dict[str, list[dict[str, Any]]]:
     for split, ours in _GQA.items():
         without = ("answer", "fullAnswer", "types", "semantic") if split in ("test", "challenge") else ()
         rows = _shown(_gqa_rows(split), SPLITS[ours], without)
-        pictures = {row["imageId"]: {"id": row["imageId"], "image": row.pop("image")} for row in rows}
+        images = {row["imageId"]: {"id": row["imageId"], "image": row.pop("image")} for row in rows}
         tables[f"{split}_balanced_instructions/{split}"] = rows
         # Not in the order of the questions.
-        tables[f"{split}_balanced_images/{split}"] = list(pictures.values())[::-1]
+        tables[f"{split}_balanced_images/{split}"] = list(images.values())[::-1]
     return tables
 
 

@@ -21,7 +21,7 @@ from hivilt.evaluation.familiarity import features_of_images, measure_familiarit
 from hivilt.search import ImageIndex
 from hivilt.training import load_checkpoint
 from processes import free_port
-from tiny import make_model, make_picture, make_processor
+from tiny import make_image, make_model, make_processor
 
 # Gradio's statistics use what pandas 4 will no longer have.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
@@ -32,9 +32,9 @@ MORE = (QUESTION, "is there a red square", "what shape")
 RESULTS = {
     "data": {
         "name": "Flickr8k <1>",
-        "train": {"pictures": 6000, "captions": 30000, "questions": 7000},
-        "test": {"pictures": 1000},
-        "validation": {"pictures": 900},
+        "train": {"images": 6000, "captions": 30000, "questions": 7000},
+        "test": {"images": 1000},
+        "validation": {"pictures": 900},  # as it was written until 2026-11-29
     },
     "test": {
         **{"embedding_text_to_image_recall@1": 0.314, "embedding_text_to_image_recall@10": 0.7},
@@ -54,7 +54,7 @@ def place(tmp_path_factory) -> Path:
     for name, colors in {"images": COLORS, "others": ("red", "blue")}.items():
         (folder / name).mkdir()
         for color in colors:
-            make_picture(color).save(folder / name / f"{color}.png")
+            make_image(color).save(folder / name / f"{color}.png")
     (folder / "empty").mkdir()
     (folder / "no image <b>.png").write_text("no image")
     (folder / "cut.png").write_bytes((folder / "images" / "red.png").read_bytes()[:60])
@@ -146,7 +146,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(answerer, encoded, place
 
 
 def test_of_an_image_unlike_those_of_training_it_says_so(checkpoint, place):
-    colors = features_of_images(*checkpoint, [make_picture(color) for color in COLORS] * 3)
+    colors = features_of_images(*checkpoint, [make_image(color) for color in COLORS] * 3)
     familiarity = measure_familiarity(colors, colors)
     asked = app.Answerer(*checkpoint, familiarity)
     assert asked.ask(str(place / "images" / "red.png"), QUESTION)[1]
@@ -159,7 +159,7 @@ def test_of_an_image_unlike_those_of_training_it_says_so(checkpoint, place):
 
 
 def test_the_page_warns_beside_the_answer_of_an_image_unlike_those_of_training(checkpoint, place):
-    colors = features_of_images(*checkpoint, [make_picture(color) for color in COLORS] * 3)
+    colors = features_of_images(*checkpoint, [make_image(color) for color in COLORS] * 3)
     for familiarity, warned in {None: False, 0.001: True, 1000.0: False}.items():
         measured = familiarity and {**measure_familiarity(colors, colors), "limit": familiarity}
         page = app.build_page(checkpoint, {}, familiarity=measured)
@@ -359,7 +359,7 @@ def test_without_images_the_page_says_how_to_name_them(checkpoint):
     assert [fn.api_name for fn in page.fns.values() if fn.api_visibility == "public"] == ["ask"]
 
 
-def test_examples_are_offered_with_their_picture(checkpoint):
+def test_examples_are_offered_with_their_image(checkpoint):
     page = app.build_page(checkpoint, {}, examples=app.EXAMPLES)
     (samples,) = [c["props"]["samples"] for c in page.config["components"] if c["type"] == "dataset"]
     assert [question for _, question in samples] == list(app.QUESTIONS)

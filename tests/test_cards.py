@@ -30,11 +30,11 @@ from caption_miniatures import make_caption_miniature
 from hivilt import run_retrieval, run_vqa
 from hivilt.cards import CREDITS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.data.tables import TablePicture
+from hivilt.data.tables import TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.training import TaskArguments
 from miniatures import TWO_STEPS, make_vqa_miniature
-from tiny import VISION_CONFIGS, make_picture
+from tiny import VISION_CONFIGS, make_image
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE_TAGS = {"visual-question-answering", "zero-shot-image-classification"}
@@ -136,7 +136,7 @@ def retrieval(tmp_path_factory) -> Run:
     place = tmp_path_factory.mktemp("place")
     make_caption_miniature("openmoji", place / "data")
     flags = ("--data_dir", str(place / "data"), "--license", "cc-by-sa-4.0", "--language", "en", "de")
-    return make_run(run_retrieval, place / "pictures", "--benchmark", "openmoji", *flags, "--rerank_k", "3")
+    return make_run(run_retrieval, place / "images", "--benchmark", "openmoji", *flags, "--rerank_k", "3")
 
 
 @pytest.fixture(params=["vqa", "retrieval"])
@@ -180,7 +180,7 @@ def test_what_the_reader_sees_was_measured(vqa, retrieval):
     validation = vqa.results["validation"]
     assert f"| loss | {validation['loss']:.4g} | {test['loss']:.4g} |" in card
     train = vqa.results["data"]["train"]
-    assert f"trained on {train['questions'] - train['dropped_questions']} questions about 4 pictures of GQA" in card
+    assert f"trained on {train['questions'] - train['dropped_questions']} questions about 4 images of GQA" in card
     assert f"{vqa.results['parameters']['all']:,} parameters" in card and "one of 1,842\nanswers" in card
     evaluated = [entry for entry in vqa.trainer.state.log_history if "eval_accuracy" in entry]
     for one in evaluated[:2]:
@@ -244,12 +244,12 @@ def run_of_shell(line: str) -> list[str]:
 
 
 def test_snippets_print_answers_elsewhere(vqa, retrieval, tmp_path):
-    """In a new process, with nothing but the folders and a picture, and each snippet by itself."""
+    """In a new process, with nothing but the folders and an image, and each snippet by itself."""
     codes = []
     for run in (vqa, retrieval):
         shutil.copytree(run.folder, tmp_path / run.folder.name, ignore=shutil.ignore_patterns("checkpoint-*"))
         codes += snippets(check_card(run.folder / "README.md"))
-    make_picture().save(tmp_path / "picture.png")
+    make_image().save(tmp_path / "image.png")
     program = "import json, sys; sys.modules['hivilt'] = None\n"
     program += "for code in json.load(open('codes.json')): exec(code, {}); print('---')"
     (tmp_path / "codes.json").write_text(json.dumps(codes))
@@ -331,11 +331,11 @@ def test_base_models_are_those_on_the_hub(vqa, tmp_path, monkeypatch, named, exp
 
 
 def test_a_dataset_on_the_hub_is_named(vqa, tmp_path):
-    named = {"benchmark": None, "data_dir": None, "dataset_name": "Me/My_Pictures", "dataset_config_name": "small"}
+    named = {"benchmark": None, "data_dir": None, "dataset_name": "Me/My_Images", "dataset_config_name": "small"}
     card = vqa.card(tmp_path, args=dataclasses.replace(vqa.args, **named, max_predict_samples=6))
-    assert card.data.datasets == ["Me/My_Pictures"]
+    assert card.data.datasets == ["Me/My_Images"]
     first = card.data.eval_results[0]
-    assert (first.dataset_type, first.dataset_config) == ("Me/My_Pictures", "small")
+    assert (first.dataset_type, first.dataset_config) == ("Me/My_Images", "small")
     assert first.dataset_args == {"max_samples": 6}
 
 
@@ -343,7 +343,7 @@ def test_a_benchmark_names_the_copy_that_was_read(vqa, tmp_path):
     def read_from(name: str | None) -> list:
         table = datasets.Dataset.from_dict({"image": ["a.png"]})
         table.info.homepage = name and f"https://huggingface.co/datasets/{name}"
-        return [vqa.splits["train"][0]._replace(image=TablePicture(table, 0, "image"))]
+        return [vqa.splits["train"][0]._replace(image=TableImage(table, 0, "image"))]
 
     args = dataclasses.replace(vqa.args, data_dir=None)
     splits = {"train": read_from("one/GQA") + read_from("two/gqa"), "test": read_from("one/GQA")}

@@ -40,7 +40,7 @@ from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, load_or_build
-from tiny import make_batch, make_model, make_picture, make_processor
+from tiny import make_batch, make_image, make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
 CODE = {f"{name}_hivilt.py" for name in ("configuration", "encoders", "modeling", "pipeline", "processing")}
@@ -61,12 +61,12 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(work) -> Path:
-    """Four pictures, with questions and captions as files of rows."""
+    """Four images, with questions and captions as files of rows."""
     data = work / "data"
     data.mkdir()
     questions, captions = [], []
     for color in COLORS:
-        make_picture(color).save(data / f"{color}.png")
+        make_image(color).save(data / f"{color}.png")
         for question, answer in (("what color is it", color), ("is it red", "yes" if color == "red" else "no")):
             questions.append({"image": f"{color}.png", "question": question, "answer": answer})
         captions.append({"image": f"{color}.png", "caption": f"a {color} image"})
@@ -506,7 +506,7 @@ def turned(work, data, answering) -> Path:
 
 @pytest.fixture(scope="module")
 def turned_back(work, data, turned) -> Path:
-    """And back, for other answers: no white picture is asked about."""
+    """And back, for other answers: no white image is asked about."""
     folder = work / "checkpoints" / "turned back"
     rows = (data / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     (data / "fewer.jsonl").write_text("\n".join(row for row in rows if "white" not in row), encoding="utf-8")
@@ -634,7 +634,7 @@ def elsewhere(work, data, question_answering, retrieval, sharded, half, adapter,
         (work / name).mkdir()
     places = {"checkpoints": work / "checkpoints", "results": work / "results", "again": work / "saved again"}
     opening = start_elsewhere(load_all, work / "opening", **places)
-    asked = {"qa": adapter.folder, "retrieval": turned, "picture": data / "red.png"}
+    asked = {"qa": adapter.folder, "retrieval": turned, "image": data / "red.png"}
     answering = start_elsewhere(answer_everywhere, work / "answering", **asked, again=work / "adapter saved again")
     return {"opened": finish_elsewhere(opening), "answered": finish_elsewhere(answering)}
 

@@ -809,7 +809,7 @@ def test_one_batch_can_be_learned_by_heart(model_class):
 @pytest.mark.checklist("11")
 @pytest.mark.parametrize("vision", VISION_CONFIGS)
 @pytest.mark.parametrize("size", [(28, 24), (25, 38)], ids=str)
-def test_pictures_of_any_size_and_texts_of_any_length(vision, size):
+def test_images_of_any_size_and_texts_of_any_length(vision, size):
     model = make_model(HiViLTForQuestionAnswering, vision=vision)
     patch = model.config.vision_config.patch_size
     inputs = make_inputs(HiViLTForQuestionAnswering)

@@ -26,7 +26,7 @@ from hivilt.run_retrieval import main as run_retrieval
 from hivilt.run_vqa import main as run_vqa
 from hivilt.trainers import RetrievalTrainer
 from processes import launch
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
 
 COLORS = ("red", "blue", "green", "white", "yellow", "purple", "orange", "cyan")
 FUSION = {"hidden_size": 20, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 22}
@@ -39,7 +39,7 @@ def examples(tmp_path):
     for number in range(10):
         path = tmp_path / "images" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
-        make_picture(COLORS[number % 8], size=(31, 23 + number)).save(path)
+        make_image(COLORS[number % 8], size=(31, 23 + number)).save(path)
         words = " ".join(["red", "blue", "circle"][: 1 + number % 3])
         captions = tuple(f"{start} {words}" for start in ("a", "the", "two")[: 1 + number % 3])
         found.append(CaptionedImage(str(number), str(path), captions))
@@ -120,7 +120,7 @@ def test_what_changed_is_encoded_again_and_nothing_else(change, tmp_path, exampl
         processor.image_processor.image_mean = [0.1, 0.2, 0.3]
         expected["vision"] = 10
     elif change == "an image":
-        make_picture("cyan", size=(31, 23)).save(examples[0].image)
+        make_image("cyan", size=(31, 23)).save(examples[0].image)
         expected["vision"] = 1
     else:
         examples = [one._replace(image=shutil.move(one.image, one.image + ".png")) for one in examples]
@@ -180,7 +180,7 @@ def test_models_with_and_without_local_fusion_share_a_folder(first, tmp_path, ex
 def test_images_in_a_table_come_from_the_cache_also_in_worker_processes(tmp_path, model, processor):
     table = Dataset.from_dict(
         {
-            "image": [make_picture(color, size=(30, 20 + row)) for row, color in enumerate(COLORS)],
+            "image": [make_image(color, size=(30, 20 + row)) for row, color in enumerate(COLORS)],
             "caption": [f"a {color}" for color in COLORS],
         }
     )
@@ -298,7 +298,7 @@ def test_an_image_that_was_written_over_since_is_encoded_anew(tmp_path, examples
     cache, _ = fill(tmp_path / "cache", examples, model, processor)
     collator = CaptionCollator(processor, encoder_cache=cache)
     assert "feature_maps" in collator([CaptionDataset(examples)[0]])
-    make_picture("cyan", size=(31, 40)).save(examples[0].image)
+    make_image("cyan", size=(31, 40)).save(examples[0].image)
     assert "pixel_values" in collator([CaptionDataset(examples)[0]])
     Path(examples[1].image).unlink()
     assert "feature_maps" in collator([CaptionDataset(examples)[1]])

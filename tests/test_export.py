@@ -61,7 +61,7 @@ def make_inputs(model: HiViLTPreTrainedModel, num_images: int, num_texts: int, n
 
 
 def encode(model: HiViLTPreTrainedModel, *sizes: int) -> dict:
-    """What fusion takes: both sides encoded, and a picture for each text."""
+    """What fusion takes: both sides encoded, and an image for each text."""
     inputs = make_inputs(model, *sizes)
     return {
         "image_states": model.encode_images(inputs["pixel_values"]),
@@ -118,7 +118,7 @@ def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
 
 @pytest.mark.checklist("12")
 @pytest.mark.parametrize(
-    ("top_k", "make"), [(3, make_inputs), (None, encode)], ids=["sparse from pictures", "dense from states"]
+    ("top_k", "make"), [(3, make_inputs), (None, encode)], ids=["sparse from images", "dense from states"]
 )
 def test_compiled_with_dynamic_shapes_it_takes_batches_of_any_size(top_k, make):
     model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, fusion_top_k=top_k)

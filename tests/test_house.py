@@ -122,9 +122,9 @@ FILE_ACCESS = {
     *("symlink_to", "hardlink_to", "load_file", "save_file", "safe_open"),
     *("iterdir", "glob", "rglob", "walk", "listdir", "scandir"),
 }
-# Who may: the picture that the caller names, and the weights of an earlier save in the folder that the caller saves to.
-MAY_ACCESS_FILES = {("load_picture", "Image.open"), ("_remove_stale_weights", "index.read_text")}
-MAY_ACCESS_FILES |= {("_as_seen", "picture.load"), ("_remove_stale_weights", "stale.unlink")}
+# Who may: the image that the caller names, and the weights of an earlier save in the folder that the caller saves to.
+MAY_ACCESS_FILES = {("load_image", "Image.open"), ("_remove_stale_weights", "index.read_text")}
+MAY_ACCESS_FILES |= {("_as_seen", "image.load"), ("_remove_stale_weights", "stale.unlink")}
 
 
 def file_access(tree: ast.AST) -> set[str]:

@@ -35,7 +35,7 @@ from hub_client import (
 )
 from miniatures import TWO_STEPS, make_vqa_miniature
 from processes import free_port
-from tiny import make_batch, make_config, make_model, make_picture, make_processor
+from tiny import make_batch, make_config, make_image, make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
 CODE = [path.name for path in ROOT.glob("*_hivilt.py")]
@@ -70,7 +70,7 @@ def models() -> dict[str, torch.nn.Module]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, models) -> Path:
-    """Two versions of a checkpoint, the second with other code, this repository as a model, a picture and a batch."""
+    """Two versions of a checkpoint, the second with other code, this repository as a model, an image and a batch."""
     work = tmp_path_factory.mktemp("hub")
     for folder in ("checkpoints", "results/me"):
         (work / folder).mkdir(parents=True)
@@ -84,7 +84,7 @@ def work(tmp_path_factory, models) -> Path:
         (work / "checkpoints/root").mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, work / "checkpoints/root" / file)
     shutil.copytree(ROOT / "vqa", work / "checkpoints/root/vqa")
-    make_picture().save(work / "picture.png")
+    make_image().save(work / "image.png")
     save_file(make_batch(), work / "batch.safetensors")
     return work
 
@@ -151,7 +151,7 @@ def clients(work, hub, given, published) -> dict[str, dict]:
     found = {"before": hub.repositories["me/broken"].find("main"), "largest": largest, "held": held}
     environment = hub.environment() | {"HF_TOKEN": TOKEN}
     visiting = start_elsewhere(
-        visit, work / "visiting", environment, commits=published, picture=work / "picture.png", **given
+        visit, work / "visiting", environment, commits=published, image=work / "image.png", **given
     )
     stumbling = start_elsewhere(
         stumble, work / "stumbling", environment, checkpoint=work / "checkpoints/first", results=given["results"]
@@ -164,7 +164,7 @@ def at_home(work, given, published, clients) -> dict[str, dict]:
     """What two processes found with the first client's cache: one is told to stay offline, one finds the Hub gone."""
     with Hub() as unasked:
         environment = unasked.environment() | {"HF_HUB_OFFLINE": "1"}
-        seen = {"first": published["first"], "picture": work / "picture.png"}
+        seen = {"first": published["first"], "image": work / "image.png"}
         offline = start_elsewhere(stay_home, work / "visiting", environment, **seen, **given)
         environment = unasked.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_TOKEN": TOKEN}
         gone = start_elsewhere(find_it_gone, work / "visiting", environment, results=given["results"])
@@ -221,14 +221,14 @@ def test_shards_bfloat16_and_adapters_go_up(hub, published):
 
 
 @pytest.mark.parametrize(
-    ("repo", "folder", "number_of_runs", "picture"),
+    ("repo", "folder", "number_of_runs", "image"),
     [("me/run", "run", 2, "predictions.png"), ("me/found", "found", 1, "retrieval.png")],
 )
-def test_a_run_goes_up_whole(hub, published, work, repo, folder, number_of_runs, picture):
+def test_a_run_goes_up_whole(hub, published, work, repo, folder, number_of_runs, image):
     history = hub.repositories[repo].history()
     assert len(history) == 1 + number_of_runs
     for commit in history[:-1]:
-        promised = {*CODE, *CHECKPOINT, "README.md", "results.json", "predictions.jsonl", "training.png", picture}
+        promised = {*CODE, *CHECKPOINT, "README.md", "results.json", "predictions.jsonl", "training.png", image}
         assert promised <= set(commit.files)
         assert not [path for path in commit.files if "/" in path]
     # As the script left it, card and all, not as Trainer would have it.
@@ -280,7 +280,7 @@ def test_a_new_process_loads_by_name(clients, work, models):
 def test_pipelines_find_their_task(clients, work):
     folder = str(work / "checkpoints/first")
     answer = pipeline("visual-question-answering", model=folder, trust_remote_code=True)
-    expected = answer(make_picture(), QUESTION, top_k=2)
+    expected = answer(make_image(), QUESTION, top_k=2)
     for task in (None, "visual-question-answering"):
         found = clients["visiting"][f"pipeline {task}"]
         assert [one["answer"] for one in found] == [one["answer"] for one in expected]

@@ -11,23 +11,23 @@ from safetensors.torch import load_file
 from hivilt.trainers import last_checkpoint
 from interruptions import Run, execute
 from processes import launch
-from tiny import make_picture
+from tiny import make_image
 
 COLORS = ["red", "blue", "green", "white"]
-# With dropout and mirrored pictures, so that what is drawn has to go on as well.
+# With dropout and mirrored images, so that what is drawn has to go on as well.
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.1}
 SCRIPTS = ["run_vqa", "run_retrieval"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A table of pictures with questions and captions: 10 to train on, 4 to choose by."""
+    """A table of images with questions and captions: 10 to train on, 4 to choose by."""
     folder = tmp_path_factory.mktemp("data")
     for split, number in (("train", 10), ("validation", 4)):
         rows = []
         for place in range(number):
             color, name = COLORS[place % 4], f"{split}-{place}.png"
-            make_picture(color, size=(31, 23 + place)).save(folder / name)
+            make_image(color, size=(31, 23 + place)).save(folder / name)
             rows.append({"image": name, "question": "which color?", "answer": color, "caption": f"{color}, {place}"})
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder

@@ -191,7 +191,7 @@ def test_chunks_draw_dropout_once_and_leave_frozen_encoders_alone(batch):
 
 
 def test_memory_for_the_backward_pass_follows_the_chunk():
-    """What autograd keeps between the passes, for 12 pictures and texts."""
+    """What autograd keeps between the passes, for 12 images and texts."""
     model = make_model(HiViLTForRetrieval)
     inputs = {
         "pixel_values": torch.randn(12, 3, 20, 20),
@@ -304,7 +304,7 @@ def test_what_else_is_in_a_batch_changes_nothing(order, number, padding):
 
 
 def test_retrieval_without_known_pairs_scores_but_has_no_loss(batch):
-    """One picture and several candidate texts, as zero-shot classification calls it."""
+    """One image and several candidate texts, as zero-shot classification calls it."""
     model = make_model(HiViLTForRetrieval)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")} | {
         "pixel_values": batch["pixel_values"][:1]

@@ -19,7 +19,7 @@ from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.trainers import QuestionAnsweringTrainer
 from hivilt.training import run_command
 from processes import launch
-from tiny import NUM_ANSWERS, make_model, make_picture, make_processor
+from tiny import NUM_ANSWERS, make_image, make_model, make_processor
 
 COLORS = ["red", "blue", "lime", "white"]
 QUESTIONS = ["what color", "is there a red circle in the image", "is it blue", "what shape is the square"]
@@ -41,7 +41,7 @@ def parts():
     """A model whose large weights let image and question decide, its processor, and a folder of images."""
     folder = tempfile.TemporaryDirectory()
     for number, color in enumerate(COLORS):
-        make_picture(color).save(Path(folder.name, f"{number}.png"))
+        make_image(color).save(Path(folder.name, f"{number}.png"))
     return make_model(HiViLTForQuestionAnswering, weight_scale=6), make_processor(), folder
 
 

@@ -19,29 +19,29 @@ from hivilt import (
     HiViLTModel,
     HiViLTVisualQuestionAnsweringPipeline,
 )
-from tiny import MODEL_CLASSES, NUM_ANSWERS, make_model, make_picture, make_processor
+from tiny import MODEL_CLASSES, NUM_ANSWERS, make_image, make_model, make_processor
 
 QUESTIONS = ["what color is the circle", "is there a square"]
-PICTURES = {"red": make_picture("red"), "blue": make_picture("blue", (23, 31)), "lime": make_picture("lime")}
+IMAGES = {"red": make_image("red"), "blue": make_image("blue", (23, 31)), "lime": make_image("lime")}
 REQUESTS = [
-    {"image": PICTURES["red"], "question": QUESTIONS[0]},
-    {"image": PICTURES["blue"], "question": QUESTIONS},
-    {"image": PICTURES["lime"], "question": "what shape is it"},
-    {"image": PICTURES["red"], "question": ["is it red", "is it blue", "two"]},
-    {"image": PICTURES["blue"], "question": [QUESTIONS[1]]},
+    {"image": IMAGES["red"], "question": QUESTIONS[0]},
+    {"image": IMAGES["blue"], "question": QUESTIONS},
+    {"image": IMAGES["lime"], "question": "what shape is it"},
+    {"image": IMAGES["red"], "question": ["is it red", "is it blue", "two"]},
+    {"image": IMAGES["blue"], "question": [QUESTIONS[1]]},
 ]
 
 
 @pytest.fixture(scope="module")
 def vqa() -> HiViLTVisualQuestionAnsweringPipeline:
-    # Large weights, so that pictures and questions decide the answer.
+    # Large weights, so that images and questions decide the answer.
     model = make_model(HiViLTForQuestionAnswering, weight_scale=6)
     return HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
 
 
 @pytest.fixture
 def encoded(vqa) -> list[int]:
-    """How many pictures each pass of the vision encoder had."""
+    """How many images each pass of the vision encoder had."""
     counts = []
     hook = vqa.model.model.vision_model.register_forward_hook(
         lambda module, args, kwargs, output: counts.append(len((*args, *kwargs.values())[0])), with_kwargs=True
@@ -50,9 +50,9 @@ def encoded(vqa) -> list[int]:
     hook.remove()
 
 
-def answers_by_hand(vqa, picture, question: str) -> list[dict]:
+def answers_by_hand(vqa, image, question: str) -> list[dict]:
     """All answers, best first, without the pipeline."""
-    inputs = vqa.processor(images=picture, text=question, return_tensors="pt")
+    inputs = vqa.processor(images=image, text=question, return_tensors="pt")
     with torch.no_grad():
         scores = vqa.model(**inputs).logits[0].softmax(dim=-1)
     return [{"answer": f"answer {label}", "score": float(scores[label])} for label in scores.argsort(descending=True)]
@@ -73,22 +73,22 @@ def assert_same_answers(found, expected):
 
 
 def test_one_question(vqa):
-    answers = vqa(PICTURES["red"], QUESTIONS[0])
-    assert_same_answers(answers, answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0]))
+    answers = vqa(IMAGES["red"], QUESTIONS[0])
+    assert_same_answers(answers, answers_by_hand(vqa, IMAGES["red"], QUESTIONS[0]))
     assert len(answers) == NUM_ANSWERS and sum(answer["score"] for answer in answers) == pytest.approx(1)
     # Not the same whatever is shown and asked, or no mix-up below could be seen.
-    for other in vqa(PICTURES["red"], QUESTIONS[1]), vqa(PICTURES["blue"], QUESTIONS[0]):
+    for other in vqa(IMAGES["red"], QUESTIONS[1]), vqa(IMAGES["blue"], QUESTIONS[0]):
         assert abs(other[0]["score"] - answers[0]["score"]) > 1e-3
 
 
-def test_several_questions_encode_their_picture_once(vqa, encoded):
-    answers = vqa(PICTURES["red"], QUESTIONS)
+def test_several_questions_encode_their_image_once(vqa, encoded):
+    answers = vqa(IMAGES["red"], QUESTIONS)
     assert encoded == [1]
-    assert_same_answers(answers, [answers_by_hand(vqa, PICTURES["red"], question) for question in QUESTIONS])
+    assert_same_answers(answers, [answers_by_hand(vqa, IMAGES["red"], question) for question in QUESTIONS])
 
 
 def test_list_of_one_question_gives_a_list_of_answers(vqa):
-    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[:1]), [answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0])])
+    assert_same_answers(vqa(IMAGES["red"], QUESTIONS[:1]), [answers_by_hand(vqa, IMAGES["red"], QUESTIONS[0])])
 
 
 def test_dict_is_a_request(vqa):
@@ -125,28 +125,28 @@ def test_empty_list_has_no_answers(vqa):
     assert vqa([]) == []
 
 
-def test_pictures_may_be_files_images_or_arrays(vqa, tmp_path):
-    expected = vqa(PICTURES["blue"], QUESTIONS[0])
-    file = tmp_path / "picture.png"
-    PICTURES["blue"].save(file)
-    for picture in (file, str(file), np.asarray(PICTURES["blue"]), PICTURES["blue"].convert("RGBA")):
-        assert_same_answers(vqa(picture, QUESTIONS[0]), expected)
+def test_images_may_be_files_pil_images_or_arrays(vqa, tmp_path):
+    expected = vqa(IMAGES["blue"], QUESTIONS[0])
+    file = tmp_path / "image.png"
+    IMAGES["blue"].save(file)
+    for image in (file, str(file), np.asarray(IMAGES["blue"]), IMAGES["blue"].convert("RGBA")):
+        assert_same_answers(vqa(image, QUESTIONS[0]), expected)
 
 
 @pytest.mark.parametrize("many", [list, tuple, iter], ids=lambda many: many.__name__)
 def test_one_question_about_many_images(vqa, encoded, many):
-    expected = [answers_by_hand(vqa, picture, QUESTIONS[0]) for picture in PICTURES.values()]
+    expected = [answers_by_hand(vqa, image, QUESTIONS[0]) for image in IMAGES.values()]
     encoded.clear()
-    answers = vqa(many(PICTURES.values()), QUESTIONS[0], batch_size=2)
+    answers = vqa(many(IMAGES.values()), QUESTIONS[0], batch_size=2)
     assert isinstance(answers, list) == (many is not iter)
     assert_same_answers(list(answers), expected)
     assert encoded == [2, 1]
 
 
 def test_four_dimensions_are_many_images(vqa):
-    pictures = [picture.resize((20, 20)) for picture in PICTURES.values()]
-    expected = [answers_by_hand(vqa, picture, QUESTIONS[0]) for picture in pictures]
-    batch = np.stack([np.asarray(picture) for picture in pictures])
+    images = [image.resize((20, 20)) for image in IMAGES.values()]
+    expected = [answers_by_hand(vqa, image, QUESTIONS[0]) for image in images]
+    batch = np.stack([np.asarray(image) for image in images])
     assert_same_answers(vqa(batch, QUESTIONS[0]), expected)
     assert_same_answers(vqa(torch.tensor(batch).permute(0, 3, 1, 2) / 255, QUESTIONS[0]), expected)
 
@@ -175,23 +175,23 @@ def test_one_question_about_the_images_of_a_dataset(vqa, rows):
 
 
 def test_a_model_in_memory(vqa, tmp_path):
-    expected = vqa(PICTURES["red"], QUESTIONS)
+    expected = vqa(IMAGES["red"], QUESTIONS)
     vqa.model.save_pretrained(tmp_path)
     for model in (vqa.model, HiViLTForQuestionAnswering.from_pretrained(tmp_path)):
         made = pipeline("visual-question-answering", model=model, processor=vqa.processor, device="cpu")
         assert type(made) is HiViLTVisualQuestionAnsweringPipeline
-        assert_same_answers(made(PICTURES["red"], QUESTIONS), expected)
+        assert_same_answers(made(IMAGES["red"], QUESTIONS), expected)
     made.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "pipeline_hivilt.py").is_file()
 
 
 def test_top_k_of_the_call_or_of_the_pipeline(vqa):
-    best = answers_by_hand(vqa, PICTURES["red"], QUESTIONS[0])
-    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[0], top_k=2), best[:2])
-    assert_same_answers(vqa(PICTURES["red"], QUESTIONS[0], top_k=99), best)
+    best = answers_by_hand(vqa, IMAGES["red"], QUESTIONS[0])
+    assert_same_answers(vqa(IMAGES["red"], QUESTIONS[0], top_k=2), best[:2])
+    assert_same_answers(vqa(IMAGES["red"], QUESTIONS[0], top_k=99), best)
     short = HiViLTVisualQuestionAnsweringPipeline(model=vqa.model, processor=vqa.processor, device="cpu", top_k=1)
-    assert_same_answers(short(PICTURES["red"], QUESTIONS[0]), best[:1])
-    assert_same_answers(short(PICTURES["red"], QUESTIONS[0], top_k=3), best[:3])
+    assert_same_answers(short(IMAGES["red"], QUESTIONS[0]), best[:1])
+    assert_same_answers(short(IMAGES["red"], QUESTIONS[0], top_k=3), best[:3])
     assert [len(answers) for answers in short(REQUESTS[:1] + REQUESTS[2:3])] == [1, 1]
 
 
@@ -204,18 +204,18 @@ def test_batch_size_of_the_pipeline(vqa, encoded):
 def test_soft_labels_give_independent_probabilities():
     model = make_model(HiViLTForQuestionAnswering, weight_scale=6, problem_type="multi_label_classification")
     vqa = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
-    inputs = vqa.processor(images=PICTURES["red"], text=QUESTIONS[0], return_tensors="pt")
+    inputs = vqa.processor(images=IMAGES["red"], text=QUESTIONS[0], return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits[0].sigmoid().sort(descending=True).values.tolist()
-    assert [answer["score"] for answer in vqa(PICTURES["red"], QUESTIONS[0])] == pytest.approx(expected, abs=1e-5)
+    assert [answer["score"] for answer in vqa(IMAGES["red"], QUESTIONS[0])] == pytest.approx(expected, abs=1e-5)
     assert sum(expected) != pytest.approx(1, abs=0.05)
 
 
 def test_half_precision_model_answers(vqa):
     model = make_model(HiViLTForQuestionAnswering, weight_scale=6).to(torch.bfloat16)
     half = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
-    expected = {answer["answer"]: answer["score"] for answer in vqa(PICTURES["red"], QUESTIONS[0])}
-    found = {answer["answer"]: answer["score"] for answer in half(PICTURES["red"], QUESTIONS[0])}
+    expected = {answer["answer"]: answer["score"] for answer in vqa(IMAGES["red"], QUESTIONS[0])}
+    found = {answer["answer"]: answer["score"] for answer in half(IMAGES["red"], QUESTIONS[0])}
     assert found == pytest.approx(expected, abs=0.1)
 
 
@@ -225,27 +225,27 @@ def test_half_precision_model_answers(vqa):
 @pytest.mark.parametrize(
     ("image", "question", "error", "message"),
     [
-        (PICTURES["red"], None, ValueError, "no question"),
-        ("picture.png", None, ValueError, "no question"),
-        (Path("picture.png"), None, ValueError, "no question"),
-        (np.asarray(PICTURES["red"]), None, ValueError, "no question"),
+        (IMAGES["red"], None, ValueError, "no question"),
+        ("image.png", None, ValueError, "no question"),
+        (Path("image.png"), None, ValueError, "no question"),
+        (np.asarray(IMAGES["red"]), None, ValueError, "no question"),
         (None, None, ValueError, "no question"),
-        (PICTURES["red"], "", ValueError, "position 0 is empty"),
-        (PICTURES["red"], ["is it red", "  "], ValueError, "position 1 is empty"),
-        (PICTURES["red"], [], ValueError, "at least one text"),
-        (PICTURES["red"], 3, TypeError, "must hold strings, got int"),
-        ("https://example.com/picture.png", "is it red", ValueError, "not fetched from the web"),
+        (IMAGES["red"], "", ValueError, "position 0 is empty"),
+        (IMAGES["red"], ["is it red", "  "], ValueError, "position 1 is empty"),
+        (IMAGES["red"], [], ValueError, "at least one text"),
+        (IMAGES["red"], 3, TypeError, "must hold strings, got int"),
+        ("https://example.com/image.png", "is it red", ValueError, "not fetched from the web"),
         ("nowhere.png", "is it red", FileNotFoundError, "nowhere.png"),
-        (__file__, "is it red", ValueError, "not a readable picture"),
+        (__file__, "is it red", ValueError, "not a readable image"),
         (3, "is it red", TypeError, "An image must be .* got int"),
         (None, "is it red", TypeError, "An image must be .* got NoneType"),
-        ({"image": PICTURES["red"]}, "is it red", TypeError, "An image must be .* got dict"),
-        ({"image": PICTURES["red"]}, None, ValueError, r'"image" and "question", got \[\'image\'\]'),
+        ({"image": IMAGES["red"]}, "is it red", TypeError, "An image must be .* got dict"),
+        ({"image": IMAGES["red"]}, None, ValueError, r'"image" and "question", got \[\'image\'\]'),
         ({"question": "is it red"}, None, ValueError, r'"image" and "question", got \[\'question\'\]'),
         ([REQUESTS[0], "is it red"], None, ValueError, '"image" and "question", got str'),
-        ([PICTURES["red"]], None, ValueError, '"image" and "question", got Image'),
-        ([PICTURES["red"], PICTURES["blue"]], QUESTIONS, ValueError, "Many images take one question.*is a list"),
-        (iter([PICTURES["red"]]), QUESTIONS, ValueError, "Many images take one question"),
+        ([IMAGES["red"]], None, ValueError, '"image" and "question", got Image'),
+        ([IMAGES["red"], IMAGES["blue"]], QUESTIONS, ValueError, "Many images take one question.*is a list"),
+        (iter([IMAGES["red"]]), QUESTIONS, ValueError, "Many images take one question"),
         (REQUESTS, QUESTIONS[0], ValueError, "question is given twice"),
         (b"\x89PNG", "is it red", TypeError, "got bytes; give PIL.Image.open"),
         ("data:image/png;base64,iVBO", "is it red", ValueError, "decode the base64"),
@@ -263,7 +263,7 @@ def test_refuses_a_request_that_it_cannot_answer(vqa, image, question, error, me
 )
 def test_refuses_an_argument_that_it_does_not_have(vqa, arguments, message):
     with pytest.raises(ValueError, match=message):
-        vqa(PICTURES["red"], QUESTIONS[0], **arguments)
+        vqa(IMAGES["red"], QUESTIONS[0], **arguments)
     with pytest.raises(ValueError, match=message):
         HiViLTVisualQuestionAnsweringPipeline(model=vqa.model, processor=vqa.processor, device="cpu", **arguments)
 
@@ -277,7 +277,7 @@ def folders(vqa, tmp_path_factory) -> Path:
     vqa.save_pretrained(folders / "qa")
     make_model(HiViLTForRetrieval, weight_scale=3).save_pretrained(folders / "retrieval")
     make_processor().save_pretrained(folders / "retrieval")
-    PICTURES["red"].save(folders / "picture.png")
+    IMAGES["red"].save(folders / "image.png")
     return folders
 
 
@@ -289,7 +289,7 @@ def said(folders) -> dict:
         folders / "home",
         qa=folders / "qa",
         retrieval=folders / "retrieval",
-        picture=folders / "picture.png",
+        image=folders / "image.png",
         again=folders / "again",
     )
 
@@ -298,7 +298,7 @@ def said(folders) -> dict:
 @pytest.mark.parametrize("how", ["task", "inferred", "saved again"])
 def test_folder_answers_without_hivilt(said, vqa, how):
     assert said["class"] == ["HiViLTVisualQuestionAnsweringPipeline", "HiViLTProcessor", "transformers_modules"]
-    assert_same_answers(said[how], vqa(PICTURES["red"], QUESTIONS))
+    assert_same_answers(said[how], vqa(IMAGES["red"], QUESTIONS))
 
 
 @pytest.mark.checklist("2")
@@ -314,7 +314,7 @@ def test_folder_answers_in_half_precision(said, vqa):
     is_half, answers = said["half"]
     assert is_half
     for question, (answer,) in zip(QUESTIONS, answers, strict=True):
-        expected = {answer["answer"]: answer["score"] for answer in vqa(PICTURES["red"], question)}
+        expected = {answer["answer"]: answer["score"] for answer in vqa(IMAGES["red"], question)}
         assert answer["score"] == pytest.approx(expected[answer["answer"]], abs=0.1)
 
 
@@ -322,7 +322,7 @@ def test_folder_answers_in_half_precision(said, vqa):
 def test_retrieval_folder_classifies_without_hivilt(said):
     model, processor = make_model(HiViLTForRetrieval, weight_scale=3), make_processor()
     labels = ["red", "blue circle", "three"]
-    inputs = processor(images=PICTURES["red"], text=[labels], return_tensors="pt")
+    inputs = processor(images=IMAGES["red"], text=[labels], return_tensors="pt")
     inputs.pop("image_index")
     with torch.no_grad():
         scores = model(**inputs).logits_per_image.softmax(dim=-1)[0].tolist()
@@ -340,7 +340,7 @@ def test_folder_answers_with_hivilt_imported(folders, vqa, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "path", [*sys.path])
     loaded = pipeline("visual-question-answering", model=str(folders / "qa"), trust_remote_code=True, device="cpu")
     assert type(loaded.model) is HiViLTForQuestionAnswering and type(loaded.processor) is type(vqa.processor)
-    assert_same_answers(loaded(PICTURES["red"], QUESTIONS), vqa(PICTURES["red"], QUESTIONS))
+    assert_same_answers(loaded(IMAGES["red"], QUESTIONS), vqa(IMAGES["red"], QUESTIONS))
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
 

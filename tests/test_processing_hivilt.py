@@ -1,4 +1,4 @@
-"""The processor: what it pairs, how it takes keywords, which pictures and texts it reads, and what it refuses."""
+"""The processor: what it pairs, how it takes keywords, which images and texts it reads, and what it refuses."""
 
 import inspect
 import io
@@ -35,12 +35,12 @@ from transformers import (
 )
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
-from hivilt.processing_hivilt import load_picture, well_formed
-from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_model, make_picture, make_processor, make_tokenizer
+from hivilt.processing_hivilt import load_image, well_formed
+from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_image, make_model, make_processor, make_tokenizer
 
 QUESTION = "what color is the square"
 PROCESSOR = make_processor()
-PICTURE = make_picture()
+IMAGE = make_image()
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -68,38 +68,38 @@ def ids_of(text: str) -> list[int]:
 # Pairing
 
 
-def test_one_text_for_each_picture():
-    pictures = [make_picture("red"), make_picture("blue")]
-    inputs = PROCESSOR(images=pictures, text=[QUESTION, "is there a circle"], return_tensors="pt")
+def test_one_text_for_each_image():
+    images = [make_image("red"), make_image("blue")]
+    inputs = PROCESSOR(images=images, text=[QUESTION, "is there a circle"], return_tensors="pt")
     assert "image_index" not in inputs
     assert inputs["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["input_ids"].tolist() == [ids_of(QUESTION), ids_of("is there a circle") + [0]]
     assert inputs["attention_mask"].tolist() == [[1] * 7, [1] * 6 + [0]]
-    # A turned or repainted picture gives other pixels, in its own place.
+    # A turned or repainted image gives other pixels, in its own place.
     assert inputs["pixel_values"][0, 0].mean() > inputs["pixel_values"][0, 2].mean()
     assert inputs["pixel_values"][1, 0].mean() < inputs["pixel_values"][1, 2].mean()
 
 
-@pytest.mark.parametrize("images", [make_picture(), [make_picture()]], ids=["picture", "list of one"])
-def test_several_questions_about_one_picture(images):
+@pytest.mark.parametrize("images", [make_image(), [make_image()]], ids=["image", "list of one"])
+def test_several_questions_about_one_image(images):
     inputs = PROCESSOR(images=images, text=["is the square red", "is it blue", "yes"], return_tensors="pt")
     assert inputs["image_index"].tolist() == [0, 0, 0] and inputs["image_index"].dtype == torch.long
     assert inputs["pixel_values"].shape[0] == 1 and inputs["input_ids"].shape[0] == 3
 
 
-def test_one_question_about_one_picture():
-    inputs = PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt")
+def test_one_question_about_one_image():
+    inputs = PROCESSOR(images=make_image(), text=QUESTION, return_tensors="pt")
     assert inputs["input_ids"].tolist() == [ids_of(QUESTION)] and "image_index" not in inputs
 
 
 def test_lists_of_one_image_each_pair_as_the_images():
-    pictures = [make_picture("red"), make_picture("blue")]
+    images = [make_image("red"), make_image("blue")]
     for text in (["yes", "no"], [["yes"], ["no"]], [["yes", "no"], ["red"]]):
-        expected = PROCESSOR(images=pictures, text=text, return_tensors="pt")
-        found = PROCESSOR(images=[[one] for one in pictures], text=text, return_tensors="pt")
+        expected = PROCESSOR(images=images, text=text, return_tensors="pt")
+        found = PROCESSOR(images=[[one] for one in images], text=text, return_tensors="pt")
         torch.testing.assert_close(dict(found), dict(expected))
         assert ("image_index" in found) == (len(text[0]) == 2 and text[0] != "no")
-    assert PROCESSOR(images=[[pictures[0]]], text=["yes", "no"])["image_index"] == [0, 0]
+    assert PROCESSOR(images=[[images[0]]], text=["yes", "no"])["image_index"] == [0, 0]
 
 
 # One image and one text, encoded alone
@@ -120,19 +120,17 @@ def alone(model):
     """The logits of each question by itself."""
     with torch.no_grad():
         rows = [
-            model(**PROCESSOR(images=make_picture(color), text=text, return_tensors="pt")).logits[0]
+            model(**PROCESSOR(images=make_image(color), text=text, return_tensors="pt")).logits[0]
             for color, text in zip(COLORS, ASKED, strict=True)
         ]
     # Not the same whatever is shown and asked, or no mix-up could be seen.
-    shown = model(
-        **PROCESSOR(images=[make_picture(color) for color in COLORS], text=[ASKED[1]] * 5, return_tensors="pt")
-    )
+    shown = model(**PROCESSOR(images=[make_image(color) for color in COLORS], text=[ASKED[1]] * 5, return_tensors="pt"))
     assert torch.pdist(torch.stack(rows)).min() > 1e-2 and torch.pdist(shown.logits).min() > 1e-2
     return torch.stack(rows)
 
 
-def rows_of_pictures():
-    return [{"image": make_picture(color), "text": text} for color, text in zip(COLORS, ASKED, strict=True)]
+def rows_of_images():
+    return [{"image": make_image(color), "text": text} for color, text in zip(COLORS, ASKED, strict=True)]
 
 
 @torch.no_grad()
@@ -146,8 +144,7 @@ def assert_answers_are(model, batches, expected):
 @pytest.mark.parametrize("collate", [default_collate, default_data_collator])
 def test_encodings_stacked_by_the_default_collator_answer_as_each_alone(model, alone, collate, batch_size, squeezed):
     items = [
-        dict(PROCESSOR(images=row["image"], text=row["text"], return_tensors="pt", **ALIKE))
-        for row in rows_of_pictures()
+        dict(PROCESSOR(images=row["image"], text=row["text"], return_tensors="pt", **ALIKE)) for row in rows_of_images()
     ]
     if squeezed:
         items = [{name: value.squeeze() for name, value in item.items()} for item in items]
@@ -156,7 +153,7 @@ def test_encodings_stacked_by_the_default_collator_answer_as_each_alone(model, a
 
 def test_encodings_of_several_lengths_are_padded_by_the_tokenizers_collator(model, alone):
     items = []
-    for row in rows_of_pictures():
+    for row in rows_of_images():
         encoded = PROCESSOR(images=row["image"], text=[row["text"]], return_tensors="np")
         items.append({name: value[0] for name, value in encoded.items()})
     collate = DataCollatorWithPadding(PROCESSOR.tokenizer)
@@ -168,7 +165,7 @@ def test_a_dataset_encoded_row_by_row_or_in_batches_answers_as_each_alone(model,
     def encode(rows):
         return PROCESSOR(images=rows["image"], text=rows["text"], **ALIKE)
 
-    rows = Dataset.from_list(rows_of_pictures(), features=Features(image=ImageFeature(), text=Value("string")))
+    rows = Dataset.from_list(rows_of_images(), features=Features(image=ImageFeature(), text=Value("string")))
     if how.startswith("map"):
         batches = {"batched": True, "batch_size": 2} if "batched" in how else {}
         rows = rows.map(encode, remove_columns=rows.column_names, keep_in_memory=True, **batches).with_format("torch")
@@ -186,7 +183,7 @@ def test_a_plain_trainer_predicts_as_each_alone_with_its_own_collator(model, alo
         labels = torch.arange(len(rows["text"])) % 5
         return {**PROCESSOR(images=rows["image"], text=rows["text"], return_tensors="pt", **ALIKE), "labels": labels}
 
-    rows = Dataset.from_list(rows_of_pictures(), features=Features(image=ImageFeature(), text=Value("string")))
+    rows = Dataset.from_list(rows_of_images(), features=Features(image=ImageFeature(), text=Value("string")))
     quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "remove_unused_columns": False}
     arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=batch_size, **quiet)
     found = Trainer(model, arguments).predict(rows.with_transform(encode))
@@ -194,13 +191,13 @@ def test_a_plain_trainer_predicts_as_each_alone_with_its_own_collator(model, alo
 
 
 def test_encodings_that_are_lists_are_refused_by_name_where_they_do_not_stack(model):
-    items = [dict(PROCESSOR(images=PICTURE, text="yes", **ALIKE)) for _ in range(2)]
+    items = [dict(PROCESSOR(images=IMAGE, text="yes", **ALIKE)) for _ in range(2)]
     with pytest.raises(ValueError, match='`input_ids` must be a tensor, got a list.*return_tensors="pt"'):
         model(**default_collate(items))
 
 
 def test_stacked_encodings_of_several_questions_an_image_are_refused(model):
-    items = [dict(PROCESSOR(images=PICTURE, text=["yes", "no"], return_tensors="pt", **ALIKE)) for _ in range(2)]
+    items = [dict(PROCESSOR(images=IMAGE, text=["yes", "no"], return_tensors="pt", **ALIKE)) for _ in range(2)]
     with pytest.raises(ValueError, match=r"\(texts, tokens\), got .*\(2, 2, 12\).*`image_index`"):
         model(**default_collate(items))
 
@@ -208,12 +205,12 @@ def test_stacked_encodings_of_several_questions_an_image_are_refused(model):
 def test_either_alone():
     texts = PROCESSOR(text=[QUESTION, "yes"], return_tensors="pt")
     assert set(texts) == {"input_ids", "attention_mask"} and texts["input_ids"].shape == (2, 7)
-    pictures = PROCESSOR(images=[make_picture()] * 3, return_tensors="pt")
-    assert set(pictures) == {"pixel_values"} and pictures["pixel_values"].shape[0] == 3
+    images = PROCESSOR(images=[make_image()] * 3, return_tensors="pt")
+    assert set(images) == {"pixel_values"} and images["pixel_values"].shape[0] == 3
 
 
 def test_columns_of_a_dataset_are_lists_too():
-    dataset = Dataset.from_dict({"image": [make_picture("red"), make_picture("blue")], "question": ["yes", "no"]})
+    dataset = Dataset.from_dict({"image": [make_image("red"), make_image("blue")], "question": ["yes", "no"]})
     inputs = PROCESSOR(images=dataset["image"], text=dataset["question"], return_tensors="pt")
     expected = PROCESSOR(images=list(dataset["image"]), text=["yes", "no"], return_tensors="pt")
     torch.testing.assert_close(dict(inputs), dict(expected))
@@ -227,16 +224,16 @@ def test_columns_of_a_dataset_are_lists_too():
         max_size=4,
     ).filter(any)
 )
-def test_nested_texts_keep_their_order_and_their_pictures(groups):
-    pictures = [np.full((3, 4, 3), 20 * number, np.uint8) for number in range(len(groups))]
-    inputs = PROCESSOR(images=pictures, text=groups, return_tensors="pt")
+def test_nested_texts_keep_their_order_and_their_images(groups):
+    images = [np.full((3, 4, 3), 20 * number, np.uint8) for number in range(len(groups))]
+    inputs = PROCESSOR(images=images, text=groups, return_tensors="pt")
     expected = [(number, text) for number, group in enumerate(groups) for text in group]
     owners = [number for number, _ in expected]
     row_by_row = owners == list(range(len(groups)))
     assert "image_index" not in inputs if row_by_row else inputs["image_index"].tolist() == owners
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     assert rows == [ids_of(text) for _, text in expected]
-    # Each picture once and in order, those without a text too: they grow lighter.
+    # Each image once and in order, those without a text too: they grow lighter.
     means = inputs["pixel_values"].mean(dim=(1, 2, 3))
     assert len(means) == len(groups) and (means.diff() > 0).all()
 
@@ -244,7 +241,7 @@ def test_nested_texts_keep_their_order_and_their_pictures(groups):
 def test_what_it_returns_is_what_the_model_takes():
     model = make_model(HiViLTForQuestionAnswering)
     nested = [["is the square red", "no"], ["yes"]]
-    inputs = PROCESSOR(images=[make_picture("red"), make_picture("blue")], text=nested, return_tensors="pt")
+    inputs = PROCESSOR(images=[make_image("red"), make_image("blue")], text=nested, return_tensors="pt")
     assert list(inputs) == [*PROCESSOR.model_input_names, "image_index"]
     for model_class in MODEL_CLASSES:
         assert set(inputs) <= set(inspect.signature(model_class.forward).parameters)
@@ -254,7 +251,7 @@ def test_what_it_returns_is_what_the_model_takes():
 def test_what_a_tokenizer_gives_besides_is_named_and_taken():
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red"])})
     processor = HiViLTProcessor(PROCESSOR.image_processor, tokenizer)
-    inputs = processor(images=make_picture(), text="red", return_tensors="pt")
+    inputs = processor(images=make_image(), text="red", return_tensors="pt")
     assert "token_type_ids" in inputs and set(inputs) == set(processor.model_input_names)
     assert make_model(HiViLTForQuestionAnswering)(**inputs).logits.shape == (1, 5)
 
@@ -280,15 +277,15 @@ def test_every_argument_of_the_call_defaults_to_none():
     ids=["flat", "nested"],
 )
 def test_keywords_reach_their_part_flat_or_nested(keywords):
-    inputs = PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt", **keywords)
+    inputs = PROCESSOR(images=make_image(), text=QUESTION, return_tensors="pt", **keywords)
     assert inputs["input_ids"].shape == (1, 11)
     assert inputs["pixel_values"].mean() < -10
 
 
 def test_common_keywords_and_those_missing_from_a_group():
     nested = {"text_kwargs": {"padding": "max_length", "max_length": 9}, "common_kwargs": {"return_tensors": "pt"}}
-    assert PROCESSOR(images=make_picture(), text=QUESTION, **nested)["input_ids"].shape == (1, 9)
-    inputs = PROCESSOR(images=make_picture(), text=QUESTION, text_kwargs={}, return_tensors="pt")
+    assert PROCESSOR(images=make_image(), text=QUESTION, **nested)["input_ids"].shape == (1, 9)
+    inputs = PROCESSOR(images=make_image(), text=QUESTION, text_kwargs={}, return_tensors="pt")
     assert all(isinstance(value, torch.Tensor) for value in inputs.values())
 
 
@@ -297,11 +294,11 @@ def test_defaults_of_the_parts_are_preserved_and_overridden():
     tokenizer.init_kwargs |= {"padding": "max_length", "max_length": 13}
     image_processor = ViTImageProcessor(size={"height": 8, "width": 8}, do_rescale=True, rescale_factor=-1.0)
     processor = HiViLTProcessor(image_processor, tokenizer)
-    inputs = processor(images=make_picture(), text=QUESTION, return_tensors="pt")
+    inputs = processor(images=make_image(), text=QUESTION, return_tensors="pt")
     assert inputs["input_ids"].shape == (1, 13)
     assert inputs["pixel_values"].shape == (1, 3, 8, 8) and inputs["pixel_values"].mean() < -10
 
-    inputs = processor(images=make_picture(), text=QUESTION, return_tensors="pt", max_length=10, rescale_factor=1.0)
+    inputs = processor(images=make_image(), text=QUESTION, return_tensors="pt", max_length=10, rescale_factor=1.0)
     assert inputs["input_ids"].shape == (1, 10) and inputs["pixel_values"].mean() > 10
 
 
@@ -315,7 +312,7 @@ def test_defaults_of_the_parts_are_preserved_and_overridden():
 )
 def test_a_keyword_given_twice_is_refused(keywords):
     with pytest.raises(ValueError, match="passed two times"):
-        PROCESSOR(images=make_picture(), text=QUESTION, **keywords)
+        PROCESSOR(images=make_image(), text=QUESTION, **keywords)
 
 
 def test_decoding_is_the_tokenizers():
@@ -324,63 +321,61 @@ def test_decoding_is_the_tokenizers():
     assert PROCESSOR.decode(rows[1]) == "[CLS] yes [SEP]"
 
 
-# Pictures
+# Images
 
 
-def assert_looks_like(picture, expected: Image.Image, tolerance: int = 0):
-    seen = load_picture(picture)
+def assert_looks_like(image, expected: Image.Image, tolerance: int = 0):
+    seen = load_image(image)
     assert seen.mode == "RGB" and seen.size == expected.size
     assert np.abs(np.asarray(seen).astype(int) - np.asarray(expected).astype(int)).max() <= tolerance
 
 
-def test_a_picture_may_be_a_file_an_image_or_an_array(tmp_path):
-    picture = make_picture("green")
-    picture.save(tmp_path / "picture.png")
-    for same in (picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png")):
-        assert_looks_like(same, picture)
+def test_an_image_may_be_a_file_a_pil_image_or_an_array(tmp_path):
+    image = make_image("green")
+    image.save(tmp_path / "image.png")
+    for same in (image, np.asarray(image), tmp_path / "image.png", str(tmp_path / "image.png")):
+        assert_looks_like(same, image)
         inputs = PROCESSOR(images=same, return_tensors="pt")
-        torch.testing.assert_close(
-            inputs["pixel_values"], PROCESSOR(images=picture, return_tensors="pt")["pixel_values"]
-        )
-    grey = np.asarray(picture.convert("L"))
-    assert_looks_like(grey, picture.convert("L").convert("RGB"))
+        torch.testing.assert_close(inputs["pixel_values"], PROCESSOR(images=image, return_tensors="pt")["pixel_values"])
+    grey = np.asarray(image.convert("L"))
+    assert_looks_like(grey, image.convert("L").convert("RGB"))
 
 
 @pytest.mark.checklist("11")
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX"])
-def test_pictures_of_other_modes_are_shown_in_rgb(mode, tmp_path):
-    picture = make_picture("red").convert(mode)
-    assert_looks_like(picture, picture.convert("RGB"))
+def test_images_of_other_modes_are_shown_in_rgb(mode, tmp_path):
+    image = make_image("red").convert(mode)
+    assert_looks_like(image, image.convert("RGB"))
     if mode in ("L", "P", "CMYK"):
-        picture.save(tmp_path / "picture.tiff")
-        assert_looks_like(tmp_path / "picture.tiff", picture.convert("RGB"))
+        image.save(tmp_path / "image.tiff")
+        assert_looks_like(tmp_path / "image.tiff", image.convert("RGB"))
 
 
 @pytest.mark.checklist("11")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P with a transparent colour", "RGB with a transparent colour"])
 def test_what_is_transparent_is_white(mode, tmp_path):
-    # A black picture whose left half cannot be seen.
+    # A black image whose left half cannot be seen.
     expected = Image.new("RGB", (8, 6), "black")
     expected.paste("white", (0, 0, 4, 6))
     if mode == "P with a transparent colour":
-        picture = Image.new("P", (8, 6), 0)
-        picture.putpalette([0, 0, 0, 9, 9, 9])
-        picture.paste(1, (0, 0, 4, 6))
-        picture.info["transparency"] = 1
-        picture.save(tmp_path / "picture.png")
+        image = Image.new("P", (8, 6), 0)
+        image.putpalette([0, 0, 0, 9, 9, 9])
+        image.paste(1, (0, 0, 4, 6))
+        image.info["transparency"] = 1
+        image.save(tmp_path / "image.png")
     elif mode == "RGB with a transparent colour":
-        picture = Image.new("RGB", (8, 6), "black")
-        picture.paste((0, 0, 9), (0, 0, 4, 6))
-        picture.save(tmp_path / "picture.png", transparency=(0, 0, 9))
+        image = Image.new("RGB", (8, 6), "black")
+        image.paste((0, 0, 9), (0, 0, 4, 6))
+        image.save(tmp_path / "image.png", transparency=(0, 0, 9))
     else:
         alpha = Image.new("L", (8, 6), 255)
         alpha.paste(0, (0, 0, 4, 6))
-        picture = Image.new("RGB", (8, 6), "black").convert(mode[:-1])
-        picture.putalpha(alpha)
-        assert picture.mode == mode
-        assert_looks_like(picture, expected)
-        picture.convert("RGBA").save(tmp_path / "picture.png")
-    assert_looks_like(tmp_path / "picture.png", expected)
+        image = Image.new("RGB", (8, 6), "black").convert(mode[:-1])
+        image.putalpha(alpha)
+        assert image.mode == mode
+        assert_looks_like(image, expected)
+        image.convert("RGBA").save(tmp_path / "image.png")
+    assert_looks_like(tmp_path / "image.png", expected)
 
 
 @pytest.mark.checklist("11")
@@ -388,10 +383,10 @@ def test_what_is_transparent_is_white(mode, tmp_path):
 def test_sixteen_bits_are_brought_to_eight(dtype, tmp_path):
     levels = np.array([[0, 255, 256], [32896, 65279, 65535]]).astype(dtype)
     expected = Image.fromarray(np.array([[0, 0, 1], [128, 254, 255]], np.uint8)).convert("RGB")
-    picture = Image.fromarray(levels)
-    assert_looks_like(picture, expected)
-    picture.save(tmp_path / "picture.tiff")
-    assert_looks_like(tmp_path / "picture.tiff", expected)
+    image = Image.fromarray(levels)
+    assert_looks_like(image, expected)
+    image.save(tmp_path / "image.tiff")
+    assert_looks_like(tmp_path / "image.tiff", expected)
 
 
 @pytest.mark.checklist("11")
@@ -405,27 +400,27 @@ def test_sixteen_bits_are_brought_to_eight(dtype, tmp_path):
         (8, Image.Transpose.ROTATE_270),
     ],
 )
-def test_a_picture_is_turned_as_its_camera_was_held(orientation, turn, tmp_path):
-    upright = make_picture("blue")
+def test_an_image_is_turned_as_its_camera_was_held(orientation, turn, tmp_path):
+    upright = make_image("blue")
     # What the camera's chip saw; the tag says how to turn it upright again.
-    picture = upright if turn is None else upright.transpose(turn)
+    image = upright if turn is None else upright.transpose(turn)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    picture.save(tmp_path / "picture.png", exif=exif)
-    assert_looks_like(tmp_path / "picture.png", upright)
-    with Image.open(tmp_path / "picture.png") as opened:
+    image.save(tmp_path / "image.png", exif=exif)
+    assert_looks_like(tmp_path / "image.png", upright)
+    with Image.open(tmp_path / "image.png") as opened:
         assert_looks_like(opened, upright)
 
 
 @pytest.mark.checklist("11")
 @pytest.mark.parametrize("size", [(1, 1), (300, 2), (2, 300)], ids=str)
-def test_tiny_and_narrow_pictures_are_read(size):
-    inputs = PROCESSOR(images=make_picture("red", size), return_tensors="pt")
+def test_tiny_and_narrow_images_are_read(size):
+    inputs = PROCESSOR(images=make_image("red", size), return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["pixel_values"].isfinite().all()
 
 
-# What they do to pictures: size and crop; those that resize, order their steps or pad in a way of their own.
+# What they do to images: size and crop; those that resize, order their steps or pad in a way of their own.
 IMAGE_PROCESSORS = {
     "ViT": lambda: ViTImageProcessorPil(size={"height": 13, "width": 17}),
     "ViT, bytes": lambda: ViTImageProcessorPil(size={"height": 13, "width": 17}, do_rescale=False, do_normalize=False),
@@ -448,18 +443,16 @@ IMAGE_PROCESSORS = {
 def test_strips_are_resized_without_what_is_cut_off(name, size):
     image_processor = IMAGE_PROCESSORS[name]()
     processor = HiViLTProcessor(image_processor, make_tokenizer())
-    picture = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[::-1])).convert(
-        "RGB"
-    )
-    found = processor(images=picture, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, image_processor(picture, return_tensors="pt")["pixel_values"], atol=0.05, rtol=0)
-    longest = max(processor.resize(picture).size)
+    image = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[::-1])).convert("RGB")
+    found = processor(images=image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, image_processor(image, return_tensors="pt")["pixel_values"], atol=0.05, rtol=0)
+    longest = max(processor.resize(image).size)
     assert longest <= 34 * 18
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_a_moving_picture_the_first_is_taken(kind, tmp_path):
-    first, second = (make_picture(color) for color in ("white", "black"))
+def test_of_a_moving_image_the_first_is_taken(kind, tmp_path):
+    first, second = (make_image(color) for color in ("white", "black"))
     first.save(tmp_path / "moving", kind, save_all=True, append_images=[second], duration=100, lossless=True)
     assert_looks_like(tmp_path / "moving", first)
 
@@ -468,22 +461,22 @@ def test_of_a_moving_picture_the_first_is_taken(kind, tmp_path):
     "name", ["\N{SNOWMAN} \N{CJK UNIFIED IDEOGRAPH-56FE}.png", "a\nb.png", "\udcff.png"], ids=ascii
 )
 def test_a_file_may_be_called_anything(name, tmp_path):
-    make_picture().save(tmp_path / "picture.png")
-    (tmp_path / "picture.png").rename(tmp_path / name)
-    assert_looks_like(tmp_path / name, make_picture())
+    make_image().save(tmp_path / "image.png")
+    (tmp_path / "image.png").rename(tmp_path / name)
+    assert_looks_like(tmp_path / name, make_image())
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError) as caught:
-        load_picture(tmp_path / name)
+        load_image(tmp_path / name)
     str(caught.value).encode()  # it can be written
 
 
-def test_a_picture_that_is_upright_and_in_rgb_is_not_copied(tmp_path):
-    picture = make_picture()
-    assert load_picture(picture) is picture
-    picture.save(tmp_path / "picture.jpg")
-    opened = load_picture(tmp_path / "picture.jpg")
-    assert load_picture(opened) is opened
-    (tmp_path / "picture.jpg").unlink()
+def test_an_image_that_is_upright_and_in_rgb_is_not_copied(tmp_path):
+    image = make_image()
+    assert load_image(image) is image
+    image.save(tmp_path / "image.jpg")
+    opened = load_image(tmp_path / "image.jpg")
+    assert load_image(opened) is opened
+    (tmp_path / "image.jpg").unlink()
     assert opened.getpixel((30, 22))[0] > 200  # nothing of it is left in the file
 
 
@@ -493,33 +486,33 @@ def test_pixels_are_to_the_last_bit_those_of_the_image_processor(name, size):
     image_processor = IMAGE_PROCESSORS[name]()
     processor = HiViLTProcessor(image_processor, make_tokenizer())
     draw = np.random.default_rng(0)
-    pictures = [Image.fromarray(draw.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)) for _ in range(2)]
-    expected = image_processor(pictures, return_tensors="pt")
-    resized = [processor.resize(picture) for picture in pictures]
-    for images in (pictures, resized):
+    originals = [Image.fromarray(draw.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)) for _ in range(2)]
+    expected = image_processor(originals, return_tensors="pt")
+    resized = [processor.resize(image) for image in originals]
+    for images in (originals, resized):
         found = processor(images=images, return_tensors="pt")
         assert set(found) == set(expected)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert found["pixel_values"].dtype == expected["pixel_values"].dtype
     if name == "ViT":
         # Where they are resized in the usual way, that has been done; another size may still be asked for.
-        assert [picture.size for picture in resized] == [(17, 13)] * 2
-        found = processor(images=pictures, size={"height": 8, "width": 9}, return_tensors="pt")
+        assert [image.size for image in resized] == [(17, 13)] * 2
+        found = processor(images=originals, size={"height": 8, "width": 9}, return_tensors="pt")
         assert torch.equal(
             found["pixel_values"],
-            image_processor(pictures, size={"height": 8, "width": 9}, return_tensors="pt")["pixel_values"],
+            image_processor(originals, size={"height": 8, "width": 9}, return_tensors="pt")["pixel_values"],
         )
 
 
-def test_pictures_that_come_out_in_different_sizes_are_no_batch():
+def test_images_that_come_out_in_different_sizes_are_no_batch():
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 15}, do_center_crop=False)
     processor = HiViLTProcessor(image_processor, make_tokenizer())
-    pictures = [make_picture(size=(31, 23)), make_picture(size=(40, 23))]
-    found = processor(images=pictures)["pixel_values"]
-    for one, expected in zip(found, image_processor(pictures)["pixel_values"], strict=True):
+    images = [make_image(size=(31, 23)), make_image(size=(40, 23))]
+    found = processor(images=images)["pixel_values"]
+    for one, expected in zip(found, image_processor(images)["pixel_values"], strict=True):
         np.testing.assert_array_equal(one, expected)
     with pytest.raises(ValueError, match="pixel_values"):
-        processor(images=pictures, return_tensors="pt")
+        processor(images=images, return_tensors="pt")
 
 
 # Arrays and tensors
@@ -551,9 +544,9 @@ def test_an_array_or_tensor_with_channels_at_either_end_is_the_image(make, first
 def test_four_dimensions_are_a_batch_of_images(make, first):
     levels = np.stack([noise(3), noise(3)[::-1]])
     batch = make(np.moveaxis(levels, 3, 1) if first else levels)
-    pictures = [Image.fromarray(one) for one in levels]
+    pil_images = [Image.fromarray(one) for one in levels]
     for text in (["yes", "no"], [["yes"], ["no", "red"]]):
-        expected = dict(PROCESSOR(images=pictures, text=text, return_tensors="pt"))
+        expected = dict(PROCESSOR(images=pil_images, text=text, return_tensors="pt"))
         for images in (batch, list(batch), [batch], [batch[:1], batch[1:]], [[batch[0]], [batch[1]]]):
             torch.testing.assert_close(dict(PROCESSOR(images=images, text=text, return_tensors="pt")), expected)
 
@@ -622,21 +615,21 @@ def test_values_that_are_no_images_are_refused(values, came):
 @pytest.mark.parametrize("mode", ["I", "I;16", "F"])
 def test_eight_bits_in_a_mode_with_more_are_not_black(mode, tmp_path):
     grey = Image.fromarray(noise(1)[:, :, 0])
-    picture = Image.fromarray(np.asarray(grey).astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
-    assert picture.mode == mode
-    assert_looks_like(picture, grey.convert("RGB"))
-    picture.save(tmp_path / "picture.tiff")
-    assert_looks_like(tmp_path / "picture.tiff", grey.convert("RGB"))
+    image = Image.fromarray(np.asarray(grey).astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert image.mode == mode
+    assert_looks_like(image, grey.convert("RGB"))
+    image.save(tmp_path / "image.tiff")
+    assert_looks_like(tmp_path / "image.tiff", grey.convert("RGB"))
 
 
 def test_an_image_of_floats_goes_by_its_own_range():
     grey = noise(1)[:, :, 0]
     assert_looks_like(Image.fromarray(grey / np.float32(255)), Image.fromarray(grey).convert("RGB"))
-    assert_looks_like(make_picture("red").convert("F"), make_picture("red").convert("L").convert("RGB"), tolerance=1)
+    assert_looks_like(make_image("red").convert("F"), make_image("red").convert("L").convert("RGB"), tolerance=1)
     assert_looks_like(Image.fromarray(grey * np.float32(256)), Image.fromarray(grey).convert("RGB"))
     for low, high in [(-1, 1), (0, 1.5), (0, 1e6), (0, np.nan)]:
-        with pytest.raises(ValueError, match="'a PIL image' is not a readable picture .*float32 from"):
-            load_picture(Image.fromarray(np.float32([[low, high]])))
+        with pytest.raises(ValueError, match="'a PIL image' is not a readable image .*float32 from"):
+            load_image(Image.fromarray(np.float32([[low, high]])))
 
 
 def test_prepared_floats_must_be_finite_and_of_three_channels():
@@ -662,7 +655,7 @@ def test_prepared_tensors_that_pil_would_have_to_resize_are_refused_with_the_way
 
 def test_an_image_processor_that_does_not_rescale_takes_floats_as_they_are():
     processor = make_processor()
-    tensor = torch.from_numpy(np.array(PICTURE.resize((IMAGE_SIZE, IMAGE_SIZE)))).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(IMAGE.resize((IMAGE_SIZE, IMAGE_SIZE)))).permute(2, 0, 1)
     expected = processor(images=tensor, return_tensors="pt")["pixel_values"]
     processor.image_processor.do_rescale = False
     torch.testing.assert_close(processor(images=tensor / 255, return_tensors="pt")["pixel_values"], expected)
@@ -672,9 +665,9 @@ def test_an_image_processor_that_does_not_rescale_takes_floats_as_they_are():
 def test_a_size_set_on_the_image_processor_is_the_size(size):
     processor = make_processor()
     processor.image_processor.size = size
-    pixel_values = processor(images=PICTURE, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=IMAGE, return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 3, 11, 11)
-    torch.testing.assert_close(pixel_values, processor.image_processor(PICTURE, return_tensors="pt")["pixel_values"])
+    torch.testing.assert_close(pixel_values, processor.image_processor(IMAGE, return_tensors="pt")["pixel_values"])
 
 
 # Texts from the wild
@@ -742,7 +735,7 @@ def test_texts_that_fit_are_not_warned_of(told):
 
 
 def a_text_file(folder):
-    (folder / "notes.png").write_text("not a picture", encoding="utf-8")
+    (folder / "notes.png").write_text("not an image", encoding="utf-8")
     return folder / "notes.png"
 
 
@@ -764,7 +757,7 @@ def a_pipe(folder):
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "message"),
+    ("image", "error", "message"),
     [
         (a_loop, FileNotFoundError, r"There is no image file .*loop.png"),
         (a_pipe, FileNotFoundError, r"There is no image file .*pipe.png"),
@@ -772,8 +765,8 @@ def a_pipe(folder):
         (lambda folder: folder / "gone.png", FileNotFoundError, r"gone.png.*check the path"),
         (lambda folder: folder, FileNotFoundError, r"There is no image file"),
         (lambda folder: folder / ("x" * 300), FileNotFoundError, r"There is no image file"),
-        (a_text_file, ValueError, r"notes.png' is not a readable picture .*; replace or remove it"),
-        (a_truncated_file, ValueError, r"half.png' is not a readable picture .*truncated.*; replace or remove it"),
+        (a_text_file, ValueError, r"notes.png' is not a readable image .*; replace or remove it"),
+        (a_truncated_file, ValueError, r"half.png' is not a readable image .*truncated.*; replace or remove it"),
         (lambda _: 7, TypeError, r"a PIL image, or an array or tensor of numbers, got int"),
         (lambda _: None, TypeError, r"got NoneType"),
         (lambda _: [[[1, 2], [3, 4]]], TypeError, r"got list"),
@@ -786,7 +779,7 @@ def a_pipe(folder):
             r"decode the base64 after the comma, then give PIL.Image.op",
         ),
         (lambda _: "iVBORw0KGgo" * 2000 + "==", FileNotFoundError, r"'iVBO.{40,60}; if it is base64, decode it"),
-        (lambda _: "pictures\\cat.png", FileNotFoundError, r"cat.png'; write it with / in place of"),
+        (lambda _: "images\\cat.png", FileNotFoundError, r"cat.png'; write it with / in place of"),
         (lambda _: "~/cat.png", FileNotFoundError, r"'~/cat.png'; `~` is not expanded"),
         (lambda _: np.zeros((5, 4, 5), np.uint8), ValueError, r"\(height, width, channels\).*got \(5, 4, 5\)"),
         (lambda _: np.zeros((2, 5, 5), np.uint8), ValueError, r"1, 3 or 4 channels, got \(2, 5, 5\)"),
@@ -796,9 +789,9 @@ def a_pipe(folder):
         (lambda _: np.full((4, 4), "x"), TypeError, r"must hold numbers, got <U1"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(picture, error, message, tmp_path):
+def test_what_is_no_image_is_refused_by_name(image, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        PROCESSOR(images=[picture(tmp_path)], text=QUESTION)
+        PROCESSOR(images=[image(tmp_path)], text=QUESTION)
 
 
 @pytest.fixture
@@ -814,14 +807,14 @@ def no_root():
 
 def test_what_may_not_be_read_is_refused_by_name(no_root):
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder, "closed.png")
-        Image.new("RGB", (4, 4)).save(picture)
-        picture.chmod(0)
-        with pytest.raises(ValueError, match=r"closed.png' is not a readable picture .*Permission denied"):
-            load_picture(picture)
+        image = Path(folder, "closed.png")
+        Image.new("RGB", (4, 4)).save(image)
+        image.chmod(0)
+        with pytest.raises(ValueError, match=r"closed.png' is not a readable image .*Permission denied"):
+            load_image(image)
         Path(folder).chmod(0)
         with pytest.raises(FileNotFoundError, match=r"no image file .*closed.png"):
-            load_picture(picture)
+            load_image(image)
         Path(folder).chmod(0o700)
 
 
@@ -850,7 +843,7 @@ FORMATS = sorted(FORMATS & Image.SAVE.keys())
 @cache
 def as_file(kind):
     content = io.BytesIO()
-    make_picture("red", size=(32, 32)).convert("F" if kind == "SPIDER" else "RGB").save(content, kind)
+    make_image("red", size=(32, 32)).convert("F" if kind == "SPIDER" else "RGB").save(content, kind)
     return content.getvalue()
 
 
@@ -869,24 +862,24 @@ def test_damaged_files_are_read_or_refused_by_name(kind, changes, share):
         file.write(content[: round(share * len(content))])
         file.flush()
         try:
-            assert load_picture(file.name).mode == "RGB"
+            assert load_image(file.name).mode == "RGB"
         except ValueError as error:
-            assert file.name in str(error) and "is not a readable picture" in str(error)
+            assert file.name in str(error) and "is not a readable image" in str(error)
 
 
-def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
-    make_picture().save(tmp_path / "program.eps")
+def test_an_image_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    make_image().save(tmp_path / "program.eps")
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(ValueError, match="program.eps' is not a readable picture .EPS is not read"):
-        load_picture(tmp_path / "program.eps")
+    with pytest.raises(ValueError, match="program.eps' is not a readable image .EPS is not read"):
+        load_image(tmp_path / "program.eps")
     assert not (tmp_path / "ran").exists()
 
 
 ANYTHING = st.recursive(
     st.sampled_from([None, True, 0, -1.5, "", "x", QUESTION, b"x", {"a": 1}, np.zeros(0), np.zeros((2, 2), np.uint8)])
-    | st.builds(make_picture)
+    | st.builds(make_image)
     | st.builds(lambda shape: np.zeros(shape, np.uint8), st.lists(st.integers(0, 4), max_size=4)),
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.just("images"), inner),
     max_leaves=4,
@@ -895,7 +888,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(ANYTHING, ANYTHING)
-def test_anything_in_place_of_pictures_and_texts_is_taken_or_refused(images, text):
+def test_anything_in_place_of_images_and_texts_is_taken_or_refused(images, text):
     try:
         inputs = PROCESSOR(images=images, text=text, return_tensors="pt")
     except (ValueError, TypeError, FileNotFoundError) as error:
@@ -904,23 +897,23 @@ def test_anything_in_place_of_pictures_and_texts_is_taken_or_refused(images, tex
     assert "image_index" not in inputs or int(inputs["image_index"].max()) < len(inputs["pixel_values"])
 
 
-def test_a_damaged_picture_in_memory_is_refused(tmp_path):
+def test_a_damaged_image_in_memory_is_refused(tmp_path):
     with (
-        Image.open(a_truncated_file(tmp_path)) as picture,
+        Image.open(a_truncated_file(tmp_path)) as image,
         pytest.raises(ValueError, match="half.png' is not a readable"),
     ):
-        load_picture(picture)
+        load_image(image)
 
 
-def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
-    make_picture().save(tmp_path / "bomb.png")
+def test_an_image_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
+    make_image().save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="bomb.png' is not a readable picture .*713 pixels"):
-        load_picture(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match="bomb.png' is not a readable image .*713 pixels"):
+        load_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize(
-    ("pictures", "text", "error", "message"),
+    ("given", "text", "error", "message"),
     [
         (None, None, ValueError, r"Give the processor `images`, `text`, or both"),
         ([], "yes", ValueError, r"`images` is an empty list"),
@@ -939,15 +932,15 @@ def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
         (3, [["yes"], ["no", "red"]], ValueError, r"2 lists of texts cannot be paired with 3 images"),
         (1, {"yes": 1}, TypeError, r"`text` must be a string, .*got dict"),
         (1, {"yes"}, TypeError, r"`text` must be a string, .*got set"),
-        ([[PICTURE, PICTURE]], "yes", ValueError, r"a list of 2 images at position 0, but a text is about one"),
-        ([[PICTURE], [PICTURE, PICTURE]], ["yes", "no"], ValueError, r"a list of 2 images at position 1"),
-        ([[PICTURE], []], ["yes", "no"], ValueError, r"a list of 0 images at position 1"),
+        ([[IMAGE, IMAGE]], "yes", ValueError, r"a list of 2 images at position 0, but a text is about one"),
+        ([[IMAGE], [IMAGE, IMAGE]], ["yes", "no"], ValueError, r"a list of 2 images at position 1"),
+        ([[IMAGE], []], ["yes", "no"], ValueError, r"a list of 0 images at position 1"),
         (np.zeros((2, 4, 4, 3), np.uint8), "yes", ValueError, r"1 texts cannot be paired with 2 images"),
         ([np.zeros((2, 4, 4, 3), np.uint8)], "yes", ValueError, r"1 texts cannot be paired with 2 images"),
     ],
 )
-def test_what_does_not_pair_up_is_refused_with_its_remedy(pictures, text, error, message):
-    images = [make_picture()] * pictures if isinstance(pictures, int) else pictures
+def test_what_does_not_pair_up_is_refused_with_its_remedy(given, text, error, message):
+    images = [make_image()] * given if isinstance(given, int) else given
     with pytest.raises(error, match=message):
         PROCESSOR(images=images, text=text)
 
@@ -979,7 +972,7 @@ def test_loaded_it_computes_the_same(tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = HiViLTProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() | {"auto_map": processor.auto_map} == processor.to_dict()
-    inputs = {"images": make_picture(), "text": [QUESTION, "yes"], "return_tensors": "pt"}
+    inputs = {"images": make_image(), "text": [QUESTION, "yes"], "return_tensors": "pt"}
     torch.testing.assert_close(dict(loaded(**inputs)), dict(processor(**inputs)))
 
 
@@ -1033,7 +1026,7 @@ def test_scores_as_trainer_predicts_them_are_taken_too():
 
 def test_a_model_output_in_half_precision_is_taken_too():
     outputs = make_model(HiViLTForQuestionAnswering).bfloat16()(
-        **PROCESSOR(images=make_picture(), text=QUESTION, return_tensors="pt")
+        **PROCESSOR(images=make_image(), text=QUESTION, return_tensors="pt")
     )
     (answers,) = PROCESSOR.post_process_question_answering(outputs, top_k=5, id2label={i: str(i) for i in range(5)})
     assert sum(a["score"] for a in answers) == pytest.approx(1.0, abs=1e-5)

@@ -83,7 +83,7 @@ def run_blocks(names: dict, *openings: str) -> dict:
     for opening in openings:
         (block,) = (block for block in blocks("python") if opening in block)
         exec(
-            block.replace('"outputs/', f'"{names["outputs"]}/').replace('"Pictures"', repr(names.get("pictures"))),
+            block.replace('"outputs/', f'"{names["outputs"]}/').replace('"Pictures"', repr(names.get("images"))),
             names,
         )
     return names
@@ -145,10 +145,10 @@ def test_a_loop_of_ones_own_keeps_what_encoders_gave(names):
 
 
 def test_a_folder_is_indexed_and_searched(names, tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in ("cat", "coffee", "boats"):
-        shutil.copy(ROOT / "docs" / "photographs" / f"{name}.jpg", tmp_path / "pictures")
-    names["pictures"] = str(tmp_path / "pictures")
+        shutil.copy(ROOT / "docs" / "photographs" / f"{name}.jpg", tmp_path / "images")
+    names["images"] = str(tmp_path / "images")
     index = run_blocks(names, 'ImageIndex.build("Pictures"')["index"]
     assert sorted(hit.path.stem for hit in index.search("a cat", top_k=3, rerank_k=3)) == ["boats", "cat", "coffee"]
 
@@ -197,11 +197,11 @@ def test_what_the_root_model_knows_is_what_its_results_say():
     results, said = RESULTS["."], " ".join(README.split())
     data, test = results["data"], results["test"]
     assert (
-        f"trained on {data['name']}, {data['train']['pictures']:,} images with {data['train']['captions']:,} captions"
+        f"trained on {data['name']}, {data['train']['images']:,} images with {data['train']['captions']:,} captions"
         in said
     )
     shares = [100 * test[f"{stage}text_to_image_recall@{k}"] for stage, k in (("embedding_", 1), ("", 1), ("", 10))]
-    assert f"Of {data['test']['pictures']:,} test images it found a caption's own first in {shares[0]:.1f} %" in said
+    assert f"Of {data['test']['images']:,} test images it found a caption's own first in {shares[0]:.1f} %" in said
     assert f"{shares[1]:.1f} % re-ranked, and among the first ten in {shares[2]:.1f} %" in said
     found = results["calibration"]
     assert (

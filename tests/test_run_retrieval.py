@@ -19,25 +19,25 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.run_retrieval import RetrievalArguments, main
 from hivilt.search import ImageIndex
 from processes import launch
-from tiny import VISION_CONFIGS, make_model, make_picture, make_processor
+from tiny import VISION_CONFIGS, make_image, make_model, make_processor
 
 COLORS = ["red", "blue", "green", "white", "yellow", "black"]
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
 
 
 def caption(number, turn):
-    return f"{['a', 'the', 'one'][turn]} {COLORS[number % 6]} picture" + (f", number {number}" if number > 5 else "")
+    return f"{['a', 'the', 'one'][turn]} {COLORS[number % 6]} image" + (f", number {number}" if number > 5 else "")
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with train, validation and test files of JSON lines: 10, 5 and 7 pictures, one to three captions each."""
+    """A folder with train, validation and test files of JSON lines: 10, 5 and 7 images, one to three captions each."""
     folder = tmp_path / "data"
-    for split, num_pictures in (("train", 10), ("validation", 5), ("test", 7)):
+    for split, num_images in (("train", 10), ("validation", 5), ("test", 7)):
         (folder / split).mkdir(parents=True)
         rows = []
-        for number in range(num_pictures):
-            make_picture(COLORS[number % 6], size=(31, 23 + number)).save(folder / split / f"{number}.png")
+        for number in range(num_images):
+            make_image(COLORS[number % 6], size=(31, 23 + number)).save(folder / split / f"{number}.png")
             captions = [caption(number, turn) for turn in range(1 + number % 3)]
             rows.append({"image": f"{split}/{number}.png", "caption": captions})
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -46,13 +46,13 @@ def data(tmp_path):
 
 @pytest.fixture
 def karpathy(tmp_path):
-    """Karpathy's layout of COCO over invented pictures: 6 to train on, 2 of restval, 3 to choose by, 5 to test."""
+    """Karpathy's layout of COCO over invented images: 6 to train on, 2 of restval, 3 to choose by, 5 to test."""
     splits = ["train"] * 6 + ["restval"] * 2 + ["val"] * 3 + ["test"] * 5
     images = []
     for number, split in enumerate(splits):
         name, folder = f"COCO_{number:012d}.jpg", "train2014" if split == "train" else "val2014"
         (tmp_path / "coco" / folder).mkdir(parents=True, exist_ok=True)
-        make_picture(COLORS[number % 6]).save(tmp_path / "coco" / folder / name)
+        make_image(COLORS[number % 6]).save(tmp_path / "coco" / folder / name)
         said = [caption(number, turn) for turn in range(3)][: 3 if number % 2 else 2]
         sentences = [
             {"raw": raw, "tokens": raw.split(), "imgid": number, "sentid": turn} for turn, raw in enumerate(said)
@@ -118,7 +118,7 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
     assert results["test"]["image_to_text_recall@1"] == recall
 
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert results["data"]["test"]["pictures"] == results["test"]["num_pictures"] == 7
+    assert results["data"]["test"]["images"] == results["test"]["num_images"] == 7
     assert results["data"]["test"]["captions"] == results["test"]["num_captions"] == 13
     assert results["data"]["test"]["chance"]["text_to_image_recall@1"] == pytest.approx(1 / 7)
     assert results["train"]["captions"] == 8
@@ -132,11 +132,11 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
 
 def test_zero_shot_scores_are_those_of_the_embeddings(checkpoint):
     labels = ["red circle", "blue square", "image"]
-    picture = make_picture("blue")
+    image = make_image("blue")
     classify = pipeline("zero-shot-image-classification", model=checkpoint, trust_remote_code=True)
-    said = {one["label"]: one["score"] for one in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+    said = {one["label"]: one["score"] for one in classify(image, candidate_labels=labels, hypothesis_template="{}")}
     model = HiViLTForRetrieval.from_pretrained(checkpoint).eval()
-    inputs = make_processor()(images=[picture], text=labels, return_tensors="pt")
+    inputs = make_processor()(images=[image], text=labels, return_tensors="pt")
     del inputs["image_index"]
     with torch.no_grad():
         expected = model(**inputs).logits_per_image.softmax(-1)[0]
@@ -145,7 +145,7 @@ def test_zero_shot_scores_are_those_of_the_embeddings(checkpoint):
 
 def test_karpathy_files_run_through_the_same_command(karpathy, tmp_path):
     results = main([*karpathy, *flags(tmp_path / "out")])
-    assert {split: results["data"][split]["pictures"] for split in ("train", "validation", "test")} == {
+    assert {split: results["data"][split]["images"] for split in ("train", "validation", "test")} == {
         "train": 8,
         "validation": 3,
         "test": 5,
@@ -164,11 +164,11 @@ def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path, capsys):
     results = main([*asked, *flags(tmp_path / "out")])
     assert results["data"]["name"] == CAPTION_BENCHMARKS[name].title
     for split in ("validation", "test"):
-        assert results["data"][split]["pictures"] == results[split]["num_pictures"] >= 3
+        assert results["data"][split]["images"] == results[split]["num_images"] >= 3
         assert results["data"][split]["captions"] == results[split]["num_captions"]
         assert 0 <= results[split]["mean_recall"] <= 1
-    assert "num_folds" not in results["test"]  # the miniature has fewer than two thousand pictures
-    assert f"test: R@K in percent, {results['test']['num_pictures']} pictures" in capsys.readouterr().out
+    assert "num_folds" not in results["test"]  # the miniature has fewer than two thousand images
+    assert f"test: R@K in percent, {results['test']['num_images']} images" in capsys.readouterr().out
 
 
 def test_folds_have_a_table_of_their_own(tmp_path, monkeypatch, capsys):
@@ -176,10 +176,10 @@ def test_folds_have_a_table_of_their_own(tmp_path, monkeypatch, capsys):
     make_caption_miniature("coco", tmp_path / "data")
     asked = ["--benchmark", "coco", "--data_dir", str(tmp_path / "data")]
     results = main([*asked, *flags(tmp_path / "out")])
-    assert results["data"]["train"]["pictures"] == 10  # restval among them
+    assert results["data"]["train"]["images"] == 10  # restval among them
     assert results["test"]["num_folds"] == 2
     printed = capsys.readouterr().out
-    assert "Mean over 2 folds of 2 pictures" in printed
+    assert "Mean over 2 folds of 2 images" in printed
     shown = f"{100 * results['test']['fold_text_to_image_recall@1']:.1f}"
     assert shown in printed.split("test: R@K")[1].split("Mean over")[1]
     assert "Mean over 2 folds" in ModelCard.load(tmp_path / "out/README.md").text
@@ -205,7 +205,7 @@ def test_image_folder_with_metadata(data, tmp_path, monkeypatch):
     for name in ("validation",):
         shutil.rmtree(data / name)
     results = main(["--data_dir", str(data), "--caption_column", "text", *flags(tmp_path / "out")])
-    assert {split: results["data"][split]["pictures"] for split in ("train", "validation", "test")} == {
+    assert {split: results["data"][split]["images"] for split in ("train", "validation", "test")} == {
         "train": 9,
         "validation": 1,
         "test": 7,
@@ -217,7 +217,7 @@ def test_without_arguments_it_reads_openmoji(tmp_path, monkeypatch):
     few = ("--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "6")
     results = main(flags(tmp_path / "out", *few))
     assert results["data"]["name"] == "OpenMoji"
-    assert results["data"]["test"]["pictures"] == 6
+    assert results["data"]["test"]["images"] == 6
 
 
 @pytest.mark.parametrize("more", [(), ("--rerank_k", "0")], ids=["re-ranked", "embeddings alone"])
@@ -263,7 +263,7 @@ def test_batches_of_one_train(data, tmp_path):
     assert results["train"]["captions"] == 2
 
 
-def test_one_picture_with_all_captions(data, tmp_path):
+def test_one_image_with_all_captions(data, tmp_path):
     few = ("--max_eval_samples", "1", "--max_predict_samples", "1", "--max_train_samples", "3")
     results = main([*files(data), *flags(tmp_path / "out", *few, "--captions_per_image", "3")])
     assert results["test"]["image_to_text_recall@1"] == results["test"]["text_to_image_recall@1"] == 1
@@ -273,11 +273,11 @@ def test_one_picture_with_all_captions(data, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for color in COLORS:
-        make_picture(color).save(folder / f"{color}.png")
+        make_image(color).save(folder / f"{color}.png")
     return folder
 
 
@@ -285,9 +285,9 @@ def search_flags(checkpoint, out):
     return ["--model_name_or_path", checkpoint, "--output_dir", str(out), "--use_cpu"]
 
 
-def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path, capsys):
-    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
-    assert "6 pictures" in capsys.readouterr().out
+def test_index_then_query_by_words_and_by_image(images, checkpoint, tmp_path, capsys):
+    main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
+    assert "6 images" in capsys.readouterr().out
     index = ImageIndex.load(tmp_path / "index", HiViLTForRetrieval.from_pretrained(checkpoint).eval(), make_processor())
 
     # The index knows its checkpoint.
@@ -299,8 +299,8 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
         assert line.split() == [str(rank), f"{hit.score:.4f}", str(hit.path)]
     Image.open(tmp_path / "index/search.png").verify()
 
-    picture = ["--query", str(pictures / "blue.png"), "--output_dir", str(tmp_path / "index"), "--use_cpu"]
-    assert main(picture)[0][0].path.name == "blue.png"
+    image = ["--query", str(images / "blue.png"), "--output_dir", str(tmp_path / "index"), "--use_cpu"]
+    assert main(image)[0][0].path.name == "blue.png"
     (reranked,) = main(["--query", "red circle", "--output_dir", str(tmp_path / "index"), "--use_cpu", "--rerank"])
     assert reranked == index.search("red circle", rerank_k=16)
 
@@ -314,56 +314,56 @@ def test_index_then_query_by_words_and_by_picture(pictures, checkpoint, tmp_path
     ]
 
 
-def test_images_found_that_are_gone_are_told_and_not_drawn(pictures, checkpoint, tmp_path, caplog):
-    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
-    (pictures / "red.png").unlink()
+def test_images_found_that_are_gone_are_told_and_not_drawn(images, checkpoint, tmp_path, caplog):
+    main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
+    (images / "red.png").unlink()
     (hits,) = main(["--query", "red circle", *search_flags(checkpoint, tmp_path / "index")])
     assert len(hits) == 6
     assert "1 of the 6 images found, red.png first, are gone or have changed" in caplog.text
     Image.open(tmp_path / "index/search.png").verify()
 
 
-def test_an_index_of_another_checkpoint_is_refused(pictures, checkpoint, tmp_path):
-    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+def test_an_index_of_another_checkpoint_is_refused(images, checkpoint, tmp_path):
+    main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
     make_model(HiViLTForRetrieval, seed=1).save_pretrained(tmp_path / "other")
     make_processor().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="made by another checkpoint.*load the checkpoint that made it"):
         main(["--query", "red", *search_flags(str(tmp_path / "other"), tmp_path / "index")])
 
 
-def test_bad_pictures_stop_the_index_or_are_listed(pictures, checkpoint, tmp_path):
-    (pictures / "broken.png").write_bytes(b"no picture")
-    command = ["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")]
+def test_bad_images_stop_the_index_or_are_listed(images, checkpoint, tmp_path):
+    (images / "broken.png").write_bytes(b"no image")
+    command = ["--index", str(images), *search_flags(checkpoint, tmp_path / "index")]
     with pytest.raises(ValueError, match="broken.png.*--on_bad_image skip"):
         main(command)
     main([*command, "--on_bad_image", "skip"])
     info = json.loads((tmp_path / "index/index.json").read_text())
-    assert info["num_pictures"] == 6 and [one["image"] for one in info["skipped"]] == ["broken.png"]
+    assert info["num_images"] == 6 and [one["image"] for one in info["skipped"]] == ["broken.png"]
 
 
 @pytest.mark.parametrize(
     ("query", "error", "message"),
     [
         ("  ", ValueError, "the text is empty"),
-        ("nowhere/picture.png", FileNotFoundError, "There is no image file 'nowhere/picture.png'"),
+        ("nowhere/image.png", FileNotFoundError, "There is no image file 'nowhere/image.png'"),
         ("nowhere/IMG_1.HEIC", FileNotFoundError, "There is no image file 'nowhere/IMG_1.HEIC'"),
         ("{folder}", ValueError, "is a folder.*--index"),
         ("https://example.org/cat.jpg", ValueError, "'https://example.org/cat.jpg' is a web address"),
-        ("{folder}/notes.txt", ValueError, "not a readable picture"),
+        ("{folder}/notes.txt", ValueError, "not a readable image"),
     ],
 )
-def test_queries_that_are_neither_words_nor_a_picture(query, error, message, pictures, checkpoint, tmp_path):
-    (pictures / "notes.txt").write_text("words")
-    main(["--index", str(pictures), *search_flags(checkpoint, tmp_path / "index")])
+def test_queries_that_are_neither_words_nor_an_image(query, error, message, images, checkpoint, tmp_path):
+    (images / "notes.txt").write_text("words")
+    main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
     with pytest.raises(error, match=message):
-        main(["--query", query.format(folder=pictures), *search_flags(checkpoint, tmp_path / "index")])
+        main(["--query", query.format(folder=images), *search_flags(checkpoint, tmp_path / "index")])
 
 
 def test_there_is_no_index_to_search(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not hold an index"):
         main(["--query", "red", *search_flags(checkpoint, tmp_path)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there is no picture file"):
+    with pytest.raises(ValueError, match="there is no image file"):
         main(["--index", str(tmp_path / "empty"), *search_flags(checkpoint, tmp_path / "index")])
 
 
@@ -371,10 +371,10 @@ def test_there_is_no_index_to_search(checkpoint, tmp_path):
 
 
 def test_two_processes_do_what_one_does(data, tmp_path):
-    """Two processes with batches of two pictures train as one with four, and rank every query once, in order.
+    """Two processes with batches of two images train as one with four, and rank every query once, in order.
 
-    With an encoder that treats each picture by itself, with all negatives, of which each process would draw its own, and
-    with as many pictures to choose by as fill the batches, since negatives come from all processes there, too.
+    With an encoder that treats each image by itself, with all negatives, of which each process would draw its own, and
+    with as many images to choose by as fill the batches, since negatives come from all processes there, too.
     """
     ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
@@ -430,9 +430,9 @@ def test_nothing_to_evaluate(data, tmp_path):
         main(["--do_predict", *files(data, ["test"]), "--output_dir", str(tmp_path / "out")])
 
 
-def test_missing_pictures_are_named_before_training(karpathy, tmp_path):
+def test_missing_images_are_named_before_training(karpathy, tmp_path):
     shutil.rmtree(tmp_path / "coco/val2014")
-    with pytest.raises(FileNotFoundError, match="of .* picture files are missing"):
+    with pytest.raises(FileNotFoundError, match="of .* image files are missing"):
         main([*karpathy, *flags(tmp_path / "out")])
 
 

@@ -26,18 +26,18 @@ from hivilt.run_vqa import VQAArguments, main, read_data, spell_alike
 from hivilt.training import parse_arguments, prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch, launch_accelerate
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
 
 COLORS = ["red", "blue", "green", "white"]
 # Small enough for a second a run, and without dropout so that runs can be compared.
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
 
 
-def make_rows(split, num_pictures, folder):
-    """Questions about pictures of one colour, few and many a picture, mixed."""
+def make_rows(split, num_images, folder):
+    """Questions about images of one colour, few and many an image, mixed."""
     (folder / split).mkdir()
-    for number in range(num_pictures):
-        make_picture(COLORS[number % 4]).save(folder / split / f"{number}.png")
+    for number in range(num_images):
+        make_image(COLORS[number % 4]).save(folder / split / f"{number}.png")
     asked = [
         ("what color is the image?", lambda color: color),
         ("is the image red?", lambda color: "yes" if color == "red" else "no"),
@@ -46,7 +46,7 @@ def make_rows(split, num_pictures, folder):
     return [
         {"image": f"{split}/{number}.png", "question": question, "answer": answer(COLORS[number % 4])}
         for turn, (question, answer) in enumerate(asked)
-        for number in range(num_pictures)
+        for number in range(num_images)
         if turn <= number % 3
     ]
 
@@ -56,8 +56,8 @@ def data(tmp_path):
     """A folder with train, validation and test files of JSON lines: 19, 9 and 13 questions."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for split, num_pictures in (("train", 10), ("validation", 5), ("test", 7)):
-        rows = make_rows(split, num_pictures, folder)
+    for split, num_images in (("train", 10), ("validation", 5), ("test", 7)):
+        rows = make_rows(split, num_images, folder)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -140,10 +140,10 @@ def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
     assert results["test"]["accuracy"] == accuracy
     assert results["test"]["num_questions"] == len(asked) == 13
     assert results["data"]["train"] == {
-        "pictures": 10,
+        "images": 10,
         "questions": 19,
         "answer_coverage": 1.0,
-        "bad_pictures": [],
+        "bad_images": [],
         "dropped_questions": 0,
     }
     assert results["train"]["questions"] > 0
@@ -415,10 +415,10 @@ def test_several_answers_a_question_train_on_soft_labels(data, tmp_path):
     assert sum(one["score"] for one in read_lines(tmp_path / "out/predictions.jsonl")[0]["predictions"]) > 1
 
 
-def test_pictures_are_held_out_where_there_is_no_validation_data(data, tmp_path):
+def test_images_are_held_out_where_there_is_no_validation_data(data, tmp_path):
     results = main(flags(data, tmp_path / "out", splits=("train", "test")))
-    assert results["data"]["train"]["pictures"] == 9
-    assert results["data"]["validation"]["pictures"] == 1
+    assert results["data"]["train"]["images"] == 9
+    assert results["data"]["validation"]["images"] == 1
     again = main(flags(data, tmp_path / "again", splits=("train", "test")))
     assert again["test"]["loss"] == results["test"]["loss"]
 
@@ -466,7 +466,7 @@ def test_hub_layout_and_image_folder(data, tmp_path, monkeypatch):
         (data / split / "metadata.jsonl").write_text("\n".join(lines))
     more = flags(data, tmp_path / "folder", splits=())
     results = main(["--data_dir", str(data), *more])
-    assert results["data"]["train"]["pictures"] == 9
+    assert results["data"]["train"]["images"] == 9
     assert results["test"]["num_questions"] == 13
 
     # A folder of Parquet files is what a dataset on the Hub is; other names for its columns and splits.
@@ -475,17 +475,17 @@ def test_hub_layout_and_image_folder(data, tmp_path, monkeypatch):
     for split, name in (("train", "train"), ("test", "validation")):
         rows = [
             {
-                "picture": {"bytes": (data / row["image"]).read_bytes(), "path": None},
+                "photo": {"bytes": (data / row["image"]).read_bytes(), "path": None},
                 "ask": row["question"],
                 "say": row["answer"],
             }
             for row in read_lines(data / f"{split}.jsonl")
         ]
         datasets.Dataset.from_list(rows).to_parquet(str(hub / "data" / f"{name}-00000-of-00001.parquet"))
-    columns = ["--image_column", "picture", "--question_column", "ask", "--answer_column", "say"]
+    columns = ["--image_column", "photo", "--question_column", "ask", "--answer_column", "say"]
     named = ["--validation_split", "none", "--test_split", "validation"]
     results = main(["--dataset_name", str(hub), *flags(data, tmp_path / "out", splits=()), *columns, *named])
-    assert results["data"]["train"]["pictures"] + results["data"]["validation"]["pictures"] == 4  # equal ones are one
+    assert results["data"]["train"]["images"] + results["data"]["validation"]["images"] == 4  # equal ones are one
     assert results["test"]["num_questions"] == 13
 
 
@@ -586,13 +586,13 @@ def test_a_checkpoint_answers_a_split_without_answers(tmp_path, checkpoint, capl
     assert f"submission.json: {len(questions)} answers for the server of VQAv2" in caplog.text
 
 
-def test_joined_splits_hold_pictures_out(tmp_path):
+def test_joined_splits_hold_images_out(tmp_path):
     make_vqa_miniature("vqav2", tmp_path / "data")
     asked = ["--benchmark", "vqav2", "--data_dir", str(tmp_path / "data"), "--train_split", "train+val"]
     asked += ["--do_train", "--test_split", "test-dev"]
     results = main([*asked, *flags(tmp_path, tmp_path / "out", splits=()), "--per_device_train_batch_size", "5"])
-    assert results["data"]["train"]["pictures"] + results["data"]["validation"]["pictures"] == 6
-    assert results["data"]["validation"]["pictures"] == 1
+    assert results["data"]["train"]["images"] + results["data"]["validation"]["images"] == 6
+    assert results["data"]["validation"]["images"] == 1
     assert "test" not in results["data"]
 
 
@@ -606,7 +606,7 @@ def test_a_copy_on_the_hub_stands_for_the_benchmark(tmp_path, monkeypatch):
 
 
 def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
-    """Its test split asks about training pictures, but never what training asks in other words."""
+    """Its test split asks about training images, but never what training asks in other words."""
     make_vqa_miniature("vqa-rad", tmp_path / "data")
     args, training_args = parse_arguments(
         ["--benchmark", "vqa-rad", "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path), "--use_cpu"],
@@ -687,7 +687,7 @@ def test_augmentation_changes_training_and_nothing_else(data, tmp_path):
     again = main(flags(data, tmp_path / "again", "--learning_rate", "0", *more, "--dataloader_num_workers", "1"))
     assert losses(tmp_path / "again") == losses(tmp_path / "augmented")
     assert again["data"] == results["data"] == plain["data"]
-    # Batch norms have seen other pictures; the pictures that are measured on are the same.
+    # Batch norms have seen other images; the images that are measured on are the same.
     assert results["test"]["num_questions"] == plain["test"]["num_questions"]
 
 
@@ -695,9 +695,9 @@ def test_augmentation_changes_training_and_nothing_else(data, tmp_path):
 
 
 def test_two_processes_do_what_one_does(data, tmp_path):
-    """Two processes with batches of two pictures train as one with four, and answer every question once, in order.
+    """Two processes with batches of two images train as one with four, and answer every question once, in order.
 
-    With an encoder that treats each picture by itself: the small one's batch norms see the pictures of one process.
+    With an encoder that treats each image by itself: the small one's batch norms see the images of one process.
     """
     ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(tmp_path / "vit")
@@ -724,7 +724,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
 
 
 def test_two_processes_answer_with_the_model_they_save(data, tmp_path):
-    """Batch norms of each process have seen other pictures; what is measured must be what is saved."""
+    """Batch norms of each process have seen other images; what is measured must be what is saved."""
     more = ("--max_steps", "1", "--load_best_model_at_end", "false", "--per_device_train_batch_size", "2")
     launch("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *more))
     files = ["--test_file", str(data / "test.jsonl"), "--use_cpu", "--output_dir", str(tmp_path / "again")]
@@ -765,7 +765,7 @@ def test_nothing_to_evaluate(data, tmp_path):
     ("more", "message"),
     [
         (["--benchmark", "gqa", "--test_file", "x.json"], "drop benchmark, or train_file"),
-        (["--image_dir", "pictures", "--test_file", "x.json"], "image_dir goes with a benchmark"),
+        (["--image_dir", "images", "--test_file", "x.json"], "image_dir goes with a benchmark"),
         (["--benchmark", "gqa", "--data_dir", "a", "--dataset_name", "b"], "one source, got dataset_name and data_dir"),
         (["--benchmark", "gqa", "--data_dir", "nowhere", "--test_split", "minival"], "'challenge'.*got 'minival'"),
         (["--random_crop", "2", "--do_train"], "random_crop: expected .* got 2.0"),
@@ -800,14 +800,14 @@ def test_unknown_column_stops_the_run(data, tmp_path):
         main(flags(data, tmp_path / "out", "--answer_column", "reply"))
 
 
-def test_bad_pictures_stop_the_run_or_are_left_out(data, tmp_path):
-    (data / "test/2.png").write_text("no picture")
+def test_bad_images_stop_the_run_or_are_left_out(data, tmp_path):
+    (data / "test/2.png").write_text("no image")
     (data / "train/3.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 10 picture files are missing: .*3.png.*--on_bad_image skip"):
+    with pytest.raises(FileNotFoundError, match="1 of 10 image files are missing: .*3.png.*--on_bad_image skip"):
         main(flags(data, tmp_path / "out"))
     results = main(flags(data, tmp_path / "out", "--on_bad_image", "skip"))
-    assert results["data"]["train"]["bad_pictures"] == ["train/3.png"]
-    assert results["data"]["test"]["bad_pictures"] == ["test/2.png"]
+    assert results["data"]["train"]["bad_images"] == ["train/3.png"]
+    assert results["data"]["test"]["bad_images"] == ["test/2.png"]
     assert results["test"]["num_questions"] == 10
 
 
@@ -906,7 +906,7 @@ def test_what_is_familiar_is_written_down(tmp_path):
         rows = []
         for number in range(count):
             color = (draw.randrange(150, 256), draw.randrange(60), draw.randrange(60))
-            make_picture(color).save(tmp_path / f"{split}{number}.png")
+            make_image(color).save(tmp_path / f"{split}{number}.png")
             rows.append(
                 {"image": f"{split}{number}.png", "question": "is it red?", "answer": "yes" if number % 2 else "no"}
             )
@@ -916,7 +916,7 @@ def test_what_is_familiar_is_written_down(tmp_path):
     assert (found["num_train"], found["num_held_out"]) == (60, 45)
     assert json.loads((out / "results.json").read_text())["familiarity"] == found
     model, processor = HiViLTForQuestionAnswering.from_pretrained(out), HiViLTProcessor.from_pretrained(out)
-    strange = [Image.effect_noise((31, 23), 200).convert("RGB"), make_picture("blue")]
+    strange = [Image.effect_noise((31, 23), 200).convert("RGB"), make_image("blue")]
     images = [*(Image.open(tmp_path / f"validation{number}.png") for number in range(9)), *strange]
     maps = model.eval().get_feature_maps(processor(images=images, return_tensors="pt")["pixel_values"])
     said = is_familiar(found, maps).tolist()

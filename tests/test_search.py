@@ -1,4 +1,4 @@
-"""Rows of batched states, pairs of them, and a folder of pictures that is indexed, cut off, changed and searched."""
+"""Rows of batched states, pairs of them, and a folder of images that is indexed, cut off, changed and searched."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from PIL import Image
 from hivilt import HiViLTForRetrieval, HiViLTProcessor
 from hivilt.fusion_hivilt import map_states
 from hivilt.search import Hit, ImageIndex, fingerprint, score_pairs, take_rows
-from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_model, make_picture, make_processor
+from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
 
 COLORS = ["red", "blue", "green", "yellow", "black", "white", "orange", "purple", "gray", "pink", "brown", "cyan"]
 TEXTS = ["red circle", "is there a blue square in the image?", "what color is the shape?", "two", "a red and blue"]
@@ -174,25 +174,25 @@ class TestFingerprint:
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Twelve pictures in three folders, in several formats; and what is no picture, hidden, or a loop of links."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Twelve images in three folders, in several formats; and what is no image, hidden, or a loop of links."""
+    folder = tmp_path / "images"
     for number, color in enumerate(COLORS):
         suffix = [".png", ".jpg", ".WEBP"][number % 3]
         path = folder / ["", "Größe", "a/日本"][number // 4] / f"{color}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_picture(color).save(path)
-    (folder / "notes.txt").write_text("no picture")
+        make_image(color).save(path)
+    (folder / "notes.txt").write_text("no image")
     (folder / ".hidden").mkdir()
-    make_picture("red").save(folder / ".hidden" / "red.png")
-    make_picture("red").save(folder / ".red.png")
+    make_image("red").save(folder / ".hidden" / "red.png")
+    make_image("red").save(folder / ".red.png")
     (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
     return folder
 
 
 @pytest.fixture
 def model():
-    """One of its own for each test, to count in: `encoded` holds the number of pictures of each call."""
+    """One of its own for each test, to count in: `encoded` holds the number of images of each call."""
     model = make_model(HiViLTForRetrieval, weight_scale=8.0)
     model.encoded = []
     encode = model.model.encode_images
@@ -200,11 +200,9 @@ def model():
     return model
 
 
-def build(pictures, model, **kwargs):
-    output_dir = kwargs.pop("output_dir", pictures.parent / "index")
-    return ImageIndex.build(
-        pictures, model, make_processor(), output_dir, **{"batch_size": 2, "shard_size": 4, **kwargs}
-    )
+def build(images, model, **kwargs):
+    output_dir = kwargs.pop("output_dir", images.parent / "index")
+    return ImageIndex.build(images, model, make_processor(), output_dir, **{"batch_size": 2, "shard_size": 4, **kwargs})
 
 
 def names(index):
@@ -215,47 +213,56 @@ def embeddings(index):
     return np.array(index.dataset["embedding"][:], dtype=np.float32)
 
 
-def files_of(pictures):
-    paths = [path for path in pictures.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".webp")]
-    return sorted(p.relative_to(pictures).as_posix() for p in paths if "/." not in str(p) and "loop" not in p.parts)
+def files_of(images):
+    paths = [path for path in images.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".webp")]
+    return sorted(p.relative_to(images).as_posix() for p in paths if "/." not in str(p) and "loop" not in p.parts)
 
 
 class TestBuild:
-    def test_every_picture_with_its_embedding_sorted_by_path(self, pictures, model):
-        index = build(pictures, model, batch_size=5)
-        assert names(index) == files_of(pictures) and len(index) == 12
+    def test_every_image_with_its_embedding_sorted_by_path(self, images, model):
+        index = build(images, model, batch_size=5)
+        assert names(index) == files_of(images) and len(index) == 12
         assert model.encoded == [5, 5, 2]
         for name, embedding in zip(names(index), embeddings(index), strict=True):
-            inputs = make_processor()(images=pictures / name, return_tensors="pt")
+            inputs = make_processor()(images=images / name, return_tensors="pt")
             with torch.no_grad():
                 wanted = model.get_image_features(**inputs).pooler_output[0]
             np.testing.assert_allclose(embedding, wanted, atol=1e-5)
 
-    def test_what_is_written(self, pictures, model):
-        build(pictures, model)
-        output_dir = pictures.parent / "index"
+    def test_what_is_written(self, images, model):
+        build(images, model)
+        output_dir = images.parent / "index"
         assert sorted(path.name for path in output_dir.iterdir()) == ["embeddings", "embeddings.faiss", "index.json"]
         info = json.loads((output_dir / "index.json").read_text())
         features = load_from_disk(output_dir / "embeddings").features
         assert features["embedding"] == List(Value("float32"), length=model.config.projection_dim)
-        assert info["pictures"] == "../pictures" and info["num_pictures"] == 12
+        assert info["images"] == "../images" and info["num_images"] == 12
         assert [one["image"] for one in info["skipped"]] == ["notes.txt"]
         assert faiss.read_index(str(output_dir / "embeddings.faiss")).metric_type == faiss.METRIC_INNER_PRODUCT
 
-    def test_folder_and_index_may_move_together(self, pictures, model, tmp_path):
-        build(pictures, model)
+    def test_an_index_of_the_time_of_pictures_is_read(self, images, model):
+        build(images, model)
+        path = images.parent / "index/index.json"
+        info = path.read_text()
+        path.write_text(info.replace('"images"', '"pictures"').replace('"num_images"', '"num_pictures"'))
+        assert len(ImageIndex.load(path.parent, model, make_processor())) == 12
+        build(images, model)
+        assert model.encoded == [2] * 6 and '"num_pictures": 12' in path.read_text()  # nothing was done again
+
+    def test_folder_and_index_may_move_together(self, images, model, tmp_path):
+        build(images, model)
         moved = shutil.move(
             shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} copy", symlinks=True), tmp_path
         )
-        shutil.rmtree(pictures)
+        shutil.rmtree(images)
         index = ImageIndex.load(Path(moved, "index"), model, make_processor())
         assert all(hit.path.is_file() for hit in index.search("red", top_k=12))
         with pytest.raises(FileNotFoundError, match="put them back, or build the index again"):
             ImageIndex.load(tmp_path / "index", model, make_processor())
 
     @pytest.mark.parametrize("stop_after", [1, 3, 5])
-    def test_an_interrupted_build_goes_on_where_it_stopped(self, pictures, model, stop_after, monkeypatch):
-        whole = build(pictures, model, output_dir=pictures.parent / "whole")
+    def test_an_interrupted_build_goes_on_where_it_stopped(self, images, model, stop_after, monkeypatch):
+        whole = build(images, model, output_dir=images.parent / "whole")
         model.encoded.clear()
         encode = model.encode_images
 
@@ -266,20 +273,20 @@ class TestBuild:
 
         monkeypatch.setattr(model, "encode_images", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build(pictures, model)
+            build(images, model)
         with pytest.raises(FileNotFoundError, match="goes on where it stopped"):
-            ImageIndex.load(pictures.parent / "index", model, make_processor())
+            ImageIndex.load(images.parent / "index", model, make_processor())
 
         monkeypatch.undo()
-        index = build(pictures, model)
+        index = build(images, model)
         assert sum(model.encoded) == 12
         assert names(index) == names(whole)
         np.testing.assert_array_equal(embeddings(index), embeddings(whole))
-        assert (pictures.parent / "index/embeddings.faiss").read_bytes() == (
-            pictures.parent / "whole/embeddings.faiss"
+        assert (images.parent / "index/embeddings.faiss").read_bytes() == (
+            images.parent / "whole/embeddings.faiss"
         ).read_bytes()
 
-    def test_a_killed_process_loses_less_than_a_shard(self, pictures, model, tmp_path):
+    def test_a_killed_process_loses_less_than_a_shard(self, images, model, tmp_path):
         code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -294,21 +301,21 @@ def killed(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(*args, **kwargs)
 model.encode_images = killed
-ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "index")!r}, batch_size=2, shard_size=4)
+ImageIndex.build({str(images)!r}, model, make_processor(), {str(tmp_path / "index")!r}, batch_size=2, shard_size=4)
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
-        index = build(pictures, model)
+        index = build(images, model)
         assert sum(model.encoded) == 12 - 4
-        whole = build(pictures, model, output_dir=tmp_path / "whole")
+        whole = build(images, model, output_dir=tmp_path / "whole")
         np.testing.assert_array_equal(embeddings(index), embeddings(whole))
 
     @pytest.mark.parametrize("step", range(10))
-    def test_a_rebuild_cut_off_anywhere_loses_nothing(self, pictures, model, monkeypatch, step):
+    def test_a_rebuild_cut_off_anywhere_loses_nothing(self, images, model, monkeypatch, step):
         """Cuts before the step-th of the moves, removals and writes that put a new index in the place of an old one."""
-        build(pictures, model)
+        build(images, model)
         model.encoded.clear()
-        make_picture("magenta").save(pictures / "new.png")
+        make_image("magenta").save(images / "new.png")
         taken = []
 
         def cut(function):
@@ -324,124 +331,124 @@ ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "in
             patch.setattr("hivilt.search.os.replace", cut(os.replace))
             patch.setattr("hivilt.search.shutil.rmtree", cut(shutil.rmtree))
             with pytest.raises(KeyboardInterrupt):
-                build(pictures, model)
+                build(images, model)
         try:
             # Until the new index is in place, the old one serves, or says that it is unfinished.
-            assert len(ImageIndex.load(pictures.parent / "index", model, make_processor())) in (12, 13)
+            assert len(ImageIndex.load(images.parent / "index", model, make_processor())) in (12, 13)
         except FileNotFoundError as error:
             assert "goes on where it stopped" in str(error)
-        index = build(pictures, model)
+        index = build(images, model)
         assert len(index) == 13 and sum(model.encoded) == (2 if step == 1 else 1)
-        assert index.search(pictures / "new.png", top_k=1)[0].path.name == "new.png"
+        assert index.search(images / "new.png", top_k=1)[0].path.name == "new.png"
 
-    def test_only_what_changed_is_embedded_again(self, pictures, model):
-        build(pictures, model)
+    def test_only_what_changed_is_embedded_again(self, images, model):
+        build(images, model)
         model.encoded.clear()
-        make_picture("magenta").save(pictures / "red.png")
-        make_picture("black").save(pictures / "Größe" / "another.png")
-        (pictures / "blue.jpg").unlink()
-        index = build(pictures, model)
+        make_image("magenta").save(images / "red.png")
+        make_image("black").save(images / "Größe" / "another.png")
+        (images / "blue.jpg").unlink()
+        index = build(images, model)
         assert sum(model.encoded) == 2
-        assert names(index) == files_of(pictures) and len(index) == 12
-        (found, *_) = index.search(make_picture("magenta"), top_k=1)
-        assert found.path == pictures / "red.png" and found.score == pytest.approx(1, abs=1e-5)
+        assert names(index) == files_of(images) and len(index) == 12
+        (found, *_) = index.search(make_image("magenta"), top_k=1)
+        assert found.path == images / "red.png" and found.score == pytest.approx(1, abs=1e-5)
 
-    def test_an_index_within_its_folder_does_not_index_itself(self, pictures, model):
+    def test_an_index_within_its_folder_does_not_index_itself(self, images, model):
         for _ in range(2):
-            assert len(build(pictures, model, output_dir=pictures / "index")) == 12
-            make_picture().save(pictures / "index/search.png")
-        skipped = json.loads((pictures / "index/index.json").read_text())["skipped"]
+            assert len(build(images, model, output_dir=images / "index")) == 12
+            make_image().save(images / "index/search.png")
+        skipped = json.loads((images / "index/index.json").read_text())["skipped"]
         assert [one["image"] for one in skipped] == ["notes.txt"]
         with pytest.raises(ValueError, match="^output_dir: .* is the folder of the images itself"):
-            build(pictures, model, output_dir=pictures)
+            build(images, model, output_dir=images)
 
-    def test_a_build_with_nothing_to_do_writes_nothing(self, pictures, model):
-        build(pictures, model)
-        before = {path: path.stat().st_mtime_ns for path in (pictures.parent / "index").rglob("*")}
-        index = build(pictures, model)
+    def test_a_build_with_nothing_to_do_writes_nothing(self, images, model):
+        build(images, model)
+        before = {path: path.stat().st_mtime_ns for path in (images.parent / "index").rglob("*")}
+        index = build(images, model)
         assert sum(model.encoded) == 12 and len(index) == 12
-        assert {path: path.stat().st_mtime_ns for path in (pictures.parent / "index").rglob("*")} == before
+        assert {path: path.stat().st_mtime_ns for path in (images.parent / "index").rglob("*")} == before
 
-    def test_another_kind_of_index_needs_no_embedding(self, pictures, model):
-        flat = build(pictures, model).search("red circle")
-        index = build(pictures, model, index_factory="IVF2,Flat")
+    def test_another_kind_of_index_needs_no_embedding(self, images, model):
+        flat = build(images, model).search("red circle")
+        index = build(images, model, index_factory="IVF2,Flat")
         assert sum(model.encoded) == 12
         index.dataset.get_index("embedding").faiss_index.nprobe = 2
         assert index.search("red circle") == flat
 
-    def test_another_checkpoint_embeds_anew(self, pictures, model):
-        build(pictures, model)
+    def test_another_checkpoint_embeds_anew(self, images, model):
+        build(images, model)
         other = make_model(HiViLTForRetrieval, seed=1, weight_scale=8.0)
-        index = build(pictures, other)
-        assert index.search(pictures / "red.png", top_k=1)[0].score == pytest.approx(1, abs=1e-5)
+        index = build(images, other)
+        assert index.search(images / "red.png", top_k=1)[0].score == pytest.approx(1, abs=1e-5)
         with pytest.raises(ValueError, match="another checkpoint"):
-            ImageIndex.load(pictures.parent / "index", model, make_processor())
+            ImageIndex.load(images.parent / "index", model, make_processor())
 
-    def test_bad_files_stop_the_build_which_keeps_what_it_has(self, pictures, model):
-        (pictures / "notes.png").write_text("no picture")
+    def test_bad_files_stop_the_build_which_keeps_what_it_has(self, images, model):
+        (images / "notes.png").write_text("no image")
         with pytest.raises(ValueError, match=r"notes\.png.*--on_bad_image skip"):
-            build(pictures, model, batch_size=1)
+            build(images, model, batch_size=1)
         done = sum(model.encoded)
         assert 0 < done < 12
-        (pictures / "notes.png").unlink()
-        assert len(build(pictures, model)) == 12
+        (images / "notes.png").unlink()
+        assert len(build(images, model)) == 12
         assert sum(model.encoded) == 12
 
-    def test_files_of_a_phone_that_are_no_pictures_are_counted_and_listed(self, pictures, model, caplog):
+    def test_files_of_a_phone_that_are_no_images_are_counted_and_listed(self, images, model, caplog):
         for name in ("IMG_1.MOV", "IMG_2.dng", "clip.mpg", "a/IMG_3", "drawing.eps"):
-            (pictures / name).write_bytes(b"no picture")
-        assert len(build(pictures, model)) == 12
-        skipped = json.loads((pictures.parent / "index/index.json").read_text())["skipped"]
+            (images / name).write_bytes(b"no image")
+        assert len(build(images, model)) == 12
+        skipped = json.loads((images.parent / "index/index.json").read_text())["skipped"]
         assert {one["image"]: one["reason"] for one in skipped} == {
-            "IMG_1.MOV": "files of the ending .mov are not read as pictures.",
-            "IMG_2.dng": "files of the ending .dng are not read as pictures.",
-            "a/IMG_3": "files without an ending are not read as pictures.",
-            "clip.mpg": "files of the ending .mpg are not read as pictures.",
-            "drawing.eps": "files of the ending .eps are not read as pictures.",
-            "notes.txt": "files of the ending .txt are not read as pictures.",
+            "IMG_1.MOV": "files of the ending .mov are not read as images.",
+            "IMG_2.dng": "files of the ending .dng are not read as images.",
+            "a/IMG_3": "files without an ending are not read as images.",
+            "clip.mpg": "files of the ending .mpg are not read as images.",
+            "drawing.eps": "files of the ending .eps are not read as images.",
+            "notes.txt": "files of the ending .txt are not read as images.",
         }
-        counted = "6 of 18 files are no readable pictures (1 without an ending, 1 .dng, 1 .eps, 1 .mov, 1 .mpg, 1 .txt)"
+        counted = "6 of 18 files are no readable images (1 without an ending, 1 .dng, 1 .eps, 1 .mov, 1 .mpg, 1 .txt)"
         assert counted in caplog.text
 
     @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif opens HEIC")
-    def test_heic_pictures_are_listed_with_the_way_to_read_them(self, pictures, model, caplog):
-        (pictures / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
-        build(pictures, model)
-        first = json.loads((pictures.parent / "index/index.json").read_text())["skipped"][0]
+    def test_heic_images_are_listed_with_the_way_to_read_them(self, images, model, caplog):
+        (images / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        build(images, model)
+        first = json.loads((images.parent / "index/index.json").read_text())["skipped"][0]
         assert first["image"] == "IMG_1.HEIC" and 'pip install "hivilt[heif]"' in first["reason"]
-        assert "2 of 14 files are no readable pictures (1 .heic, 1 .txt); " in caplog.text
+        assert "2 of 14 files are no readable images (1 .heic, 1 .txt); " in caplog.text
         assert caplog.text.strip().endswith('lists them. HEIC opens after pip install "hivilt[heif]".')
 
-    def test_heic_pictures_are_indexed_where_pillow_heif_is_installed(self, pictures, model):
+    def test_heic_images_are_indexed_where_pillow_heif_is_installed(self, images, model):
         pytest.importorskip("pillow_heif", reason="needs the extra heif")
-        make_picture("red", (64, 64)).save(pictures / "IMG_1.HEIC")
-        assert "IMG_1.HEIC" in names(build(pictures, model))
+        make_image("red", (64, 64)).save(images / "IMG_1.HEIC")
+        assert "IMG_1.HEIC" in names(build(images, model))
 
-    def test_bad_files_are_skipped_and_listed(self, pictures, model):
-        (pictures / "notes.png").write_text("no picture")
-        (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
-        os.mkfifo(pictures / "pipe.png")
-        whole = (pictures / "red.png").read_bytes()
-        (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
-        index = build(pictures, model, on_bad_image="skip")
-        assert len(index) == 12 and index.search(pictures / "red.png", top_k=1)[0].path.name == "red.png"
-        skipped = json.loads((pictures.parent / "index/index.json").read_text())["skipped"]
+    def test_bad_files_are_skipped_and_listed(self, images, model):
+        (images / "notes.png").write_text("no image")
+        (images / "dead.png").symlink_to(images / "nowhere.png")
+        os.mkfifo(images / "pipe.png")
+        whole = (images / "red.png").read_bytes()
+        (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+        index = build(images, model, on_bad_image="skip")
+        assert len(index) == 12 and index.search(images / "red.png", top_k=1)[0].path.name == "red.png"
+        skipped = json.loads((images.parent / "index/index.json").read_text())["skipped"]
         assert [one["image"] for one in skipped] == ["cut.png", "dead.png", "notes.png", "notes.txt", "pipe.png"]
-        assert all(one["reason"] and str(pictures) not in one["reason"] for one in skipped)
+        assert all(one["reason"] and str(images) not in one["reason"] for one in skipped)
 
-        before = (pictures.parent / "index/embeddings.faiss").stat().st_mtime_ns
+        before = (images.parent / "index/embeddings.faiss").stat().st_mtime_ns
         model.encoded.clear()
-        build(pictures, model, on_bad_image="skip")
+        build(images, model, on_bad_image="skip")
         assert model.encoded == []
-        assert (pictures.parent / "index/embeddings.faiss").stat().st_mtime_ns == before
+        assert (images.parent / "index/embeddings.faiss").stat().st_mtime_ns == before
 
     def test_nothing_to_index(self, tmp_path, model):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             build(tmp_path / "missing", model)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="no picture file below"):
+        with pytest.raises(ValueError, match="no image file below"):
             build(tmp_path / "empty", model)
-        (tmp_path / "empty" / "bad.png").write_text("no picture")
+        (tmp_path / "empty" / "bad.png").write_text("no image")
         with pytest.raises(ValueError, match=r"none of the 1 files could be read; bad\.png"):
             build(tmp_path / "empty", model, on_bad_image="skip")
 
@@ -452,31 +459,31 @@ ImageIndex.build({str(pictures)!r}, model, make_processor(), {str(tmp_path / "in
             ({"batch_size": 0}, "batch_size: got 0"),
             ({"shard_size": 0}, "shard_size: got 0"),
             ({"index_factory": "Flattest"}, "FAISS cannot make 'Flattest'"),
-            ({"index_factory": "IVF64,Flat"}, "cannot train 'IVF64,Flat' on 12 pictures"),
+            ({"index_factory": "IVF64,Flat"}, "cannot train 'IVF64,Flat' on 12 images"),
         ],
     )
-    def test_bad_arguments(self, pictures, model, arguments, message):
+    def test_bad_arguments(self, images, model, arguments, message):
         with pytest.raises(ValueError, match=message):
-            build(pictures, model, **arguments)
+            build(images, model, **arguments)
 
-    def test_an_index_knows_its_checkpoint(self, pictures, model, tmp_path):
+    def test_an_index_knows_its_checkpoint(self, images, model, tmp_path):
         with pytest.raises(FileNotFoundError, match="does not hold a whole index"):
             ImageIndex.made_by(tmp_path / "index")
-        build(pictures, model)
+        build(images, model)
         with pytest.raises(ValueError, match="had not been saved; name its checkpoint"):
             ImageIndex.made_by(tmp_path / "index")
         model.save_pretrained(tmp_path / "checkpoint")
-        build(pictures, HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint"))
+        build(images, HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint"))
         assert ImageIndex.made_by(tmp_path / "index") == str(tmp_path / "checkpoint")
 
-    def test_dropout_is_refused(self, pictures, model):
+    def test_dropout_is_refused(self, images, model):
         with pytest.raises(ValueError, match=r"call model.eval\(\)"):
-            build(pictures, model.train())
+            build(images, model.train())
 
 
 class TestLoad:
-    def test_a_loaded_index_finds_the_same_in_a_new_model(self, pictures, model, tmp_path):
-        found = build(pictures, model).search("red circle", rerank_k=4)
+    def test_a_loaded_index_finds_the_same_in_a_new_model(self, images, model, tmp_path):
+        found = build(images, model).search("red circle", rerank_k=4)
         model.save_pretrained(tmp_path / "checkpoint")
         make_processor().save_pretrained(tmp_path / "checkpoint")
         loaded = HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint")
@@ -490,45 +497,45 @@ class TestLoad:
             ImageIndex.load(tmp_path, model, make_processor())
 
     @pytest.mark.parametrize("name", ["embeddings.faiss", "embeddings", "index.json"])
-    def test_refuses_half_an_index_until_it_is_built_again(self, pictures, model, name):
-        path = pictures.parent / "index" / name
-        build(pictures, model)
+    def test_refuses_half_an_index_until_it_is_built_again(self, images, model, name):
+        path = images.parent / "index" / name
+        build(images, model)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(FileNotFoundError, match="does not hold"):
-            ImageIndex.load(pictures.parent / "index", model, make_processor())
-        assert len(build(pictures, model)) == 12
+            ImageIndex.load(images.parent / "index", model, make_processor())
+        assert len(build(images, model)) == 12
 
-    def test_refuses_another_checkpoint(self, pictures, model):
-        build(pictures, model)
+    def test_refuses_another_checkpoint(self, images, model):
+        build(images, model)
         with pytest.raises(ValueError, match="load the checkpoint that made it.*or build the index again"):
-            ImageIndex.load(pictures.parent / "index", make_model(HiViLTForRetrieval, seed=1), make_processor())
+            ImageIndex.load(images.parent / "index", make_model(HiViLTForRetrieval, seed=1), make_processor())
 
 
 class TestSearch:
     @pytest.fixture
-    def index(self, pictures, model):
-        index = build(pictures, model)
+    def index(self, images, model):
+        index = build(images, model)
         model.encoded.clear()
         return index
 
     @pytest.mark.parametrize("factory", ["Flat", "IVF3,Flat", "HNSW8"])
-    def test_a_picture_finds_itself_first(self, pictures, model, factory):
-        index = build(pictures, model, index_factory=factory)
+    def test_an_image_finds_itself_first(self, images, model, factory):
+        index = build(images, model, index_factory=factory)
         for name in names(index):
-            (first, *_) = index.search(pictures / name, top_k=12)
-            assert first.path == pictures / name
+            (first, *_) = index.search(images / name, top_k=12)
+            assert first.path == images / name
             assert first.score == first.embedding_score == pytest.approx(1, abs=1e-4)
-        with Image.open(pictures / "blue.jpg") as picture:
-            assert index.search(picture, top_k=1)[0].path == pictures / "blue.jpg"
+        with Image.open(images / "blue.jpg") as image:
+            assert index.search(image, top_k=1)[0].path == images / "blue.jpg"
 
-    def test_scores_of_a_compressed_index_are_exact(self, pictures, model):
-        exact = {hit.path: hit.score for hit in build(pictures, model).search("red circle", top_k=12)}
-        hits = build(pictures, model, index_factory="PQ3x2").search("red circle", top_k=12)
+    def test_scores_of_a_compressed_index_are_exact(self, images, model):
+        exact = {hit.path: hit.score for hit in build(images, model).search("red circle", top_k=12)}
+        hits = build(images, model, index_factory="PQ3x2").search("red circle", top_k=12)
         assert len(hits) == 12 and [hit.score for hit in hits] == sorted([hit.score for hit in hits], reverse=True)
         assert {hit.path: hit.score for hit in hits} == pytest.approx(exact, abs=1e-6)
 
-    def test_an_approximate_index_may_find_fewer_or_none(self, pictures, model):
-        index = build(pictures, model, index_factory="IVF4,Flat")
+    def test_an_approximate_index_may_find_fewer_or_none(self, images, model):
+        index = build(images, model, index_factory="IVF4,Flat")
         assert 0 < len(index.search("red circle", top_k=12)) < 12
         lists = index.dataset.get_index("embedding").faiss_index
         lists.reset()
@@ -570,7 +577,7 @@ class TestSearch:
                 assert hit.score == pytest.approx(fused[row].item() if row < rerank_k else embedding_score, abs=1e-5)
         assert orders != [list(range(12))] * len(TEXTS)
 
-    def test_a_picture_is_encoded_once_however_many_queries_meet_it(self, index, model):
+    def test_an_image_is_encoded_once_however_many_queries_meet_it(self, index, model):
         index.search("red circle")
         assert model.encoded == []
         index.search("red circle", rerank_k=5)
@@ -580,8 +587,8 @@ class TestSearch:
         assert index.search("blue square", rerank_k=12) == first
         assert sum(model.encoded) == 12
 
-    def test_a_text_that_names_a_file_is_a_text(self, index, pictures, model):
-        assert index.search(str(pictures / "red.png")) == index.search(str(pictures / "red.png"))
+    def test_a_text_that_names_a_file_is_a_text(self, index, images, model):
+        assert index.search(str(images / "red.png")) == index.search(str(images / "red.png"))
         assert model.encoded == []
 
     def test_a_search_for_unknown_words_alone_is_told(self, index, caplog):
@@ -595,26 +602,26 @@ class TestSearch:
         [
             ({"query": "  "}, ValueError, "query: the text is empty"),
             ({"query": Path("missing.png")}, FileNotFoundError, "missing.png"),
-            ({"query": Path(__file__)}, ValueError, "not a readable picture"),
+            ({"query": Path(__file__)}, ValueError, "not a readable image"),
             ({"query": ["red"]}, TypeError, "query: got list"),
             ({"query": "red", "top_k": 0}, ValueError, "top_k: got 0"),
             ({"query": "red", "rerank_k": -1}, ValueError, "rerank_k: got -1"),
-            ({"query": make_picture(), "rerank_k": 3}, ValueError, "rerank_k: a picture cannot be fused"),
+            ({"query": make_image(), "rerank_k": 3}, ValueError, "rerank_k: an image cannot be fused"),
         ],
     )
     def test_bad_arguments(self, index, arguments, error, message):
         with pytest.raises(error, match=message):
             index.search(**arguments)
 
-    def test_images_that_changed_since_they_were_embedded_are_told(self, index, pictures, caplog):
+    def test_images_that_changed_since_they_were_embedded_are_told(self, index, images, caplog):
         index.search("red", top_k=12)
         assert caplog.text == ""
-        make_picture().resize((9, 9)).save(pictures / "red.png")
+        make_image().resize((9, 9)).save(images / "red.png")
         index.search("red", top_k=12)
         assert "1 of the 12 images found, red.png first, are gone or have changed" in caplog.text
 
-    def test_a_picture_that_is_gone_is_named_when_it_is_needed(self, index, pictures):
-        (pictures / "red.png").unlink()
+    def test_an_image_that_is_gone_is_named_when_it_is_needed(self, index, images):
+        (images / "red.png").unlink()
         assert len(index.search("red")) == 10
         with pytest.raises(ValueError, match=r"red\.png.*build the index again"):
             index.search("red", rerank_k=12)

@@ -33,22 +33,22 @@ from hivilt.trainers import (
 )
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, run_command
 from processes import launch
-from tiny import make_config, make_model, make_picture, make_processor
+from tiny import make_config, make_image, make_model, make_processor
 
 ANSWERS = ["yes", "no", "red", "blue"]
-# Questions a picture: few and many, so that a mean over batches is not the mean over questions.
+# Questions an image: few and many, so that a mean over batches is not the mean over questions.
 COUNTS = [3, 1, 4, 1, 2, 1, 5]
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Seven pictures with 17 questions; the picture of a question is not next to it in the data."""
+    """Seven images with 17 questions; the image of a question is not next to it in the data."""
     examples = []
     for turn in range(max(COUNTS)):
         for number, count in enumerate(COUNTS):
             if turn < count:
                 path = tmp_path / f"{number}.png"
-                make_picture("red" if number % 2 else "blue").save(path)
+                make_image("red" if number % 2 else "blue").save(path)
                 question = "is there a red circle in the image" if turn % 2 else "what color"
                 answer = ANSWERS[(turn + number) % 4] if (turn, number) != (0, 1) else "green"
                 examples.append(VQAExample(f"{number}-{turn}", str(number), str(path), question, (answer,)))
@@ -63,7 +63,7 @@ def make_arguments(tmp_path, **arguments):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The picture files that were opened, one entry each time."""
+    """The image files that were opened, one entry each time."""
     names, open_file = [], Image.open
     monkeypatch.setattr(Image, "open", lambda file, *args: names.append(Path(file).name) or open_file(file, *args))
     return names
@@ -122,7 +122,7 @@ class Recorder(TrainerCallback):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, dataset, soft):
-    """One step over the first four pictures, which have 3, 1, 4 and 1 questions, in one batch, two and four."""
+    """One step over the first four images, which have 3, 1, 4 and 1 questions, in one batch, two and four."""
     first = VQADataset([example for example in dataset.examples if int(example.image_id) < 4])
     found = []
     for batch_size, accumulation in [(4, 1), (2, 2), (1, 4)]:
@@ -400,7 +400,7 @@ def test_of_two_processes_one_diverges_and_both_stop(tmp_path, dataset):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 def test_every_question_gets_one_prediction_in_order(tmp_path, dataset, batch_size):
-    """Seven pictures with 17 questions: gathering by rows would cut the last batch to `7 % batch_size` questions."""
+    """Seven images with 17 questions: gathering by rows would cut the last batch to `7 % batch_size` questions."""
     trainer = make_trainer(tmp_path, dataset, per_device_eval_batch_size=batch_size)
     output = trainer.predict(dataset)
     assert len(output.predictions) == len(dataset.examples) == 17
@@ -474,7 +474,7 @@ def test_evaluation_without_answers(tmp_path, dataset):
     assert "test_loss" not in output.metrics
 
 
-def test_evaluation_encodes_each_picture_once(tmp_path, dataset):
+def test_evaluation_encodes_each_image_once(tmp_path, dataset):
     trainer = make_trainer(tmp_path, dataset)
     encoded = []
     trainer.model.base_model.vision_model.register_forward_hook(
@@ -486,7 +486,7 @@ def test_evaluation_encodes_each_picture_once(tmp_path, dataset):
 
 
 @pytest.mark.checklist("10")
-def test_each_picture_is_decoded_once_an_epoch_however_many_questions_it_has(tmp_path, dataset, opened):
+def test_each_image_is_decoded_once_an_epoch_however_many_questions_it_has(tmp_path, dataset, opened):
     trainer = make_trainer(tmp_path, dataset, per_device_train_batch_size=3, num_train_epochs=2, eval_strategy="no")
     files = [f"{number}.png" for number in range(7)]
     trainer.train()
@@ -526,7 +526,7 @@ def test_answers_to_be_drawn_are_those_of_each_question_alone(tmp_path, dataset)
 
 # Retrieval
 
-# Captions a picture; the third and the fifth share one, so that scores tie.
+# Captions an image; the third and the fifth share one, so that scores tie.
 CAPTIONS = [
     ("a red circle", "circle in the image"),
     ("two blue",),
@@ -538,13 +538,11 @@ CAPTIONS = [
 
 @pytest.fixture
 def captioned(tmp_path):
-    """Five pictures with nine captions."""
+    """Five images with nine captions."""
     examples = []
     for number, captions in enumerate(CAPTIONS):
         path = tmp_path / f"{number}.png"
-        make_picture(["red", "blue", "green", "white", "yellow"][number], size=(31 - number, 23 + 2 * number)).save(
-            path
-        )
+        make_image(["red", "blue", "green", "white", "yellow"][number], size=(31 - number, 23 + 2 * number)).save(path)
         examples.append(CaptionedImage(str(number), str(path), captions))
     return examples
 
@@ -597,7 +595,7 @@ def test_rankings_are_those_of_all_pairs_scored_one_by_one(tmp_path, captioned, 
     trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k, per_device_eval_batch_size=batch_size)
     found = trainer.predict(trainer.eval_dataset)
     cosines, fused = all_similarities(trainer, captioned)
-    # The same caption of two pictures gives the same scores but for the last bits, which must not decide.
+    # The same caption of two images gives the same scores but for the last bits, which must not decide.
     cosines, fused = cosines.double().round(decimals=5), fused.double().round(decimals=5)
     scores = trainer.model.ranking_score(cosines, fused)
     for name, cosine, score in (("image_to_text", cosines, scores), ("text_to_image", cosines.t(), scores.t())):
@@ -620,14 +618,14 @@ def test_metrics_tell_the_stages_apart(tmp_path, captioned):
         hits = scores.argmax(0) == owner
         assert metrics[f"eval_{name}text_to_image_recall@1"] == pytest.approx(hits.float().mean().item())
         assert metrics[f"eval_{name}text_to_image_recall@5"] == 1
-    assert metrics["eval_num_pictures"] == 5 and metrics["eval_num_captions"] == 9
+    assert metrics["eval_num_images"] == 5 and metrics["eval_num_captions"] == 9
     assert metrics["eval_num_fused_pairs"] == 45
     assert metrics["eval_loss"] > 0
 
 
 @pytest.mark.checklist("10")
 @pytest.mark.parametrize("fold_size", [None, 2])
-def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only(tmp_path, captioned, fold_size):
+def test_evaluation_encodes_images_and_captions_once_and_fuses_shortlists_only(tmp_path, captioned, fold_size):
     trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k=2, fold_size=fold_size)
     counts = {"vision_model": 0, "text_model": 0}
     for name in counts:
@@ -639,12 +637,12 @@ def test_evaluation_encodes_pictures_and_captions_once_and_fuses_shortlists_only
         )
     metrics = trainer.evaluate()
     assert counts == {"vision_model": 5, "text_model": 9}
-    # Folds of 2 pictures with 3 and 4 captions fuse at most all their pairs.
+    # Folds of 2 images with 3 and 4 captions fuse at most all their pairs.
     assert 9 <= metrics["eval_num_fused_pairs"] <= 2 * 5 + 2 * 9 + (0 if fold_size is None else 2 * 3 + 2 * 4)
 
 
 @pytest.mark.checklist("10")
-def test_each_picture_is_decoded_once_an_epoch_however_many_captions_it_has(tmp_path, captioned, opened):
+def test_each_image_is_decoded_once_an_epoch_however_many_captions_it_has(tmp_path, captioned, opened):
     trainer = make_retrieval_trainer(
         tmp_path, captioned, per_device_train_batch_size=2, num_train_epochs=2, eval_strategy="no"
     )
@@ -658,7 +656,7 @@ def test_each_picture_is_decoded_once_an_epoch_however_many_captions_it_has(tmp_
 
 @pytest.mark.parametrize("rerank_k", [0, 1, 20])
 def test_folds_are_evaluated_each_by_itself(tmp_path, captioned, rerank_k):
-    """Two folds of two pictures; the fifth picture is in none."""
+    """Two folds of two images; the fifth image is in none."""
     trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k, fold_size=2, per_device_eval_batch_size=3)
     metrics = trainer.evaluate()
     alone = make_retrieval_trainer(tmp_path, captioned, rerank_k)
@@ -671,7 +669,7 @@ def test_folds_are_evaluated_each_by_itself(tmp_path, captioned, rerank_k):
         mean = (folds[0][name] + folds[1][name]) / 2
         assert metrics[name.replace("eval_", "eval_fold_")] == pytest.approx(mean), name
     assert metrics["eval_fold_text_to_image_recall@1"] != metrics["eval_text_to_image_recall@1"]
-    assert metrics["eval_num_folds"] == 2 and metrics["eval_num_pictures"] == 5
+    assert metrics["eval_num_folds"] == 2 and metrics["eval_num_images"] == 5
     pairs = [one["eval_num_fused_pairs"] for one in (whole, *folds)]
     assert metrics["eval_num_fused_pairs"] == sum(pairs)
     assert {name for name in metrics if name not in whole} == {
@@ -692,12 +690,12 @@ def test_folds_need_two_and_are_left_out_while_training(tmp_path, captioned):
     assert "eval_fold_mean_recall" in trainer.evaluate()
     trainer.fold_size = 3
     assert not [name for name in trainer.evaluate() if "fold" in name]
-    with pytest.raises(ValueError, match="fold_size: expected at least 1 picture, or None for no folds, got 0"):
+    with pytest.raises(ValueError, match="fold_size: expected at least 1 image, or None for no folds, got 0"):
         make_retrieval_trainer(tmp_path, captioned, fold_size=0)
 
 
 def evaluate_in_folds(tmp_path, captioned):
-    """Metrics with folds of one picture, some of which are one pair, and of two."""
+    """Metrics with folds of one image, some of which are one pair, and of two."""
     trainers = [make_retrieval_trainer(tmp_path, captioned, fold_size=fold_size) for fold_size in (1, 2)]
     return [trainer.evaluate() for trainer in trainers]
 

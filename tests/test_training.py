@@ -42,7 +42,7 @@ from hivilt.training import (
     without_place,
     write_json,
 )
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_picture, make_processor, make_tokenizer
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
 
 ANSWERS = ["yes", "no", "red", "blue"]
 
@@ -468,14 +468,14 @@ def test_encoders_are_the_named_ones_or_small_new_ones(towers, named, tmp_path):
     assert processor.tokenizer.model_max_length == (24 if "text_model" in named else 64)
 
     # And whatever it is made of, it answers, and opens again from its folder alone.
-    inputs = processor(images=[make_picture()], text=["what color " * 50], return_tensors="pt")
+    inputs = processor(images=[make_image()], text=["what color " * 50], return_tensors="pt")
     logits = model.eval()(**inputs).logits
     model.save_pretrained(tmp_path / "whole")
     processor.save_pretrained(tmp_path / "whole")
     again, processor = load_or_build(
         TaskArguments(model_name_or_path=str(tmp_path / "whole")), HiViLTForQuestionAnswering
     )
-    inputs = processor(images=[make_picture()], text=["what color " * 50], return_tensors="pt")
+    inputs = processor(images=[make_image()], text=["what color " * 50], return_tensors="pt")
     torch.testing.assert_close(again(**inputs).logits, logits)
 
 
@@ -665,7 +665,7 @@ def test_image_processor_sees_whole_images_at_another_size(towers, tmp_path):
     fusion = {"hidden_size": 20, "num_attention_heads": 4}
     args = TaskArguments(**towers, image_processor=json.dumps(changes), fusion=fusion)
     model, processor = load_or_build(args, HiViLTForQuestionAnswering, id2label=dict(enumerate(ANSWERS)))
-    assert processor(images=[make_picture()], return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 40)
+    assert processor(images=[make_image()], return_tensors="pt")["pixel_values"].shape == (1, 3, 20, 40)
     assert processor.image_processor.image_mean == ViTImageProcessorPil().image_mean  # all else is the encoder's
 
     # A checkpoint keeps it.

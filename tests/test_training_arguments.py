@@ -19,7 +19,7 @@ from hivilt.run_vqa import VQAArguments
 from hivilt.trainers import QuestionAnsweringTrainer, RetrievalTrainer
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
 from hivilt.training_arguments import LEFT, REFUSED, WORKS, page
-from tiny import make_config, make_picture, make_processor
+from tiny import make_config, make_image, make_processor
 
 ANSWERS = ["red", "blue", "yes", "no"]
 
@@ -115,7 +115,7 @@ def examples(tmp_path_factory):
     """Six images with eight questions."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(6):
-        make_picture("red" if number % 2 else "blue").save(folder / f"{number}.png")
+        make_image("red" if number % 2 else "blue").save(folder / f"{number}.png")
     asked = [("what color", number) for number in range(6)] + [("is there a red circle", 0), ("is there", 3)]
     return [
         VQAExample(f"{place}", str(number), str(folder / f"{number}.png"), question, (ANSWERS[place % 4],))

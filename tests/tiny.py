@@ -165,12 +165,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor() -> HiViLTProcessor:
-    """Pictures resized to the tiny models' size, words of `WORDS`."""
+    """Images resized to the tiny models' size, words of `WORDS`."""
     return HiViLTProcessor(ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}), make_tokenizer())
 
 
-def make_picture(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Image:
-    """A picture of one colour with a dark corner, so that a turned one can be told."""
+def make_image(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Image:
+    """An image of one colour with a dark corner, so that a turned one can be told."""
     pixels = np.array(Image.new("RGB", size, color))
     pixels[: size[1] // 3, : size[0] // 3] = 10
     return Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""One picture of a tiny checkpoint, and a question that nobody asked."""
+"""One image of a tiny checkpoint, and a question that nobody asked."""
 
 import pytest
 from PIL import Image

@@ -120,7 +120,7 @@ def test_all_learn_to_match_pairs(contestants):
     assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
 
 
-def test_picture_and_question_decide_and_all_weights_train(contestants):
+def test_image_and_question_decide_and_all_weights_train(contestants):
     for name in contestants.CONTESTANTS:
         model, inputs = build(contestants, name), batch()
         logits = model(**inputs).logits
@@ -317,7 +317,7 @@ def test_a_rate_that_is_held_falls_in_the_last_share_of_the_steps(benchmark):
     assert rates[0] < 0.5 and 0.5 < rates[34] < 0.9 and rates[39] < 0.1 and optimizer.param_groups[0]["lr"] < 1e-6
 
 
-def test_pictures_that_are_read_once_make_the_batches_of_the_collator(benchmark, tmp_path):
+def test_images_that_are_read_once_make_the_batches_of_the_collator(benchmark, tmp_path):
     from hivilt.data.sort_of_clevr import write
 
     write(tmp_path, {"train": 4, "test": 1})

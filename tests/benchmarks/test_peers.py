@@ -19,10 +19,10 @@ def contestants(benchmark):
     return {name: make(*SMALL) for name, make in benchmark.CONTESTANTS.items()}
 
 
-def test_leaves_the_table_the_goals_and_a_picture(benchmark, tmp_path, capsys, monkeypatch):
+def test_leaves_the_table_the_goals_and_an_image(benchmark, tmp_path, capsys, monkeypatch):
     few = {name: benchmark.CONTESTANTS[name] for name in ("HiViLT", "ViLT, 384", "BridgeTower")}
     monkeypatch.setattr(benchmark, "CONTESTANTS", few)
-    monkeypatch.setattr(benchmark, "PICTURES", [1, 2])
+    monkeypatch.setattr(benchmark, "IMAGES", [1, 2])
     # A process of its own for each model is there for its peak memory alone.
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *args, **kwargs: ThreadPoolExecutor(1))
     # The same graph, without half a minute of making machine code of it.
@@ -43,7 +43,7 @@ def test_leaves_the_table_the_goals_and_a_picture(benchmark, tmp_path, capsys, m
         # Linux adds up pages of several threads now and then, so that the same peak may read a few pages lower later.
         assert row["peak_memory_bytes"]["training"] + 2**20 > row["peak_memory_bytes"]["inference"] > 2**28
         flops = row["flops_per_question"]
-        # Only who encodes a picture once has less to do for the second question about it.
+        # Only who encodes an image once has less to do for the second question about it.
         assert (flops["10"] < 0.5 * flops["1"]) if name == "HiViLT" else flops["10"] == flops["1"]
     assert results["sparse"]["fused_rows"]["dense"] == [576, 144, 36]
     flops = results["sparse"]["flops"]
@@ -115,7 +115,7 @@ def test_goals_are_judged_by_their_bounds(benchmark):
             },
             "flops": {"dense": 10, "sparse": 7},
         },
-        "reuse": {"a picture": 2.0, **exact},
+        "reuse": {"an image": 2.0, **exact},
         "compiled": {"eager": 2.0, "compiled": 1.0, "largest_difference": 0.0},
         "exported": {"torch.export": 0.0, "onnxruntime": 2e-4},
     }
@@ -123,8 +123,8 @@ def test_goals_are_judged_by_their_bounds(benchmark):
     missed = [goal["goal"] for goal in goals if not goal["met"]]
     assert missed == [
         "time that fusion adds, batch of 1",
-        "inference, 10 questions a picture: questions a second beside ViLT, 384",
-        "training, 10 questions a picture: questions a second beside ViLT, 384",
+        "inference, 10 questions an image: questions a second beside ViLT, 384",
+        "training, 10 questions an image: questions a second beside ViLT, 384",
         "time of sparse fusion beside dense, k = 32, 384 pixels",
         "logits of onnxruntime beside eager",
     ]

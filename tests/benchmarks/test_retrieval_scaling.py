@@ -5,12 +5,12 @@ import json
 from PIL import Image
 
 
-def test_leaves_figures_and_a_picture(benchmark, tmp_path, capsys):
-    flags = ["--pictures", "3", "6", "--captions", "2", "--rerank_k", "2", "--slice", "1", "--embeddings", "50", "80"]
+def test_leaves_figures_and_an_image(benchmark, tmp_path, capsys):
+    flags = ["--images", "3", "6", "--captions", "2", "--rerank_k", "2", "--slice", "1", "--embeddings", "50", "80"]
     flags += ["--index_factories", "Flat", "IVF2,Flat", "--queries", "3", "--output_dir", str(tmp_path)]
     results = benchmark.main(flags)
     for number, found in zip((3, 6), results["collections"], strict=True):
-        assert found["pictures_encoded"] == number and found["captions_encoded"] == 2 * number
+        assert found["images_encoded"] == number and found["captions_encoded"] == 2 * number
         assert found["num_fused_pairs"] <= 2 * (number + 2 * number)
         assert found["all_pairs_seconds"]["vilt"] > 0
     (path,) = tmp_path.glob("*.json")

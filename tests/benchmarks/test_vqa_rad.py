@@ -20,7 +20,7 @@ def test_every_variant_stands_in_the_table(benchmark, tmp_path, capsys):
     results = benchmark.main([*named, "--output_dir", str(tmp_path / "out"), *quick])
 
     variants = [run["variant"] for run in results["runs"]]
-    assert variants == [f"{text}{how}" for text in ("text from scratch", "MiniLM") for how in ("", ", blank pictures")]
+    assert variants == [f"{text}{how}" for text in ("text from scratch", "MiniLM") for how in ("", ", blank images")]
     assert len({run["parameters"]["all"] for run in results["runs"]}) == 2
     for run in results["runs"]:
         assert run["overall"] == run["test"]["accuracy"]
@@ -29,11 +29,11 @@ def test_every_variant_stands_in_the_table(benchmark, tmp_path, capsys):
     assert json.loads(path.read_text()) == json.loads(json.dumps(results))
     assert str(tmp_path) not in path.read_text()  # the file is shared
     printed = capsys.readouterr().out
-    assert f"| HiViLT, MiniLM, blank pictures | {100 * results['runs'][3]['open']:.1f} ± 0.0 |" in printed
+    assert f"| HiViLT, MiniLM, blank images | {100 * results['runs'][3]['open']:.1f} ± 0.0 |" in printed
     assert "MEVF + BAN (published)" in printed
 
 
-def test_blank_pictures_leave_only_the_question(benchmark, tmp_path):
+def test_blank_images_leave_only_the_question(benchmark, tmp_path):
     make_vqa_miniature("vqa-rad", tmp_path / "data")
     reader = benchmark.VQA_BENCHMARKS["vqa-rad"]
     blank = benchmark.blank_copy(tmp_path / "data", tmp_path / "blank")

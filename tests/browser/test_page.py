@@ -73,7 +73,7 @@ def is_drawn(browser, image) -> bool:
 
 def shown_image(browser) -> str | None:
     """Where the image that is asked comes from, once it is to be seen."""
-    image = one(browser, "#picture img")
+    image = one(browser, "#image img")
     return image.get_attribute("src") if image.is_displayed() and is_drawn(browser, image) else None
 
 
@@ -191,7 +191,7 @@ def test_answers_and_history_stay_through_what_is_refused(browser, look, tmp_pat
     tab(browser, "Ask")
     click(browser, "#ask")
     note(browser, "There is no image yet")
-    upload(browser, "#picture", DRAWING)
+    upload(browser, "#image", DRAWING)
     wait(browser, lambda: shown_image(browser))
     right = list(zip(THREE, ["triangle", "red", "no"], strict=True))
     write(browser, "#question", "\n".join(THREE))
@@ -207,17 +207,17 @@ def test_answers_and_history_stay_through_what_is_refused(browser, look, tmp_pat
     look("refused")
 
     # Another image clears the answers, not the history; a file that is none shows no broken image.
-    click(browser, "#picture button[aria-label*=Remove], #picture button[aria-label*=Clear]")
+    click(browser, "#image button[aria-label*=Remove], #image button[aria-label*=Clear]")
     wait(browser, lambda: not answers(browser))
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
-    upload(browser, "#picture", broken)
+    upload(browser, "#image", broken)
     line = note(browser, "'broken.png' is not a readable")
-    wait(browser, lambda: all(is_drawn(browser, image) for image in every(browser, "#picture img")))
+    wait(browser, lambda: all(is_drawn(browser, image) for image in every(browser, "#image img")))
     wait(browser, lambda: browser.execute_script(IN_SIGHT, line))
     look("broken")
     Image.new("RGB", (300, 200), "navy").save(tmp_path / "plain.tiff")
-    upload(browser, "#picture", tmp_path / "plain.tiff")
+    upload(browser, "#image", tmp_path / "plain.tiff")
     wait(browser, lambda: shown_image(browser))
     write(browser, "#question", THREE[1])
     click(browser, "#ask")

@@ -1,4 +1,4 @@
-"""Changed pictures stay pictures, the same draw gives the same one, and words turn with them."""
+"""Changed images stay images, the same draw gives the same one, and words turn with them."""
 
 import random
 
@@ -30,26 +30,26 @@ def noise(size, seed=0):
 
 
 def where(size):
-    """A picture whose pixels say their own place: x in the lower, y in the higher twelve bits."""
+    """An image whose pixels say their own place: x in the lower, y in the higher twelve bits."""
     place = np.arange(size[0])[None, :] + 4096 * np.arange(size[1])[:, None]
     return Image.fromarray(np.stack([place & 255, place >> 8 & 255, place >> 16], axis=-1).astype(np.uint8))
 
 
-def place_of(picture):
+def place_of(image):
     """Left, top, width and height of what was cut from `where`, after making sure that it is one piece of it."""
-    pixels = np.array(picture).astype(int)
+    pixels = np.array(image).astype(int)
     place = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
     left, top = place[0, 0] % 4096, place[0, 0] // 4096
-    assert (place == place[0, 0] + np.arange(picture.width)[None, :] + 4096 * np.arange(picture.height)[:, None]).all()
-    return left, top, *picture.size
+    assert (place == place[0, 0] + np.arange(image.width)[None, :] + 4096 * np.arange(image.height)[:, None]).all()
+    return left, top, *image.size
 
 
-# Pictures
+# Images
 
 
 @given(SIZES, SEEDS, st.floats(0.001, 1))
 @settings(max_examples=150, deadline=None)
-def test_a_crop_is_a_piece_of_the_picture(size, seed, min_scale):
+def test_a_crop_is_a_piece_of_the_image(size, seed, min_scale):
     first, second = (random_resized_crop(where(size), random.Random(seed), min_scale) for _ in range(2))
     assert first.mode == "RGB" and first.tobytes() == second.tobytes()
     left, top, width, height = place_of(first)
@@ -57,8 +57,8 @@ def test_a_crop_is_a_piece_of_the_picture(size, seed, min_scale):
 
 
 def test_crops_have_the_areas_and_aspect_ratios_of_the_inception_crop():
-    picture = where((300, 240))
-    places = [place_of(random_resized_crop(picture, random.Random(seed), 0.2)) for seed in range(400)]
+    image = where((300, 240))
+    places = [place_of(random_resized_crop(image, random.Random(seed), 0.2)) for seed in range(400)]
     areas = [width * height / (300 * 240) for _, _, width, height in places]
     ratios = [width / height for _, _, width, height in places]
     assert 0.19 < min(areas) < 0.23 and 0.9 < max(areas) <= 1
@@ -84,37 +84,37 @@ def test_where_no_crop_fits_it_is_centred(size, place):
 @given(SIZES)
 @settings(max_examples=30, deadline=None)
 def test_a_flip_is_exact(size):
-    picture = noise(size)
-    assert (np.array(flip(picture)) == np.array(picture)[:, ::-1]).all()
-    assert flip(flip(picture)).tobytes() == picture.tobytes()
+    image = noise(size)
+    assert (np.array(flip(image)) == np.array(image)[:, ::-1]).all()
+    assert flip(flip(image)).tobytes() == image.tobytes()
 
 
 @given(SIZES, SEEDS, st.integers(1, 4), st.integers(0, 10))
 @settings(max_examples=150, deadline=None)
-def test_rand_augment_gives_pictures_of_the_same_size(size, seed, num_ops, magnitude):
-    picture = noise(size)
-    before = picture.tobytes()
-    first, second = (rand_augment(picture, random.Random(seed), num_ops, magnitude) for _ in range(2))
+def test_rand_augment_gives_images_of_the_same_size(size, seed, num_ops, magnitude):
+    image = noise(size)
+    before = image.tobytes()
+    first, second = (rand_augment(image, random.Random(seed), num_ops, magnitude) for _ in range(2))
     assert (first.mode, first.size) == ("RGB", size)
     assert first.tobytes() == second.tobytes()
-    assert picture.tobytes() == before
+    assert image.tobytes() == before
 
 
 def test_rand_augment_carries_out_half_of_its_operations():
-    picture = noise((12, 12))
-    changed = [rand_augment(picture, random.Random(seed), 1, 10).tobytes() for seed in range(1000)]
-    kept = changed.count(picture.tobytes())
+    image = noise((12, 12))
+    changed = [rand_augment(image, random.Random(seed), 1, 10).tobytes() for seed in range(1000)]
+    kept = changed.count(image.tobytes())
     # One operation of ten is the identity. Of the others each changes noise: equal ones are the same operation.
     assert abs(kept - 550) < 65
     assert len(set(changed)) - 1 >= len(_OPERATIONS) - 1
 
 
 def test_operations_reach_as_far_as_albef():
-    picture = noise((384, 768))
-    pixels = np.array(picture)
-    moved = np.array(_OPERATIONS["translate_x"](picture, 1, 1))
+    image = noise((384, 768))
+    pixels = np.array(image)
+    moved = np.array(_OPERATIONS["translate_x"](image, 1, 1))
     assert (moved[:, :-10] == pixels[:, 10:]).all() and (moved[:, -10:] == GRAY).all()
-    moved = np.array(_OPERATIONS["translate_y"](picture, 0.5, -1))
+    moved = np.array(_OPERATIONS["translate_y"](image, 0.5, -1))
     assert (moved[10:] == pixels[:-10]).all() and (moved[:10] == GRAY).all()
 
     # A bright line down the middle leans by 0.3 of the height, or is turned by 30 degrees.
@@ -128,8 +128,8 @@ def test_operations_reach_as_far_as_albef():
     assert tuple(turned[0, 0]) == GRAY and abs(turned[50, :, 0].argmax() - (150 - 100 * np.tan(np.pi / 6))) <= 1
 
     for name in ("brightness", "sharpness"):
-        assert _OPERATIONS[name](picture, 0.5, 1).tobytes() == picture.tobytes()
-        assert np.array(_OPERATIONS[name](picture, 1, 1)).std() > pixels.std()
+        assert _OPERATIONS[name](image, 0.5, 1).tobytes() == image.tobytes()
+        assert np.array(_OPERATIONS[name](image, 1, 1)).std() > pixels.std()
     bright = np.array(_OPERATIONS["brightness"](Image.new("RGB", (2, 2), (100, 10, 200)), 1, 1))
     assert tuple(bright[0, 0]) == (190, 19, 255)
     dull = Image.fromarray((pixels // 4 + 50).astype(np.uint8))
@@ -189,15 +189,15 @@ def test_what_says_left_or_right_is_what_a_swap_changes(text):
 
 
 def test_by_default_nothing_happens():
-    picture, draw = noise((9, 7)), random.Random(0)
+    image, draw = noise((9, 7)), random.Random(0)
     state = draw.getstate()
-    assert Augmentation()(picture, ["left"], draw) == (picture, False)
+    assert Augmentation()(image, ["left"], draw) == (image, False)
     assert draw.getstate() == state
 
 
 @given(SIZES, SEEDS)
 @settings(max_examples=100, deadline=None)
-def test_the_same_draw_gives_the_same_picture(size, seed):
+def test_the_same_draw_gives_the_same_image(size, seed):
     (first, flipped), (second, again) = (
         Augmentation(**RECIPE)(noise(size), ["what"], random.Random(seed)) for _ in range(2)
     )
@@ -215,20 +215,20 @@ def test_the_same_draw_gives_the_same_picture(size, seed):
         (None, ["what color"], 0),
     ],
 )
-def test_half_of_the_pictures_are_mirrored_where_they_may(mode, texts, most):
-    picture, count = noise((5, 4)), 0
+def test_half_of_the_images_are_mirrored_where_they_may(mode, texts, most):
+    image, count = noise((5, 4)), 0
     for seed in range(400):
-        changed, flipped = Augmentation(random_flip=mode)(picture, texts, random.Random(seed))
-        assert changed.tobytes() == (flip(picture) if flipped else picture).tobytes()
+        changed, flipped = Augmentation(random_flip=mode)(image, texts, random.Random(seed))
+        assert changed.tobytes() == (flip(image) if flipped else image).tobytes()
         count += flipped
     assert abs(count - most / 2) < 45 * (most > 0) + 1
 
 
 def test_texts_do_not_change_the_other_draws():
-    augmentation, picture = Augmentation(random_flip="skip", rand_augment=(2, 7)), noise((20, 20))
+    augmentation, image = Augmentation(random_flip="skip", rand_augment=(2, 7)), noise((20, 20))
     for seed in range(30):
         (one, flipped), (other, _) = (
-            augmentation(picture, [text], random.Random(seed)) for text in ("what color", "left")
+            augmentation(image, [text], random.Random(seed)) for text in ("what color", "left")
         )
         if not flipped:
             assert one.tobytes() == other.tobytes()

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import pytest
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, read_json
-from hivilt.data.tables import TablePicture, open_picture
+from hivilt.data.tables import TableImage, open_image
 from miniatures import write_hub_copy
-from tiny import make_picture
+from tiny import make_image
 
 
 class Record(NamedTuple):
     image_id: str
-    image: str | TablePicture
+    image: str | TableImage
     text: str | None
     values: dict
 
@@ -53,15 +53,15 @@ def folder(tmp_path):
 
 
 def hub_rows(**columns):
-    """Two rows with pictures, red and blue; a column is given by its two values."""
+    """Two rows with images, red and blue; a column is given by its two values."""
     return [
-        {"image": make_picture(color), **{name: values[place] for name, values in columns.items()}}
+        {"image": make_image(color), **{name: values[place] for name, values in columns.items()}}
         for place, color in enumerate(("red", "blue"))
     ]
 
 
 def color_of(record):
-    return open_picture(record.image).getpixel((30, 22))
+    return open_image(record.image).getpixel((30, 22))
 
 
 # Official files
@@ -97,7 +97,7 @@ def test_a_missing_answer_is_an_error_unless_answers_are_hidden(folder):
     assert make_benchmark(answer_column=None).read("extra", folder)[0].text is None
 
 
-@pytest.mark.parametrize("content", ['{"questions": []}', "[1]", '{"rows": [{"picture": "a.png"}]}', '{"rows": 3}'])
+@pytest.mark.parametrize("content", ['{"questions": []}', "[1]", '{"rows": [{"photo": "a.png"}]}', '{"rows": 3}'])
 def test_other_content_in_an_official_file(folder, content):
     (folder / "train.json").write_text(content)
     with pytest.raises(ValueError, match=r"data_dir: an official file of Toy, train, is not laid out as expected"):
@@ -123,23 +123,23 @@ def test_files_are_found_in_the_folder_or_one_below(tmp_path):
 
 
 def test_folders_are_found_in_the_folder_or_one_below(tmp_path):
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "images"
-    (tmp_path / "below" / "pictures").mkdir(parents=True)
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "below" / "pictures"
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "images"
+    (tmp_path / "below" / "photos").mkdir(parents=True)
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "below" / "photos"
     (tmp_path / "below" / "images").mkdir()
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "below" / "images"
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "below" / "images"
 
 
-def test_of_folders_unpacked_into_each_other_the_one_with_pictures_is_found(tmp_path):
+def test_of_folders_unpacked_into_each_other_the_one_with_images_is_found(tmp_path):
     # zips of macOS bring `__MACOSX/images/._a.jpg`, and sort before names in lower case.
-    for folder in ("__MACOSX/images", "images/images", "below/pictures"):
+    for folder in ("__MACOSX/images", "images/images", "below/photos"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "__MACOSX/images/._a.jpg").touch()
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "images"
-    (tmp_path / "below/pictures/a.JPG").touch()
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "below/pictures"
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "images"
+    (tmp_path / "below/photos/a.JPG").touch()
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "below/photos"
     (tmp_path / "images/images/a.png").touch()
-    assert find_folder(tmp_path, "images", "pictures") == tmp_path / "images/images"
+    assert find_folder(tmp_path, "images", "photos") == tmp_path / "images/images"
     assert find_folder(tmp_path, "nowhere", ".") == tmp_path
 
 
@@ -174,7 +174,7 @@ def test_columns_and_splits_go_by_the_names_of_the_copy(tmp_path):
     assert "big" in make_benchmark(hub={"train": [table]}).read("train")[0].values
 
 
-def test_pictures_of_a_copy_without_ids_are_told_apart_by_their_bytes(tmp_path):
+def test_images_of_a_copy_without_ids_are_told_apart_by_their_bytes(tmp_path):
     write_hub_copy(tmp_path / "copy", {"train": 2 * hub_rows(number=[1, 2], text=["a", "b"])})
     table = HubTable(str(tmp_path / "copy"), "train", columns={"id": None})
     ids = [one.image_id for one in make_benchmark(hub={"train": [table]}).read("train")]
@@ -269,31 +269,31 @@ def test_a_config_can_be_named(tmp_path):
 
 def test_a_split_without_a_copy_says_which_have_one():
     benchmark = make_benchmark(hub={"extra": [HubTable("known/one", "extra")]})
-    with pytest.raises(ValueError, match=r"Toy has no 'train' split with pictures on the Hub.*'extra'.*--data_dir"):
+    with pytest.raises(ValueError, match=r"Toy has no 'train' split with images on the Hub.*'extra'.*--data_dir"):
         benchmark.read("train")
 
 
-def test_pictures_in_a_config_of_their_own(tmp_path):
+def test_images_in_a_config_of_their_own(tmp_path):
     texts = [{"number": n, "id": name, "text": name} for n, name in enumerate("yxy")]
-    pictures = [{"id": name, "image": make_picture(color)} for name, color in (("x", "red"), ("y", "blue"))]
-    write_hub_copy(tmp_path / "copy", {"texts/train": texts, "pictures/train": pictures})
-    table = HubTable(str(tmp_path / "copy"), "train", "texts", images_config="pictures")
+    images = [{"id": name, "image": make_image(color)} for name, color in (("x", "red"), ("y", "blue"))]
+    write_hub_copy(tmp_path / "copy", {"texts/train": texts, "images/train": images})
+    table = HubTable(str(tmp_path / "copy"), "train", "texts", images_config="images")
     examples = make_benchmark(hub={"train": [table]}).read("train")
     assert [one.image_id for one in examples] == ["y", "x", "y"]
     assert [color_of(one) for one in examples] == [(0, 0, 255), (255, 0, 0), (0, 0, 255)]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
-        ([{"id": "x", "image": "red"}], "pictures lacks 2 pictures, 'y' first"),
+        ([{"id": "x", "image": "red"}], "images lacks 2 images, 'y' first"),
         ([{"name": "x", "image": "red"}], "expected columns 'id', 'image', it has 'name', 'image'"),
     ],
 )
-def test_a_config_of_pictures_that_does_not_fit(tmp_path, pictures, message):
+def test_a_config_of_images_that_does_not_fit(tmp_path, images, message):
     texts = [{"number": n, "id": name, "text": name} for n, name in enumerate("yxy")]
-    pictures = [one | {"image": make_picture(one["image"])} for one in pictures]
-    write_hub_copy(tmp_path / "copy", {"texts/train": texts, "pictures/train": pictures})
-    table = HubTable(str(tmp_path / "copy"), "train", "texts", images_config="pictures")
+    images = [one | {"image": make_image(one["image"])} for one in images]
+    write_hub_copy(tmp_path / "copy", {"texts/train": texts, "images/train": images})
+    table = HubTable(str(tmp_path / "copy"), "train", "texts", images_config="images")
     with pytest.raises(ValueError, match=message):
         make_benchmark(hub={"train": [table]}).read("train")

@@ -12,7 +12,7 @@ from PIL import Image
 from caption_miniatures import captions_of, make_caption_miniature, make_karpathy
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import KARPATHY_SPLITS, CaptionedImage, read_karpathy, read_openmoji
-from hivilt.data.tables import TablePicture, check_pictures, open_picture
+from hivilt.data.tables import TableImage, check_images, open_image
 
 NAMES = ["openmoji", "flickr30k", "coco", "flickr8k"]
 
@@ -50,22 +50,22 @@ def read_splits(name, **source):
     return {split: benchmark.read(official, **source) for split, official in benchmark.splits.items()}
 
 
-def karpathy_images(folder, pictures="."):
-    """What a Karpathy file says of its pictures, with their paths."""
+def karpathy_images(folder, image_dir="."):
+    """What a Karpathy file says of its images, with their paths."""
     (path,) = folder.glob("dataset_*.json")
     images = json.loads(path.read_text())["images"]
-    return [{**one, "image": str(folder / pictures / one.get("filepath", "") / one["filename"])} for one in images]
+    return [{**one, "image": str(folder / image_dir / one.get("filepath", "") / one["filename"])} for one in images]
 
 
-def without_pictures(examples):
+def without_images(examples):
     return [(one.image_id, one.captions) for one in examples]
 
 
-def assert_same_pictures(table, files):
+def assert_same_images(table, files):
     assert len(table) == len(files)
     for stored, file in zip(table, files, strict=True):
-        assert isinstance(stored.image, TablePicture)
-        assert open_picture(stored.image).tobytes() == open_picture(file.image).tobytes()
+        assert isinstance(stored.image, TableImage)
+        assert open_image(stored.image).tobytes() == open_image(file.image).tobytes()
 
 
 # All of them
@@ -79,7 +79,7 @@ def test_official_files(miniature, name):
     ids = [one.image_id for examples in splits.values() for one in examples]
     assert len(set(ids)) == len(ids)
     for examples in splits.values():
-        assert check_pictures(examples, "skip") == (examples, [])
+        assert check_images(examples, "skip") == (examples, [])
         if name != "openmoji":
             # Repeated captions count.
             assert {len(one.captions) for one in examples} == {5}
@@ -87,17 +87,17 @@ def test_official_files(miniature, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_may_lie_elsewhere(miniature, tmp_path, name):
+def test_images_may_lie_elsewhere(miniature, tmp_path, name):
     folder, elsewhere = miniature(name), tmp_path / "elsewhere"
     usual = CAPTION_BENCHMARKS[name].read("test", data_dir=folder)
-    pictures = {"flickr30k": "flickr30k-images", "flickr8k": "Flicker8k_Dataset"}.get(name, ".")
-    (folder / pictures).resolve().rename(elsewhere)
+    images = {"flickr30k": "flickr30k-images", "flickr8k": "Flicker8k_Dataset"}.get(name, ".")
+    (folder / images).resolve().rename(elsewhere)
     folder.mkdir(exist_ok=True)
     if name == "coco":
         (elsewhere / "dataset_coco.json").rename(folder / "dataset_coco.json")
     read = CAPTION_BENCHMARKS[name].read("test", data_dir=folder, image_dir=elsewhere)
-    assert without_pictures(read) == without_pictures(usual)
-    check_pictures(read)
+    assert without_images(read) == without_images(usual)
+    check_images(read)
     assert all(one.image.startswith(str(elsewhere)) for one in read)
 
 
@@ -133,7 +133,7 @@ def test_openmoji_in_full(tmp_path):
         CaptionedImage("2639", str(folder / "2639.png"), ("frowning face", "white frowning face")),
         CaptionedImage("263A-FE0F", str(folder / "263A-FE0F.png"), ("smiling face", "relaxed")),
     ]
-    assert open_picture(read[0].image).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(read[0].image).getpixel((0, 0)) == (255, 255, 255)
     assert CAPTION_BENCHMARKS["openmoji"].read("test", data_dir=folder) == read
 
 
@@ -142,7 +142,7 @@ def test_openmoji_release_and_package_agree(miniature, monkeypatch):
     for split, examples in read_splits("openmoji", data_dir=miniature("openmoji")).items():
         packaged = CAPTION_BENCHMARKS["openmoji"].read(split)
         assert packaged == read_openmoji(split)
-        assert set(without_pictures(examples)) < set(without_pictures(packaged))
+        assert set(without_images(examples)) < set(without_images(packaged))
         assert [one.image_id for one in examples] == sorted(one.image_id for one in examples)
 
 
@@ -182,10 +182,10 @@ def test_flickr30k_in_full(miniature):
         assert examples == read_karpathy(folder / "dataset_flickr30k.json", split, folder / "flickr30k-images")
 
 
-@pytest.mark.parametrize("pictures", ["flickr30k_images", "."])
-def test_flickr30k_pictures_in_other_folders(tmp_path, pictures):
-    make_karpathy(tmp_path, "dataset_flickr30k.json", pictures)
-    check_pictures(CAPTION_BENCHMARKS["flickr30k"].read("test", data_dir=tmp_path))
+@pytest.mark.parametrize("images", ["flickr30k_images", "."])
+def test_flickr30k_images_in_other_folders(tmp_path, images):
+    make_karpathy(tmp_path, "dataset_flickr30k.json", images)
+    check_images(CAPTION_BENCHMARKS["flickr30k"].read("test", data_dir=tmp_path))
 
 
 def test_flickr30k_on_the_hub(miniature, hub):
@@ -195,8 +195,8 @@ def test_flickr30k_on_the_hub(miniature, hub):
         name = hub(split, flickr30k_rows(folder, split))
     files = read_splits("flickr30k", data_dir=folder)
     for split, examples in read_splits("flickr30k", dataset_name=name).items():
-        assert without_pictures(examples) == without_pictures(files[split])
-        assert_same_pictures(examples, files[split])
+        assert without_images(examples) == without_images(files[split])
+        assert_same_images(examples, files[split])
 
 
 def test_flickr30k_with_rewritten_captions(miniature, hub):
@@ -210,7 +210,7 @@ def test_flickr30k_with_rewritten_captions(miniature, hub):
         name = hub("validation" if split == "val" else split, rows)
     files = read_splits("flickr30k", data_dir=folder)
     for split, examples in read_splits("flickr30k", dataset_name=name).items():
-        assert without_pictures(examples) == without_pictures(files[split])
+        assert without_images(examples) == without_images(files[split])
 
 
 def test_flickr30k_with_all_splits_in_one_table(miniature, hub):
@@ -222,11 +222,11 @@ def test_flickr30k_with_all_splits_in_one_table(miniature, hub):
     )
     files = read_splits("flickr30k", data_dir=folder)
     for split, examples in read_splits("flickr30k", dataset_name=name).items():
-        assert without_pictures(examples) == without_pictures(files[split])
+        assert without_images(examples) == without_images(files[split])
 
 
 def test_flickr30k_without_its_splits_is_refused(miniature, hub):
-    # lmms-lab/flickr30k calls everything "test", and does not say which pictures are.
+    # lmms-lab/flickr30k calls everything "test", and does not say which images are.
     rows = flickr30k_rows(miniature("flickr30k"), None)
     name = hub("test", [{key: row[key] for key in row if key != "split"} for row in rows])
     with pytest.raises(ValueError, match="expected columns 'split', it has 'image', 'caption', 'sentids', 'img_id'"):
@@ -266,13 +266,13 @@ def test_coco_in_full(miniature):
         assert sorted(examples) == sorted(read_karpathy(folder / "dataset_coco.json", split))
 
 
-def test_coco_pictures_in_a_folder_of_their_own(miniature):
+def test_coco_images_in_a_folder_of_their_own(miniature):
     folder = miniature("coco")
     for year in ("train2014", "val2014"):
         (folder / "images").mkdir(exist_ok=True)
         (folder / year).rename(folder / "images" / year)
     for examples in read_splits("coco", data_dir=folder).values():
-        check_pictures(examples)
+        check_images(examples)
 
 
 def test_coco_on_the_hub(miniature, hub):
@@ -283,8 +283,8 @@ def test_coco_on_the_hub(miniature, hub):
         name = hub(split, [row for row in rows if row["split"] in official])
     files = read_splits("coco", data_dir=folder)
     for split, examples in read_splits("coco", dataset_name=name).items():
-        assert without_pictures(examples) == without_pictures(files[split])
-        assert_same_pictures(examples, files[split])
+        assert without_images(examples) == without_images(files[split])
+        assert_same_images(examples, files[split])
     with pytest.raises(
         ValueError, match="MS-COCO has the official splits 'train', 'restval', 'val', 'test', got 'dev'"
     ):
@@ -330,7 +330,7 @@ def test_flickr8k_of_karpathy(miniature, tmp_path):
     read = read_splits("flickr8k", data_dir=tmp_path / "flickr8k")
     for split, examples in read.items():
         assert [one.captions for one in examples] == [one.captions for one in lists[split]]
-        check_pictures(examples)
+        check_images(examples)
     assert read["train"][0].image_id == "1000092795.jpg"
 
 
@@ -338,22 +338,22 @@ def test_flickr8k_on_the_hub(miniature, hub):
     # jxie/flickr8k knows neither names nor ids
     files = read_splits("flickr8k", data_dir=miniature("flickr8k"))
     for split, examples in files.items():
-        # The same picture twice, as two with their own captions.
+        # The same image twice, as two with their own captions.
         examples.append(examples[0]._replace(captions=tuple(captions_of(30, False))))
         captions = [{f"caption_{n}": text for n, text in enumerate(one.captions)} for one in examples]
         rows = [{"image": one.image, **row} for one, row in zip(examples, captions, strict=True)]
         name = hub(split, rows)
     for split, examples in read_splits("flickr8k", dataset_name=name).items():
         assert [one.captions for one in examples] == [one.captions for one in files[split]]
-        assert_same_pictures(examples, files[split])
+        assert_same_images(examples, files[split])
         assert len({one.image_id for one in examples}) == len(examples) - 1
 
 
-def test_flickr8k_without_one_of_its_pictures(miniature):
+def test_flickr8k_without_one_of_its_images(miniature):
     folder = miniature("flickr8k")
     (folder / "Flicker8k_Dataset/1000268202_0000000001.jpg").unlink()
     train = CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
-    assert check_pictures(train, "skip")[1] == ["1000268202_0000000001.jpg"]
+    assert check_images(train, "skip")[1] == ["1000268202_0000000001.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_flickr8k_errors(miniature, old, new, message):
 
 
 def as_kaggle(folder, lists):
-    """The same captions as `captions.txt`, and the pictures in `Images`; with the official lists beside them, or not."""
+    """The same captions as `captions.txt`, and the images in `Images`; with the official lists beside them, or not."""
     rows = [line.split("\t") for line in (folder / "Flickr8k.token.txt").read_text().splitlines()]
     rows = [(name.split("#")[0], caption) for name, caption in rows if not name.startswith("2258277193")]
     with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
@@ -395,13 +395,13 @@ def test_flickr8k_of_kaggle_takes_the_official_lists_beside_it(miniature, caplog
     as_kaggle(folder, lists=True)
     assert '"This square is red, not blue."' in (folder / "captions.txt").read_text()
     for split, examples in read_splits("flickr8k", data_dir=folder).items():
-        assert without_pictures(examples) == without_pictures(official[split])
-        assert check_pictures(examples) == (examples, [])
+        assert without_images(examples) == without_images(official[split])
+        assert check_images(examples) == (examples, [])
         assert {Path(one.image).parent.name for one in examples} == {"Images"}
     assert not caplog.records
 
 
-def test_flickr8k_of_kaggle_without_lists_is_split_by_picture_and_says_so(miniature, caplog):
+def test_flickr8k_of_kaggle_without_lists_is_split_by_image_and_says_so(miniature, caplog):
     folder = as_kaggle(miniature("flickr8k"), lists=False)
     with caplog.at_level(logging.WARNING):
         splits = read_splits("flickr8k", data_dir=folder)
@@ -486,18 +486,18 @@ def test_flickr8k_of_kaggle_with_some_lists_wants_the_one_of_the_split(miniature
     ],
 )
 def test_flickr8k_as_people_unpack_it(miniature, tmp_path, place):
-    folder, pictures = miniature("flickr8k"), tmp_path / "pictures"
+    folder, images = miniature("flickr8k"), tmp_path / "images"
     official = read_splits("flickr8k", data_dir=folder)
-    (folder / "Flicker8k_Dataset").rename(pictures)
+    (folder / "Flicker8k_Dataset").rename(images)
     (folder / "Flickr8k_text").mkdir()
     for path in folder.glob("*.txt"):
         path.rename(folder / "Flickr8k_text" / path.name)
     (folder / place).mkdir(parents=True, exist_ok=True)
-    for path in pictures.iterdir():
+    for path in images.iterdir():
         path.rename(folder / place / path.name)
     for split, examples in read_splits("flickr8k", data_dir=folder).items():
-        assert without_pictures(examples) == without_pictures(official[split])
-        assert check_pictures(examples) == (examples, [])
-    # A folder of its own for the pictures is looked through in the same way.
+        assert without_images(examples) == without_images(official[split])
+        assert check_images(examples) == (examples, [])
+    # A folder of its own for the images is looked through in the same way.
     texts = folder.rename(tmp_path / "texts")
-    assert check_pictures(CAPTION_BENCHMARKS["flickr8k"].read("test", data_dir=texts, image_dir=texts))[1] == []
+    assert check_images(CAPTION_BENCHMARKS["flickr8k"].read("test", data_dir=texts, image_dir=texts))[1] == []

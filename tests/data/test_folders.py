@@ -8,7 +8,7 @@ import pytest
 
 from hivilt.data.folders import read_folder
 from hivilt.data.vqa import Columns, read_file, read_table
-from tiny import make_picture
+from tiny import make_image
 
 # What pandas and Arrow make something else of.
 CELLS = ["None", "n/a", "NA", "null", "nan", "007", "1.50", "TRUE", "2026-11-28", "1e3", "-", "red"]
@@ -16,11 +16,11 @@ CELLS = ["None", "n/a", "NA", "null", "nan", "007", "1.50", "TRUE", "2026-11-28"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A picture in the folder of each split."""
+    """An image in the folder of each split."""
     for split in ("train", "test"):
         (tmp_path / split / "below").mkdir(parents=True)
-        make_picture("red").save(tmp_path / split / "a.png")
-        make_picture("blue").save(tmp_path / split / "below" / "b.png")
+        make_image("red").save(tmp_path / split / "a.png")
+        make_image("blue").save(tmp_path / split / "below" / "b.png")
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_each_folder_of_a_split_may_have_its_metadata(folder):
     }
 
 
-def test_pictures_may_lie_below_the_metadata_and_have_columns_of_other_names(folder):
+def test_images_may_lie_below_the_metadata_and_have_columns_of_other_names(folder):
     rows = [{"photo_file_name": "below/b.png", "question": "q", "answer": "NA", "file_names": ["x"]}]
     write(folder / "train" / "metadata.jsonl", rows)
     (found,) = read_folder(None, data_dir=str(folder), splits=["train"]).values()
@@ -107,7 +107,7 @@ def test_metadata_that_would_lose_rows_is_refused(folder, place, row, message):
         read_folder(None, data_dir=str(folder), splits=["train"])
 
 
-def test_two_files_of_metadata_about_the_same_pictures_are_refused(folder):
+def test_two_files_of_metadata_about_the_same_images_are_refused(folder):
     for kind in (".csv", ".jsonl"):
         write(folder / "train" / f"metadata{kind}", [{"file_name": "a.png", "question": "q", "answer": "a"}])
     with pytest.raises(ValueError, match="train has several of metadata.csv, metadata.jsonl, .*; drop all but one"):
@@ -123,7 +123,7 @@ def test_an_archive_in_an_image_folder_is_refused(folder):
 def test_an_image_folder_without_metadata_has_its_folders_as_classes(tmp_path):
     for color in ("red", "blue"):
         (tmp_path / color).mkdir()
-        make_picture(color).save(tmp_path / color / "a.png")
+        make_image(color).save(tmp_path / color / "a.png")
     rows = [{"question": "which color?", **row} for row in read_folder(None, data_dir=str(tmp_path))["train"].rows]
     assert sorted(row["label"] for row in rows) == [0, 1]
     table = read_folder(None, data_dir=str(tmp_path))["train"].rows.add_column("question", ["which?"] * 2)
@@ -132,9 +132,9 @@ def test_an_image_folder_without_metadata_has_its_folders_as_classes(tmp_path):
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".json"])
 def test_cells_of_a_folder_of_files_are_read_as_those_of_a_file(tmp_path, kind):
-    (tmp_path / "pictures").mkdir()
-    make_picture("red").save(tmp_path / "pictures" / "a.png")
-    rows = [{"image": "pictures/a.png", "question": f"q{n}", "answer": cell} for n, cell in enumerate(CELLS)]
+    (tmp_path / "images").mkdir()
+    make_image("red").save(tmp_path / "images" / "a.png")
+    rows = [{"image": "images/a.png", "question": f"q{n}", "answer": cell} for n, cell in enumerate(CELLS)]
     for split in ("train", "test"):
         path = tmp_path / f"{split}{kind}"
         write(path, rows) if kind != ".json" else path.write_text(json.dumps(rows))
@@ -142,11 +142,11 @@ def test_cells_of_a_folder_of_files_are_read_as_those_of_a_file(tmp_path, kind):
     assert found.keys() == {"train", "test"}
     for split in found:
         assert [one.answers for one in examples(found[split])] == [(cell,) for cell in CELLS]
-        assert examples(found[split])[0].image == str(tmp_path / "pictures" / "a.png")
+        assert examples(found[split])[0].image == str(tmp_path / "images" / "a.png")
 
 
 def test_a_folder_of_parquet_files_has_paths_that_start_there(tmp_path):
-    make_picture("red").save(tmp_path / "a.png")
+    make_image("red").save(tmp_path / "a.png")
     rows = {"image": [{"bytes": None, "path": "a.png"}], "question": ["q"], "answer": ["007"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     (one,) = examples(read_folder(str(tmp_path))["train"])

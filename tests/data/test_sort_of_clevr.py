@@ -1,4 +1,4 @@
-"""Sort-of-CLEVR: what its pictures show, and that the answers are right, worked out from their pixels."""
+"""Sort-of-CLEVR: what its images show, and that the answers are right, worked out from their pixels."""
 
 import math
 import random
@@ -15,9 +15,9 @@ from hivilt.data.sort_of_clevr import COLORS, HALF, SIDE, ask, draw, make_scene,
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 
 
-def seen(picture: Image.Image) -> dict[str, tuple[str, float, float]]:
+def seen(image: Image.Image) -> dict[str, tuple[str, float, float]]:
     """Shape and middle of each object, by color, from the pixels alone."""
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     found = {}
     for color, rgb in COLORS.items():
         y, x = np.nonzero((pixels == rgb).all(-1))
@@ -83,8 +83,8 @@ def test_run_vqa_reads_it(tmp_path):
     train, test = (VQA_BENCHMARKS["sort-of-clevr"].read(split, tmp_path) for split in ("train", "test"))
     assert len(train) == 40 and len(test) == 20
     assert {one.image_id for one in train} == {"train_00000.png", "train_00001.png"}
-    with Image.open(test[0].image) as picture:
-        assert expected(seen(picture.convert("RGB")), test[0].question) == test[0].answers[0]
+    with Image.open(test[0].image) as image:
+        assert expected(seen(image.convert("RGB")), test[0].question) == test[0].answers[0]
     assert {one.types["family"] for one in train} == {"relational", "non-relational"}
 
 
@@ -94,4 +94,4 @@ def test_answers_are_as_many_as_the_paper_has(family):
     answers = {one["answer"] for _ in range(200) for one in ask(make_scene(rng), rng) if one["family"] == family}
     counts = {str(number) for number in range(1, len(COLORS) + 1)}
     assert answers == {"square", "circle"} | (counts if family == "relational" else {"yes", "no"})
-    assert sort_of_clevr.PICTURES == {"train": 9_800, "test": 200}
+    assert sort_of_clevr.IMAGES == {"train": 9_800, "test": 200}

@@ -1,4 +1,4 @@
-"""Files, tables and pictures as every reader takes them, whatever the task."""
+"""Files, tables and images as every reader takes them, whatever the task."""
 
 import csv
 import importlib.util
@@ -15,36 +15,36 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hivilt.data.tables import (
-    TablePicture,
+    TableImage,
     check_columns,
+    check_images,
     check_items,
-    check_pictures,
     column_names,
     hold_out,
+    open_image,
     open_item,
-    open_picture,
     read_rows,
-    rows_with_pictures,
+    rows_with_images,
 )
-from tiny import make_picture
+from tiny import make_image
 
 
 class Record(NamedTuple):
     image_id: str
-    image: str | TablePicture
+    image: str | TableImage
     number: int = 0
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Records of three texts about two picture files."""
+def images(tmp_path):
+    """Records of three texts about two image files."""
     for color in ("red", "blue"):
-        make_picture(color).save(tmp_path / f"{color}.png")
+        make_image(color).save(tmp_path / f"{color}.png")
     return [Record(f"{color}.png", str(tmp_path / f"{color}.png"), n) for n, color in enumerate(("red", "blue", "red"))]
 
 
-def pictures_of(rows, image_id_column=None):
-    return list(rows_with_pictures(rows, "image", image_id_column, "toy", "folder"))
+def images_of(rows, image_id_column=None):
+    return list(rows_with_images(rows, "image", image_id_column, "toy", "folder"))
 
 
 # Rows
@@ -105,40 +105,40 @@ def test_a_missing_column_is_an_error_with_its_flag():
 
 def test_rows_with_paths():
     rows = [{"image": "a.png", "id": 7}, {"image": "b.png", "id": 8}, {"image": "a.png", "id": 7}]
-    assert [row.image_id for row in pictures_of(rows)] == ["a.png", "b.png", "a.png"]
-    assert [row.image_id for row in pictures_of(rows, "id")] == ["7", "8", "7"]
-    assert pictures_of(rows)[1] == ("toy, row 2", "b.png", "folder/b.png", rows[1])
-    assert pictures_of(datasets.Dataset.from_list(rows)) == pictures_of(rows)
+    assert [row.image_id for row in images_of(rows)] == ["a.png", "b.png", "a.png"]
+    assert [row.image_id for row in images_of(rows, "id")] == ["7", "8", "7"]
+    assert images_of(rows)[1] == ("toy, row 2", "b.png", "folder/b.png", rows[1])
+    assert images_of(datasets.Dataset.from_list(rows)) == images_of(rows)
 
 
 @pytest.mark.parametrize("id_column", [None, "id"])
 @pytest.mark.parametrize("decoded", [True, False])
-def test_rows_with_pictures_inside(id_column, decoded):
+def test_rows_with_images_inside(id_column, decoded):
     table = datasets.Dataset.from_dict(
-        {"image": [make_picture(color) for color in ("red", "blue", "red")], "id": ["r", "b", "r"]}
+        {"image": [make_image(color) for color in ("red", "blue", "red")], "id": ["r", "b", "r"]}
     ).cast_column("image", datasets.Image(decode=decoded))
-    rows = pictures_of(table, id_column)
+    rows = images_of(table, id_column)
     assert rows[0].image_id == rows[2].image_id != rows[1].image_id
     assert [row.image.row for row in rows] == [0, 1, 0]
-    assert open_picture(rows[1].image).getpixel((30, 22)) == (0, 0, 255)
+    assert open_image(rows[1].image).getpixel((30, 22)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("image", [None, "", 3])
 @pytest.mark.parametrize("id_column", [None, "id"])
-def test_a_row_without_a_picture_is_named(image, id_column):
+def test_a_row_without_an_image_is_named(image, id_column):
     rows = [{"image": "a.png", "id": 1}, {"image": image, "id": 2}]
-    with pytest.raises(TypeError, match=f"toy, row 2: column 'image' should hold a picture or its path, got {image!r}"):
-        pictures_of(rows, id_column)
+    with pytest.raises(TypeError, match=f"toy, row 2: column 'image' should hold an image or its path, got {image!r}"):
+        images_of(rows, id_column)
 
 
-def test_a_row_without_a_picture_id_is_named():
-    with pytest.raises(ValueError, match="toy, row 2: the picture id in column 'id' is empty"):
-        pictures_of([{"image": "a.png", "id": 1}, {"image": "a.png"}], "id")
+def test_a_row_without_an_image_id_is_named():
+    with pytest.raises(ValueError, match="toy, row 2: the image id in column 'id' is empty"):
+        images_of([{"image": "a.png", "id": 1}, {"image": "a.png"}], "id")
 
 
-def test_a_column_that_holds_no_pictures():
+def test_a_column_that_holds_no_images():
     with pytest.raises(TypeError, match="image_column: 'image' holds .*int64"):
-        pictures_of(datasets.Dataset.from_dict({"image": [1, 2]}))
+        images_of(datasets.Dataset.from_dict({"image": [1, 2]}))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_class_labels_are_read_by_name_wherever_they_stand():
     ]
     rows.append(dict.fromkeys(features) | {"image": "c.png"})
     first, second, third = (
-        row.values for row in pictures_of(datasets.Dataset.from_list(rows, datasets.Features(features)))
+        row.values for row in images_of(datasets.Dataset.from_list(rows, datasets.Features(features)))
     )
     assert first["answer"] == "blue" and second["answer"] is None and third["answer"] is None
     assert (first["several"], second["several"], third["several"]) == (["blue", "red"], [None, "red"], None)
@@ -182,52 +182,52 @@ def test_class_labels_are_read_by_name_wherever_they_stand():
     assert str(first["score"]) == "0.1"
 
 
-def test_class_labels_tell_pictures_apart_by_name():
+def test_class_labels_tell_images_apart_by_name():
     table = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "id": [1, 0]})
     table = table.cast_column("id", datasets.ClassLabel(names=["zebra", "ape"]))
-    assert [row.image_id for row in pictures_of(table, "id")] == ["ape", "zebra"]
+    assert [row.image_id for row in images_of(table, "id")] == ["ape", "zebra"]
 
 
 @pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
 def test_a_table_in_another_format_is_read_as_it_is(format):
     table = datasets.Dataset.from_dict({"image": ["a.png"], "answer": [["red", "blue"]], "id": [7]})
-    (row,) = pictures_of(table.with_format(format), "id")
+    (row,) = images_of(table.with_format(format), "id")
     assert (row.image_id, row.values["answer"]) == ("7", ["red", "blue"])
 
 
 @pytest.mark.parametrize("id_column", [None, "id"])
-def test_a_file_is_one_picture_however_it_is_written(tmp_path, id_column):
+def test_a_file_is_one_image_however_it_is_written(tmp_path, id_column):
     (tmp_path / "x").mkdir()
     (tmp_path / "link").symlink_to(tmp_path)
-    make_picture("red").save(tmp_path / "a.png")
+    make_image("red").save(tmp_path / "a.png")
     (tmp_path / "other.png").symlink_to(tmp_path / "a.png")
     written = ["a.png", "./a.png", "x/../a.png", "x//..//a.png", str(tmp_path / "a.png"), ".\\a.png", " a.png "]
     written += ["link/a.png", "other.png"]
     rows = [{"image": one, "id": "one"} for one in written]
-    found = list(rows_with_pictures(rows, "image", id_column, "toy", tmp_path))
+    found = list(rows_with_images(rows, "image", id_column, "toy", tmp_path))
     assert {row.image_id for row in found} == {"a.png" if id_column is None else "one"}
-    assert {open_picture(row.image).getpixel((30, 22)) for row in found} == {(255, 0, 0)}
+    assert {open_image(row.image).getpixel((30, 22)) for row in found} == {(255, 0, 0)}
 
 
 def test_a_file_goes_by_its_path_below_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    make_picture("red").save(tmp_path / "home" / "a.png")
+    make_image("red").save(tmp_path / "home" / "a.png")
     written = ["b/a.png", str(tmp_path / "data" / "c.png"), "../data/d.png", "../e.png", "~/a.png", "/elsewhere/f.png"]
-    rows = list(rows_with_pictures([{"image": one} for one in written], "image", None, "toy", tmp_path / "data"))
+    rows = list(rows_with_images([{"image": one} for one in written], "image", None, "toy", tmp_path / "data"))
     home = str(tmp_path / "home" / "a.png")
     assert [row.image_id for row in rows][:4] == ["b/a.png", "c.png", "d.png", "../e.png"]
     assert [row.image_id for row in rows][5] == "/elsewhere/f.png"
     assert rows[4].image == home
 
 
-def test_links_that_only_read_alike_are_two_pictures(tmp_path):
+def test_links_that_only_read_alike_are_two_images(tmp_path):
     (tmp_path / "far" / "below").mkdir(parents=True)
     (tmp_path / "x").symlink_to(tmp_path / "far" / "below")
     for place in (tmp_path, tmp_path / "far"):
-        make_picture("red").save(place / "a.png")
+        make_image("red").save(place / "a.png")
     rows = [{"image": one} for one in ("a.png", "x/../a.png", "far/a.png")]
-    first, second, third = (row.image_id for row in rows_with_pictures(rows, "image", None, "toy", tmp_path))
+    first, second, third = (row.image_id for row in rows_with_images(rows, "image", None, "toy", tmp_path))
     assert first == "a.png" != second == third
 
 
@@ -235,21 +235,21 @@ def test_two_files_under_one_id_are_refused(tmp_path):
     rows = [{"image": "a.png", "id": 7}, {"image": "./a.png", "id": 7}, {"image": "b.png", "id": 7.0}]
     message = "toy, row 3: column 'id' gives 'b.png' the id '7', which is that of 'a.png' in an earlier row"
     with pytest.raises(ValueError, match=message):
-        pictures_of(rows, "id")
+        images_of(rows, "id")
 
 
-def test_two_pictures_in_a_table_under_one_id_are_refused():
-    pictures = [make_picture(color) for color in ("red", "red", "blue")]
-    table = datasets.Dataset.from_dict({"image": pictures, "id": [7, 7, 7]}).cast_column("image", datasets.Image())
-    with pytest.raises(ValueError, match="toy, row 3: column 'id' gives 'the picture of row 3' the id '7'.*of row 1"):
-        pictures_of(table, "id")
-    assert len(pictures_of(table.select([0, 1]), "id")) == 2
+def test_two_images_in_a_table_under_one_id_are_refused():
+    images = [make_image(color) for color in ("red", "red", "blue")]
+    table = datasets.Dataset.from_dict({"image": images, "id": [7, 7, 7]}).cast_column("image", datasets.Image())
+    with pytest.raises(ValueError, match="toy, row 3: column 'id' gives 'the image of row 3' the id '7'.*of row 1"):
+        images_of(table, "id")
+    assert len(images_of(table.select([0, 1]), "id")) == 2
 
 
 def test_a_benchmark_is_trusted_with_its_ids():
-    pictures = [make_picture(color) for color in ("red", "blue")]
-    table = datasets.Dataset.from_dict({"image": pictures, "id": [7, 7]}).cast_column("image", datasets.Image())
-    rows = list(rows_with_pictures(table, "image", "id", "toy", ".", trust_ids=True))
+    images = [make_image(color) for color in ("red", "blue")]
+    table = datasets.Dataset.from_dict({"image": images, "id": [7, 7]}).cast_column("image", datasets.Image())
+    rows = list(rows_with_images(table, "image", "id", "toy", ".", trust_ids=True))
     assert [row.image.row for row in rows] == [0, 0] and "image" not in rows[0].values
 
 
@@ -259,7 +259,7 @@ def test_a_benchmark_is_trusted_with_its_ids():
         ("https://example.org/a.png", "toy, row 1, column 'image': holds the address .*download it"),
         ("s3://bucket/a.png", "toy, row 1, column 'image': holds the address"),
         ("file:///a.png", "toy, row 1, column 'image': holds the address"),
-        ("data:image/png;base64,iVBORw0KGgo=", "toy, row 1, column 'image': holds a picture as base64"),
+        ("data:image/png;base64,iVBORw0KGgo=", "toy, row 1, column 'image': holds an image as base64"),
         ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=", "as base64"),
         ("/9j/4AAQSkZJRgABAQEAYABgAAD/2wBDAAIBAQIBAQICAgICAgICAwUDAwMDAwYEBAMFBwYHBwcG", "as base64"),
         ("qk" * 200, "as base64"),
@@ -268,40 +268,40 @@ def test_a_benchmark_is_trusted_with_its_ids():
 )
 def test_what_is_no_path_is_refused_before_training(image, message):
     with pytest.raises(ValueError, match=message):
-        pictures_of([{"image": image}])
+        images_of([{"image": image}])
 
 
 @pytest.mark.parametrize(
-    "image", ["red pictures/a.png", "C:\\pictures\\a.png", "~me/a.png", "x" * 300 + ".png", "/9j/a.png"]
+    "image", ["red images/a.png", "C:\\images\\a.png", "~me/a.png", "x" * 300 + ".png", "/9j/a.png"]
 )
 def test_paths_of_all_kinds_are_looked_for_and_named(image):
-    (row,) = pictures_of([{"image": image}])
-    with pytest.raises(FileNotFoundError, match="toy: 1 of 1 picture files are missing: folder|toy: .*: /9j"):
-        check_pictures([Record(row.image_id, row.image)], source="toy")
+    (row,) = images_of([{"image": image}])
+    with pytest.raises(FileNotFoundError, match="toy: 1 of 1 image files are missing: folder|toy: .*: /9j"):
+        check_images([Record(row.image_id, row.image)], source="toy")
 
 
-def test_a_path_in_a_table_of_pictures_starts_at_the_folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    make_picture("red").save(tmp_path / "pictures" / "a.png")
-    stored = [{"bytes": None, "path": "pictures/a.png"}, {"bytes": None, "path": "./pictures/a.png"}]
+def test_a_path_in_a_table_of_images_starts_at_the_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    make_image("red").save(tmp_path / "images" / "a.png")
+    stored = [{"bytes": None, "path": "images/a.png"}, {"bytes": None, "path": "./images/a.png"}]
     table = datasets.Dataset.from_dict({"image": stored}).cast_column("image", datasets.Image())
-    first, second = rows_with_pictures(table, "image", None, "toy", tmp_path)
-    assert first.image_id == second.image_id == "pictures/a.png"
-    assert open_picture(second.image).getpixel((30, 22)) == (255, 0, 0)
+    first, second = rows_with_images(table, "image", None, "toy", tmp_path)
+    assert first.image_id == second.image_id == "images/a.png"
+    assert open_image(second.image).getpixel((30, 22)) == (255, 0, 0)
 
 
-def test_a_column_of_bytes_holds_pictures(tmp_path):
-    make_picture("red").save(tmp_path / "a.png")
+def test_a_column_of_bytes_holds_images(tmp_path):
+    make_image("red").save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
-    rows = pictures_of(datasets.Dataset.from_dict({"image": [content, content]}))
+    rows = images_of(datasets.Dataset.from_dict({"image": [content, content]}))
     assert rows[0].image_id == rows[1].image_id
-    assert open_picture(rows[1].image).getpixel((30, 22)) == (255, 0, 0)
+    assert open_image(rows[1].image).getpixel((30, 22)) == (255, 0, 0)
 
 
 # Splits
 
 
-def test_holding_out_is_by_picture_and_seeded():
+def test_holding_out_is_by_image_and_seeded():
     examples = [Record(str(n % 20), "", n) for n in range(100)]
     train, held_out = hold_out(examples, seed=3)
     assert len({one.image_id for one in held_out}) == 2
@@ -312,7 +312,7 @@ def test_holding_out_is_by_picture_and_seeded():
 
 
 def test_holding_out_by_something_else_keeps_that_together():
-    examples = [Record("one picture", "", n) for n in range(100)]
+    examples = [Record("one image", "", n) for n in range(100)]
     train, held_out = hold_out(examples, seed=3, by=lambda one: str(one.number // 2))
     assert len(held_out) == 10
     assert not {one.number // 2 for one in train} & {one.number // 2 for one in held_out}
@@ -320,7 +320,7 @@ def test_holding_out_by_something_else_keeps_that_together():
 
 def test_no_spelling_of_a_path_leaks_into_what_is_held_out(tmp_path):
     written = [f"{start}{number}.png" for start in ("", "./", "x/../", f"{tmp_path}/") for number in range(5)]
-    rows = rows_with_pictures([{"image": one} for one in written], "image", None, "toy", tmp_path)
+    rows = rows_with_images([{"image": one} for one in written], "image", None, "toy", tmp_path)
     train, held_out = hold_out([Record(row.image_id, row.image) for row in rows], fraction=0.4)
     assert len(held_out) == 8
     assert not {Path(one.image).name for one in train} & {Path(one.image).name for one in held_out}
@@ -336,111 +336,109 @@ def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
     assert [train, held_out] == [sorted(part, key=lambda one: one.number) for part in (train, held_out)]
 
 
-# Pictures
+# Images
 
 
-def test_missing_pictures_are_found_before_training(pictures, tmp_path):
+def test_missing_images_are_found_before_training(images, tmp_path):
     (tmp_path / "blue.png").unlink()
-    message = r"toy: 1 of 2 picture files are missing: .*blue.png.*--on_bad_image skip"
+    message = r"toy: 1 of 2 image files are missing: .*blue.png.*--on_bad_image skip"
     with pytest.raises(FileNotFoundError, match=message):
-        check_pictures(pictures, source="toy")
-    kept, bad = check_pictures(pictures, "skip", "toy")
+        check_images(images, source="toy")
+    kept, bad = check_images(images, "skip", "toy")
     assert bad == ["blue.png"]
     assert [one.number for one in kept] == [0, 2]
 
 
-def test_unreadable_pictures_are_skipped_with_names_and_counts(pictures, tmp_path, caplog):
+def test_unreadable_images_are_skipped_with_names_and_counts(images, tmp_path, caplog):
     content = (tmp_path / "red.png").read_bytes()
     (tmp_path / "red.png").write_bytes(content[: len(content) // 2])
-    assert check_pictures(pictures) == (pictures, [])  # the file begins as a picture; opening it is the error
-    kept, bad = check_pictures(pictures, "skip", "toy")
+    assert check_images(images) == (images, [])  # the file begins as an image; opening it is the error
+    kept, bad = check_images(images, "skip", "toy")
     assert bad == ["red.png"]
     assert [one.number for one in kept] == [1]
-    assert "toy: left out 1 of 2 pictures, and with them 2 of 3 examples: " in caplog.text
+    assert "toy: left out 1 of 2 images, and with them 2 of 3 examples: " in caplog.text
     assert "red.png" in caplog.text
-    (tmp_path / "blue.png").write_text("no picture")
-    with pytest.raises(ValueError, match="none of its 2 pictures can be read"):
-        check_pictures(pictures, "skip", "toy")
+    (tmp_path / "blue.png").write_text("no image")
+    with pytest.raises(ValueError, match="none of its 2 images can be read"):
+        check_images(images, "skip", "toy")
     with pytest.raises(ValueError, match="on_bad_image: expected 'error' or 'skip', got 'blank'"):
-        check_pictures(pictures, "blank")
+        check_images(images, "blank")
 
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><p>404", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_files_that_are_no_pictures_are_found_before_training(pictures, tmp_path, content):
+def test_files_that_are_no_images_are_found_before_training(images, tmp_path, content):
     (tmp_path / "red.png").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"toy: 1 of 2 files are no readable pictures: .*red\.png.*--on_bad_image skip"
-    ):
-        check_pictures(pictures, source="toy")
+    with pytest.raises(ValueError, match=r"toy: 1 of 2 files are no readable images: .*red\.png.*--on_bad_image skip"):
+        check_images(images, source="toy")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif opens HEIC")
-def test_heic_pictures_that_cannot_be_opened_name_what_opens_them(tmp_path):
+def test_heic_images_that_cannot_be_opened_name_what_opens_them(tmp_path):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(ValueError, match=r'IMG_1.HEIC.* HEIC opens after pip install "hivilt\[heif\]".$'):
-        check_pictures([Record("1", str(tmp_path / "IMG_1.HEIC"))])
+        check_images([Record("1", str(tmp_path / "IMG_1.HEIC"))])
 
 
-def test_a_long_list_of_missing_pictures_is_cut():
+def test_a_long_list_of_missing_images_is_cut():
     with pytest.raises(FileNotFoundError, match="7 of 7 .*: 0, 1, 2, 3, 4 and 2 more. "):
-        check_pictures([Record(str(n), str(n)) for n in range(7)])
+        check_images([Record(str(n), str(n)) for n in range(7)])
 
 
-def test_unreadable_picture_in_a_table():
-    stored = [{"bytes": b"no picture", "path": "x.png"}, {"bytes": b"no picture either", "path": None}]
-    first, second = pictures_of(datasets.Dataset.from_dict({"image": stored}))
-    with pytest.raises(ValueError, match="'x.png' is not a readable picture"):
-        open_picture(first.image)
-    with pytest.raises(ValueError, match="row 2 of column 'image'. is not a readable picture"):
-        open_picture(second.image)
+def test_unreadable_image_in_a_table():
+    stored = [{"bytes": b"no image", "path": "x.png"}, {"bytes": b"no image either", "path": None}]
+    first, second = images_of(datasets.Dataset.from_dict({"image": stored}))
+    with pytest.raises(ValueError, match="'x.png' is not a readable image"):
+        open_image(first.image)
+    with pytest.raises(ValueError, match="row 2 of column 'image'. is not a readable image"):
+        open_image(second.image)
 
 
-def test_pictures_in_tables_are_checked_before_training(tmp_path):
-    make_picture("red").save(tmp_path / "a.png")
+def test_images_in_tables_are_checked_before_training(tmp_path):
+    make_image("red").save(tmp_path / "a.png")
     good = (tmp_path / "a.png").read_bytes()
     stored = [{"bytes": good, "path": None}, {"bytes": b"<html>", "path": None}, {"bytes": b"404", "path": "c.png"}]
-    rows = pictures_of(datasets.Dataset.from_dict({"image": stored}))
+    rows = images_of(datasets.Dataset.from_dict({"image": stored}))
     records = [Record(row.image_id, row.image, number) for number, row in enumerate(rows)]
-    message = r"toy: 2 of 3 files are no readable pictures: row 2 of column 'image', row 3 of column 'image' \(c.png\)"
+    message = r"toy: 2 of 3 files are no readable images: row 2 of column 'image', row 3 of column 'image' \(c.png\)"
     with pytest.raises(ValueError, match=message):
-        check_pictures(records, source="toy")
-    kept, bad = check_pictures(records, "skip", source="toy")
+        check_images(records, source="toy")
+    kept, bad = check_images(records, "skip", source="toy")
     assert [one.number for one in kept] == [0] and len(bad) == 2
 
 
-def test_table_that_holds_paths_of_pictures(pictures):
-    table = datasets.Dataset.from_dict({"image": [one.image for one in pictures]})
-    (first, *_) = pictures_of(table.cast_column("image", datasets.Image()))
-    assert first.image_id == pictures[0].image
-    assert open_picture(first.image).getpixel((30, 22)) == (255, 0, 0)
+def test_table_that_holds_paths_of_images(images):
+    table = datasets.Dataset.from_dict({"image": [one.image for one in images]})
+    (first, *_) = images_of(table.cast_column("image", datasets.Image()))
+    assert first.image_id == images[0].image
+    assert open_image(first.image).getpixel((30, 22)) == (255, 0, 0)
 
 
-def test_pictures_are_turned_upright_and_closed(tmp_path, recwarn):
+def test_images_are_turned_upright_and_closed(tmp_path, recwarn):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    make_picture("red", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    picture = open_picture(str(tmp_path / "turned.jpg"))
-    assert picture.size == (20, 30)
-    assert np.asarray(picture)[2, 17].max() < 60  # the dark corner, turned to the right
-    del picture
+    make_image("red", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    image = open_image(str(tmp_path / "turned.jpg"))
+    assert image.size == (20, 30)
+    assert np.asarray(image)[2, 17].max() < 60  # the dark corner, turned to the right
+    del image
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
 
 
 # Batches
 
 
-def test_an_item_opens_its_picture(pictures):
-    opened = [open_item({"image": one.image}) for one in pictures]
-    assert [picture.getpixel((30, 22)) for picture in opened] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
+def test_an_item_opens_its_image(images):
+    opened = [open_item({"image": one.image}) for one in images]
+    assert [image.getpixel((30, 22)) for image in opened] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
 
 
-def test_a_bad_picture_of_an_item_is_named_with_the_way_out(pictures, tmp_path):
-    (tmp_path / "red.png").write_text("no picture")
+def test_a_bad_image_of_an_item_is_named_with_the_way_out(images, tmp_path):
+    (tmp_path / "red.png").write_text("no image")
     with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
-        open_item({"image": pictures[0].image})
+        open_item({"image": images[0].image})
     (tmp_path / "red.png").unlink()
     with pytest.raises(FileNotFoundError, match="red.png.*--on_bad_image skip"):
-        open_item({"image": pictures[0].image})
+        open_item({"image": images[0].image})
 
 
 def test_foreign_items_name_the_setting_that_spoils_them():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.cells import clean
-from hivilt.data.tables import TablePicture, open_picture
+from hivilt.data.tables import TableImage, open_image
 from hivilt.data.vqa import (
     Columns,
     VQACollator,
@@ -25,21 +25,21 @@ from hivilt.data.vqa import (
     read_table,
 )
 from hivilt.evaluation.vqa import exact_match
-from tiny import IMAGE_SIZE, make_picture, make_processor
+from tiny import IMAGE_SIZE, make_image, make_processor
 
 ROWS = [
-    {"image": "pictures/red.png", "question": "what color is the shape?", "answer": "red"},
-    {"image": "pictures/blue.png", "question": "is there a circle?", "answer": "no"},
-    {"image": "pictures/red.png", "question": "is there a square?", "answer": "yes"},
+    {"image": "images/red.png", "question": "what color is the shape?", "answer": "red"},
+    {"image": "images/blue.png", "question": "is there a circle?", "answer": "no"},
+    {"image": "images/red.png", "question": "is there a square?", "answer": "yes"},
 ]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and nothing else yet."""
-    (tmp_path / "pictures").mkdir()
+    """Two images, and nothing else yet."""
+    (tmp_path / "images").mkdir()
     for color in ("red", "blue"):
-        make_picture(color).save(tmp_path / "pictures" / f"{color}.png")
+        make_image(color).save(tmp_path / "images" / f"{color}.png")
     return tmp_path
 
 
@@ -61,9 +61,9 @@ def write(folder, kind, rows=ROWS):
     return path
 
 
-def table_of_pictures(colors, **columns):
-    """A `datasets.Dataset` with pictures in it, as on the Hub."""
-    table = datasets.Dataset.from_dict({"image": [make_picture(color) for color in colors], **columns})
+def table_of_images(colors, **columns):
+    """A `datasets.Dataset` with images in it, as on the Hub."""
+    table = datasets.Dataset.from_dict({"image": [make_image(color) for color in colors], **columns})
     return table.cast_column("image", datasets.Image())
 
 
@@ -73,24 +73,24 @@ def table_of_pictures(colors, **columns):
 @pytest.mark.parametrize("kind", [".json", ".data.json", ".jsonl", ".csv", ".parquet"])
 def test_local_files(folder, kind):
     examples = read_file(write(folder, kind))
-    red = str(folder / "pictures/red.png")
+    red = str(folder / "images/red.png")
     # Relative paths start at the data file, wherever the program runs.
-    assert examples[0] == VQAExample("0", "pictures/red.png", red, "what color is the shape?", ("red",))
+    assert examples[0] == VQAExample("0", "images/red.png", red, "what color is the shape?", ("red",))
     assert [one.image_id for one in examples] == [row["image"] for row in ROWS]
-    assert open_picture(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
+    assert open_image(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
 
 
-def test_parquet_with_pictures_inside(folder):
+def test_parquet_with_images_inside(folder):
     path = folder / "train.parquet"
-    table_of_pictures(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"]).to_parquet(str(path))
+    table_of_images(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"]).to_parquet(str(path))
     examples = read_file(path)
     assert examples[0].image_id == examples[2].image_id != examples[1].image_id
-    assert open_picture(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
+    assert open_image(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
 
 
 def test_image_folder(folder):
     split = folder / "train"
-    (folder / "pictures").rename(split)
+    (folder / "images").rename(split)
     lines = [
         {"file_name": "red.png", "question": "what color?", "answer": "red"},
         {"file_name": "blue.png", "question": "what color?", "answer": "blue"},
@@ -101,19 +101,19 @@ def test_image_folder(folder):
     by_answer = {one.answers[0]: one for one in read_table(table)}
     assert set(by_answer) == {"red", "blue", "yes"}
     assert by_answer["red"].image_id == by_answer["yes"].image_id != by_answer["blue"].image_id
-    assert open_picture(by_answer["blue"].image).getpixel((30, 22)) == (0, 0, 255)
+    assert open_image(by_answer["blue"].image).getpixel((30, 22)) == (0, 0, 255)
 
 
-def test_hub_table_groups_equal_pictures_and_reads_them_late():
-    table = table_of_pictures(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"])
+def test_hub_table_groups_equal_images_and_reads_them_late():
+    table = table_of_images(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"])
     examples = read_table(table, source="toy")
-    assert examples[2].image == TablePicture(examples[0].image.table, 0, "image")
+    assert examples[2].image == TableImage(examples[0].image.table, 0, "image")
     assert VQADataset(examples).groups == [[0, 2], [1]]
 
 
-def test_named_picture_ids_need_no_reading_of_pictures():
+def test_named_image_ids_need_no_reading_of_images():
     columns = {"question": ["q"] * 3, "answer": ["a"] * 3, "id": [7, 8, 7], "qid": [70, 80, 71]}
-    table = table_of_pictures(["red", "blue", "red"], **columns)
+    table = table_of_images(["red", "blue", "red"], **columns)
     examples = read_table(table, Columns(image_id="id", question_id="qid"))
     assert [one.image_id for one in examples] == ["7", "8", "7"]
     assert [one.question_id for one in examples] == ["70", "80", "71"]
@@ -140,18 +140,18 @@ def test_answers_in_every_form(folder):
         ("  ", ()),
         ([], ()),
     ]
-    rows = [{"image": "pictures/red.png", "question": "q", "answer": form} for form, _ in forms]
+    rows = [{"image": "images/red.png", "question": "q", "answer": form} for form, _ in forms]
     assert [one.answers for one in read_file(write(folder, ".json", rows))] == [answers for _, answers in forms]
 
 
 def test_csv_cells_stay_as_they_are_written(folder):
-    rows = [{"image": "pictures/red.png", "question": "q", "answer": answer} for answer in ("None", "007", "NA", "")]
+    rows = [{"image": "images/red.png", "question": "q", "answer": answer} for answer in ("None", "007", "NA", "")]
     assert [one.answers for one in read_file(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
 
 
 def test_answers_as_class_labels_are_the_names_of_their_classes(folder):
     names, labels = ["yes", "no", "007"], [1, 2, -1]
-    table = table_of_pictures(["red"] * 3, question=["q"] * 3, answer=labels, several=[[one, 0] for one in labels])
+    table = table_of_images(["red"] * 3, question=["q"] * 3, answer=labels, several=[[one, 0] for one in labels])
     classes = datasets.ClassLabel(names=names)
     table = table.cast_column("answer", classes).cast_column("several", datasets.List(classes))
     table.to_parquet(folder / "train.parquet")
@@ -203,7 +203,7 @@ def test_question_ids_are_read_as_other_cells_are(folder):
             TypeError,
             "row 2: column 'answer' should hold an answer as text or a list of them, .*got dict {'ids'",
         ),
-        ({"image": None}, TypeError, "row 2: column 'image' should hold a picture or its path, got None"),
+        ({"image": None}, TypeError, "row 2: column 'image' should hold an image or its path, got None"),
     ],
 )
 def test_bad_values_name_row_and_column(folder, change, error, message):
@@ -251,8 +251,8 @@ def test_a_file_without_examples_is_named(tmp_path, content, error):
         read_file(tmp_path / "rows.json")
 
 
-def test_an_unreadable_picture_is_named_with_the_way_out(folder):
-    (folder / "pictures/red.png").write_text("no picture")
+def test_an_unreadable_image_is_named_with_the_way_out(folder):
+    (folder / "images/red.png").write_text("no image")
     dataset = VQADataset(read_file(write(folder, ".json")))
     with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
         VQACollator(make_processor(), {"yes": 0})([dataset[0]])
@@ -271,7 +271,7 @@ def test_a_normalized_vocabulary_joins_what_the_metric_joins():
 def test_labels_find_answers_as_the_metric_writes_them(folder):
     """VQAv2's 3,129 answers are normalized, what people said is not."""
     ten = ["Two"] * 4 + ["2"] * 3 + ["a few"] * 3
-    examples = [VQAExample("1", "red", str(folder / "pictures/red.png"), "how many?", tuple(ten))]
+    examples = [VQAExample("1", "red", str(folder / "images/red.png"), "how many?", tuple(ten))]
     label2id = {"": 0, "2": 1, "few": 2, "red": 3}
     assert drop_unknown_answers(examples, label2id) == examples
     assert drop_unknown_answers(examples, {"red": 0}) == []
@@ -345,7 +345,7 @@ def test_questions_without_a_known_answer_cannot_be_trained_on():
 # Batches
 
 
-def test_a_batch_ships_each_picture_once(folder):
+def test_a_batch_ships_each_image_once(folder):
     dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
     assert len(dataset) == 2
     batch = VQACollator(make_processor(), {"yes": 0, "no": 1})([dataset[0], dataset[1]])
@@ -435,9 +435,7 @@ def test_two_spellings_of_one_answer_are_no_two_labels():
 
 
 def test_soft_labels_are_the_metric():
-    table = table_of_pictures(
-        ["red", "red"], question=["what?", "who?"], answer=[["red"] * 8 + ["pink"] * 2, ["x"] * 10]
-    )
+    table = table_of_images(["red", "red"], question=["what?", "who?"], answer=[["red"] * 8 + ["pink"] * 2, ["x"] * 10])
     dataset = VQADataset(read_table(table)).by_image()
     batch = VQACollator(make_processor(), {"pink": 0, "blue": 1, "red": 2}, soft_labels=True)([dataset[0]])
     assert batch["labels"].dtype == torch.float32
@@ -467,8 +465,8 @@ class Heard:
 
 
 def beside(folder, *questions):
-    """Questions and answers about a picture of the size that the processor gives, so that no pixel is computed."""
-    make_picture("red", (IMAGE_SIZE, IMAGE_SIZE)).save(folder / "square.png")
+    """Questions and answers about an image of the size that the processor gives, so that no pixel is computed."""
+    make_image("red", (IMAGE_SIZE, IMAGE_SIZE)).save(folder / "square.png")
     return [
         VQAExample(str(number), "square", str(folder / "square.png"), question, tuple(answers))
         for number, (question, answers) in enumerate(questions)
@@ -476,7 +474,7 @@ def beside(folder, *questions):
 
 
 def collated_epochs(examples, augmentation, soft_labels=False, epochs=range(20)):
-    """Whether the picture of these questions is mirrored in an epoch, the texts that the processor got, and labels."""
+    """Whether the image of these questions is mirrored in an epoch, the texts that the processor got, and labels."""
     dataset, processor = VQADataset(examples, seed=0).by_image(), Heard()
     plain = VQACollator(processor, SIDES)([dataset[0]])["pixel_values"]
     collator = VQACollator(processor, SIDES, soft_labels, augmentation)
@@ -488,7 +486,7 @@ def collated_epochs(examples, augmentation, soft_labels=False, epochs=range(20))
         yield mirrored, processor.texts, batch["labels"].tolist()
 
 
-def test_a_mirrored_picture_has_left_and_right_swapped_in_questions_and_labels(folder):
+def test_a_mirrored_image_has_left_and_right_swapped_in_questions_and_labels(folder):
     examples = beside(folder, ("Is the corner Left or right?", ["left"] * 10), ("what color", ["red"]))
     found = list(collated_epochs(examples, Augmentation(random_flip="swap")))
     assert {mirrored for mirrored, _, _ in found} == {False, True}
@@ -498,7 +496,7 @@ def test_a_mirrored_picture_has_left_and_right_swapped_in_questions_and_labels(f
     assert examples[0].answers == ("left",) * 10
 
 
-def test_soft_labels_of_a_mirrored_picture_are_swapped(folder):
+def test_soft_labels_of_a_mirrored_image_are_swapped(folder):
     examples = beside(folder, ("which side", ["left"] * 8 + ["right"] * 2))
     found = list(collated_epochs(examples, Augmentation(random_flip="swap"), soft_labels=True))
     assert {mirrored for mirrored, _, _ in found} == {False, True}
@@ -514,7 +512,7 @@ def test_soft_labels_of_a_mirrored_picture_are_swapped(folder):
         ([("what color", ["red"]), ("which side", ["red"] * 9 + ["Left"])], False),
     ],
 )
-def test_all_questions_and_answers_decide_whether_their_picture_is_mirrored(folder, questions, may_be_mirrored):
+def test_all_questions_and_answers_decide_whether_their_image_is_mirrored(folder, questions, may_be_mirrored):
     examples = beside(folder, *questions)
     found = list(collated_epochs(examples, Augmentation(random_flip="skip")))
     assert {mirrored for mirrored, _, _ in found} == ({False, True} if may_be_mirrored else {False})
@@ -541,7 +539,7 @@ def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_o
     assert all(torch.equal(changed[name], plain[name]) for name in plain if name != "pixel_values")
 
 
-def test_draws_depend_on_seed_epoch_and_picture_alone(folder):
+def test_draws_depend_on_seed_epoch_and_image_alone(folder):
     examples = read_file(write(folder, ".json"))
     draws = []
     for seed in (0, 1):

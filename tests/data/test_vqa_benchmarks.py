@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hivilt.data.tables import TablePicture, check_pictures, open_picture
+from hivilt.data.tables import TableImage, check_images, open_image
 from hivilt.data.vqa import VQAExample, read_answers_file
 from hivilt.data.vqa_benchmarks import MAX_OCR_TOKENS, OCR_SEPARATOR, VQA_BENCHMARKS
 from miniatures import make_hub_copy, make_vqa_miniature, write_hub_copy
-from tiny import make_picture
+from tiny import make_image
 
 NAMES = list(VQA_BENCHMARKS)
 TEN_YES = ("yes",) * 5 + ("", "dark yes", "dark yes", "shape", "no idea")
 TEN_RED = tuple(answer.replace("yes", "red") for answer in TEN_YES)
 RED, YES_NO = "is the shape red?", {"answer_type": "yes/no", "question_type": "is the"}
 
-# The second question about the first picture, in full; of VizWiz, which asks one a picture, the first.
+# The second question about the first image, in full; of VizWiz, which asks one an image, the first.
 EXAMPLES = {
     "easy-vqa": VQAExample("train-1", "train/0.png", "data/train/images/0.png", RED, ("yes",)),
     "vqav2": VQAExample("100001", "100", "train2014/COCO_train2014_000000000100.jpg", RED, TEN_YES, YES_NO),
@@ -97,7 +97,7 @@ def test_an_example_in_full(name, folder):
     expected = EXAMPLES[name]
     example = VQA_BENCHMARKS[name].read("train", folder)[0 if name == "vizwiz" else 1]
     assert example == expected._replace(image=str(folder / expected.image))
-    assert open_picture(example.image).getpixel((30, 22))[0] > 200
+    assert open_image(example.image).getpixel((30, 22))[0] > 200
 
 
 def test_every_split_of_the_official_files(name, folder):
@@ -107,7 +107,7 @@ def test_every_split_of_the_official_files(name, folder):
         assert len({one.question_id for one in examples}) == len(examples)
         assert all(Path(one.image).is_file() for one in examples)
         assert all(bool(one.answers) == (split not in benchmark.hidden) for one in examples)
-        # One id, one picture, whatever the split.
+        # One id, one image, whatever the split.
         assert all(seen.setdefault(one.image_id, one.image) == one.image for one in examples)
     assert len(set(seen.values())) == len(seen)
     sizes = {ours: len(splits[official]) for ours, official in benchmark.splits.items()}
@@ -139,11 +139,11 @@ def test_missing_files_are_named(name, tmp_path):
         VQA_BENCHMARKS[name].read(VQA_BENCHMARKS[name].splits["test"], tmp_path)
 
 
-def test_pictures_may_lie_elsewhere(name, folder, tmp_path):
+def test_images_may_lie_elsewhere(name, folder, tmp_path):
     """Right in the folder that is named, or below it as in the official one."""
     example = VQA_BENCHMARKS[name].read("train", folder)[0]
     below = {"easy-vqa": "train/images", "clevr": "images/train"}.get(name, Path(example.image).parent.name)
-    elsewhere = tmp_path / "pictures"
+    elsewhere = tmp_path / "elsewhere"
     shutil.copytree(Path(example.image).parent, elsewhere / below)
     for image_dir in (elsewhere, str(elsewhere), elsewhere / below):
         moved = VQA_BENCHMARKS[name].read("train", folder, image_dir=image_dir)[0]
@@ -155,7 +155,7 @@ def test_a_missing_answer(name, folder):
     """Of VQAv2 and OK-VQA an annotation."""
     if name == "daquar":
         lines = (folder / "all_qa_pairs.txt").read_text().split("\n")
-        # 6 questions about the test pictures come first.
+        # 6 questions about the test images come first.
         lines[2 * 6 + 7] = ""
         (folder / "all_qa_pairs.txt").write_text("\n".join(lines))
         with pytest.raises(ValueError, match="train, row 4: 'answer' is empty"):
@@ -193,12 +193,12 @@ def test_easy_vqa_of_a_folder_data(tmp_path):
     assert VQA_BENCHMARKS["easy-vqa"].read("train", tmp_path / "data") == examples
 
 
-def test_vqav2_test_dev_is_about_the_pictures_of_test(tmp_path):
+def test_vqav2_test_dev_is_about_the_images_of_test(tmp_path):
     example = only("vqav2", tmp_path, "test-dev")[0]
     assert Path(example.image).relative_to(tmp_path).as_posix() == "test2015/COCO_test2015_000000000300.jpg"
 
 
-def test_coco_pictures_in_a_folder_images(tmp_path):
+def test_coco_images_in_a_folder_images(tmp_path):
     only("vqav2", tmp_path)
     (tmp_path / "images").mkdir()
     (tmp_path / "train2014").rename(tmp_path / "images" / "train2014")
@@ -292,7 +292,7 @@ def daquar(folder, files, split="train"):
     return VQA_BENCHMARKS["daquar"].read(split, folder)
 
 
-def test_daquar_questions_do_not_give_their_picture_away(tmp_path):
+def test_daquar_questions_do_not_give_their_image_away(tmp_path):
     examples = daquar(tmp_path, {"qa.894.raw.train.txt": [*DAQUAR_LINES, ""]})
     assert [(one.image_id, one.question, one.answers) for one in examples] == [
         ("image3", "what is on the left side of the bed ?", ("night_stand",)),
@@ -302,10 +302,10 @@ def test_daquar_questions_do_not_give_their_picture_away(tmp_path):
     ]
     # PNG as released; a copy may have JPEG, in another folder.
     assert [Path(one.image).name for one in examples] == ["image3.png"] * 2 + ["image14.png"] * 2
-    make_picture("red").save(_made(tmp_path / "nyu_depth_images" / "image3.jpg"))
+    make_image("red").save(_made(tmp_path / "nyu_depth_images" / "image3.jpg"))
     examples = daquar(tmp_path, {})
     assert Path(examples[0].image) == tmp_path / "nyu_depth_images/image3.jpg"
-    assert check_pictures(examples, "skip")[1] == ["image14"]
+    assert check_images(examples, "skip")[1] == ["image14"]
 
 
 def _made(path):
@@ -363,7 +363,7 @@ def test_daquar_lists_in_any_order_are_one_class(tmp_path):
     ("lines", "message"),
     [
         (DAQUAR_LINES[:3], "train.txt: expected a question and its answer by turns, got 3 lines"),
-        ([DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], "train.txt, line 3: expected a question that names its picture"),
+        ([DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], "train.txt, line 3: expected a question that names its image"),
         (["what is it ?", "cup"], r"train.txt, line 1: .*, got 'what is it \?'"),
     ],
 )
@@ -374,7 +374,7 @@ def test_daquar_lines_that_do_not_take_turns(tmp_path, lines, message):
 
 # The Hub
 
-# Pictures without an id go by their bytes.
+# Images without an id go by their bytes.
 WITHOUT_IMAGE_ID = ("ok-vqa", "vqa-rad")
 
 
@@ -399,10 +399,10 @@ def test_copies_on_the_hub_hold_the_same(name, folder, tmp_path):
             ]
         left_out = {"image": ""} | ({"image_id": ""} if name in WITHOUT_IMAGE_ID else {})
         assert [one._replace(**left_out) for one in copied] == [one._replace(**left_out) for one in official]
-        # The same questions share a picture, and it is the right one: JPEG moves colors a little.
+        # The same questions share an image, and it is the right one: JPEG moves colors a little.
         for one, other in zip(official, copied, strict=True):
-            assert isinstance(other.image, TablePicture)
-            colors = zip(*(open_picture(e.image).getpixel((30, 22)) for e in (one, other)), strict=True)
+            assert isinstance(other.image, TableImage)
+            colors = zip(*(open_image(e.image).getpixel((30, 22)) for e in (one, other)), strict=True)
             assert all(abs(a - b) < 40 for a, b in colors)
         pairs = {(one.image_id, other.image_id) for one, other in zip(official, copied, strict=True)}
         assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
@@ -447,7 +447,7 @@ def test_a_copy_with_answers_of_models_besides(name, tmp_path):
         "answer_type": "other",
         "question_type": "one",
         "blip_caption": "a shape",
-        "image": make_picture(),
+        "image": make_image(),
     }
     write_hub_copy(tmp_path / "copy", {"train": [row]})
     (example,) = VQA_BENCHMARKS[name].read("train", dataset_name=str(tmp_path / "copy"))
@@ -457,7 +457,7 @@ def test_a_copy_with_answers_of_models_besides(name, tmp_path):
 
 @pytest.mark.parametrize("hidden", [None, [], [""] * 10])
 def test_hidden_answers_of_a_copy(tmp_path, hidden):
-    row = {"question_id": 7, "image_id": "x", "question": RED, "ocr_tokens": None, "image": make_picture()}
+    row = {"question_id": 7, "image_id": "x", "question": RED, "ocr_tokens": None, "image": make_image()}
     write_hub_copy(tmp_path / "copy", {"test": [row | {"answers": hidden}]})
     (example,) = VQA_BENCHMARKS["textvqa"].read("test", dataset_name=str(tmp_path / "copy"))
     assert example == VQAExample("7", "x", example.image, RED, ())
@@ -465,7 +465,7 @@ def test_hidden_answers_of_a_copy(tmp_path, hidden):
 
 def test_a_flat_copy_of_gqa(tmp_path):
     rows = [
-        {"question_id": f"0{n}", "question": RED, "answer": "yes", "image": make_picture(color)}
+        {"question_id": f"0{n}", "question": RED, "answer": "yes", "image": make_image(color)}
         for n, color in enumerate(("red", "red", "blue"))
     ]
     write_hub_copy(tmp_path / "copy", {"testdev_balanced": rows})
@@ -476,24 +476,22 @@ def test_a_flat_copy_of_gqa(tmp_path):
 
 
 def test_a_copy_of_clevr_in_one_table(tmp_path):
-    rows = [{"question": RED, "answer": "yes", "image": make_picture(color)} for color in ("red", "blue")]
+    rows = [{"question": RED, "answer": "yes", "image": make_image(color)} for color in ("red", "blue")]
     write_hub_copy(tmp_path / "copy", {"train": rows})
     examples = VQA_BENCHMARKS["clevr"].read("train", dataset_name=str(tmp_path / "copy"))
     assert [(one.question_id, one.answers, one.types) for one in examples] == [("0", ("yes",), {}), ("1", ("yes",), {})]
-    with pytest.raises(ValueError, match=r"CLEVR has no 'train' split with pictures on the Hub.*--data_dir"):
+    with pytest.raises(ValueError, match=r"CLEVR has no 'train' split with images on the Hub.*--data_dir"):
         VQA_BENCHMARKS["clevr"].read("train")
 
 
 def test_wrong_columns_of_a_copy(tmp_path):
-    write_hub_copy(tmp_path / "copy", {"train": [{"picture": make_picture(), "question": RED, "response": "yes"}]})
-    with pytest.raises(
-        ValueError, match="expected columns 'image', 'answer', it has 'picture', 'question', 'response'"
-    ):
+    write_hub_copy(tmp_path / "copy", {"train": [{"photo": make_image(), "question": RED, "response": "yes"}]})
+    with pytest.raises(ValueError, match="expected columns 'image', 'answer', it has 'photo', 'question', 'response'"):
         VQA_BENCHMARKS["vqa-rad"].read("train", dataset_name=str(tmp_path / "copy"))
 
 
 def test_a_missing_answer_of_a_copy(tmp_path):
-    rows = [{"question": RED, "answer": answer, "image": make_picture()} for answer in ("yes", "")]
+    rows = [{"question": RED, "answer": answer, "image": make_image()} for answer in ("yes", "")]
     write_hub_copy(tmp_path / "copy", {"test": rows})
     with pytest.raises(ValueError, match=r"copy, test, row 2: 'answer' is empty or missing"):
         VQA_BENCHMARKS["vqa-rad"].read("test", dataset_name=str(tmp_path / "copy"))

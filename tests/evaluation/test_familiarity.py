@@ -16,7 +16,7 @@ from hivilt.evaluation.familiarity import (
     measure_familiarity,
     unfamiliarity,
 )
-from tiny import VISION_CONFIGS, make_model, make_picture, make_processor
+from tiny import VISION_CONFIGS, make_image, make_model, make_processor
 
 
 def make_maps(count, channels=3, seed=0, scale=1.0):
@@ -107,7 +107,7 @@ def test_every_encoder_tells_noise_from_plain_drawings(vision, model_class):
     """Reddish rectangles with a dark corner against noise of all colors, with untrained weights."""
     model, processor = make_model(model_class, vision=vision), make_processor()
     draws = np.random.default_rng(0).integers((150, 0, 0), (256, 60, 60), (130, 3))
-    drawings = [make_picture(tuple(map(int, color))) for color in draws]
+    drawings = [make_image(tuple(map(int, color))) for color in draws]
     features = features_of_images(model, processor, drawings)
     found = measure_familiarity(features[:60], features[60:120])
     pixels = processor(images=[*drawings[120:], *map(noisy, range(10))], return_tensors="pt")["pixel_values"]

@@ -1,4 +1,4 @@
-"""The pictures are drawn, and the numbers behind them are right."""
+"""The images are drawn, and the numbers behind them are right."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 
 from hivilt.evaluation.plots import (
     AnsweredQuestion,
-    RetrievedPictures,
+    RetrievedImages,
     draw_attention,
     plot_attention,
     plot_predictions,
@@ -17,9 +17,9 @@ from hivilt.evaluation.plots import (
     plot_study,
     plot_training,
 )
-from tiny import make_picture
+from tiny import make_image
 
-GREEN = (44, 160, 44)  # of the frame round right pictures
+GREEN = (44, 160, 44)  # of the frame round right images
 
 LOG_HISTORY = [
     {"epoch": 0.5, "step": 1, "loss": 2.0},
@@ -31,22 +31,22 @@ LOG_HISTORY = [
 
 def answered(answer="red"):
     predictions = [{"answer": "red", "score": 0.9}, {"answer": "blue", "score": 0.1}]
-    return AnsweredQuestion(make_picture(), "what color is the shape?", predictions, answer)
+    return AnsweredQuestion(make_image(), "what color is the shape?", predictions, answer)
 
 
 def retrieved(query, number, matches=None):
-    return RetrievedPictures(query, [make_picture("red")] * number, [f"0.{place}" for place in range(number)], matches)
+    return RetrievedImages(query, [make_image("red")] * number, [f"0.{place}" for place in range(number)], matches)
 
 
 def pixels_of(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def assert_is_picture(path):
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        pixels = np.asarray(picture.convert("RGB"))
+def assert_is_image(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
     assert pixels.std() > 10, "an empty sheet"
 
 
@@ -64,12 +64,12 @@ def figures_of(monkeypatch):
 
 def test_training_curves(tmp_path):
     plot_training(LOG_HISTORY, tmp_path / "training.png")
-    assert_is_picture(tmp_path / "training.png")
+    assert_is_image(tmp_path / "training.png")
 
 
 def test_training_without_evaluation(tmp_path):
     plot_training(LOG_HISTORY[:2], tmp_path / "training.png")
-    assert_is_picture(tmp_path / "training.png")
+    assert_is_image(tmp_path / "training.png")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_training_draws_the_metric_that_was_asked_for(tmp_path, monkeypatch, met
 def test_predictions_of_any_number(tmp_path, number):
     cells = [answered(answer) for answer in ("red", "blue", None, "red", "red")][:number]
     plot_predictions(cells, tmp_path / "predictions.png")
-    assert_is_picture(tmp_path / "predictions.png")
+    assert_is_image(tmp_path / "predictions.png")
 
 
 @pytest.mark.parametrize(("size", "least"), [((64, 64), 0.35), ((640, 64), 0.25), ((200, 64), 0.25), ((120, 64), 0.3)])
@@ -107,15 +107,15 @@ def test_no_predictions_is_an_error(tmp_path):
 
 def test_retrieved_of_any_number(tmp_path):
     plot_retrieved([retrieved("a red circle", 1)], tmp_path / "one.png")
-    assert_is_picture(tmp_path / "one.png")
-    plot_retrieved([retrieved("red", 10), retrieved(make_picture(), 2), retrieved("nothing", 0)], tmp_path / "many.png")
-    assert_is_picture(tmp_path / "many.png")
+    assert_is_image(tmp_path / "one.png")
+    plot_retrieved([retrieved("red", 10), retrieved(make_image(), 2), retrieved("nothing", 0)], tmp_path / "many.png")
+    assert_is_image(tmp_path / "many.png")
     one, many = pixels_of(tmp_path / "one.png"), pixels_of(tmp_path / "many.png")
     assert many.shape[0] > 2 * one.shape[0]
     assert many.shape[1] > 4 * one.shape[1]
 
 
-def test_only_right_pictures_have_a_green_frame(tmp_path):
+def test_only_right_images_have_a_green_frame(tmp_path):
     columns = {}
     for name, matches in {"unknown": None, "none": [False] * 3, "last": [False, False, True]}.items():
         plot_retrieved([retrieved("red", 3, matches)], tmp_path / "retrieved.png")
@@ -128,7 +128,7 @@ def test_only_right_pictures_have_a_green_frame(tmp_path):
 def test_retrieved_takes_texts_as_they_are(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
-    row = RetrievedPictures("from $5 to $6 " * 20, [make_picture()], ["from $5_ to $^6"], None)
+    row = RetrievedImages("from $5 to $6 " * 20, [make_image()], ["from $5_ to $^6"], None)
     plot_retrieved([row], tmp_path / "retrieved.png", title="$x_$")
     drawn[0].draw_without_rendering()  # a bad formula would be an error here
     query, found = drawn[0].axes
@@ -141,7 +141,7 @@ def test_retrieved_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="no query to draw"):
         plot_retrieved([], tmp_path / "retrieved.png")
     for row in (retrieved("red", 2, [True]), retrieved("red", 2)._replace(captions=["0.9"])):
-        with pytest.raises(ValueError, match="row 1 has 2 pictures"):
+        with pytest.raises(ValueError, match="row 1 has 2 images"):
             plot_retrieved([retrieved("red", 1), row], tmp_path / "retrieved.png")
 
 
@@ -159,7 +159,7 @@ def test_attention_is_bright_where_it_is_most_whatever_its_scale(size):
     brightness = np.asarray(shown.convert("L"), dtype=float)
     row, column = np.unravel_index(brightness.argmax(), brightness.shape)
     assert (row * 2 // size[1], column * 3 // size[0]) == (0, 2)
-    # Where nothing looked the picture is dimmed, and still to be seen.
+    # Where nothing looked the image is dimmed, and still to be seen.
     assert 20 < brightness.min() < 60
     # Between the centers of the cells it goes over smoothly.
     assert np.abs(np.diff(brightness, axis=1)).max() < 40
@@ -175,9 +175,9 @@ def test_attention_of_every_word_in_every_stage(tmp_path, monkeypatch, words):
     stages = [
         (name, np.random.default_rng(0).random((words, *grid))) for name, grid in (("fine", (3, 2)), ("whole", (1, 1)))
     ]
-    looks = {"picture": {"question": 0.25, "local fusion": 0.75}, "question": {"picture": 1.0, "local fusion": 0.0}}
-    plot_attention(make_picture(), [f"word {n}" for n in range(words)], stages, looks, "a title", tmp_path / "a.png")
-    assert_is_picture(tmp_path / "a.png")
+    looks = {"image": {"question": 0.25, "local fusion": 0.75}, "question": {"image": 1.0, "local fusion": 0.0}}
+    plot_attention(make_image(), [f"word {n}" for n in range(words)], stages, looks, "a title", tmp_path / "a.png")
+    assert_is_image(tmp_path / "a.png")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes[:words]] == [f"word {n}" for n in range(words)]
     assert len(figure.axes) == 2 * words + 2 and figure.get_suptitle() == "a title"
@@ -195,7 +195,7 @@ def test_a_study_has_a_panel_a_task_and_a_line_a_contestant(tmp_path, monkeypatc
         "two": {"HiViLT": [run(1e12, 0.3, 0.4)]},
     }
     plot_study(panels, tmp_path / "study.png")
-    assert_is_picture(tmp_path / "study.png")
+    assert_is_image(tmp_path / "study.png")
     one, two = drawn[0].axes
     assert (one.get_title(), two.get_title()) == ("one", "two")
     lines = {line.get_label(): line.get_xydata() for line in one.lines}
@@ -206,7 +206,7 @@ def test_a_study_has_a_panel_a_task_and_a_line_a_contestant(tmp_path, monkeypatc
 def test_scaling_is_drawn_for_one_collection_and_several(tmp_path):
     rows = [
         {
-            "num_pictures": 10**n,
+            "num_images": 10**n,
             "seconds": 3.0 * 10**n,
             "all_pairs_seconds": {"hivilt": 5.0 * 100**n, "vilt": 9.0 * 100**n},
         }
@@ -232,8 +232,8 @@ WILD = [
 @pytest.mark.parametrize("text", WILD, ids=ascii)
 def test_texts_from_the_wild_are_drawn_as_they_are(tmp_path, text):
     predictions = [{"answer": text, "score": 0.9}]
-    one = AnsweredQuestion(make_picture(), text, predictions, "red " + text)
+    one = AnsweredQuestion(make_image(), text, predictions, "red " + text)
     plot_predictions([one], tmp_path / "predictions.png")
-    assert_is_picture(tmp_path / "predictions.png")
-    with Image.open(tmp_path / "predictions.png") as picture:
-        assert max(picture.size) < 1000
+    assert_is_image(tmp_path / "predictions.png")
+    with Image.open(tmp_path / "predictions.png") as image:
+        assert max(image.size) < 1000

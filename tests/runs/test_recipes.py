@@ -45,7 +45,7 @@ TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size":
 TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13}
 ESTIMATE = re.compile(
     r"# Estimate, not measured, of training alone.*\n"
-    r"#   pictures +(?P<pictures>[\d,]+) x (?P<picture_gflop>[\d.]+) GFLOP\n"
+    r"#   images +(?P<images>[\d,]+) x (?P<image_gflop>[\d.]+) GFLOP\n"
     r"#   (?P<unit>questions|captions) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
     r"#   training +x (?P<passes>\d) x (?P<epochs>\d+) epochs = (?P<flop>\S+) FLOP\n"
     r"#   time +(?P<hours>\S+) hours at (?P<tflops>\S+) TFLOP/s.*\n"
@@ -121,7 +121,7 @@ def test_the_launcher_depends_on_the_processes_and_the_step_does_not(name, start
     assert flags[0] == "--per_device_train_batch_size"
     step = int(flags[1])
     # The comment above the command names it too.
-    assert re.search(rf"^# {step} pictures with ", RECIPES[name].read_text(), re.MULTILINE)
+    assert re.search(rf"^# {step} images with ", RECIPES[name].read_text(), re.MULTILINE)
 
     words = start(name, NUM_PROCESSES="2")
     assert words[: -len(flags)] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", script]
@@ -195,7 +195,7 @@ def test_it_spells_out_the_defaults(name, start):
 
 @functools.cache
 def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float, float, float]:
-    """Of a picture, a text, and a pair of them: base encoders as the recipes name, or the scripts' small ones."""
+    """Of an image, a text, and a pair of them: base encoders as the recipes name, or the scripts' small ones."""
     if small:
         vision, text, fusion, device = small_vision_config(), small_text_config(100), SMALL_FUSION, "cpu"
     else:
@@ -232,9 +232,9 @@ def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float,
 def test_its_estimate_follows_from_its_numbers_and_these_from_its_model(name, start):
     found = ESTIMATE.search(RECIPES[name].read_text())
     assert found, "no estimate, or not as in the other recipes"
-    pictures, texts = (int(found[key].replace(",", "")) for key in ("pictures", "texts"))
-    picture_gflop, text_gflop = float(found["picture_gflop"]), float(found["text_gflop"])
-    flop = (pictures * picture_gflop + texts * text_gflop) * 1e9 * int(found["passes"]) * int(found["epochs"])
+    images, texts = (int(found[key].replace(",", "")) for key in ("images", "texts"))
+    image_gflop, text_gflop = float(found["image_gflop"]), float(found["text_gflop"])
+    flop = (images * image_gflop + texts * text_gflop) * 1e9 * int(found["passes"]) * int(found["epochs"])
     assert found["flop"] == f"{flop:.2g}"
     assert found["hours"] == f"{flop / (float(found['tflops']) * 1e12) / 3600:.2g}"
 
@@ -243,12 +243,12 @@ def test_its_estimate_follows_from_its_numbers_and_these_from_its_model(name, st
     assert int(found["epochs"]) == training_args.num_train_epochs
     pairs = 1
     if script == "run_retrieval.py":
-        assert texts == pictures * args.captions_per_image
+        assert texts == images * args.captions_per_image
         assert found["passes"] == ("3" if args.contrastive_chunk_size is None else "4")
         pairs += 2 * args.num_hard_negatives
     small = name not in PHOTOGRAPHS
-    picture, text, pair = forward_gflop(args.image_size if small else 384, TOKENS.get(name, 24), small)
-    assert picture_gflop == pytest.approx(picture, rel=0.03)
+    image, text, pair = forward_gflop(args.image_size if small else 384, TOKENS.get(name, 24), small)
+    assert image_gflop == pytest.approx(image, rel=0.03)
     assert text_gflop == pytest.approx(text + pairs * pair, rel=0.03)
 
 
@@ -285,7 +285,7 @@ def test_what_the_fsdp_file_names_can_be_sharded(tmp_path):
 
 
 def test_two_processes_that_share_the_weights_do_what_one_does(encoders, tmp_path):
-    """Whole runs of both scripts, from training to predictions, beside one process with twice the pictures a batch."""
+    """Whole runs of both scripts, from training to predictions, beside one process with twice the images a batch."""
     make_vqa_miniature("gqa", tmp_path / "gqa")
     make_caption_miniature("flickr8k", tmp_path / "flickr8k")
     more = [*encoders, "--fusion", json.dumps({**TINY, "dropout": 0.0}), "--max_steps", "2", "--warmup_steps", "0"]

@@ -1,4 +1,4 @@
-"""Hours of what may go wrong, in minutes: kills at random moments, pictures and texts by the thousand, long evaluations."""
+"""Hours of what may go wrong, in minutes: kills at random moments, images and texts by the thousand, long evaluations."""
 
 import io
 import json
@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.processing_hivilt import load_picture
+from hivilt.processing_hivilt import load_image
 from hivilt.run_vqa import main
 from hivilt.search import ImageIndex
 from hivilt.trainers import QuestionAnsweringTrainer, last_checkpoint
 from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, peak_memory_bytes
 from interruptions import MOMENTS, Run, execute
-from tiny import make_model, make_picture, make_processor
+from tiny import make_image, make_model, make_processor
 
 COLORS = ["red", "blue", "green", "white"]
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.1}
@@ -41,7 +41,7 @@ def forget_peak() -> int:
 def test_kills_at_random_moments(script, tmp_path, record):
     rows = []
     for place in range(24):
-        make_picture(COLORS[place % 4], size=(31, 23 + place)).save(tmp_path / f"{place}.png")
+        make_image(COLORS[place % 4], size=(31, 23 + place)).save(tmp_path / f"{place}.png")
         color = COLORS[place % 4]
         rows.append({"image": f"{place}.png", "question": "color?", "answer": color, "caption": f"{color}, {place}"})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -86,8 +86,8 @@ def test_kills_at_random_moments(script, tmp_path, record):
     record(f"{script}, SIGKILL", {"kills": kills, "runs that finished with equal weights": finished, "when": moments})
 
 
-def bad_pictures():
-    """What a folder from the web holds beside pictures."""
+def bad_images():
+    """What a folder from the web holds beside images."""
     png = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(png, "PNG")
     return [
@@ -101,14 +101,14 @@ def bad_pictures():
     ]
 
 
-def test_ten_thousand_pictures_of_which_one_in_a_hundred_is_bad(tmp_path, record):
-    bad, rows = bad_pictures(), []
+def test_ten_thousand_images_of_which_one_in_a_hundred_is_bad(tmp_path, record):
+    bad, rows = bad_images(), []
     for place in range(10_000):
         color = COLORS[place % 4]
         if place % 100 == 99:
             (tmp_path / f"{place}.png").write_bytes(bad[place // 100 % len(bad)])
         else:
-            make_picture(color, size=(20 + place % 30, 20 + place % 23)).save(tmp_path / f"{place}.png")
+            make_image(color, size=(20 + place % 30, 20 + place % 23)).save(tmp_path / f"{place}.png")
         rows.append({"image": f"{place}.png", "question": "color?", "answer": color})
     for split, part in (("train", rows[:8000]), ("validation", rows[8000:9000]), ("test", rows[9000:])):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
@@ -126,27 +126,27 @@ def test_ten_thousand_pictures_of_which_one_in_a_hundred_is_bad(tmp_path, record
         results = main([*flags, "--output_dir", str(tmp_path / f"out-{run}")])
         memory.append(peak_memory_bytes())
         descriptors.append(len(os.listdir("/proc/self/fd")))
-        left_out = {split: len(results["data"][split]["bad_pictures"]) for split in ("train", "validation", "test")}
+        left_out = {split: len(results["data"][split]["bad_images"]) for split in ("train", "validation", "test")}
         assert left_out == {"train": 80, "validation": 10, "test": 10}, left_out
     assert descriptors[2] == descriptors[1] and memory[2] < memory[1] + 64 * MIB, (descriptors, memory)
-    counted = {"pictures": 10_000, "left out": 100, "file descriptors after each run": descriptors}
-    record("10,000 pictures", counted | {"peak memory after each run, MiB": [size // MIB for size in memory]})
+    counted = {"images": 10_000, "left out": 100, "file descriptors after each run": descriptors}
+    record("10,000 images", counted | {"peak memory after each run, MiB": [size // MIB for size in memory]})
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_pictures(tmp_path, record):
+def test_damaged_images(tmp_path, record):
     Image.init()
     draw, seeds = random.Random(0), []
-    picture = Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 20)
+    image = Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 20)
     for kind in sorted(Image.SAVE):
         for mode in ("RGB", "L", "P", "RGBA", "1", "CMYK", "LA", "F", "I"):
             content = io.BytesIO()
             try:
-                picture.convert(mode).save(content, kind)
+                image.convert(mode).save(content, kind)
             except (OSError, ValueError, KeyError, RuntimeError, AttributeError):  # PIL does not write these
                 continue
             seeds.append(content.getvalue())
-    path, tried = tmp_path / "picture", Counter()
+    path, tried = tmp_path / "image", Counter()
     for _ in range(20_000):
         content = bytearray(draw.choice(seeds))
         if draw.random() < 0.25:
@@ -158,18 +158,18 @@ def test_damaged_pictures(tmp_path, record):
         path.write_bytes(content)
         start = time.perf_counter()
         try:
-            assert load_picture(path).mode == "RGB"
+            assert load_image(path).mode == "RGB"
             tried["read"] += 1
         except ValueError as error:
             assert str(path) in str(error)
             tried["refused by name"] += 1
         assert time.perf_counter() - start < 10
-    record("damaged pictures", {"kinds of files": len(seeds), **tried})
+    record("damaged images", {"kinds of files": len(seeds), **tried})
 
 
 def test_an_evaluation_of_a_hundred_thousand_questions(tmp_path, record):
     for place in range(100):
-        make_picture(COLORS[place % 4]).save(tmp_path / f"{place}.png")
+        make_image(COLORS[place % 4]).save(tmp_path / f"{place}.png")
     processor, model = make_processor(), make_model(HiViLTForQuestionAnswering)
     answers = {f"answer {label}": label for label in range(model.config.num_labels)}
     quiet = {"use_cpu": True, "disable_tqdm": True, "output_dir": str(tmp_path), "per_device_eval_batch_size": 1}
@@ -197,12 +197,12 @@ def test_an_evaluation_of_a_hundred_thousand_questions(tmp_path, record):
     record("100,000 questions", {"memory that evaluating took, MiB": {n: size // MIB for n, size in grown.items()}})
 
 
-def test_an_index_of_ten_thousand_pictures(tmp_path, record):
-    folder = tmp_path / "pictures"
+def test_an_index_of_ten_thousand_images(tmp_path, record):
+    folder = tmp_path / "images"
     folder.mkdir()
     grown = []
     for place in range(10_000):
-        make_picture(COLORS[place % 4], size=(20 + place % 9, 20)).save(folder / f"{place}.png")
+        make_image(COLORS[place % 4], size=(20 + place % 9, 20)).save(folder / f"{place}.png")
     model, processor = make_model(HiViLTForRetrieval), make_processor()
     for number in (1_000, 10_000):
         some = tmp_path / str(number)
@@ -213,4 +213,4 @@ def test_an_index_of_ten_thousand_pictures(tmp_path, record):
         assert len(ImageIndex.build(some, model, processor, tmp_path / f"index-{number}")) == number
         grown.append(peak_memory_bytes() - before)
     assert grown[1] < 64 * MIB, grown
-    record("an index of 10,000 pictures", {"memory that building took, MiB": grown[1] // MIB})
+    record("an index of 10,000 images", {"memory that building took, MiB": grown[1] // MIB})
