@@ -29,7 +29,7 @@ from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
-from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states
+from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select
 
 logger = logging.getLogger(__name__)
 
