@@ -32,10 +32,12 @@ from transformers.utils import cached_file
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
-from hivilt.flags import Parser
 from hivilt.fusion_hivilt import HiViLTImageStates
 from hivilt.search import ImageIndex
-from hivilt.training import end_with, load_checkpoint, missing_place, run_command
+from hivilt.training.command import end_with, run_command
+from hivilt.training.flags import Parser
+from hivilt.training.models import load_checkpoint
+from hivilt.training.names import missing_place
 
 try:
     import gradio as gr

@@ -1041,7 +1041,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             # A batch of `CaptionCollator` as it is. Trainer would keep as many texts of the last one as it has images.
             raise ValueError(
                 "A batch of captions to evaluate has `caption_index`: take it out in a loop of your own, and evaluate with "
-                "`hivilt.trainers.RetrievalTrainer` where a Trainer is to, which itself counts images alone."
+                "`hivilt.tasks.retrieval.RetrievalTrainer` where a Trainer is to, which itself counts images alone."
             )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")

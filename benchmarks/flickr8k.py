@@ -21,7 +21,7 @@ from statistics import mean, stdev
 
 from hivilt import run_retrieval
 from hivilt.evaluation.retrieval import recall_table
-from hivilt.training import write_result_file
+from hivilt.training.results import write_result_file
 
 # A size that ten epochs take a few minutes with; no other was tried to its end.
 RECIPE = {

@@ -41,8 +41,9 @@ from contestants import CONTESTANTS, NUM_ANSWERS, NUM_TOKENS, make_batch, make_h
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.encoder_cache import DTYPES, EncoderCache
-from hivilt.training import environment, train_tokenizer, write_result_file
+from hivilt.training.encoder_cache import DTYPES, EncoderCache
+from hivilt.training.models import train_tokenizer
+from hivilt.training.results import environment, write_result_file
 from input_pipeline import make_photographs
 from peers import count_flops, goals_table
 from timing import alternate, seconds

@@ -36,7 +36,7 @@ from hivilt.fusion_hivilt import (
 )
 from hivilt.losses_hivilt import classification_loss, hard_negatives, matching_loss
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
-from hivilt.training import SMALL_FUSION, small_text_config, small_vision_config
+from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 
 
 @dataclass(frozen=True)

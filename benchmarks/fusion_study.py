@@ -56,9 +56,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViT
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
+from hivilt import HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.data.captions import CaptionCollator, CaptionDataset
+from hivilt.data.captions import CaptionDataset
 from hivilt.data.tables import hold_out
 from hivilt.data.vqa import (
     VQACollator,
@@ -69,12 +69,16 @@ from hivilt.data.vqa import (
     drop_unknown_answers,
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.encoder_cache import EncoderCache
 from hivilt.evaluation.plots import plot_study
 from hivilt.evaluation.vqa import canonical_answer
-from hivilt.modeling_hivilt import HiViLTPreTrainedModel
-from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, check_name, environment, train_tokenizer
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval
+from hivilt.tasks.task import Task
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
+from hivilt.training.encoder_cache import EncoderCache
+from hivilt.training.models import train_tokenizer
+from hivilt.training.names import check_name
+from hivilt.training.results import environment
 from peers import count_flops
 
 BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
@@ -95,8 +99,8 @@ T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is learned.
+class Trial:
+    """A task on a benchmark, and how long and how fast it is learned.
 
     Args:
         benchmark: one of `VQA_BENCHMARKS` or `CAPTION_BENCHMARKS`.
@@ -138,11 +142,11 @@ class Task:
         return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": kwargs}
 
 
-TASKS = {
+TRIALS = {
     # Most are on their first plateau for long; on a shorter search all would look alike. The same holds for easy-VQA. Small
     # batches, since it takes a number of steps to leave it, whatever their size, and a rate that is held: one that falls
     # from the beginning is too low for those that leave it late.
-    "Sort-of-CLEVR": Task(
+    "Sort-of-CLEVR": Trial(
         "sort-of-clevr",
         75,
         2,
@@ -152,12 +156,12 @@ TASKS = {
         learning_rates=(3.5e-4, 7e-4, 1.4e-3),
         decay=0.25,
     ),
-    "easy-VQA, 5 %": Task("easy-vqa", 64, 16, 8, share=0.05, search_share=1.0),
-    "easy-VQA": Task("easy-vqa", 64, 3, 8, search_share=1.0),
-    "VQA-RAD": Task("vqa-rad", 96, 10, 16),
-    "OpenMoji": Task("openmoji", 64, 6, 64),
+    "easy-VQA, 5 %": Trial("easy-vqa", 64, 16, 8, share=0.05, search_share=1.0),
+    "easy-VQA": Trial("easy-vqa", 64, 3, 8, search_share=1.0),
+    "VQA-RAD": Trial("vqa-rad", 96, 10, 16),
+    "OpenMoji": Trial("openmoji", 64, 6, 64),
     # Evaluated at the end alone: to re-rank costs more than an epoch.
-    "Flickr8k": Task(
+    "Flickr8k": Trial(
         "flickr8k",
         224,
         3,
@@ -170,87 +174,74 @@ TASKS = {
         recalls=("image_to_text_recall@1", "text_to_image_recall@1"),
         evaluations=1,
     ),
-    "DAQUAR": Task("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3), frozen=True),
+    "DAQUAR": Trial("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3), frozen=True),
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """A task's splits, and what else all contestants share; `test` is the split that a seed is measured on."""
+    """A trial's splits, and what else all contestants share; `test` is the split that a seed is measured on."""
 
+    task: Task
     train: Dataset
     validation: Dataset
     test: Dataset
     collator: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
     processor: HiViLTProcessor
-    head: type[HiViLTPreTrainedModel]
     fields: dict[str, Any]  # of the config
-    trainer: Callable[..., HiViLTTrainer]
-    defaults: dict[str, Any]  # of the script that trains this head
 
 
 @cache
-def read(task: Task, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
+def read(trial: Trial, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
     """The same at every call: which images are taken and held out does not depend on the seed of a training."""
-    return (read_captions if task.benchmark in CAPTION_BENCHMARKS else read_questions)(task, data_dir, encoders)
+    task_class = Retrieval if trial.benchmark in Retrieval.benchmarks else QuestionAnswering
+    named = {"benchmark": trial.benchmark, "data_dir": data_dir, "image_size": trial.image_size}
+    named = {
+        name: None if value is None else str(value) if name == "data_dir" else value for name, value in named.items()
+    }
+    task = task_class(task_class.arguments(**named))
+    found = task.read(["train", trial.measured])[1]
+    splits = {"train": found["train"], "test": found[trial.measured]}
+    if trial.share < 1:
+        images = list(dict.fromkeys(example.image_id for example in splits["train"]))
+        kept = set(random.Random(0).sample(images, round(trial.share * len(images))))
+        splits["train"] = [example for example in splits["train"] if example.image_id in kept]
+    splits["train"], splits["validation"] = hold_out(splits["train"], by=task.hold_out_by)
+    return (captions if task_class is Retrieval else questions)(task, trial, splits, encoders)
 
 
-def read_questions(task: Task, data_dir: Path | None, encoders: Encoders | None) -> Data:
-    """A benchmark of `run_vqa.py`."""
-    benchmark = VQA_BENCHMARKS[task.benchmark]
-    train = benchmark.read(benchmark.splits["train"], data_dir)
-    if task.share < 1:
-        images = list(dict.fromkeys(one.image_id for one in train))
-        kept = set(random.Random(0).sample(images, round(task.share * len(images))))
-        train = [one for one in train if one.image_id in kept]
-    train, validation = hold_out(train, by=benchmark.hold_out_by)
-    answers = build_answer_vocabulary([one.answers for one in train])
-    label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
-    train = drop_unknown_answers(train, label2id)
-    test = benchmark.read(benchmark.splits[task.measured], data_dir)
-    processor = make_processor(task, [one.question for one in train], encoders)
-    collator = VQACollator(processor, label2id)
+def questions(task: QuestionAnswering, trial: Trial, splits: dict[str, list], encoders: Encoders | None) -> Data:
+    answers = build_answer_vocabulary([example.answers for example in splits["train"]])
+    task.label2id = {canonical_answer(answer): place for place, answer in enumerate(answers)}
+    splits["train"] = drop_unknown_answers(splits["train"], task.label2id)
+    processor = make_processor(trial, [example.question for example in splits["train"]], encoders)
+    collator = task.collator(processor, None)
     if encoders is None:
-        splits, collator = [ReadOnce(examples, collator) for examples in (train, validation, test)], join
+        datasets = {split: ReadOnce(examples, collator) for split, examples in splits.items()}
+        collator = join
     else:
         # Encoders' states come from the cache as fast.
-        splits = [VQADataset(train, seed=0), VQADataset(validation), VQADataset(test)]
-    return Data(
-        *splits,
-        collator,
-        processor,
-        HiViLTForQuestionAnswering,
-        {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification", **task.fields},
-        partial(QuestionAnsweringTrainer, official_metrics=benchmark.official_metrics),
-        run_vqa.DEFAULTS,
-    )
+        datasets = {
+            split: VQADataset(examples, seed=0 if split == "train" else None) for split, examples in splits.items()
+        }
+    fields = {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification", **trial.fields}
+    return Data(task, **datasets, collator=collator, processor=processor, fields=fields)
 
 
-def read_captions(task: Task, data_dir: Path | None, encoders: Encoders | None) -> Data:
-    """A benchmark of `run_retrieval.py`, with the settings of its flags."""
-    usual = run_retrieval.RetrievalArguments(benchmark=task.benchmark, image_size=task.image_size, data_dir=data_dir)
-    _, splits = run_retrieval.read_data(usual, ("train", task.measured))
-    train, validation = hold_out(splits["train"])
-    processor = make_processor(task, [caption for one in train for caption in one.captions], encoders)
-    return Data(
-        CaptionDataset(train, captions_per_image=usual.captions_per_image, seed=0),
-        CaptionDataset(validation),
-        CaptionDataset(splits[task.measured]),
-        CaptionCollator(processor),
-        processor,
-        HiViLTForRetrieval,
-        {"num_hard_negatives": usual.num_hard_negatives, **task.fields},
-        partial(RetrievalTrainer, rerank_k=usual.rerank_k, similar_per_batch=usual.similar_per_batch),
-        run_retrieval.DEFAULTS,
-    )
+def captions(task: Retrieval, trial: Trial, splits: dict[str, list], encoders: Encoders | None) -> Data:
+    processor = make_processor(trial, [text for example in splits["train"] for text in example.captions], encoders)
+    drawn = {"captions_per_image": task.args.captions_per_image, "seed": 0}
+    datasets = {split: CaptionDataset(rows, **(drawn if split == "train" else {})) for split, rows in splits.items()}
+    fields = {"num_hard_negatives": task.args.num_hard_negatives, **trial.fields}
+    return Data(task, **datasets, collator=task.collator(processor, None), processor=processor, fields=fields)
 
 
-def make_processor(task: Task, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
-    """For images of the task's size and words of its training texts; that of pretrained encoders is their own."""
+def make_processor(trial: Trial, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
+    """For images of the trial's size and words of its training texts; that of pretrained encoders is their own."""
     if encoders is not None:
         image_processor = AutoImageProcessor.from_pretrained(encoders.vision)
         return HiViLTProcessor(image_processor, AutoTokenizer.from_pretrained(encoders.text))
-    image_processor = ViTImageProcessorPil(size={"height": task.image_size, "width": task.image_size})
+    image_processor = ViTImageProcessorPil(size={"height": trial.image_size, "width": trial.image_size})
     return HiViLTProcessor(image_processor, train_tokenizer(texts))
 
 
@@ -282,7 +273,7 @@ def join(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def train(
-    task_name: str,
+    trial_name: str,
     data_dir: Path | None,
     contestant: str,
     learning_rate: float,
@@ -291,10 +282,10 @@ def train(
     tests: bool,
     encoders: Encoders | None = None,
 ) -> dict[str, Any]:
-    """Trains once; with `tests`, measures on the task's `measured` split at the end.
+    """Trains once; with `tests`, measures on the trial's `measured` split at the end.
 
     Args:
-        task_name: one of `TASKS`.
+        trial_name: one of `TRIALS`.
         data_dir: folder of its benchmark; `None` takes it from its package.
         contestant: one of `CONTESTANTS`.
         learning_rate, seed, epochs: of this training.
@@ -304,10 +295,10 @@ def train(
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    task = TASKS[task_name]
-    data = read(task, data_dir, encoders)
-    shared = {"vocab_size": len(data.processor.tokenizer), "image_size": task.image_size, "encoders": encoders}
-    make_one = partial(make, head=data.head, **shared, **data.fields)
+    trial = TRIALS[trial_name]
+    data = read(trial, data_dir, encoders)
+    shared = {"vocab_size": len(data.processor.tokenizer), "image_size": trial.image_size, "encoders": encoders}
+    make_one = partial(make, head=data.task.model_class, **shared, **data.fields)
     set_seed(seed)
     model = make_one(contestant)
     cost, share = flops_per_image(model, data), 1.0
@@ -315,27 +306,27 @@ def train(
         share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
     images = count_images(data.train)
     flops = 3 * cost * images * epochs * share
-    steps = math.ceil(math.ceil(images / task.images) * epochs * share)
+    steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
         args = HiViLTTrainingArguments(
             **{
                 **COMMON_DEFAULTS,
-                **data.defaults,
-                **task.schedule(steps),
+                **data.task.defaults,
+                **trial.schedule(steps),
                 "output_dir": folder,
                 "num_train_epochs": epochs * share,
                 "learning_rate": learning_rate,
-                "per_device_train_batch_size": task.images,
-                "per_device_eval_batch_size": task.images,
+                "per_device_train_batch_size": trial.images,
+                "per_device_eval_batch_size": trial.images,
                 "eval_strategy": "steps",
-                "eval_steps": 1 / task.evaluations,
+                "eval_steps": 1 / trial.evaluations,
                 "save_strategy": "no",
                 "load_best_model_at_end": False,
             },
             seed=seed,
             disable_tqdm=True,
         )
-        trainer = data.trainer(
+        trainer = data.task.trainer_class(
             model=model,
             args=args,
             train_dataset=data.train,
@@ -343,9 +334,10 @@ def train(
             data_collator=data.collator,
             processing_class=data.processor,
             encoder_cache=None if encoders is None else EncoderCache(encoders.cache_dir),
+            **data.task.trainer_arguments(),
         )
         trainer.remove_callback(PrinterCallback)
-        if task.evaluations == 1:
+        if trial.evaluations == 1:
             args.eval_strategy = IntervalStrategy.NO
         if isinstance(model, ViltForPairs):
             # All pairs, which take too long to be scored more than once.
@@ -370,8 +362,8 @@ def train(
         if tests:
             metrics = trainer.predict(data.test).metrics
             name = args.metric_for_best_model
-            more = {family: metrics["test_by_family"][family] for family in task.families}
-            more |= {recall.replace("_", " "): metrics[f"test_{recall}"] for recall in task.recalls}
+            more = {family: metrics["test_by_family"][family] for family in trial.families}
+            more |= {recall.replace("_", " "): metrics[f"test_{recall}"] for recall in trial.recalls}
             found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **more}
     return found
 
@@ -537,7 +529,7 @@ def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: 
 def main(argv: list[str] | None = None) -> dict:
     """Trains what the result file lacks; returns what it holds then."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TASK")
     parser.add_argument(
         "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
     )
@@ -564,14 +556,14 @@ def main(argv: list[str] | None = None) -> dict:
         folders = directories(args.data_dir)
     except argparse.ArgumentTypeError as error:
         parser.error(f"data_dir: {error}")
-    for task in map(TASKS.__getitem__, args.tasks):
+    for task in map(TRIALS.__getitem__, args.tasks):
         benchmark = BENCHMARKS[task.benchmark]
         if task.benchmark not in folders and benchmark.read_package is None and not benchmark.hub:
             parser.error(
                 f"data_dir: {benchmark.title} is in no package and not on the Hub; give {task.benchmark}=FOLDER"
             )
     encoders = None
-    if any(TASKS[task].frozen for task in args.tasks):
+    if any(TRIALS[task].frozen for task in args.tasks):
         try:
             check_name("vision_model", args.vision_model)
             check_name("text_model", args.text_model)
@@ -581,7 +573,7 @@ def main(argv: list[str] | None = None) -> dict:
         encoders = Encoders(args.vision_model, args.text_model, fusion, cache_dir=args.cache_dir)
 
     waiting = [
-        (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TASKS[task].frozen)
+        (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TRIALS[task].frozen)
     ]
     if not waiting:
         parser.error(
@@ -602,9 +594,9 @@ def main(argv: list[str] | None = None) -> dict:
     def start(contestant: tuple[str, str]) -> None:
         """What of it lacks and can be trained: each seed, once the learning rate is known, and before that its search."""
         task, name = contestant
-        data_dir, epochs = folders.get(TASKS[task].benchmark), args.epochs or TASKS[task].epochs
-        kind, share = "searched", TASKS[task].search_share * epochs
-        rates = args.learning_rates or TASKS[task].learning_rates
+        data_dir, epochs = folders.get(TRIALS[task].benchmark), args.epochs or TRIALS[task].epochs
+        kind, share = "searched", TRIALS[task].search_share * epochs
+        rates = args.learning_rates or TRIALS[task].learning_rates
         searched = {rate: found(kind, key(task, name, rate), share) for rate in rates}
         cells = {key(task, name, rate): (rate, SEARCH_SEED, share, False) for rate in searched}
         if all(searched.values()):
@@ -612,7 +604,7 @@ def main(argv: list[str] | None = None) -> dict:
             kind, cells = "runs", {key(task, name, seed): (best, seed, epochs, True) for seed in args.seeds}
         for cell, how in cells.items():
             if not found(kind, cell, how[2]) and cell not in failed:
-                given = (encoders,) if TASKS[task].frozen else ()
+                given = (encoders,) if TRIALS[task].frozen else ()
                 training[pool.submit(train, task, data_dir, name, *how, *given)] = kind, cell, contestant
 
     training: dict[Future, tuple[str, str, tuple[str, str]]] = {}

@@ -45,8 +45,9 @@ from hivilt import HiViLTProcessor, run_vqa
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.trainers import QuestionAnsweringTrainer
-from hivilt.training import environment, train_tokenizer, write_result_file
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.training.models import train_tokenizer
+from hivilt.training.results import environment, write_result_file
 from timing import alternate
 
 BATCH_SIZE = 8  # images, as in `make vqa`

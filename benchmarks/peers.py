@@ -31,7 +31,7 @@ from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hi
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.evaluation.plots import plot_peers
 from hivilt.fusion_hivilt import map_states
-from hivilt.training import environment, peak_memory_bytes, write_result_file
+from hivilt.training.results import environment, peak_memory_bytes, write_result_file
 from timing import alternate, seconds
 
 QUESTIONS_PER_IMAGE = [1, 5.4, 10]

@@ -25,7 +25,7 @@ from statistics import mean, stdev
 from fusion_study import directories
 
 from hivilt.evaluation.retrieval import recall_table
-from hivilt.training import write_result_file
+from hivilt.training.results import write_result_file
 
 ROOT = Path(__file__).parents[1]
 EMBEDDINGS = {

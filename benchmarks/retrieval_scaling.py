@@ -34,15 +34,10 @@ from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.evaluation.plots import plot_scaling
 from hivilt.search import ImageIndex
-from hivilt.trainers import RetrievalTrainer
-from hivilt.training import (
-    COMMON_DEFAULTS,
-    HiViLTTrainingArguments,
-    environment,
-    peak_memory_bytes,
-    train_tokenizer,
-    write_result_file,
-)
+from hivilt.tasks.retrieval import RetrievalTrainer
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
+from hivilt.training.models import train_tokenizer
+from hivilt.training.results import environment, peak_memory_bytes, write_result_file
 from timing import alternate, seconds
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the image's side.

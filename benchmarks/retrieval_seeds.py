@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from hivilt.training import write_result_file
+from hivilt.training.results import write_result_file
 
 
 def recall_at_1(metrics: dict, stage: str) -> float:

@@ -17,8 +17,9 @@ from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.easy_vqa import reword
 from hivilt.data.vqa import VQACollator, VQADataset
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.trainers import QuestionAnsweringTrainer
-from hivilt.training import environment, load_checkpoint, write_json
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.training.models import load_checkpoint
+from hivilt.training.results import environment, write_json
 
 SEED = 0
 

@@ -22,8 +22,8 @@ from unittest.mock import patch
 from transformers import TrainerCallback
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor, run_vqa
-from hivilt.trainers import QuestionAnsweringTrainer
-from hivilt.training import environment, write_result_file
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.training.results import environment, write_result_file
 
 ROOT = Path(__file__).parents[1]
 

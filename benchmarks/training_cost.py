@@ -32,15 +32,9 @@ from torch.nn.parallel import DistributedDataParallel
 from contestants import NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.fusion_hivilt import map_states
-from hivilt.training import (
-    SMALL_FUSION,
-    environment,
-    leave_processes,
-    peak_memory_bytes,
-    small_text_config,
-    small_vision_config,
-    write_result_file,
-)
+from hivilt.training.command import leave_processes
+from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
+from hivilt.training.results import environment, peak_memory_bytes, write_result_file
 from timing import seconds
 
 IMAGES, QUESTIONS = 8, 43

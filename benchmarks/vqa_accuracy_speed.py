@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from hivilt.evaluation.vqa import Normalization, normalize_answer, normalize_answer_mmf, vqa_accuracies
-from hivilt.training import environment, write_result_file
+from hivilt.training.results import environment, write_result_file
 
 FORMS = ["w{}", "w{}", "w{}", "w{} w7", "W{}", "a w{}", "two w{}", "w{}.", "w{}-w7", "w{}, w7", "w{}'s w7", "{},000?"]
 VOCABULARY = 30_000

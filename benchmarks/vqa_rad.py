@@ -28,7 +28,7 @@ from hivilt import run_vqa
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
-from hivilt.training import write_result_file
+from hivilt.training.results import write_result_file
 
 # Chosen among a handful of trial runs by questions held out of training; no test question was looked at.
 RECIPE = {"image_size": 96, "num_train_epochs": 10, "per_device_train_batch_size": 16}

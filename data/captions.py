@@ -40,7 +40,7 @@ from hivilt.data.tables import (
 )
 
 if TYPE_CHECKING:
-    from hivilt.encoder_cache import EncoderCache
+    from hivilt.training.encoder_cache import EncoderCache
 
 Split = Literal["train", "validation", "test"]
 

@@ -42,7 +42,7 @@ from hivilt.data.tables import (
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
 
 if TYPE_CHECKING:
-    from hivilt.encoder_cache import EncoderCache
+    from hivilt.training.encoder_cache import EncoderCache
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from hivilt.training import run_command
+from hivilt.training.command import run_command
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,7 +49,7 @@ settings.load_profile("same")
 # Those that take longest, begun first: else one of two processes would be left alone with one of them in the end.
 LONGEST = ["test_hub.py", "test_recipes.py", "test_run_retrieval.py", "test_run_vqa.py", "test_modeling_hivilt.py"]
 LONGEST += ["test_interruption.py", "test_checkpoint_life.py", "test_remote_code.py", "test_conformance.py"]
-LONGEST += ["test_export.py", "test_fusion_study.py", "test_trainers.py"]
+LONGEST += ["test_export.py", "test_fusion_study.py", "test_trainer.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hivilt.training import run_command
+from hivilt.training.command import run_command
 from processes import run_copies
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-from hivilt.training import run_command
+from hivilt.training.command import run_command
 
 
 def free_port() -> int:

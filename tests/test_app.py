@@ -19,7 +19,7 @@ from PIL import Image
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, app
 from hivilt.evaluation.familiarity import features_of_images, measure_familiarity
 from hivilt.search import ImageIndex
-from hivilt.training import load_checkpoint
+from hivilt.training.models import load_checkpoint
 from processes import free_port
 from tiny import make_image, make_model, make_processor
 

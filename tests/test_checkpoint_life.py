@@ -38,8 +38,11 @@ from hivilt import (
 from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.trainers import HiViLTTrainer, QuestionAnsweringTrainer, RetrievalTrainer
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, load_or_build
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.retrieval import RetrievalTrainer
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments
+from hivilt.training.models import load_or_build
+from hivilt.training.trainer import HiViLTTrainer
 from tiny import make_batch, make_image, make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent

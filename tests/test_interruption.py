@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hivilt.trainers import last_checkpoint
+from hivilt.training.resuming import last_checkpoint
 from interruptions import Run, execute
 from processes import launch
 from tiny import make_image

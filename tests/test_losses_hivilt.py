@@ -18,7 +18,7 @@ from hivilt import (
     HiViLTForRetrieval,
 )
 from hivilt.losses_hivilt import classification_loss, contrastive_loss, first_equal, hard_negatives, left_aligned
-from hivilt.training import run_command
+from hivilt.training.command import run_command
 from processes import launch
 from tiny import FUSIONS, losses_and_gradients, make_batch, make_model, with_dropout
 

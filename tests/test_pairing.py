@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.trainers import QuestionAnsweringTrainer
-from hivilt.training import run_command
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.training.command import run_command
 from processes import launch
 from tiny import NUM_ANSWERS, make_image, make_model, make_processor
 

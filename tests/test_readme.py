@@ -14,7 +14,10 @@ from transformers import TrainingArguments
 
 import hivilt
 from elsewhere import run_code, run_elsewhere
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, run_retrieval, run_vqa
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt.tasks.question_answering import QuestionAnswering, summary_of
+from hivilt.tasks.retrieval import tables_of
+from hivilt.training.main import main
 from tiny import make_model
 
 ROOT = Path(hivilt.__file__).resolve().parent
@@ -116,7 +119,7 @@ def test_ones_own_trainer_predicts_one_row_a_question(names, quiet):
     order = [0, 1, 1, 0, 1, 0, 0]
     images = [str(ROOT / "docs" / name) for name in ("picture.png", "photographs/cat.jpg")]
     asked = [{"image": images[image], "question": f"what color is the {place}?"} for place, image in enumerate(order)]
-    found = run_blocks(found, "from hivilt.trainers import QuestionAnsweringTrainer")
+    found = run_blocks(found, "from hivilt.tasks.question_answering import QuestionAnsweringTrainer")
     dataset = found["VQADataset"](found["read_table"](asked, answers_needed=False))
     assert len(found["trainer"].predict(dataset).predictions) == len(order)
     plain = found["Trainer"](found["model"], found["args"], found["collator"])
@@ -165,7 +168,7 @@ def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_
 
 def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
     flags = ["--model_name_or_path", str(ROOT / "vqa"), "--do_predict", "--output_dir", str(tmp_path)]
-    found, said = run_vqa.main(flags)["test"], RESULTS["vqa"]["test"]
+    found, said = main(QuestionAnswering, flags)["test"], RESULTS["vqa"]["test"]
     assert found["num_questions"] == said["num_questions"]
     # Another processor may round otherwise, and turn an answer that hung in the balance.
     assert found["accuracy"] == pytest.approx(said["accuracy"], abs=3e-4)
@@ -173,9 +176,9 @@ def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
 
 def test_numbers_are_those_of_the_committed_results():
     vqa, retrieval = RESULTS["vqa"], RESULTS["."]
-    assert run_vqa.summary_of(vqa, "test", "accuracy").splitlines()[0] in README
+    assert summary_of(vqa, "test", "accuracy").splitlines()[0] in README
     assert f"{vqa['parameters']['all']:,} parameters" in README
-    assert run_retrieval.tables_of(retrieval)["test"] in README
+    assert tables_of(retrieval)["test"] in README
     assert f"{retrieval['parameters']['all']:,} parameters" in README
     for found in RESULTS.values():
         assert f"{found['wall_seconds'] / 60:.1f} minutes" in README
@@ -215,7 +218,7 @@ def test_settings_are_the_defaults_of_the_scripts():
     settings = RESULTS["vqa"]["settings"]
     assert settings["seed"] == 42 and settings["max_train_samples"] is None
     for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
-        assert settings[name] == run_vqa.DEFAULTS[name]
+        assert settings[name] == QuestionAnswering.defaults[name]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from transformers import ViTImageProcessorPil, ViTModel, pipeline
 from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTForRetrieval
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.run_retrieval import RetrievalArguments, main
+from hivilt.run_retrieval import main
 from hivilt.search import ImageIndex
+from hivilt.tasks.retrieval import RetrievalArguments
 from processes import launch
 from tiny import VISION_CONFIGS, make_image, make_model, make_processor
 

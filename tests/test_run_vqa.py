@@ -22,8 +22,10 @@ from hivilt.evaluation.calibration import expected_calibration_error, fit_temper
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.evaluation.vqa import exact_match
 from hivilt.processing_hivilt import HiViLTProcessor, well_formed
-from hivilt.run_vqa import VQAArguments, main, read_data, spell_alike
-from hivilt.training import parse_arguments, prepare_splits
+from hivilt.run_vqa import main
+from hivilt.tasks.question_answering import QuestionAnswering, VQAArguments, spell_alike
+from hivilt.training.arguments import parse_arguments
+from hivilt.training.splits import prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch, launch_accelerate
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
@@ -252,7 +254,7 @@ def test_resuming_on_changed_rows_holds_out_what_was_held_out(tmp_path):
     def held_out():
         file.write_text("\n".join(map(json.dumps, rows)))
         args, training_args = parse_arguments([*given, "--resume_from_checkpoint", "last"], VQAArguments, {})
-        _, splits, _, again = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted))
+        _, splits, _, again = prepare_splits(args, training_args, QuestionAnswering(args).read)
         assert again == drawn
         return {one.image_id for one in splits["validation"]}
 
@@ -452,7 +454,7 @@ def test_cells_of_a_csv_are_read_as_written_by_every_path(data, kind):
         shutil.move(path, where / "train.csv")
         shutil.copy(data / "train" / "0.png", where)
     args, _ = parse_arguments([kind, str(where), "--output_dir", "out"], VQAArguments, {})
-    (examples,) = read_data(args, ["train"])[1].values()
+    (examples,) = QuestionAnswering(args).read(["train"])[1].values()
     assert [one.answers for one in examples] == [(cell,) for cell in cells]
     assert {(one.image_id, Path(one.image).is_file()) for one in examples} == {("0.png", True)}
 
@@ -614,7 +616,7 @@ def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
         {},
     )
     benchmark = VQA_BENCHMARKS["vqa-rad"]
-    _, splits, _, _ = prepare_splits(args, training_args, lambda wanted: read_data(args, wanted), benchmark.hold_out_by)
+    _, splits, _, _ = prepare_splits(args, training_args, QuestionAnswering(args).read, benchmark.hold_out_by)
     train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
     assert held_out and not train & held_out
     assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, Traine
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.configuration_hivilt import AUTO_MAP
-from hivilt.training import peak_memory_bytes
+from hivilt.training.results import peak_memory_bytes
 from tiny import make_batch, make_model, make_processor
 
 

@@ -302,7 +302,7 @@ def test_encoders_that_are_not_there(benchmark, tmp_path, capsys):
 
 
 def test_a_rate_that_is_held_falls_in_the_last_share_of_the_steps(benchmark):
-    task = benchmark.Task("sort-of-clevr", 75, 1, 8, decay=0.25)
+    task = benchmark.Trial("sort-of-clevr", 75, 1, 8, decay=0.25)
     arguments = task.schedule(40)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     rates = []
@@ -321,7 +321,7 @@ def test_images_that_are_read_once_make_the_batches_of_the_collator(benchmark, t
     from hivilt.data.sort_of_clevr import write
 
     write(tmp_path, {"train": 4, "test": 1})
-    train = benchmark.read(benchmark.TASKS["Sort-of-CLEVR"], tmp_path).train
+    train = benchmark.read(benchmark.TRIALS["Sort-of-CLEVR"], tmp_path).train
     expected = train.collator([benchmark.VQAImages.__getitem__(train, place) for place in (2, 0)])
     for _ in range(2):
         joined = benchmark.join([train[2], train[0]])

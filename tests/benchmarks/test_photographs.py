@@ -4,13 +4,11 @@ import json
 
 import pytest
 
-from hivilt import run_retrieval, run_vqa
-from hivilt.training import parse_arguments
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval
+from hivilt.training.arguments import parse_arguments
 
-ARGUMENTS = {
-    "run_retrieval.py": (run_retrieval.RetrievalArguments, run_retrieval.DEFAULTS),
-    "run_vqa.py": (run_vqa.VQAArguments, run_vqa.DEFAULTS),
-}
+ARGUMENTS = {task.script: (task.arguments, task.defaults) for task in (QuestionAnswering, Retrieval)}
 
 
 @pytest.fixture

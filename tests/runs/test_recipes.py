@@ -28,7 +28,11 @@ from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, run_retrieval, run_vqa
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.training import SMALL_FUSION, parse_arguments, small_text_config, small_vision_config
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval
+from hivilt.training.arguments import parse_arguments
+from hivilt.training.main import main
+from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from miniatures import make_vqa_miniature
 from processes import launch_sharded
 from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_model, make_tokenizer
@@ -36,10 +40,7 @@ from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_mode
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
 PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr", "sort_of_clevr"}
-SCRIPTS = {
-    "run_vqa.py": (run_vqa, run_vqa.VQAArguments),
-    "run_retrieval.py": (run_retrieval, run_retrieval.RetrievalArguments),
-}
+TASKS = {task.script: task for task in (QuestionAnswering, Retrieval)}
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
 TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13}
@@ -90,9 +91,9 @@ def encoders(tmp_path_factory) -> list[str]:
 
 def parsed(script: str, flags: list[str]):
     """What the script makes of these flags, without a GPU."""
-    module, task_class = SCRIPTS[script]
+    task = TASKS[script]
     flags = [*flags, "--use_cpu", "--bf16", "false"]
-    return parse_arguments(flags, task_class, module.DEFAULTS, module.BENCHMARK_DEFAULTS)
+    return parse_arguments(flags, task.arguments, task.defaults, task.benchmark_defaults())
 
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
@@ -103,7 +104,7 @@ def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
 
 def split(words: list[str]) -> tuple[str, list[str]]:
     """The script that was started, and its flags."""
-    place = next(place for place, word in enumerate(words) if word in SCRIPTS)
+    place = next(place for place, word in enumerate(words) if word in TASKS)
     return words[place], words[place + 1 :]
 
 
@@ -164,7 +165,7 @@ def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
     flags += ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--max_train_samples", "8"]
     flags += ["--use_cpu", "--bf16", "false", "--max_steps", "1", "--dataloader_num_workers", "0"]
     flags += ["--disable_tqdm", "true", *(encoders if name in PHOTOGRAPHS else [])]
-    results = SCRIPTS[script][0].main(flags)
+    results = main(TASKS[script], flags)
     assert results["train"]["steps"] == 1
     assert results["settings"]["metric_for_best_model"] in results["validation"]
     assert "test" in results

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hivilt.training import environment
+from hivilt.training.results import environment
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/stress.json"
 _measured: dict[str, dict] = {}

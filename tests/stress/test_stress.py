@@ -19,8 +19,10 @@ from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.processing_hivilt import load_image
 from hivilt.run_vqa import main
 from hivilt.search import ImageIndex
-from hivilt.trainers import QuestionAnsweringTrainer, last_checkpoint
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, peak_memory_bytes
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
+from hivilt.training.results import peak_memory_bytes
+from hivilt.training.resuming import last_checkpoint
 from interruptions import MOMENTS, Run, execute
 from tiny import make_image, make_model, make_processor
 

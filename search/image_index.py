@@ -1,11 +1,4 @@
-"""Search by embedding, re-rank by fusion: a folder of images, found by words or by an image.
-
-    folder of images -> image_embeds -> ImageIndex                  once, resumable
-    query -> text_embeds -> the nearest images by cosine            every image, one product each
-          -> score_pairs -> the best of these in a new order          a shortlist, fusion alone
-
-`score_pairs` and `take_rows` also serve evaluations, which re-rank from states that were encoded batch by batch.
-"""
+"""A folder of images to search: embedded once, kept in a FAISS index, re-ranked by fusion."""
 
 import hashlib
 import json
@@ -13,7 +6,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,165 +16,25 @@ import datasets
 import faiss
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
-from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select
+from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, map_states
+from hivilt.search.scoring import _RERANK_BATCH, _check_model, check_at_least, score_pairs, take_rows
 
 logger = logging.getLogger(__name__)
 
+
 _EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
+
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
 _NOT_ABOUT_IMAGES = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_name_or_path"),
     *("device", "return_tensors", "disable_grouping"),
 }
-
-# Images that are encoded at a time for re-ranking.
-_RERANK_BATCH = 32
-
-# ---------------------------------------------------------------------------------------------------------------------
-# States in batches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def take_rows(
-    batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates], index: torch.LongTensor
-) -> HiViLTImageStates | HiViLTTextStates:
-    """Rows of states that were encoded in several batches, as one batch; only the tensors that fusion reads.
-
-    Texts of batches of different lengths are padded with zeros, masked, to the longest batch that a row comes from.
-
-    Args:
-        batches: states of images of one size, or of texts of any length, all on one device.
-        index: (rows,), row numbers counted over all batches; any order, repetitions too.
-
-    Raises:
-        ValueError: there is no batch, or `index` is no list of row numbers of them.
-    """
-    ends = _ends("batches", batches)
-    index = _check_index("index", index, int(ends[-1]))
-    owners = torch.searchsorted(ends, index, right=True)
-    numbers = owners.unique().tolist() or [0]
-    parts = []
-    for number in numbers:
-        rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
-        parts.append(map_states(partial(select, index=rows), batches[number]))
-    if isinstance(parts[0], HiViLTTextStates):
-        length = max(part.attention_mask.shape[1] for part in parts)
-        parts = [_pad_texts(part, length) for part in parts]
-
-    # The parts stand in the order of the batches; each row goes back to where `index` has it.
-    order = owners.argsort(stable=True).argsort()
-    return map_states(partial(select, index=order), cat_states(parts))
-
-
-def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:
-    missing = length - states.attention_mask.shape[1]
-
-    def pad(x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, length, d)
-
-    padded = {"attention_mask": F.pad(states.attention_mask, (0, missing))}
-    for name, value in states.items():
-        if name in ("global_state", "pooled_state"):
-            padded[name] = value
-        elif name not in padded:
-            padded[name] = tuple(map(pad, value)) if isinstance(value, tuple) else pad(value)
-    return HiViLTTextStates(**padded)
-
-
-@torch.inference_mode()
-def score_pairs(
-    model: HiViLTForRetrieval,
-    image_batches: Sequence[HiViLTImageStates],
-    text_batches: Sequence[HiViLTTextStates],
-    image_index: torch.LongTensor,
-    text_index: torch.LongTensor,
-    batch_size: int = 256,
-    progress: bool = False,
-) -> torch.FloatTensor:
-    """`model.score` of pairs of images and texts that were encoded in batches: fusion alone, each pair once.
-
-    Args:
-        model: in evaluation mode. The states may lie elsewhere: they are moved to `model.device` an image batch, and
-            the texts of `batch_size` pairs, at a time.
-        image_batches, text_batches: what `encode_images` and `encode_texts` gave.
-        image_index, text_index: (pairs,), row numbers counted over all batches.
-        batch_size: pairs that are fused at a time.
-        progress: show a bar.
-
-    Returns:
-        (pairs,) float32 on the CPU, in the order of the pairs.
-
-    Raises:
-        ValueError: an index does not fit the batches or the other index, there is no batch, or `model` is in training
-            mode.
-    """
-    _check_model(model)
-    _check_at_least("batch_size", batch_size, 1)
-    ends = _ends("image_batches", image_batches)
-    num_images, num_texts = int(ends[-1]), int(_ends("text_batches", text_batches)[-1])
-    images = _check_index("image_index", image_index, num_images)
-    texts = _check_index("text_index", text_index, num_texts)
-    if images.shape != texts.shape:
-        raise ValueError(f"image_index and text_index: got {len(images)} images and {len(texts)} texts; one of each.")
-
-    # By image batch, then by text, so that a batch is moved once and pairs fused together share their texts.
-    owners = torch.searchsorted(ends, images, right=True)
-    keys, places = ((owners * num_texts + texts) * num_images + images).unique(return_inverse=True)
-    images, texts = keys % num_images, keys // num_images % num_texts
-    owners = torch.searchsorted(ends, images, right=True)
-
-    scores = torch.empty(len(keys))
-    with tqdm(total=len(keys), unit="pair", desc="Scoring pairs", disable=not progress) as bar:
-        for number in owners.unique().tolist():
-            batch = image_batches[number]
-            first = ends[number] - len(batch.global_state)
-            image_states = map_states(lambda x: x.to(model.device), batch)
-            for chunk in (owners == number).nonzero().squeeze(1).split(batch_size):
-                text_rows, text_places = texts[chunk].unique(return_inverse=True)
-                text_states = map_states(lambda x: x.to(model.device), take_rows(text_batches, text_rows))
-                scores[chunk] = model.score(image_states, text_states, images[chunk] - first, text_places).float().cpu()
-                bar.update(len(chunk))
-    return scores[places]
-
-
-def _ends(name: str, batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates]) -> torch.LongTensor:
-    """For each batch the number of rows up to its end."""
-    if not batches:
-        raise ValueError(f"{name}: is empty; give the states of at least one encoded batch.")
-    return torch.tensor([len(batch.global_state) for batch in batches]).cumsum(0)
-
-
-def _check_index(name: str, index: torch.LongTensor, length: int) -> torch.LongTensor:
-    index = index.cpu()
-    if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name}: got {index.dtype} of shape {tuple(index.shape)}, expected whole numbers, (rows,).")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
-        raise ValueError(
-            f"{name}: got row numbers from {int(index.min())} to {int(index.max())}, expected 0 to {length - 1}."
-        )
-    return index.long().contiguous()
-
-
-def _check_model(model: HiViLTForRetrieval) -> None:
-    if model.training:
-        raise ValueError("model: is in training mode, where dropout makes every score random; call model.eval() first.")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: got {value}, expected at least {least}.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A searchable folder
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Hit(NamedTuple):
@@ -285,8 +138,8 @@ class ImageIndex:
         """
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("shard_size", shard_size, 1)
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("shard_size", shard_size, 1)
         _check_model(model)
         try:
             faiss_index = faiss.index_factory(model.config.projection_dim, index_factory, faiss.METRIC_INNER_PRODUCT)
@@ -434,8 +287,8 @@ class ImageIndex:
             FileNotFoundError: the query is an image that is not there.
             TypeError: it is something else.
         """
-        _check_at_least("top_k", top_k, 1)
-        _check_at_least("rerank_k", rerank_k, 0)
+        check_at_least("top_k", top_k, 1)
+        check_at_least("rerank_k", rerank_k, 0)
         if isinstance(query, str):
             if not query.strip():
                 raise ValueError("query: the text is empty; say what to look for.")
@@ -505,11 +358,6 @@ class ImageIndex:
         image_states = take_rows(self._image_states, places)
         pairs = torch.arange(len(rows))
         return score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Building
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _find_images(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

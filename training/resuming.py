@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.training.arguments import HiViLTTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,23 @@ def is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def checkpoint_to_resume(training_args: HiViLTTrainingArguments) -> str | None:
+    """The folder of the checkpoint that training goes on from; `None` where it begins.
+
+    Raises:
+        ValueError: what is named is no checkpoint that was written to its end.
+    """
+    named = training_args.resume_from_checkpoint if training_args.do_train else None
+    if named is True:
+        return last_checkpoint(training_args.output_dir)
+    if named is not None and not is_whole(Path(named)):
+        raise ValueError(
+            f"resume_from_checkpoint: {named} is no checkpoint that was written to its end; name another, or 'last' for "
+            "the last whole one of output_dir."
+        )
+    return named
 
 
 # What a config says of how it was saved and how it runs, not of what its weights mean.

@@ -6,7 +6,7 @@ import pytest
 from transformers import ViTImageProcessor
 
 from hivilt import HiViLTProcessor
-from hivilt.resuming import check_resumable, last_checkpoint
+from hivilt.training.resuming import check_resumable, last_checkpoint
 from tiny import IMAGE_SIZE, make_config, make_processor, make_tokenizer
 
 

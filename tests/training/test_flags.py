@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivilt.flags import flags_in_file
-from hivilt.run_retrieval import RetrievalArguments
-from hivilt.run_vqa import VQAArguments
-from hivilt.training import parse_arguments
+from hivilt.tasks.question_answering import VQAArguments
+from hivilt.tasks.retrieval import RetrievalArguments
+from hivilt.training.arguments import parse_arguments
+from hivilt.training.flags import flags_in_file
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from transformers import BertModel, TrainerCallback, TrainingArguments, ViTImage
 from hivilt import HiViLTForRetrieval
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, read_caption_table
-from hivilt.encoder_cache import EncoderCache, StateStore
 from hivilt.run_retrieval import main as run_retrieval
 from hivilt.run_vqa import main as run_vqa
-from hivilt.trainers import RetrievalTrainer
+from hivilt.tasks.retrieval import RetrievalTrainer
+from hivilt.training.encoder_cache import EncoderCache, StateStore
 from processes import launch
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
 

@@ -14,11 +14,10 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.run_retrieval import RetrievalArguments
-from hivilt.run_vqa import VQAArguments
-from hivilt.trainers import QuestionAnsweringTrainer, RetrievalTrainer
-from hivilt.training import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
-from hivilt.training_arguments import LEFT, REFUSED, WORKS, page
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer, VQAArguments
+from hivilt.tasks.retrieval import RetrievalArguments, RetrievalTrainer
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
+from hivilt.training.check_arguments import LEFT, REFUSED, WORKS, page
 from tiny import make_config, make_image, make_processor
 
 ANSWERS = ["red", "blue", "yes", "no"]
@@ -36,12 +35,12 @@ def test_every_flag_of_the_installed_transformers_is_in_the_table_once():
 
 
 def test_every_flag_that_works_is_in_a_test():
-    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("*.py")]
     assert [name for name in WORKS if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
 
 
 def test_the_page_is_written_from_the_table():
-    written = Path(__file__).parent.parent / "docs/training_arguments.md"
+    written = Path(__file__).parents[2] / "docs/training_arguments.md"
     assert written.read_text(encoding="utf-8") == page()
 
 

@@ -28,15 +28,16 @@ from transformers import Trainer, ViTImageProcessorPil, ViTModel
 
 from caption_miniatures import make_caption_miniature
 from hivilt import run_retrieval, run_vqa
-from hivilt.cards import CREDITS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.tables import TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.training import TaskArguments
+from hivilt.tasks.retrieval import tables_of
+from hivilt.training.arguments import TaskArguments
+from hivilt.training.cards import CREDITS
 from miniatures import TWO_STEPS, make_vqa_miniature
 from tiny import VISION_CONFIGS, make_image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PIPELINE_TAGS = {"visual-question-answering", "zero-shot-image-classification"}
 
 
@@ -192,7 +193,7 @@ def test_what_the_reader_sees_was_measured(vqa, retrieval):
     assert CREDITS["gqa"] in card
 
     card = check_card(retrieval.folder / "README.md").text
-    assert all(table in card for table in run_retrieval.tables_of(retrieval.results).values())
+    assert all(table in card for table in tables_of(retrieval.results).values())
     assert "the best 3 of each query re-ranked" in card and "(retrieval.png)" in card
     assert "| image_size | 32 |" in card
     assert "OpenMoji's (https://openmoji.org), CC BY-SA 4.0" in card

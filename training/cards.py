@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -17,9 +17,13 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import ImageRecord, TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.flags import flags_in_file, is_settings_file
-from hivilt.trainers import HiViLTTrainer
-from hivilt.training import TaskArguments, without_place
+from hivilt.training.arguments import TaskArguments
+from hivilt.training.flags import flags_in_file, is_settings_file
+from hivilt.training.results import without_place
+from hivilt.training.trainer import HiViLTTrainer
+
+if TYPE_CHECKING:
+    from hivilt.tasks.task import Task
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
@@ -52,11 +56,9 @@ def write_model_card(
     results: Mapping[str, Any],
     splits: Mapping[str, Sequence[ImageRecord]],
     *,
-    task: str,
-    script: str,
+    task: "Task",
     argv: Sequence[str] | None,
     metrics: Mapping[str, str],
-    pipeline_tag: str,
     metric_ids: Sequence[str],
     tags: Sequence[str] = (),
     image: str,
@@ -70,12 +72,11 @@ def write_model_card(
         args: the script's arguments.
         results: as `results.json` has it; `validation` and `test` where they were measured.
         splits: the examples by split, as they were read.
-        task: what the model is for, for the title.
-        script: name of the script's file.
+        task: what the model is for.
         argv: its flags; `None`: those of the command line.
         metrics: the headline metrics, `{key in results: how to call it}`; those of the test split, else of validation,
             become the `model-index`.
-        pipeline_tag, tags: the task's, for the front matter.
+        tags: more of them, for the front matter.
         metric_ids: what the Hub calls `metrics`.
         image: line that shows what the model did on the test split, in Markdown; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
@@ -83,8 +84,8 @@ def write_model_card(
     """
     results = json.loads(json.dumps(results))  # enums and tuples as results.json has them
     data_name, train = _line(results["data"]["name"]) or "unnamed data", results["data"]["train"]
-    title = f"HiViLT for {task}, trained on {data_name}"
-    found = _eval_results(args, results, splits, metrics, task_type=pipeline_tag, dataset_name=data_name)
+    title = f"HiViLT for {task.name}, trained on {data_name}"
+    found = _eval_results(args, results, splits, metrics, task_type=task.pipeline_tag, dataset_name=data_name)
     bases = [args.model_name_or_path] if args.model_name_or_path else [args.vision_model, args.text_model]
     bases = [name for name in bases if hub_id(name)]
     card_data = ModelCardData(
@@ -98,7 +99,7 @@ def write_model_card(
         model_name=title if found else None,
         eval_results=found or None,
         metrics=list(metric_ids) if found else None,
-        pipeline_tag=pipeline_tag,
+        pipeline_tag=task.pipeline_tag,
         tags=["custom_code", "hivilt", "vision-language", *tags],
     )
     metric = trainer.args.metric_for_best_model.removeprefix("eval_")
@@ -121,7 +122,7 @@ def write_model_card(
         course=_course_table(trainer, metric),
         settings=_settings_table(args, results["settings"]),
         version=results["environment"]["hivilt"],
-        command=_command(script, argv, results["settings"]["world_size"]),
+        command=_command(task.script, argv, results["settings"]["world_size"]),
         cost=_cost_table(results),
         **facts,
     )

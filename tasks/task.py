@@ -1,0 +1,108 @@
+"""The noun of the workshop: what a head learns from, how a batch of it is made, what is measured, drawn and reported."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from hivilt.data.augmentation import Augmentation
+from hivilt.data.benchmarks import Benchmark
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.training.trainer import HiViLTTrainer
+
+
+class Task:
+    """What a head learns. A new head is a subclass of this, a reader of its data and a metric; `hivilt.training.main.main`
+    runs it, and calls the methods in the order in which they stand here.
+
+    Args:
+        args: the flags of the task.
+        training_args: those of training; unset, the task reads data and makes batches, and does not run.
+    """
+
+    name: ClassVar[str]  # for people: "question answering"
+    script: ClassVar[str]  # the file that runs it
+    pipeline_tag: ClassVar[str]  # the Hub's name of it
+    arguments: ClassVar[type[TaskArguments]]
+    defaults: ClassVar[Mapping[str, Any]]  # of any flag
+    benchmarks: ClassVar[Mapping[str, Benchmark]]
+    model_class: ClassVar[type[HiViLTPreTrainedModel]]
+    trainer_class: ClassVar[type[HiViLTTrainer]]
+
+    def __init__(self, args: TaskArguments, training_args: HiViLTTrainingArguments | None = None):
+        self.args = args
+        self.training_args = training_args
+        self.benchmark = self.benchmarks.get(args.benchmark)
+
+    @classmethod
+    def benchmark_defaults(cls) -> dict[str, dict[str, Any]]:
+        """Flags that a benchmark sets by itself, by its name; resolution, learning rates and epochs are in runs/."""
+        return {}
+
+    def instead(self) -> Any:
+        """Does what the flags ask for in place of training and measuring, and returns what came of it; `None`: nothing."""
+
+    def read(self, splits: Collection[str]) -> tuple[str, dict[str, list]]:
+        """The name of the data that the arguments name, and those of these splits that there are."""
+        raise NotImplementedError
+
+    @staticmethod
+    def hold_out_by(example: Any) -> str:
+        """What stays on one side when examples are held out of training: the image."""
+        return example.image_id
+
+    def prepare(self, splits: dict[str, list]) -> dict[str, list]:
+        """The splits as they are used, training examples drawn or worded anew."""
+        return splits
+
+    def make_model(self, train: list | None) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
+        """The model and its processor; without training examples, to be measured alone."""
+        raise NotImplementedError
+
+    def make_datasets(
+        self, splits: Mapping[str, list], model: HiViLTPreTrainedModel
+    ) -> tuple[dict[str, Dataset], dict[str, dict[str, Any]]]:
+        """The data sets, and what each holds, as `results.json` has it."""
+        raise NotImplementedError
+
+    def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> Any:
+        """What makes a batch of examples."""
+        raise NotImplementedError
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of `trainer_class` beside those that all trainers take."""
+        return {}
+
+    def measure_more(
+        self, trainer: HiViLTTrainer, metrics: dict[str, dict[str, Any]], datasets: Mapping[str, Dataset]
+    ) -> None:
+        """Adds to the metrics of the splits, as `hivilt.training.main.run` gives them, what is asked for beside them."""
+
+    def write(self, trainer: HiViLTTrainer, folder: Path, dataset: Dataset, predictions: Any) -> None:
+        """Writes and draws the predictions of the test split; all processes call it, the main one writes."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What else `results.json` holds."""
+        return {}
+
+    def compare(
+        self, trainer: HiViLTTrainer, results: dict[str, Any], datasets: Mapping[str, Dataset]
+    ) -> tuple[str, float, float, int] | None:
+        """Adds baselines to the results of a training. Returns the metric that counts with its value on validation, what
+        one without the images would reach, and what it was measured on, so that chance is told; `None`: no validation."""
+
+    def summary(self, results: Mapping[str, Any], split: str) -> str:
+        """What is printed of a split that was measured."""
+        raise NotImplementedError
+
+    def card(self, trainer: HiViLTTrainer, results: Mapping[str, Any], splits: Mapping[str, list]) -> dict[str, Any]:
+        """What the model card says of this task: arguments of `hivilt.training.cards.write_model_card`."""
+        raise NotImplementedError
+
+    def try_next(self, folder: Path) -> str:
+        """The command to try a trained checkpoint with."""
+        raise NotImplementedError

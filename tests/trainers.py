@@ -1,0 +1,177 @@
+"""Trainers and data that tests of trainers share."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import TrainerCallback, set_seed
+
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.retrieval import RetrievalTrainer
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
+from hivilt.training.command import run_command
+from tiny import make_config, make_image, make_model, make_processor
+
+ANSWERS = ["yes", "no", "red", "blue"]
+
+
+# Questions an image: few and many, so that a mean over batches is not the mean over questions.
+COUNTS = [3, 1, 4, 1, 2, 1, 5]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Seven images with 17 questions; the image of a question is not next to it in the data."""
+    examples = []
+    for turn in range(max(COUNTS)):
+        for number, count in enumerate(COUNTS):
+            if turn < count:
+                path = tmp_path / f"{number}.png"
+                make_image("red" if number % 2 else "blue").save(path)
+                question = "is there a red circle in the image" if turn % 2 else "what color"
+                answer = ANSWERS[(turn + number) % 4] if (turn, number) != (0, 1) else "green"
+                examples.append(VQAExample(f"{number}-{turn}", str(number), str(path), question, (answer,)))
+    return VQADataset(examples)
+
+
+def make_arguments(tmp_path, **arguments):
+    quiet = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "per_device_eval_batch_size": 2}
+    unsaved = {"save_strategy": "no", "load_best_model_at_end": False, "output_dir": str(tmp_path / "out")}
+    return HiViLTTrainingArguments(**{**COMMON_DEFAULTS, **quiet, **unsaved, **arguments})
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The image files that were opened, one entry each time."""
+    names, open_file = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *args: names.append(Path(file).name) or open_file(file, *args))
+    return names
+
+
+OURS = ("vision_learning_rate", "text_learning_rate", "top_k", "watched_answer", "official_metrics")
+
+
+def make_trainer(tmp_path, dataset, model=None, callbacks=None, soft=False, **arguments):
+    if model is None:
+        set_seed(0)
+        model = HiViLTForQuestionAnswering(
+            make_config(id2label=dict(enumerate(ANSWERS)), dropout=0.0, initializer_range=0.3)
+        )
+        model.config.vision_config.hidden_dropout_prob = 0.0
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.config.text_config.attention_probs_dropout_prob = 0.0
+    processor = make_processor()
+    ours = {name: arguments.pop(name) for name in OURS if name in arguments}
+    return QuestionAnsweringTrainer(
+        **ours,
+        model=model,
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=VQACollator(processor, {answer: label for label, answer in enumerate(ANSWERS)}, soft),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+# Captions an image; the third and the fifth share one, so that scores tie.
+CAPTIONS = [
+    ("a red circle", "circle in the image"),
+    ("two blue",),
+    ("the square", "a square", "three red and blue"),
+    ("no yes",),
+    ("the square", "what is there"),
+]
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Five images with nine captions."""
+    examples = []
+    for number, captions in enumerate(CAPTIONS):
+        path = tmp_path / f"{number}.png"
+        make_image(["red", "blue", "green", "white", "yellow"][number], size=(31 - number, 23 + 2 * number)).save(path)
+        examples.append(CaptionedImage(str(number), str(path), captions))
+    return examples
+
+
+def make_retrieval_trainer(
+    tmp_path,
+    captioned,
+    rerank_k=2,
+    captions_per_image=None,
+    callbacks=None,
+    fold_size=None,
+    contrastive_chunk_size=None,
+    **arguments,
+):
+    processor = make_processor()
+    return RetrievalTrainer(
+        model=make_model(HiViLTForRetrieval, weight_scale=8.0),
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=CaptionDataset(captioned, captions_per_image, seed=0),
+        eval_dataset=CaptionDataset(captioned),
+        data_collator=CaptionCollator(processor),
+        processing_class=processor,
+        rerank_k=rerank_k,
+        fold_size=fold_size,
+        contrastive_chunk_size=contrastive_chunk_size,
+        callbacks=callbacks,
+    )
+
+
+def diverge_on_one_of_two(folder, dataset):
+    """The loss of the second process is NaN in its second step."""
+    trainer = make_trainer(folder, dataset, max_steps=4, eval_strategy="no", per_device_train_batch_size=1)
+    forward = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: (
+        forward(*args, **kwargs)
+        * (math.nan if trainer.args.process_index == 1 and trainer.state.global_step == 1 else 1)
+    )
+    try:
+        trainer.train()
+    except ValueError as error:
+        (folder / f"{trainer.args.process_index}.txt").write_text(str(error))
+
+
+def evaluate_in_folds(tmp_path, captioned):
+    """Metrics with folds of one image, some of which are one pair, and of two."""
+    trainers = [make_retrieval_trainer(tmp_path, captioned, fold_size=fold_size) for fold_size in (1, 2)]
+    return [trainer.evaluate() for trainer in trainers]
+
+
+def main():
+    folder = Path(sys.argv[1])
+    if sys.argv[2:] == ["diverge"]:
+        examples = [
+            VQAExample(str(number), str(number), str(folder / f"{number}.png"), "what color", ("red",))
+            for number in range(len(COUNTS))
+        ]
+        return diverge_on_one_of_two(folder, VQADataset(examples))
+    metrics = evaluate_in_folds(
+        folder, [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
+    )
+    if os.environ["RANK"] == "0":
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":  # one of several processes of a test
+    run_command(main)

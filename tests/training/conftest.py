@@ -1,0 +1,1 @@
+from trainers import captioned, dataset, opened  # noqa: F401

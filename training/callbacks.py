@@ -1,0 +1,117 @@
+"""What happens around steps: signals, resumed runs, new draws of the training data."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hivilt.data.tables import EpochDataset
+from hivilt.training.resuming import is_whole
+
+if TYPE_CHECKING:
+    from hivilt.training.trainer import HiViLTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class SaveOnSignal(TrainerCallback):
+    """On SIGTERM, which batch systems send some time before they kill, and on Ctrl-C, saves after the step at hand and
+    exits; on a second Ctrl-C, at once.
+
+    At the end of an epoch, or where an evaluation is due, that comes first: the run that goes on would not make up for it.
+    """
+
+    def __init__(self):
+        self.asked: signal.Signals | None = None
+        self._usual: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets no other thread set handlers
+            return
+        self.asked = None
+        # A run in the background of a script is told to ignore Ctrl-C.
+        numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
+        self._usual = {number: signal.signal(number, self.ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in self._usual.items():
+                signal.signal(number, handler)
+            self._usual = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it signals end the run at once, as they do outside training: what is at hand is no step."""
+        listening = {number: signal.signal(number, handler) for number, handler in self._usual.items()}
+        try:
+            yield
+        finally:
+            for number, handler in listening.items():
+                signal.signal(number, handler)
+
+    def ask(self, signum, frame) -> None:
+        self.asked = self.asked or signal.Signals(signum)
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Not by logging, which the signal may have come into the midst of.
+            os.write(2, b"\nCtrl-C: saves after this step and ends; once more ends at once, without saving.\n")
+
+    def asked_anywhere(self, args) -> signal.Signals | None:
+        """What one of the processes was asked by, if one was; to be called by all."""
+        asked = [self.asked] if args.world_size == 1 else gather_object([self.asked])
+        return next((one for one in asked if one is not None), None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        ends_epoch = state.global_step >= state.max_steps or state.epoch == int(state.epoch)
+        # To ask other processes is to wait for them.
+        if not ends_epoch and (args.world_size == 1 or state.global_step % 10 == 0) and self.asked_anywhere(args):
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.asked_anywhere(args):
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if asked := self.asked_anywhere(args):
+            logger.warning(
+                f"{asked.name}: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; the same command "
+                "with --resume_from_checkpoint last goes on from there."
+            )
+            # Not by ending training as usual: Trainer would delete the checkpoint if another one was better.
+            raise SystemExit(128 + asked)
+
+
+class TrainingBegins(TrainerCallback):
+    """What a trainer has to know when training begins, which `auto_find_batch_size` may do more than once."""
+
+    def __init__(self, trainer: "HiViLTTrainer"):
+        self.trainer = trainer
+        self.resumed: Path | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.num_examples_trained, self.trainer.seconds_evaluating, self.trainer._step_loss = 0, 0.0, 0.0
+        if self.resumed is not None and state.best_global_step:
+            # Where the run's folder was moved, the path that was written down may lead to another run.
+            best = self.resumed.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if is_whole(best) else None
+            if state.best_model_checkpoint is None:
+                logger.warning(f"{best}, the best so far, is not there; one that is better than it will be kept.")
+
+
+class NewDraws(TrainerCallback):
+    """Tells the training data of each epoch before it begins, also when it is resumed half-way; on several processes
+    accelerate tells only the sampler."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(train_dataloader.dataset, EpochDataset):
+            train_dataloader.dataset.set_epoch(int(state.epoch))

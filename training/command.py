@@ -1,0 +1,105 @@
+"""A script as a command: a user's mistakes in one line, and the end of a process that trains with others."""
+
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+
+# What a person gave and can mend; all else is a fault of ours, and keeps its traceback.
+MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError, StrictDataclassError)
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """A script's `main`; then ends the process, having left those that it trained with.
+
+    What `MISTAKES` lists ends it with status 2 and one line on stderr; `HIVILT_DEBUG=1` in the environment shows the
+    traceback instead.
+    """
+    status, mistake = None, None
+    try:
+        main()
+    except SystemExit as stop:  # of all processes together: told to stop by SIGTERM or Ctrl-C
+        status = stop.code
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        mistake = "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one."
+    except MISTAKES as error:
+        status, mistake = 2, _describe(error)
+    if mistake is not None:
+        _tell_once(mistake)
+        if _is_grouped() and torch.distributed.get_world_size() > 1:
+            # Others may wait for this process, and leaving them could wait for them: its launcher ends them.
+            sys.stdout.flush()
+            os._exit(status)
+    # Not after another error, for the same reason.
+    leave_processes()
+    sys.exit(status)
+
+
+def end_with(mistake: Exception) -> NoReturn:
+    """Ends the script as `run_command` does on a mistake."""
+
+    def main():
+        raise mistake
+
+    run_command(main)
+
+
+def _describe(error: BaseException) -> str:
+    """An error as one line, or as a traceback where `HIVILT_DEBUG` asks for it."""
+    if os.environ.get("HIVILT_DEBUG", "0") not in ("", "0"):
+        return "".join(traceback.format_exception(error)).rstrip()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        said = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        said = f"the package {error.name.partition('.')[0]} is missing: install it with pip"
+    elif isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        said = str(error.__cause__)  # which names the field; the rest is about how a config checks itself
+    else:
+        said = str(error) or type(error).__name__
+        if isinstance(error, DatasetsError) and error.__cause__ is not None:
+            said = f"{said}: {error.__cause__}"
+    said = " ".join(line.strip() for line in said.splitlines() if line.strip())
+    last = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    ours = [name for name in last if name.partition(".")[0] in ("hivilt", "__main__")]
+    if isinstance(error, TypeError) or (isinstance(error, ValueError) and not ours):
+        # Perhaps a fault of ours after all.
+        said += f" ({type(error).__name__}; HIVILT_DEBUG=1 shows where)"
+    return f"{Path(sys.argv[0]).name}: error: {said}"
+
+
+def _tell_once(mistake: str) -> None:
+    """Writes to stderr what is wrong, of the processes that train together by one: mostly all of them find it.
+
+    The first says it. The others give it the time to, in which the launcher ends them, and say what it does not find.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(10)
+    print(mistake, file=sys.stderr, flush=True)
+
+
+def _is_grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def leave_processes() -> None:
+    """Leaves the group of processes, if this is in one: its Gloo threads would abort a Python that ends under them
+    (pytorch/pytorch#190489).
+
+    The caller lets go of its model first, whose DistributedDataParallel holds the group. Were it the last to, Python would
+    wait for a thread of Gloo that waits for Python.
+    """
+    if _is_grouped():
+        gc.collect()  # a model is in a cycle with its trainer
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,247 @@
+"""What every run does: reads its arguments and data, builds a model, trains, saves, draws, evaluates, reports."""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    TrainerCallback,
+    set_seed,
+)
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+from transformers.trainer import TRAINER_STATE_NAME
+
+from hivilt.data.augmentation import Augmentation
+from hivilt.evaluation.plots import plot_training
+from hivilt.tasks.task import Task
+from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments, parse_arguments
+from hivilt.training.cards import write_model_card
+from hivilt.training.encoder_cache import EncoderCache
+from hivilt.training.models import freeze_parts, parameter_table, set_threads
+from hivilt.training.results import collect_results, warn_of_chance, write_json
+from hivilt.training.resuming import checkpoints, is_whole
+from hivilt.training.splits import HELD_OUT, prepare_splits
+from hivilt.training.trainer import HiViLTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def check_unfinished(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
+    """Asks before a training begins anew over one that was not finished.
+
+    Raises:
+        ValueError: `output_dir` holds checkpoints of a run that did not come to its end, which writes its state.
+    """
+    folder = Path(training_args.output_dir)
+    if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
+        return
+    whole = [path for path in checkpoints(folder) if is_whole(path)]
+    if whole and not (folder / TRAINER_STATE_NAME).exists():
+        raise ValueError(
+            f"output_dir: {folder} holds a run that was not finished, up to {whole[-1].name}. Go on with "
+            "--resume_from_checkpoint last, name another --output_dir, or begin anew with --overwrite_output_dir."
+        )
+
+
+class _BeginsAnew(TrainerCallback):
+    """Removes the checkpoints of an earlier run, from which this one could not be told when it is resumed, and the state
+    that says that the run was finished: not before the first step is due, since until then arguments may be refused."""
+
+    def __init__(self, trainer: HiViLTTrainer, held_out: list[str] | None):
+        self.trainer = trainer
+        self.held_out = held_out
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.should_save:
+            folder = Path(args.output_dir)
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            if old := checkpoints(folder):
+                logger.warning(
+                    f"{folder}: training begins anew; the {len(old)} checkpoints of an earlier run are removed."
+                )
+            for path in old:
+                shutil.rmtree(path)
+            (folder / HELD_OUT).unlink(missing_ok=True)
+            if self.held_out is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / HELD_OUT, self.held_out)
+        self.trainer.accelerator.wait_for_everyone()
+
+
+def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
+    """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say.
+
+    Raises:
+        ValueError: an argument is unknown, or the launcher started several processes that do not know of each other.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args, training_args = parse_arguments(
+        argv, task_class.arguments, task_class.defaults, task_class.benchmark_defaults()
+    )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > training_args.world_size:
+        raise ValueError(
+            f"This is one of {started} processes, each of which would train by itself, since it sees no GPU: start one, or "
+            "give --use_cpu to train together on the CPU."
+        )
+    args.check_places()
+    check_output_dir(training_args.output_dir)
+    check_unfinished(args, training_args)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
+    torch.set_num_threads(args.num_threads or 1)
+    set_seed(training_args.seed)
+    return args, training_args
+
+
+def check_output_dir(folder: str) -> None:
+    """Looks whether a run can write what it makes, before it makes it; leaves nothing there.
+
+    Raises:
+        NotADirectoryError: it is a file, or in one.
+        PermissionError: nothing can be written there.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"output_dir: {folder} cannot be a folder, since {place} is a file; name another.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise PermissionError(
+            f"output_dir: nothing can be written in {place} ({error.strerror}); name another."
+        ) from error
+
+
+def encoder_cache_of(args: TaskArguments) -> EncoderCache | None:
+    """Where the arguments say that what frozen encoders give is kept; `None` for nowhere."""
+    if not args.encoder_cache:
+        return None
+    max_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
+    return EncoderCache(args.cache_dir, max_bytes, args.cache_dtype)
+
+
+def augmentation_of(args: TaskArguments) -> Augmentation | None:
+    """What the arguments say to do to training images; `None` for nothing.
+
+    Raises:
+        ValueError: a value is out of range; names its flag.
+    """
+    if args.random_crop is None and args.random_flip is None and args.rand_augment is None:
+        return None
+    rand_augment = None if args.rand_augment is None else tuple(args.rand_augment)
+    return Augmentation(random_crop=args.random_crop, random_flip=args.random_flip, rand_augment=rand_augment)
+
+
+def run(
+    trainer: HiViLTTrainer,
+    test_dataset: torch.utils.data.Dataset | None = None,
+    held_out: list[str] | None = None,
+    calibrate: bool = False,
+) -> tuple[dict[str, dict], list | None]:
+    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
+
+    Args:
+        trainer: with its datasets.
+        test_dataset: for `do_predict`.
+        held_out: what was held out of training, for when this run is resumed.
+        calibrate: whether to divide scores by a temperature fitted on validation; without `do_train`, too.
+
+    Returns:
+        Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.
+    """
+    args, metrics, predictions = trainer.args, {}, None
+    folder = Path(args.output_dir)
+    if args.do_train:
+        if not args.resume_from_checkpoint:
+            trainer.add_callback(_BeginsAnew(trainer, held_out))
+        metrics["train"] = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    if calibrate:
+        trainer.calibrate()
+    if args.do_train or calibrate:
+        trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
+        trainer.measure_familiarity()
+    if args.do_train and trainer.is_world_process_zero():
+        plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
+    if args.do_eval and trainer.eval_dataset is not None:
+        metrics["validation"] = trainer.evaluate()
+    if args.do_predict and test_dataset is not None:
+        output = trainer.predict(test_dataset)
+        metrics["test"], predictions = output.metrics, output.predictions
+    if args.do_train:
+        trainer.save_state()  # last: where it is, the run came to its end
+    return metrics, predictions
+
+
+def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
+    """Runs a task as the flags ask.
+
+    Args:
+        task_class: what is learned.
+        argv: flags; unset, those of the command line.
+
+    Returns:
+        What `results.json` holds, on the main process; what `Task.instead` gave where the flags ask for that.
+    """
+    start = time.perf_counter()
+    args, training_args = begin_run(argv, task_class)
+    task = task_class(args, training_args)
+    if (found := task.instead()) is not None:
+        return found
+
+    name, splits, bad_images, held_out = prepare_splits(args, training_args, task.read, task.hold_out_by)
+    splits = task.prepare(splits)
+    model, processor = task.make_model(splits["train"] if training_args.do_train else None)
+    freeze_parts(model, args.freeze)
+    logger.info(parameter_table(model))
+    set_threads(args, model)
+    datasets, data = task.make_datasets(splits, model)
+    for split, found in data.items():
+        found["bad_images"] = bad_images[split]
+
+    trainer = task.trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        data_collator=task.collator(processor, augmentation_of(args)),
+        processing_class=processor,
+        vision_learning_rate=args.vision_learning_rate,
+        text_learning_rate=args.text_learning_rate,
+        encoder_cache=encoder_cache_of(args),
+        **task.trainer_arguments(),
+    )
+    metrics, predictions = run(trainer, datasets.get("test"), held_out, args.calibrate)
+    task.measure_more(trainer, metrics, datasets)
+
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if predictions is not None:
+        task.write(trainer, folder, datasets["test"], predictions)
+    results: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        results = collect_results(trainer, args, metrics, data={"name": name, **data}, **task.facts())
+        if training_args.do_train and (compared := task.compare(trainer, results, datasets)) is not None:
+            warn_of_chance(args, *compared, num_images=data["train"]["images"])
+        results["wall_seconds"] = time.perf_counter() - start
+        if training_args.do_train:
+            card = task.card(trainer, results, splits)
+            write_model_card(trainer, args, results, splits, task=task, argv=argv, **card)
+        write_json(folder / "results.json", results)
+        for split in ("validation", "test"):
+            if split in results and (told := task.summary(results, split)):
+                print(told)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(f"Wrote {folder}" + (f"; try it: {task.try_next(folder)}" if training_args.do_train else ""))
+    return results

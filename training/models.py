@@ -1,0 +1,267 @@
+"""The model of a run: a checkpoint, or a new one on encoders that are pretrained or small."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    T5Config,
+    ViTImageProcessorPil,
+)
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hivilt.configuration_hivilt import HiViLTConfig
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.training.arguments import TaskArguments
+from hivilt.training.names import did_you_mean, loading
+
+# Parameters from which a model is not small: its tensors keep several CPU threads busy.
+SMALL = 10_000_000
+
+
+# The fusion of the small model; with two pretrained encoders HiViLTConfig's own defaults apply.
+SMALL_FUSION = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_fusion_stages": 3,
+    "fusion_intermediate_size": 128,
+    "dropout": 0.0,
+}
+
+
+def small_vision_config() -> ResNetConfig:
+    """A ResNet of 0.6 M parameters, for training from scratch on a processor; 8, 16 and 32 pixels to a token.
+
+    From a few thousand images it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms
+    see the images of one step on one process, so its loss is not quite the same when a batch is cut otherwise.
+    """
+    return ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic")
+
+
+def small_text_config(vocab_size: int) -> T5Config:
+    """A T5 encoder of two layers, for training from scratch.
+
+    It normalises first, is initialised for its width and adds no positions to its words, so that it tells words apart
+    from the first steps on, where a BERT of its size needs epochs.
+    """
+    return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer for one's own questions, lower case, with BERT's special tokens.
+
+    Its pieces are the most frequent words, and all characters to spell the others with. They depend on nothing but the
+    texts, not even on their order: the trainer of `tokenizers` draws its pieces anew in every process, and processes
+    that train together must agree.
+
+    Args:
+        texts: what to learn it from.
+        vocab_size: most entries.
+        max_length: longer texts are cut.
+    """
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted(set("".join(counts)))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
+    pieces += sorted(counts, key=lambda word: (-counts[word], word))
+    pieces = list(dict.fromkeys(pieces))[:vocab_size]
+
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def load_checkpoint(
+    argument: str, name: str, model_class: type, any_head: bool = False, **config: Any
+) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
+    """A checkpoint's model, in float32, and its processor.
+
+    Args:
+        argument: what the caller calls it, for errors.
+        name: folder or name on the Hub.
+        model_class: a HiViLT class with a head.
+        any_head: whether a checkpoint with another head will do; the new one is as it was initialized.
+        **config: fields of its config to change.
+
+    Raises:
+        ValueError: it has another head.
+        OSError: there is none of this name.
+    """
+    with loading(argument, name):
+        saved = HiViLTConfig.get_config_dict(name)[0]
+        saved_as = saved.get("architectures") or ["an unknown class"]
+        if not any_head and model_class.__name__ not in saved_as:
+            raise ValueError(
+                f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected {model_class.__name__}, whose head "
+                "would be untrained: train it first, or name another checkpoint."
+            )
+        if saved.get("model_type") != HiViLTConfig.model_type:
+            raise ValueError(
+                f"{argument}: {name} is a checkpoint of {', '.join(saved_as)}, expected a HiViLT; an encoder alone goes "
+                "into --vision_model or --text_model."
+            )
+        changed = {"config": HiViLTConfig.from_dict({**saved, **config})} if config else {}
+        model = model_class.from_pretrained(name, dtype=torch.float32, **changed)
+        processor = HiViLTProcessor.from_pretrained(name)
+    check_tokens(argument, name, model, processor.tokenizer)
+    return model, processor
+
+
+def check_tokens(argument: str, name: str, model: HiViLTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Looks whether a tokenizer can be that of a model.
+
+    Args:
+        argument: what named them, for errors.
+        name: what it named.
+
+    Raises:
+        ValueError: the text encoder has no embedding for one of its tokens.
+    """
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    known = getattr(model.config.text_config, "vocab_size", None)
+    if known is not None and number >= known:
+        raise ValueError(
+            f"{argument}: the tokenizer in {name} has the token {token!r} of number {number:,}, but the text encoder knows "
+            f"{known:,}; it is of another model. Put back the one that the model was trained with."
+        )
+
+
+def load_or_build(
+    args: TaskArguments,
+    model_class: type,
+    texts: Iterable[str] = (),
+    trains: bool = False,
+    resumed: str | os.PathLike | None = None,
+    **config: Any,
+) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
+    """A model with its processor: the checkpoint that is named, or a new one on the encoders that are.
+
+    Args:
+        args: `model_name_or_path`, or `vision_model` and `text_model`; an encoder that is not named is small and new,
+            and so is its tokenizer, trained on `texts`.
+        model_class: a HiViLT class with a head.
+        texts: the training texts.
+        trains: whether the model is to be trained, so that a checkpoint with another head will do.
+        resumed: the checkpoint that training goes on from; its tokens hold, and none is trained on `texts`.
+        **config: fields of `HiViLTConfig` for a new model.
+
+    Returns:
+        The model in float32, and its processor.
+    """
+    if args.model_name_or_path:
+        return load_checkpoint(
+            "model_name_or_path", args.model_name_or_path, model_class, any_head=trains, **(args.fusion or {})
+        )
+
+    remote = {"trust_remote_code": args.trust_remote_code}
+    if args.vision_model:
+        with loading("vision_model", args.vision_model):
+            image_processor = AutoImageProcessor.from_pretrained(args.vision_model, **remote)
+        if args.image_processor:
+            image_processor = change_image_processor(image_processor, args.image_processor)
+    else:
+        size = {"height": args.image_size, "width": args.image_size}
+        # Not the torchvision one, which differs a little: a checkpoint gives the same numbers wherever it is made.
+        image_processor = ViTImageProcessorPil(size=size)
+    if args.text_model:
+        with loading("text_model", args.text_model):
+            tokenizer = AutoTokenizer.from_pretrained(args.text_model, **remote)
+    elif resumed is not None:
+        tokenizer = HiViLTProcessor.from_pretrained(resumed).tokenizer
+    else:
+        tokenizer = train_tokenizer(texts)
+
+    small = {} if args.vision_model and args.text_model else SMALL_FUSION
+    model = model_class.from_vision_text_pretrained(
+        args.vision_model or small_vision_config(),
+        args.text_model or small_text_config(len(tokenizer)),
+        **{**small, **config, **(args.fusion or {})},
+    )
+    if args.text_model:
+        check_tokens("text_model", args.text_model, model, tokenizer)
+    if model.config.max_text_length is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
+    return model, HiViLTProcessor(image_processor, tokenizer)
+
+
+def change_image_processor(image_processor: BaseImageProcessor, changes: Mapping[str, Any]) -> BaseImageProcessor:
+    """An image processor like this one but for some fields.
+
+    Raises:
+        ValueError: it has no such field, or takes no such value.
+    """
+    fields_of = image_processor.to_dict()
+    for name in changes:
+        if name not in fields_of:  # transformers would drop it without a word
+            kind = type(image_processor).__name__
+            raise ValueError(f"image_processor: {kind} has no field {name}{did_you_mean(name, fields_of)}")
+        if isinstance(fields_of[name], bool) and not isinstance(changes[name], bool):
+            raise ValueError(f"image_processor: {name} is true or false, got {changes[name]!r}.")
+    try:
+        return type(image_processor).from_dict({**fields_of, **changes})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"image_processor: {error}") from error
+
+
+def freeze_parts(model: HiViLTPreTrainedModel, freeze: list[str]) -> None:
+    """Freezes what `--freeze` names: parts of a HiViLT, or of an encoder the first layers, as `text:4`.
+
+    Raises:
+        ValueError: an encoder has fewer layers.
+    """
+    for one in freeze:
+        part, _, num_layers = one.partition(":")
+        try:
+            model.freeze(part, int(num_layers) if num_layers else None)
+        except ValueError as error:
+            raise ValueError(f"freeze: got {one!r}. {error}") from error
+
+
+def parameter_table(model: HiViLTPreTrainedModel) -> str:
+    """Parameters of each part of a HiViLT, and how many of them train."""
+    base = model.base_model
+    parts = {"vision": base.vision_model, "text": base.text_model, "fusion": base.fusion}
+    counted = {id(parameter) for part in parts.values() for parameter in part.parameters()}
+    rows = {name: list(part.parameters()) for name, part in parts.items()}
+    rows["head"] = [parameter for parameter in model.parameters() if id(parameter) not in counted]
+    rows["all"] = list(model.parameters())
+    lines = [f"{'part':8}{'parameters':>14}{'training':>14}"]
+    for name, parameters in rows.items():
+        training = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        lines.append(f"{name:8}{sum(parameter.numel() for parameter in parameters):14,}{training:14,}")
+    return "\n".join(lines)
+
+
+def set_threads(args: TaskArguments, model: HiViLTPreTrainedModel) -> None:
+    """Lets torch use as many CPU threads as `num_threads` says; unset, as many as suit the model's size."""
+    threads = args.num_threads
+    if threads is None:
+        small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = 1 if small else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(threads)

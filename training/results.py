@@ -1,0 +1,204 @@
+"""What a run writes down: what it measured, at what cost, on which machine."""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+import hivilt
+from hivilt.training.arguments import TaskArguments
+from hivilt.training.trainer import HiViLTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+# Below it a share that was measured says little.
+FEW = 100
+
+
+def warn_of_few(split: str, count: int, unit: str) -> None:
+    """Warns where a split is so small that what is measured on it says little, with the standard error of a share."""
+    if 0 < count < FEW:
+        error = 50 / math.sqrt(count)
+        logger.warning(
+            f"{split}: {count} {unit} are few; a share of them has a standard error of up to {error:.0f} percentage points, so "
+            f"do not trust smaller differences. Give a larger --{split}_file, or more data to hold out of."
+        )
+
+
+def warn_of_chance(args: TaskArguments, metric: str, value: float, chance: float, count: int, num_images: int) -> None:
+    """Warns where a run from scratch ends where it might as well not have looked, and says how to start instead.
+
+    Args:
+        args: the script's; a run from a checkpoint or on a pretrained vision encoder is left alone.
+        metric: what it is called.
+        value, chance: what the model reaches on validation, and what one without the images would; shares.
+        count: what was measured on; `value` is told from chance where it is three standard errors above.
+        num_images: that it was trained on.
+    """
+    if args.model_name_or_path or args.vision_model or count == 0 or chance == 1:
+        return
+    if value <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
+        texts = "" if args.text_model else "--text_model sentence-transformers/all-MiniLM-L6-v2 "
+        parts = "vision" if args.text_model else "vision text"
+        logger.warning(
+            f"{metric} on validation is {value:.4f}, not told from chance ({chance:.4f}): {num_images:,} images were too few to "
+            "learn to see from scratch. Start from pretrained encoders: --vision_model google/mobilenet_v2_1.0_224 "
+            f"{texts}--freeze {parts}. Without the Hub, python runs/encoders_without_hub.py makes folders of both to name."
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, for `results.json`."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor_name()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "hivilt": hivilt.__version__,
+        "device": device.type,
+        "device_name": name,
+        "cpu_count": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
+    """Writes what a benchmark measured to `<name>-<hardware>.json`.
+
+    Args:
+        folder: where; made if need be.
+        name: of the benchmark.
+        results: with what `environment` gives under "environment".
+
+    Returns:
+        The file's path; an image of the results goes beside it, with another ending.
+    """
+    hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{hardware}.json"
+    write_json(path, results)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is there as a whole or not at all, and what it was before until then.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def _processor_name() -> str:
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held so far (resident set), in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: what it says begins with the peak of the process that started this one.
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil  # which accelerate needs anyway
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, others in KiB.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def without_place(value: str) -> str:
+    """A path of this machine by its last name, a data file's with its folder's, which tells it apart; all else as it is."""
+    path = Path(value)
+    if not path.is_absolute() and not {"..", "~"} & set(path.parts):
+        return value
+    folder, is_data = path.parent, path.suffix.lower() in (".json", ".jsonl", ".csv", ".parquet")
+    # The home folder's name may be a person's.
+    if is_data and folder.name not in ("", "..", "~") and folder.expanduser() != Path.home():
+        return f"{folder.name}/{path.name}"
+    return path.name or value
+
+
+def collect_results(
+    trainer: HiViLTTrainer, args: TaskArguments, metrics: Mapping[str, Mapping[str, float]], **more: Any
+) -> dict[str, Any]:
+    """What `results.json` holds: metrics and speed of each split, size, memory, settings, versions and hardware.
+
+    Args:
+        trainer: after `run`.
+        args: the script's arguments.
+        metrics: by split, as `run` returns them.
+        **more: what else to write.
+    """
+    results = dict(more)
+    for split, found in metrics.items():
+        if split == "train":
+            continue
+        names = {name.split("_", 1)[1]: value for name, value in found.items() if "_" in name}
+        names["seconds"], names[f"{trainer.unit}_per_second"] = names.pop("runtime"), names.pop("samples_per_second")
+        results[split] = {name: value for name, value in names.items() if name != "steps_per_second"}
+    if "train" in metrics:
+        # Evaluations within training are counted apart; saving is not.
+        seconds = metrics["train"]["train_runtime"] - trainer.seconds_evaluating
+        results["train"] = {
+            # Of a run that was resumed at its end there is none.
+            "loss": metrics["train"]["train_loss"] if trainer.num_examples_trained else None,
+            "epochs": trainer.state.epoch,
+            "steps": trainer.state.global_step,
+            trainer.unit: trainer.num_examples_trained,
+            "seconds": seconds,
+            f"{trainer.unit}_per_second": trainer.num_examples_trained / seconds,
+        }
+    parameters = list(trainer.model.parameters())
+    results["parameters"] = {
+        "all": sum(parameter.numel() for parameter in parameters),
+        "training": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+    results |= {name: found for name in ("calibration", "familiarity") if (found := getattr(trainer, name)) is not None}
+    if trainer.encoder_cache is not None and (cached := trainer.encoder_cache.summary()):
+        results["encoder_cache"] = cached
+    results["peak_memory_bytes"] = peak_memory_bytes()
+    if torch.cuda.is_available():
+        results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
+    named = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+    named += (
+        "per_device_eval_batch_size",
+        "learning_rate",
+        "weight_decay",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "optim",
+    )
+    named += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
+    settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in named}}
+    results["settings"] = {
+        name: without_place(value) if isinstance(value, str) else value for name, value in settings.items()
+    }
+    results["environment"] = environment()
+    return results

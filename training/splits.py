@@ -1,0 +1,132 @@
+"""The splits of a run: read, limited, checked, and held out where there are none to choose by."""
+
+import json
+import logging
+from collections.abc import Callable, Collection
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+# From its module: until transformers 5.18 the name above it asks for torchvision.
+from hivilt.data.benchmarks import Benchmark
+from hivilt.data.folders import read_folder
+from hivilt.data.tables import check_images, hold_out
+from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.training.resuming import checkpoint_to_resume
+
+logger = logging.getLogger(__name__)
+
+
+# What a run held out of its training data, beside its checkpoints.
+HELD_OUT = "held_out.json"
+
+
+def read_splits(
+    args: TaskArguments,
+    splits: Collection[str],
+    read_file: Callable[[Path, str], list],
+    read_table: Callable[[Any, str, str, Path], list],
+    benchmark: Benchmark | None = None,
+) -> tuple[str, dict[str, list]]:
+    """The data that the arguments name: its name and those of the splits that there are.
+
+    Args:
+        args: where the data is: of a benchmark, in files, or in tables of `datasets`.
+        splits: which to read of "train", "validation" and "test".
+        read_file: examples of a file, given its path and the split.
+        read_table: examples of a table of `datasets` or a list of rows, given what to call it, the split, and the folder
+            where relative image paths start.
+        benchmark: the one to read if the arguments name no files and no tables of their own.
+    """
+    if benchmark is not None:
+        return benchmark.title, _read_benchmark(args, splits, benchmark)
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    files = {split: Path(file) for split, file in files.items() if file}
+    if files:
+        # Files are called train or test; it is their folder that has a name.
+        name = next(iter(files.values())).resolve().parent.name
+        return name, {split: read_file(file, split) for split, file in files.items() if split in splits}
+    name = args.dataset_name or args.data_dir
+    # A folder goes by its own name, wherever it lies.
+    name = Path(name).name if Path(name).exists() else name
+    named = {split: official or split for split, official in _named_splits(args).items() if split in splits}
+    tables = read_folder(args.dataset_name, args.dataset_config_name, args.data_dir, set(named.values()))
+    return name, {
+        split: read_table(tables[table].rows, f"{name}, {table}", split, tables[table].folder)
+        for split, table in named.items()
+        if table in tables
+    }
+
+
+def _named_splits(args: TaskArguments) -> dict[str, str | None]:
+    return {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+
+
+def _read_benchmark(args: TaskArguments, splits: Collection[str], benchmark: Benchmark) -> dict[str, list]:
+    official = {split: named or benchmark.splits.get(split) for split, named in _named_splits(args).items()}
+    if args.validation_split is None and (official["validation"] or "") in official["train"].split("+"):
+        # What is trained on cannot be chosen by: images are held out instead.
+        official["validation"] = None
+    where = (args.data_dir, args.image_dir, args.dataset_name, args.dataset_config_name)
+    return {split: benchmark.read(name, *where) for split, name in official.items() if name and split in splits}
+
+
+def prepare_splits(
+    args: TaskArguments,
+    training_args: HiViLTTrainingArguments,
+    read: Callable[[Collection[str]], tuple[str, dict[str, list]]],
+    hold_out_by: Callable[[Any], str] = attrgetter("image_id"),
+) -> tuple[str, dict[str, list], dict[str, list[str]], list[str] | None]:
+    """The splits that this run needs, with examples held out of training where there is nothing else to choose by. A run
+    that goes on holds out what it held out before, whatever rows came or went since.
+
+    Args:
+        args: how many examples to use, and what to do about bad images.
+        training_args: what is asked for: training, evaluation, prediction.
+        read: gives the name of the data and, of the splits it is asked for, those that there are.
+        hold_out_by: what stays on one side when examples are held out; default: images.
+
+    Returns:
+        The name of the data, its splits, which of their images are bad, and what was held out (`None`: nothing was).
+
+    Raises:
+        ValueError: a split that is needed is not there, or nothing is left of what was held out.
+        FileNotFoundError: images are missing.
+    """
+    needed = {
+        "train": training_args.do_train,
+        "validation": training_args.do_train or training_args.do_eval,
+        "test": training_args.do_predict,
+    }
+    if args.calibrate and not needed["validation"]:
+        raise ValueError("calibrate: a temperature is fitted on validation data; give --do_eval, or leave it out.")
+    # Of a checkpoint that is calibrated after training, what is familiar is measured, too, if there is what it was trained on.
+    wanted = [split for split in needed if needed[split] or (split == "train" and args.calibrate)]
+    held_out = None
+    # The main process writes what is cached; the others find it there.
+    with training_args.main_process_first(desc="reading the data"):
+        name, splits = read(wanted)
+        if needed["validation"] and "validation" not in splits and "train" not in splits:
+            splits |= read(["train"])[1]
+    if needed["validation"] and "validation" not in splits and "train" in splits:
+        checkpoint = checkpoint_to_resume(training_args)
+        before = checkpoint and Path(checkpoint).parent / HELD_OUT
+        drawn = json.loads(before.read_text(encoding="utf-8")) if before and before.is_file() else None
+        splits["train"], splits["validation"] = hold_out(
+            splits["train"], seed=training_args.seed, by=hold_out_by, chosen=drawn
+        )
+        held_out = list(dict.fromkeys(map(hold_out_by, splits["validation"]))) if drawn is None else drawn
+    missing = [split for split in needed if needed[split] and split not in splits]
+    if missing == ["test"] and training_args.do_train:
+        logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
+    elif missing:
+        flags = " and ".join(f"--{split}_file (or --{split}_split of a dataset)" for split in missing)
+        there = f"there is only {', '.join(splits)}" if splits else "there is none of it"
+        raise ValueError(f"{name}: this run needs {', '.join(missing)} data, {there}: give {flags}.")
+
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    used, bad_images = {}, {}
+    for split in [split for split in splits if split in wanted]:
+        examples = splits[split][: limits[split]]
+        used[split], bad_images[split] = check_images(examples, args.on_bad_image, f"{name}, {split}")
+    return name, used, bad_images, held_out

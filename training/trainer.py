@@ -1,0 +1,508 @@
+"""transformers' Trainer for images with several texts, with what all heads ask of it."""
+
+import logging
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.training_args import OptimizerNames
+
+from hivilt.data.tables import EpochDataset, open_image
+from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity, noise
+from hivilt.training.callbacks import NewDraws, SaveOnSignal, TrainingBegins
+from hivilt.training.check_arguments import check_training_arguments
+from hivilt.training.encoder_cache import EncoderCache
+from hivilt.training.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+# A float16 run whose scaler comes this far down leaves out every step. fairseq's bound.
+SMALLEST_LOSS_SCALE = 1e-4
+
+
+# Of a validation split, what a temperature is fitted on at most; and images of a split that familiarity looks at.
+CALIBRATION_QUESTIONS, CALIBRATION_IMAGES, FAMILIARITY_IMAGES = 10_000, 1_000, 1_000
+
+
+class HiViLTTrainer(Trainer):
+    """What both heads ask of `Trainer`. It leaves the model card alone: the scripts write their own, from measured values.
+
+    The trainer of a head has a method `measure(model, dataloader, description)` that gives the predictions, metrics and
+    number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together;
+    `seconds_evaluating` is the part of training that went into evaluation.
+
+    Args:
+        vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
+            pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
+        encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
+            batches come from it. Default: the collator's own, and where that has none, encoders run in every epoch. FSDP and
+            DeepSpeed, whose weights lie in pieces, and `bf16_full_eval` or `fp16_full_eval` do without.
+        **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
+
+    Raises:
+        ValueError: the process sees several devices, or `args` have a flag that has no meaning here, see
+            docs/training_arguments.md.
+    """
+
+    unit: str  # what the head is trained and measured on, in the plural
+
+    def __init__(
+        self,
+        *args,
+        vision_learning_rate: float | None = None,
+        text_learning_rate: float | None = None,
+        encoder_cache: EncoderCache | None = None,
+        **kwargs,
+    ):
+        # Before Trainer makes a repository to push to.
+        if (arguments := kwargs.get("args", args[1] if len(args) > 1 else None)) is not None:
+            check_training_arguments(arguments)
+        super().__init__(*args, **kwargs)
+        if self.args.bf16 or self.args.fp16:
+            # Convolutions of half precision are made for it, on CPUs and GPUs.
+            self.model.to(memory_format=torch.channels_last)
+        if self.compute_metrics is not None or self.preprocess_logits_for_metrics is not None:
+            raise ValueError(
+                f"compute_metrics, preprocess_logits_for_metrics: expected None; {type(self).__name__} measures whole "
+                "splits by itself. Compute others from what predict() returns."
+            )
+        rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
+        self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        # States are of the model that trains, and not of one that evaluation casts.
+        casts = self.args.bf16_full_eval or self.args.fp16_full_eval
+        if encoder_cache is None:
+            encoder_cache = getattr(self.data_collator, "encoder_cache", None)
+        self.encoder_cache = None if in_pieces or casts else encoder_cache
+        if encoder_cache is not None:
+            # A copy: the states are of this trainer's model, and the collator may go to another one.
+            self.data_collator = copy(self.data_collator)
+            self.data_collator.encoder_cache = self.encoder_cache
+        self.num_examples_trained = 0
+        self.seconds_evaluating = 0.0
+        self.calibration: dict[str, Any] | None = None
+        self.familiarity: dict[str, Any] | None = None
+        self._step_loss: torch.Tensor | float = 0.0
+        self.add_callback(NewDraws)
+        self._begins = TrainingBegins(self)
+        self.add_callback(self._begins)
+        self._signals = SaveOnSignal()
+        self.add_callback(self._signals)
+        if self.is_fsdp_enabled:
+            # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
+            whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
+            self.accelerator.state.fsdp_plugin.ignored_modules = [whole]
+            for scalar in whole:
+                if scalar.requires_grad:
+                    scalar.register_hook(partial(self.accelerator.reduce, reduction="mean"))
+        if self.args.n_gpu > 1:
+            # nn.DataParallel cuts every tensor into as many pieces, but images and texts differ in number.
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
+                "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
+            )
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Trainer's optimizer; an encoder that has a learning rate of its own is a group of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.encoder_learning_rates:
+            rates = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                # "base_model.model.hivilt.vision_model.encoder.weight", whatever wraps it
+                encoder = next((part for part in name.split(".") if part in self.encoder_learning_rates), None)
+                rates[id(parameter)] = self.encoder_learning_rates.get(encoder, self.args.learning_rate)
+            optimizer.param_groups[:] = [
+                {**group, "params": params, "lr": rate}
+                for group in optimizer.param_groups
+                for rate in sorted(set(rates.values()))
+                if (params := [parameter for parameter in group["params"] if rates[id(parameter)] == rate])
+            ]
+        return optimizer
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Within it each process has all weights, also of a model that FSDP shards: parts of it can be called, and by one
+        process alone. To be entered by all processes."""
+        sharded = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                # As accelerate set it.
+                reshards = self.accelerator.state.fsdp_plugin.reshard_after_forward and module is not self.model
+                module.set_reshard_after_forward(reshards, recurse=False)
+                module.reshard()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
+
+        Raises:
+            ValueError: the checkpoint was not written to its end, or its answers, tokenizer, image processor, layers or
+                optimizer are not those of this trainer; evaluation does not measure `metric_for_best_model`; training
+                diverged, and nothing was saved after it did.
+            OSError: a checkpoint cannot be written; those before it are intact.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                logger.warning(f"{self.args.output_dir} has no checkpoint to go on from: training begins.")
+        self._check_metric_for_best_model()
+        if self.args.neftune_noise_alpha is not None:
+            self._expect_noise()
+        if resume_from_checkpoint:
+            check_resumable(resume_from_checkpoint, self.model, self.processing_class)
+        self._begins.resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        with self._signals.listening():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def metric_names(self, dataset: Dataset) -> set[str]:
+        """The metrics that an evaluation of `dataset` within training gives and that are one number each."""
+        raise NotImplementedError
+
+    def _check_metric_for_best_model(self) -> None:
+        if self.args.metric_for_best_model is None or self.eval_dataset is None:
+            return
+        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        names = {
+            f"{split}_{name}" if split else name
+            for split, dataset in splits.items()
+            for name in self.metric_names(dataset)
+        }
+        if self.args.metric_for_best_model.removeprefix("eval_") not in names:
+            raise ValueError(
+                f"metric_for_best_model: got {self.args.metric_for_best_model!r}, but what evaluation measures here is "
+                f"{', '.join(sorted(names))}."
+            )
+
+    def _expect_noise(self) -> None:
+        """Stops the first step if the embeddings that `neftune_noise_alpha` makes noisy are not those that run."""
+        self._runs_embeddings = False
+
+        def note(*_) -> None:
+            self._runs_embeddings = True
+            hook.remove()
+
+        hook = self.model.get_input_embeddings().register_forward_hook(note)
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
+        split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
+        # Each time, since weights may have changed.
+        if self.encoder_cache is not None and isinstance(split, EpochDataset):
+            parts = ["vision", "text"]
+            if self.args.neftune_noise_alpha is not None:
+                # Noise at the embeddings changes what the encoder gives.
+                parts.remove("text")
+                self.encoder_cache.stores.pop("text", None)
+            with self._signals.paused():
+                self.encoder_cache.add(
+                    split,
+                    self.model,
+                    self.data_collator.processor,
+                    parts=parts,
+                    augmentation=getattr(self.data_collator, "augmentation", None),
+                    batch_size=self.args.per_device_eval_batch_size,
+                    num_workers=self.args.dataloader_num_workers,
+                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+                )
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's.
+
+        Raises:
+            ValueError: with `dataloader_drop_last` nothing is left to train on.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_drop_last and len(loader) == 0:
+            raise ValueError(
+                f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
+                f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
+            )
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As Trainer's; `dataloader_drop_last` is of training alone, since evaluation counts every example."""
+        with self._evaluating():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As `get_eval_dataloader`."""
+        with self._evaluating():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        names = ["dataloader_drop_last"]
+        if self.encoder_cache is not None:
+            # A loader that is kept has workers that know nothing of weights that changed since.
+            names.append("dataloader_persistent_workers")
+        usual = {name: getattr(self.args, name) for name in names}
+        vars(self.args).update(dict.fromkeys(names, False))
+        try:
+            yield
+        finally:
+            vars(self.args).update(usual)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Of a run that was finished; Trainer would look whether it is after one more step.
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "per_device_train_batch_size: a batch of one image, perhaps the last of the epoch, leaves batch norm nothing "
+                "to compare its coarsest level with. Give a larger --image_size (64), another batch size, or "
+                "--dataloader_drop_last."
+            ) from error
+        self._step_loss = self._step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called by all processes once a step, between backward pass and optimizer: where a step can still be stopped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.args.neftune_noise_alpha is not None and not self._runs_embeddings:
+            raise ValueError(
+                f"neftune_noise_alpha: got {self.args.neftune_noise_alpha}, but {type(self.model).__name__} does not run what "
+                "its get_input_embeddings() gives, so no noise would come in; leave it out, or take another --text_model."
+            )
+        whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        found = torch.tensor([float(self._step_loss), float(whole)], device=self.args.device)
+        self._step_loss = 0.0
+        if self.args.world_size > 1:
+            found = self.accelerator.reduce(found)
+        scaler, step = self.accelerator.scaler, self.state.global_step + 1
+        if scaler is not None:
+            # Where float16 overflows, the scaler leaves out the step and halves its scale: usual, but not time after time.
+            if scaler.get_scale() < SMALLEST_LOSS_SCALE:
+                self._stop_diverged(step, f"the scale of the loss fell below {SMALLEST_LOSS_SCALE:g}")
+        elif not found.isfinite().all():
+            what = "gradients are" if found[0].isfinite() else "loss is"
+            self._stop_diverged(step, f"its {what} {next(float(one) for one in found if not one.isfinite())}")
+        return grad_norm
+
+    def _stop_diverged(self, step: int, what: str) -> NoReturn:
+        args = self.args
+        precision = " or drop --fp16," if args.fp16 else " or drop --bf16," if args.bf16 else ""
+        out = f"Lower --learning_rate{precision} or raise --warmup_steps"
+        if self.state.global_step == 0:
+            out = f"No step was made before it: look for values that are not finite in weights and images,{precision} or lower it"
+        last = checkpoints(args.output_dir)
+        kept = f"; {last[-1]} and what was saved before it are as they were" if last else ""
+        raise ValueError(
+            f"learning_rate: with {args.learning_rate:g} training diverged at step {step} of {self.state.max_steps}, {what}. "
+            f"{out}. Nothing was saved after it{kept}."
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, but not over good weights: to be called by all processes.
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        local = (
+            (name, one.to_local() if isinstance(one, DTensor) else one) for name, one in self.model.named_parameters()
+        )
+        bad = [name for name, one in local if not one.isfinite().all()]
+        if self.is_fsdp_enabled:  # each process has a part of them
+            bad = sum(gather_object([bad]), [])
+        if bad:
+            self._stop_diverged(
+                self.state.global_step, f"{len(set(bad))} of its weights are not finite, such as {bad[0]}"
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        names = {"initial_lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
+        names |= {"betas": "adam_beta1, adam_beta2"}
+        asked = [{name: group.get(name) for name in names} for group in self.optimizer.param_groups]
+        settings = {name for group in self.optimizer.param_groups for name in group}
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # of torch, where the parameters that train are others
+            raise ValueError(
+                f"resume_from_checkpoint: the optimizer in {checkpoint} trains other parameters ({error}). Give the same "
+                "--freeze, --optim and learning rates of encoders as it was trained with."
+            ) from error
+        if lost := sorted(settings - {name for group in self.optimizer.param_groups for name in group}):
+            raise ValueError(
+                f"resume_from_checkpoint: the optimizer in {checkpoint} is another than --optim "
+                f"{OptimizerNames(self.args.optim).value}, whose {lost[0]} it does not have. Give the same --optim as it was trained with."
+            )
+        # What torch loads takes the place of what was asked for, without a word.
+        for before, group in zip(asked, self.optimizer.param_groups, strict=True):
+            for name, flag in names.items():
+                if before[name] is not None and before[name] != group[name]:
+                    logger.warning(
+                        f"{flag}: goes on with {group[name]} as in {checkpoint}, not with {before[name]}; to train with "
+                        f"that, begin anew from its weights with --model_name_or_path {checkpoint} and another --output_dir."
+                    )
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            # Of an earlier run; with it this checkpoint would pass for whole from the start.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        # torch and safetensors have errors of their own for a disk that is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(folder.parent).free
+            if self.args.should_save and not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"output_dir: {folder.name} could not be written to {folder.parent}, which has {free / 2**20:,.0f} MiB "
+                f"free ({error}). Checkpoints before it are intact: make room, and go on with --resume_from_checkpoint last."
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Each process writes its own; all are there before the state, which says that the checkpoint is whole.
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        model_class = type(self.model)
+        if issubclass(model_class, FSDPModule):
+            # FSDP2 makes a class of its own out of the model's, and the code to save is found by the class's module.
+            model_class.__module__ = model_class.__mro__[2].__module__
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nothing reads, in a folder that is shared.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
+
+    def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
+        """Evaluates a whole split; replaces the loop of `Trainer`, whose gathering counts batch rows in the dataset's
+        units and would cut the last batch to a number of images.
+
+        Returns:
+            What `measure` found, as an `EvalLoopOutput`.
+        """
+        start = time.perf_counter()
+        model = self.model.eval()
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()  # schedule-free optimizers evaluate at other weights than they train at
+        whole = {}
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            if not self.is_fsdp_enabled:
+                # What is pushed or trained on after it are the weights as they were.
+                whole = {name: one.data for name, one in (*model.named_parameters(), *model.named_buffers())}
+            model = model.to(self.args.device, torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
+        if self.args.world_size > 1:
+            # Batch norms of each process have seen other images; those of the main process are what is saved.
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        self.callback_handler.eval_dataloader = dataloader
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+            predictions, metrics, num_samples = self.measure(model, dataloader, description)
+        if whole:
+            for name, one in (*model.named_parameters(), *model.named_buffers()):
+                one.data = whole[name].to(self.args.device)
+        self._check_finite(metrics)
+        if self.is_in_train:
+            self.seconds_evaluating += time.perf_counter() - start
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, None, metrics, num_samples)
+
+    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any] | None:
+        """Divides the model's scores by one temperature, that of the least negative log likelihood on a split that was not
+        trained on, and keeps what was found as `calibration`. No answer or image moves before another. To be called by all
+        processes, before the model is saved.
+
+        Args:
+            dataset: default: `eval_dataset`.
+
+        Returns:
+            What `hivilt.evaluation.calibration.calibrate` gives; `None` where the split has nothing to fit on.
+
+        Raises:
+            ValueError: under DeepSpeed, which keeps the weights in pieces.
+        """
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
+            )
+        dataset = self._calibration_split(self.eval_dataset if dataset is None else dataset)
+        dataloader = self.get_eval_dataloader(dataset)
+        model = self.model.eval()
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+            self.calibration = self._find_temperature(model, dataloader)
+        if self.calibration is None:
+            logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
+        else:
+            with torch.no_grad():
+                self._divide_scores(self.calibration["temperature"])
+            told = {name: self.calibration[name] for name in ("temperature", "ece_before", "ece_after")}
+            logger.info(
+                "calibration: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in told.items())
+            )
+        return self.calibration
+
+    def measure_familiarity(self) -> dict[str, Any] | None:
+        """What `hivilt.evaluation.familiarity.measure_familiarity` finds of images of `train_dataset` and `eval_dataset`, which
+        is kept as `familiarity`. To be called by all processes; the main one looks, and gets it."""
+        splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
+        images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
+        if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
+            return None
+        draw = random.Random(0)
+        images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
+        with self.whole_weights():
+            if self.is_world_process_zero():
+                size = self.args.per_device_eval_batch_size
+                strange = features_of_images(self.model, self.processing_class, noise(), size)
+                self.familiarity = measure_familiarity(*map(self._image_features, images), strange)
+        return self.familiarity
+
+    def _image_features(self, images: list[Any]) -> torch.Tensor:
+        found, size = [], self.args.per_device_eval_batch_size
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            maps = None if self.encoder_cache is None else self.encoder_cache.feature_maps(batch)
+            if maps is None:
+                opened = [self.processing_class.resize(open_image(image)) for image in batch]
+                found.append(features_of_images(self.model, self.processing_class, opened, size))
+            else:
+                found.append(image_features(maps).cpu())
+        return torch.cat(found)
+
+    def _check_finite(self, metrics: Mapping[str, Any]) -> None:
+        bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+        if not bad:
+            return
+        what = f"evaluation gives {bad[0]} {metrics[bad[0]]}"
+        if self.is_in_train:
+            self._stop_diverged(self.state.global_step, what)
+        half = next((name for name in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, name)), None)
+        out = f"drop --{half}" if half else "its weights are broken, or an image holds values that are not finite"
+        raise ValueError(f"{what}: {out}.")
