@@ -510,7 +510,7 @@ class CaptionCollator:
         augmentation: changes the images of training splits, those of a `CaptionDataset` with a seed; default: none
             does. All captions of an image that are in the batch decide whether it may be mirrored; where it was, left
             and right are exchanged in them.
-        encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.encoder_cache.EncoderCache`.
+        encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.training.encoder_cache.EncoderCache`.
 
     Returns:
         A batch of `B_i` images and `B_t` captions, the texts first (Trainer takes the batch size from there):

@@ -394,7 +394,7 @@ class VQACollator:
         augmentation: changes the images of training splits, those of a `VQADataset` with a seed; default: none does.
             All questions of the batch, and their answers, about an image decide whether it may be mirrored; where it was,
             left and right are exchanged in them, before labels are looked up.
-        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.encoder_cache.EncoderCache`.
+        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.training.encoder_cache.EncoderCache`.
 
     Returns:
         A batch of `B_i` images and `B_t` questions, the texts first (Trainer takes the batch size from there):

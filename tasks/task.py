@@ -95,12 +95,12 @@ class Task:
         """Adds baselines to the results of a training. Returns the metric that counts with its value on validation, what
         one without the images would reach, and what it was measured on, so that chance is told; `None`: no validation."""
 
-    def summary(self, results: Mapping[str, Any], split: str) -> str:
-        """What is printed of a split that was measured."""
-        raise NotImplementedError
-
     def card(self, trainer: HiViLTTrainer, results: Mapping[str, Any], splits: Mapping[str, list]) -> dict[str, Any]:
         """What the model card says of this task: arguments of `hivilt.training.cards.write_model_card`."""
+        raise NotImplementedError
+
+    def summary(self, results: Mapping[str, Any], split: str) -> str:
+        """What is printed of a split that was measured."""
         raise NotImplementedError
 
     def try_next(self, folder: Path) -> str:

@@ -34,14 +34,14 @@ class Run(NamedTuple):
 
 # Where the signal comes: when this method begins, or half-way through what it writes.
 MOMENTS = {
-    "step": ("hivilt.trainers", "HiViLTTrainer", "training_step"),
-    "evaluation": ("hivilt.trainers", "HiViLTTrainer", "evaluation_loop"),
-    "save begins": ("hivilt.trainers", "HiViLTTrainer", "_save_checkpoint"),
-    "weights are half written": ("hivilt.trainers", "HiViLTTrainer", "_save_optimizer_and_scheduler"),
-    "optimizer is written": ("hivilt.trainers", "HiViLTTrainer", "_save_rng_state"),
+    "step": ("hivilt.training.trainer", "HiViLTTrainer", "training_step"),
+    "evaluation": ("hivilt.training.trainer", "HiViLTTrainer", "evaluation_loop"),
+    "save begins": ("hivilt.training.trainer", "HiViLTTrainer", "_save_checkpoint"),
+    "weights are half written": ("hivilt.training.trainer", "HiViLTTrainer", "_save_optimizer_and_scheduler"),
+    "optimizer is written": ("hivilt.training.trainer", "HiViLTTrainer", "_save_rng_state"),
     "state is half written": ("transformers.trainer_callback", "TrainerState", "save_to_json"),
     "old checkpoints go": ("transformers.trainer", None, "rotate_checkpoints"),
-    "model is written": ("hivilt.trainers", "HiViLTTrainer", "save_state"),
+    "model is written": ("hivilt.training.trainer", "HiViLTTrainer", "save_state"),
 }
 
 

@@ -15,21 +15,11 @@ from packaging.version import Version
 from transformers.dynamic_module_utils import get_relative_imports
 
 import hivilt
+from tiny import CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
-REMOTE = [
-    "configuration_hivilt.py",
-    "encoders_hivilt.py",
-    "fusion_hivilt.py",
-    "inputs_hivilt.py",
-    "losses_hivilt.py",
-    "modeling_hivilt.py",
-    "processing_hivilt.py",
-    "pipeline_hivilt.py",
-    "upstream_hivilt.py",
-]
 
 # Whoever loads a checkpoint runs these files: they compute, and leave the network, files and processes to transformers.
 LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
@@ -82,7 +72,7 @@ def requirements() -> list[Requirement]:
     return [Requirement(line) for line in lines if not line.startswith("hivilt")]
 
 
-@pytest.fixture(params=REMOTE)
+@pytest.fixture(params=CODE)
 def remote(request) -> Path:
     return ROOT / request.param
 
@@ -97,7 +87,7 @@ def test_loader_sees_the_imports_that_python_sees(remote, tree):
     # The loader reads text, not syntax: it misses `from . import x`, and takes a docstring's "from .x import" for code.
     relative = {(level, module) for level, module in imported(tree) if level}
     assert relative == {(1, module) for module in get_relative_imports(remote)}
-    assert {f"{module}.py" for _, module in relative} <= set(REMOTE)
+    assert {f"{module}.py" for _, module in relative} <= set(CODE)
     assert all((ROOT / f"{module}.py").is_file() for _, module in relative)
 
 

@@ -30,20 +30,9 @@ from elsewhere import (
 )
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
 from hivilt.configuration_hivilt import AUTO_MAP
-from tiny import MODEL_CLASSES, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config, make_model, make_processor
+from tiny import CODE, MODEL_CLASSES, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config, make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
-CODE = [
-    "configuration_hivilt.py",
-    "encoders_hivilt.py",
-    "fusion_hivilt.py",
-    "inputs_hivilt.py",
-    "losses_hivilt.py",
-    "modeling_hivilt.py",
-    "pipeline_hivilt.py",
-    "processing_hivilt.py",
-    "upstream_hivilt.py",
-]
 PROCESSOR_FILES = ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 NAMES = [model_class.__name__ for model_class in MODEL_CLASSES]
 # Each class with other encoders, chosen for their buffers: position ids, token types, relative position tables.

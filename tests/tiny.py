@@ -1,5 +1,7 @@
 """Tiny models and inputs, all from seeds. Sizes are odd so that swapped axes cannot pass."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+import hivilt
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 
@@ -90,6 +93,9 @@ TEXT_CONFIGS = {
     "clip": lambda: CLIPTextConfig(**_TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0),
 }
 MODEL_CLASSES = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval]
+
+# The files that travel with every checkpoint.
+CODE = sorted(path.name for path in Path(hivilt.__file__).parent.glob("*_hivilt.py"))
 
 
 def make_config(vision: str = "vit", text: str = "bert", **fusion) -> HiViLTConfig:

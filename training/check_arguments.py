@@ -183,7 +183,7 @@ def page() -> str:
         "# Flags of `TrainingArguments`",
         "",
         "What becomes of each flag of transformers' `TrainingArguments` in `run_vqa.py`, `run_retrieval.py` and the trainers",
-        "of `hivilt.trainers`. Written by `python training_arguments.py > docs/training_arguments.md` from the table that",
+        "of `hivilt.tasks`. Written by `python -m hivilt.training.check_arguments > docs/training_arguments.md` from the table that",
         "arguments are checked by.",
     ]
     parts = [

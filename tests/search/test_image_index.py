@@ -205,8 +205,8 @@ ImageIndex.build({str(images)!r}, model, make_processor(), {str(tmp_path / "inde
             return wrapper
 
         with monkeypatch.context() as patch:
-            patch.setattr("hivilt.search.os.replace", cut(os.replace))
-            patch.setattr("hivilt.search.shutil.rmtree", cut(shutil.rmtree))
+            patch.setattr("hivilt.search.image_index.os.replace", cut(os.replace))
+            patch.setattr("hivilt.search.image_index.shutil.rmtree", cut(shutil.rmtree))
             with pytest.raises(KeyboardInterrupt):
                 build(images, model)
         try:

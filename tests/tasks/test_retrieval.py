@@ -142,7 +142,7 @@ def test_a_plain_trainer_trains_on_captions_and_is_refused_to_evaluate_on_them(t
     plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
     assert plain.train().training_loss > 0
     for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
-        with pytest.raises(ValueError, match="`hivilt.trainers.RetrievalTrainer`"):
+        with pytest.raises(ValueError, match="`hivilt.tasks.retrieval.RetrievalTrainer`"):
             evaluate()
 
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -27,13 +26,15 @@ from hypothesis import strategies as st
 from transformers import Trainer, ViTImageProcessorPil, ViTModel
 
 from caption_miniatures import make_caption_miniature
-from hivilt import run_retrieval, run_vqa
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.tables import TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.tasks.retrieval import tables_of
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval, tables_of
+from hivilt.tasks.task import Task
 from hivilt.training.arguments import TaskArguments
-from hivilt.training.cards import CREDITS
+from hivilt.training.cards import CREDITS, write_model_card
+from hivilt.training.main import main
 from miniatures import TWO_STEPS, make_vqa_miniature
 from tiny import VISION_CONFIGS, make_image
 
@@ -95,29 +96,41 @@ def snippets(card: ModelCard) -> list[str]:
 
 
 class Run(NamedTuple):
-    """A run of a script that left a card in `folder`, and what it called `write_card` with."""
+    """A run of a task that left a card in `folder`, and what the card was written from."""
 
     folder: Path
-    write_card: Callable[..., None]
+    task: Task
+    argv: list[str]
     trainer: Trainer
-    args: TaskArguments
     results: dict[str, Any]
     splits: dict[str, list]
-    argv: list[str]
+
+    @property
+    def args(self) -> TaskArguments:
+        return self.task.args
 
     def card(self, folder: Path, has_braces: bool = False, **changes: Any) -> ModelCard:
         """The card that it leaves in another folder, had some of this been otherwise."""
-        given = self._replace(**changes)
+        task = copy.copy(self.task)
+        task.args = changes.pop("args", task.args)
+        given = self._replace(task=task, **changes)
+        said = task.card(given.trainer, given.results, given.splits)
         with mock.patch.object(given.trainer.args, "output_dir", str(folder)):
-            given.write_card(given.trainer, given.args, given.results, given.splits, given.argv)
+            write_model_card(given.trainer, task.args, given.results, given.splits, task=task, argv=given.argv, **said)
         return check_card(folder / "README.md", has_braces)
 
 
-def make_run(script: Any, folder: Path, *flags: str) -> Run:
-    argv, write_card = ["--output_dir", str(folder), *TWO_STEPS, *flags], script.write_card
-    with mock.patch.object(script, "write_card", mock.Mock(side_effect=write_card)) as recorded:
-        script.main(argv)
-    return Run(folder, write_card, *recorded.call_args.args)
+def make_run(task_class: type[Task], folder: Path, *flags: str) -> Run:
+    argv, runs = ["--output_dir", str(folder), *TWO_STEPS, *flags], []
+
+    class Recorded(task_class):
+        def card(self, *given):
+            said = super().card(*given)
+            runs.append(Run(folder, self, argv, *given))
+            return said
+
+    main(Recorded, argv)
+    return runs[0]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +141,7 @@ def vqa(tmp_path_factory) -> Run:
     ViTModel(VISION_CONFIGS["vit"]()).save_pretrained(place / "encoder")
     ViTImageProcessorPil(size={"height": 20, "width": 20}).save_pretrained(place / "encoder")
     flags = ("--benchmark", "gqa", f"--data_dir={place / 'data'}", "--vision_model", str(place / "encoder"))
-    return make_run(run_vqa, place / "answers", *flags)
+    return make_run(QuestionAnswering, place / "answers", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +150,7 @@ def retrieval(tmp_path_factory) -> Run:
     place = tmp_path_factory.mktemp("place")
     make_caption_miniature("openmoji", place / "data")
     flags = ("--data_dir", str(place / "data"), "--license", "cc-by-sa-4.0", "--language", "en", "de")
-    return make_run(run_retrieval, place / "images", "--benchmark", "openmoji", *flags, "--rerank_k", "3")
+    return make_run(Retrieval, place / "images", "--benchmark", "openmoji", *flags, "--rerank_k", "3")
 
 
 @pytest.fixture(params=["vqa", "retrieval"])
@@ -274,7 +287,7 @@ def test_a_run_that_measured_nothing_claims_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_vqa_miniature("easy-vqa", tmp_path / "data")
     flags = ("--benchmark", "easy-vqa", "--data_dir", "data", "--do_train", "--eval_strategy", "no")
-    make_run(run_vqa, Path("outputs/it"), *flags, "--load_best_model_at_end", "false")
+    make_run(QuestionAnswering, Path("outputs/it"), *flags, "--load_best_model_at_end", "false")
     card = check_card(tmp_path / "outputs/it/README.md")
     assert card.data.eval_results is card.data.metrics is None
     assert "Nothing was measured." in card.text and "It was trained on easy-VQA alone" in card.text
@@ -298,7 +311,7 @@ def test_pushing_keeps_the_card(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.trainer, "hf_api", Api)
     monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
     flags = ("--benchmark", "easy-vqa", "--data_dir", str(tmp_path / "data"), "--hub_strategy", "end", "--push_to_hub")
-    run = make_run(run_vqa, tmp_path / "out", *flags, "--hub_token", "hf_secret", "--hub_model_id", "tiny")
+    run = make_run(QuestionAnswering, tmp_path / "out", *flags, "--hub_token", "hf_secret", "--hub_model_id", "tiny")
     assert {"README.md", "model.safetensors", "modeling_hivilt.py", "results.json"} <= set(uploaded[-1])
     content = (run.folder / "README.md").read_text(encoding="utf-8")
     assert uploaded[-1]["README.md"].decode() == content

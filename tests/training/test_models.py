@@ -15,6 +15,7 @@ from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.models import freeze_parts, load_or_build, parameter_table, set_threads, train_tokenizer
+from hivilt.training.results import peak_memory_bytes
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
 
 
@@ -231,3 +232,7 @@ def test_a_field_of_the_image_processor_that_cannot_work_is_named(towers, change
     args = TaskArguments(**towers, image_processor=changes)
     with pytest.raises(ValueError, match=f"^image_processor: .*{message}"):
         load_or_build(args, HiViLTForQuestionAnswering, id2label=dict(enumerate(ANSWERS)))
+
+
+def test_peak_memory_is_of_this_process_alone(elsewhere):
+    assert elsewhere[1] < peak_memory_bytes() - 150 * 2**20

@@ -1,0 +1,38 @@
+"""What a run does when it is told to stop."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from trainers import make_trainer
+
+from hivilt.training.resuming import last_checkpoint
+
+
+def test_after_training_signals_are_what_they_were(tmp_path, dataset, monkeypatch):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    usual = list(map(signal.getsignal, numbers))
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, eval_strategy="no")
+    monkeypatch.setattr(trainer, "training_step", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert list(map(signal.getsignal, numbers)) == usual
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(times, tmp_path, dataset, capfd):
+    trainer = make_trainer(tmp_path, dataset, max_steps=3, eval_strategy="no", per_device_train_batch_size=2)
+    step = trainer.training_step
+
+    def interrupted(*args):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    trainer.training_step = interrupted
+    with pytest.raises(SystemExit if times == 1 else KeyboardInterrupt) as stop:
+        trainer.train()
+    assert "Ctrl-C: saves after this step and ends; once more ends at once" in capfd.readouterr().err
+    last = last_checkpoint(tmp_path / "out")
+    assert (last and Path(last).name) == ("checkpoint-1" if times == 1 else None)
+    assert times == 2 or stop.value.code == 130
