@@ -26,7 +26,6 @@ from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import mean, median
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,14 +40,15 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hivilt import HiViLTProcessor, run_vqa
+from hivilt import HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.training.main import main as run
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
-from timing import alternate
+from timing import alternate, watched
 
 BATCH_SIZE = 8  # images, as in `make vqa`
 PHOTOGRAPH = (640, 480)
@@ -246,9 +246,7 @@ def split_step(num_steps: int, data_dir: Path | None) -> dict:
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--benchmark", "easy-vqa", *(["--data_dir", str(data_dir)] if data_dir else [])]
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        timed = partial(QuestionAnsweringTrainer, callbacks=[clock])
-        with patch.object(run_vqa, "QuestionAnsweringTrainer", timed):
-            found = run_vqa.main([*flags, "--output_dir", folder])
+        found = run(watched(QuestionAnswering, clock), [*flags, "--output_dir", folder])
     seconds = defaultdict(list)
     for (_, start), (part, end) in pairwise(clock.ends):
         seconds[part].append(end - start)

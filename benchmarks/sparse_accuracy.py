@@ -17,13 +17,14 @@ import tempfile
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 from transformers import TrainerCallback
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor, run_vqa
-from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.training.main import main as run
 from hivilt.training.results import environment, write_result_file
+from timing import watched
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,13 +56,10 @@ class FusedRows(TrainerCallback):
 def validate(flags: list[str]) -> dict:
     """Of a run of run_vqa.py, on its validation questions: accuracy in [0, 1], their number, and rows that were fused."""
     rows = FusedRows()
-    counting = partial(QuestionAnsweringTrainer, callbacks=[rows])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        redirect_stdout(io.StringIO()),
-        patch.object(run_vqa, "QuestionAnsweringTrainer", counting),
-    ):
-        found = run_vqa.main(["--do_eval", "--output_dir", folder, "--disable_tqdm", "true", *flags])
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        found = run(
+            watched(QuestionAnswering, rows), ["--do_eval", "--output_dir", folder, "--disable_tqdm", "true", *flags]
+        )
     return {**{name: found["validation"][name] for name in ("accuracy", "num_questions")}, "fused_rows": rows.means()}
 
 

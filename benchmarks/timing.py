@@ -4,7 +4,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from transformers import TrainerCallback
+
+from hivilt.tasks.task import Task
 
 Name = TypeVar("Name")
 
@@ -23,3 +27,13 @@ def alternate(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Na
         for name, run in runs.items():
             found[name].append(seconds(run))
     return {name: median(times) for name, times in found.items()}
+
+
+def watched(task_class: type[Task], callback: TrainerCallback) -> type[Task]:
+    """The same task, whose trainer has one more callback."""
+
+    class Watched(task_class):
+        def trainer_arguments(self) -> dict[str, Any]:
+            return {**super().trainer_arguments(), "callbacks": [callback]}
+
+    return Watched

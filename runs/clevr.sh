@@ -16,9 +16,9 @@
 #
 # Estimate, not measured, of training alone; small layers keep a GPU far from its speed:
 #   images    70,000 x 0.44 GFLOP
-#   questions   699,989 x 0.085 GFLOP
-#   training    x 3 x 20 epochs = 5.4e+15 FLOP
-#   time        1.5 hours at 1 TFLOP/s
+#   questions   699,989 x 0.097 GFLOP
+#   training    x 3 x 20 epochs = 5.9e+15 FLOP
+#   time        1.6 hours at 1 TFLOP/s
 #   memory      6 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

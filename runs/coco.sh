@@ -17,8 +17,8 @@
 #
 # Estimate, not measured, of training alone; chunks are computed once more for their gradients:
 #   images    113,287 x 114 GFLOP
-#   captions    226,574 x 10.4 GFLOP
-#   training    x 4 x 10 epochs = 6.1e+17 FLOP
+#   captions    226,574 x 11.0 GFLOP
+#   training    x 4 x 10 epochs = 6.2e+17 FLOP
 #   time        1.7 hours at 100 TFLOP/s
 #   memory      25 GB, a guess; 24 GB of main memory in every process for the states of the test split
 set -euo pipefail

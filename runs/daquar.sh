@@ -15,8 +15,8 @@
 #
 # Estimate, not measured, of training alone; a tenth of the images is held out:
 #   images    715 x 114 GFLOP
-#   questions   6,085 x 6.3 GFLOP
-#   training    x 3 x 20 epochs = 7.2e+15 FLOP
+#   questions   6,085 x 6.5 GFLOP
+#   training    x 3 x 20 epochs = 7.3e+15 FLOP
 #   time        0.02 hours at 100 TFLOP/s
 #   memory      8 GB, a guess
 set -euo pipefail

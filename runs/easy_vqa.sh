@@ -10,9 +10,9 @@
 #
 # Estimate, not measured, of training alone:
 #   images    3,600 x 0.036 GFLOP
-#   questions   34,717 x 0.009 GFLOP
-#   training    x 3 x 10 epochs = 1.3e+13 FLOP
-#   time        0.18 hours at 0.02 TFLOP/s, one CPU thread
+#   questions   34,717 x 0.010 GFLOP
+#   training    x 3 x 10 epochs = 1.4e+13 FLOP
+#   time        0.2 hours at 0.02 TFLOP/s, one CPU thread
 #   memory      1 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -19,7 +19,7 @@
 #
 # Estimate, not measured, of training alone; chunks are computed once more for their gradients:
 #   images    29,000 x 114 GFLOP
-#   captions    58,000 x 10.4 GFLOP
+#   captions    58,000 x 11.0 GFLOP
 #   training    x 4 x 30 epochs = 4.7e+17 FLOP
 #   time        1.3 hours at 100 TFLOP/s
 #   memory      25 GB, a guess; 5 GB of main memory in every process for the states of a split

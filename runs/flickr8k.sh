@@ -15,8 +15,8 @@
 #
 # Estimate, not measured, of training alone; chunks are computed once more for their gradients:
 #   images    6,000 x 114 GFLOP
-#   captions    12,000 x 10.4 GFLOP
-#   training    x 4 x 30 epochs = 9.7e+16 FLOP
+#   captions    12,000 x 11.0 GFLOP
+#   training    x 4 x 30 epochs = 9.8e+16 FLOP
 #   time        0.27 hours at 100 TFLOP/s
 #   memory      25 GB, a guess; 5 GB of main memory in every process for the states of a split
 set -euo pipefail

@@ -18,9 +18,9 @@
 #
 # Estimate, not measured, of training alone; images of train, about:
 #   images    72,140 x 114 GFLOP
-#   questions   943,000 x 6.3 GFLOP
-#   training    x 3 x 5 epochs = 2.1e+17 FLOP
-#   time        0.59 hours at 100 TFLOP/s
+#   questions   943,000 x 6.5 GFLOP
+#   training    x 3 x 5 epochs = 2.2e+17 FLOP
+#   time        0.6 hours at 100 TFLOP/s
 #   memory      25 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -18,7 +18,7 @@
 #
 # Estimate, not measured, of training alone:
 #   images    8,098 x 114 GFLOP
-#   questions   8,108 x 6.3 GFLOP
+#   questions   8,108 x 6.5 GFLOP
 #   training    x 3 x 10 epochs = 2.9e+16 FLOP
 #   time        0.081 hours at 100 TFLOP/s
 #   memory      20 GB, a guess

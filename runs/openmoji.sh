@@ -9,9 +9,9 @@
 #
 # Estimate, not measured, of training alone; a caption with its image, 3 hard images and 3 hard captions:
 #   images    2,957 x 0.036 GFLOP
-#   captions    2,957 x 0.054 GFLOP
-#   training    x 3 x 12 epochs = 9.6e+12 FLOP
-#   time        0.13 hours at 0.02 TFLOP/s, one CPU thread
+#   captions    2,957 x 0.061 GFLOP
+#   training    x 3 x 12 epochs = 1e+13 FLOP
+#   time        0.14 hours at 0.02 TFLOP/s, one CPU thread
 #   memory      1 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

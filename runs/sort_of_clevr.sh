@@ -14,9 +14,9 @@
 #
 # Estimate, not measured, of training alone:
 #   images    8,820 x 0.054 GFLOP
-#   questions   176,400 x 0.015 GFLOP
-#   training    x 3 x 15 epochs = 1.4e+14 FLOP
-#   time        2 hours at 0.02 TFLOP/s, one CPU thread
+#   questions   176,400 x 0.0164 GFLOP
+#   training    x 3 x 15 epochs = 1.5e+14 FLOP
+#   time        2.1 hours at 0.02 TFLOP/s, one CPU thread
 #   memory      1 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

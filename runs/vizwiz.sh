@@ -16,7 +16,7 @@
 #
 # Estimate, not measured, of training alone:
 #   images    20,523 x 114 GFLOP
-#   questions   20,523 x 6.3 GFLOP
+#   questions   20,523 x 6.5 GFLOP
 #   training    x 3 x 10 epochs = 7.4e+16 FLOP
 #   time        0.21 hours at 100 TFLOP/s
 #   memory      20 GB, a guess

@@ -17,9 +17,9 @@
 #
 # Estimate, not measured, of training alone; a tenth of the questions is held out, not of the images:
 #   images    313 x 114 GFLOP
-#   questions   1,617 x 6.3 GFLOP
-#   training    x 3 x 30 epochs = 4.1e+15 FLOP
-#   time        0.011 hours at 100 TFLOP/s
+#   questions   1,617 x 6.5 GFLOP
+#   training    x 3 x 30 epochs = 4.2e+15 FLOP
+#   time        0.012 hours at 100 TFLOP/s
 #   memory      8 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

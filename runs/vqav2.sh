@@ -23,7 +23,7 @@
 #
 # Estimate, not measured, of training alone:
 #   images    110,958 x 114 GFLOP
-#   questions   592,300 x 6.3 GFLOP
+#   questions   592,300 x 6.5 GFLOP
 #   training    x 3 x 10 epochs = 4.9e+17 FLOP
 #   time        1.4 hours at 100 TFLOP/s
 #   memory      25 GB, a guess
