@@ -545,16 +545,21 @@ class CaptionCollator:
                 images.append(self.processor.resize(image))
             batch = self.processor(images=images, text=groups, return_tensors="pt", padding=True)
         else:
-            batch = self.processor(text=[text for group in groups for text in group], return_tensors="pt", padding=True)
-            batch["feature_maps"] = maps
+            batch = {**self.texts([text for group in groups for text in group]), "feature_maps": maps}
             image_index = [number for number, group in enumerate(groups) for _ in group]
             if image_index != list(range(len(groups))):
                 batch["image_index"] = torch.tensor(image_index)
         # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": batch["input_ids"], **batch}
-        states = None if self.encoder_cache is None else self.encoder_cache.token_states(batch)
-        if states is not None:
-            batch["token_states"] = states
+        batch = self._with_token_states({"input_ids": batch["input_ids"], **batch})
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch
+
+    def texts(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `HiViLTModel.encode_texts` takes of captions by themselves: `input_ids`, `attention_mask`, and from the cache
+        `token_states`."""
+        return self._with_token_states(self.processor(text=list(captions), return_tensors="pt", padding=True))
+
+    def _with_token_states(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(batch)
+        return dict(batch) if states is None else {**batch, "token_states": states}

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,8 +21,8 @@ from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
-from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, map_states
-from hivilt.search.scoring import _RERANK_BATCH, _check_model, check_at_least, score_pairs, take_rows
+from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, tensors_of
+from hivilt.search.scoring import _RERANK_BATCH, _check_model, check_at_least, score_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
     return digest.hexdigest()
 
 
+# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow: about 200 images
+# of the base model, tens of thousands of the small one.
+STATES_BYTES = 2**29
+
+
 class ImageIndex:
     """The images of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
 
@@ -88,9 +93,8 @@ class ImageIndex:
         self.folder = folder
         self.model = model
         self.processor = processor
-        # States of the images met in re-ranking, on the CPU, and for each row of `dataset` its row among them.
-        self._image_states: list[HiViLTImageStates] = []
-        self._places: dict[int, int] = {}
+        # States of images met in re-ranking by their row of `dataset`, on the CPU, least recently used first.
+        self._image_states: OrderedDict[int, HiViLTImageStates] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -275,8 +279,8 @@ class ImageIndex:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
             top_k: how many images to give; fewer only if the index has, or finds, no more.
             rerank_k: fuse this many of the nearest with the query and order them anew; the others follow by embedding. Texts only:
-                fusion needs two modalities. An image is encoded the first time it is met, and its states stay in
-                memory, some 2.6 MB each with the base model.
+                fusion needs two modalities. An image is encoded when it is met; its states stay in memory (2.6 MB with the
+                base model), the least recently used ones go when they are more than 512 MiB.
 
         Returns:
             Best first; equal scores by path.
@@ -342,7 +346,7 @@ class ImageIndex:
 
     def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
         """Fused similarity of one text and the images in some rows of `dataset`."""
-        new = {int(row): image for row, image in zip(rows, images, strict=True) if int(row) not in self._places}
+        new = {int(row): image for row, image in zip(rows, images, strict=True) if int(row) not in self._image_states}
         for start in range(0, len(new), _RERANK_BATCH):
             batch = list(new)[start : start + _RERANK_BATCH]
             with ThreadPoolExecutor() as pool:
@@ -352,10 +356,14 @@ class ImageIndex:
                 if isinstance(pixels, Exception):
                     raise ValueError(f"{new[row]}: {pixels} Or build the index again without it.") from pixels
             states = self.model.encode_images(torch.cat(pixel_values).to(self.model.device))
-            self._image_states.append(map_states(lambda x: x.cpu(), states))
-            self._places.update(zip(batch, range(len(self._places), len(self._places) + len(batch)), strict=True))
-        places = torch.tensor([self._places[int(row)] for row in rows])
-        image_states = take_rows(self._image_states, places)
+            for place, row in enumerate(batch):
+                self._image_states[row] = map_states(lambda x, place=place: x[place : place + 1].cpu().clone(), states)
+        for row in rows.tolist():
+            self._image_states.move_to_end(row)
+        image_states = cat_states([self._image_states[row] for row in rows.tolist()])
+        size = sum(tensor.nbytes for tensor in tensors_of(image_states)) / len(rows)
+        while len(self._image_states) * size > STATES_BYTES:
+            self._image_states.popitem(last=False)
         pairs = torch.arange(len(rows))
         return score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
 

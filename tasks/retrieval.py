@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -239,6 +240,7 @@ class RetrievalTrainer(HiViLTTrainer):
             texts.add(caption_index, outputs.text_embeds, text_states if self.rerank_k else None)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         dataset, losses = dataloader.dataset, gather_object(losses)
+        self._captions = dataset.captions
         images.gather(len(dataset), f"{description}: images")
         texts.gather(len(dataset.captions), f"{description}: captions")
         encoded = time.perf_counter()
@@ -306,7 +308,7 @@ class RetrievalTrainer(HiViLTTrainer):
     def _folds(self, images, texts, image_of_caption):
         """Consecutive `fold_size` images, their captions, and for each of these its image's place in the fold."""
         owners = torch.tensor(image_of_caption)
-        for start in range(0, len(images.rows) - self.fold_size + 1, self.fold_size):
+        for start in range(0, len(images.places) - self.fold_size + 1, self.fold_size):
             stop = start + self.fold_size
             places = ((owners >= start) & (owners < stop)).nonzero().squeeze(1)
             yield images.take(torch.arange(start, stop)), texts.take(places), (owners[places] - start).tolist()
@@ -366,47 +368,83 @@ class RetrievalTrainer(HiViLTTrainer):
             ]
         )
         keys, places = keys.unique(return_inverse=True)
-        own = keys.tensor_split(self.args.world_size)[self.args.process_index]
-        scores = score_pairs(
-            model,
-            images.states,
-            texts.states,
-            images.rows[own // len(text_to_image)],
-            texts.rows[own % len(text_to_image)],
-            progress=not self.args.disable_tqdm,
-        )
-        scores = torch.cat(gather_object([scores]))[places]
+        image_places, text_places = keys // len(text_to_image), keys % len(text_to_image)
+        # Each process fuses the images that it encoded.
+        own = (images.owners[image_places] == self.args.process_index).nonzero().squeeze(1)
+        fused = torch.zeros(0)
+        if len(own):
+            text_states, text_rows = self._text_states(model, texts, text_places[own])
+            fused = score_pairs(
+                model,
+                images.states,
+                text_states,
+                images.rows[image_places[own]],
+                text_rows,
+                progress=not self.args.disable_tqdm,
+            )
+        scores = torch.zeros(len(keys))
+        for pairs, part in gather_object([(own, fused)]):
+            scores[pairs] = part
+        scores = scores[places]
         by_image, by_text = scores.tensor_split([image_to_text.numel()])
         return by_image.view_as(image_to_text), by_text.view_as(text_to_image), len(keys)
 
+    def _text_states(self, model, texts: "_Encoded", places: torch.LongTensor):
+        """States of the captions at these places, batch by batch, and the row of each; those of others are encoded here."""
+        states, rows = list(texts.states), texts.rows.clone()
+        missing = places[rows[places] < 0].unique()
+        if len(missing):
+            first = sum(len(batch.global_state) for batch in states)
+            rows[missing] = first + torch.arange(len(missing))
+            captions = self._captions
+            for part in texts.places[missing].split(self.args.per_device_eval_batch_size):
+                inputs = self._prepare_inputs(self.data_collator.texts([captions[place] for place in part.tolist()]))
+                states.append(map_states(torch.Tensor.cpu, model.encode_texts(**inputs)))
+        return states, rows[places]
+
 
 class _Encoded:
-    """Embeddings and states of one modality, as evaluation finds them batch by batch, on one process or several."""
+    """
+    Embeddings and states of one modality, as evaluation finds them batch by batch. On several processes embeddings are
+    gathered, and states, which are far larger, stay with the process that encoded them.
+    """
 
     def __init__(self):
-        self.batches = []
+        self.numbers: list[torch.Tensor] = []
+        self.batches: list[torch.Tensor] = []
+        self.states: list[ModelOutput] = []
 
     def add(self, numbers: torch.Tensor, embeds: torch.Tensor, states: ModelOutput | None) -> None:
         """A batch: places in the split (B,), embeddings (B, projection_dim) and, if they are to be fused, states."""
-        states = None if states is None else map_states(torch.Tensor.cpu, states)
-        self.batches.append((numbers.cpu(), embeds.float().cpu(), states))
+        self.numbers.append(numbers.cpu())
+        self.batches.append(embeds.float().cpu())
+        if states is not None:
+            self.states.append(map_states(torch.Tensor.cpu, states))
 
     def gather(self, length: int, what: str) -> None:
-        """Sets `embeds` (length, projection_dim) in the split's order, `states` batch by batch, and `rows` (length,):
-        where each item lies in the batches. The last batches of several processes repeat items from the front."""
-        numbers, embeds, self.states = zip(*gather_object(self.batches), strict=True)
-        rows: dict[int, int] = {}
-        for row, number in enumerate(torch.cat(numbers).tolist()):
-            rows.setdefault(number, row)
-        if sorted(rows) != list(range(length)):
-            raise RuntimeError(f"{what}: {len(rows)} of {length} were encoded.")
-        self.rows = torch.tensor([rows[number] for number in range(length)])
-        self.embeds = torch.cat(embeds)[self.rows]
+        """
+        Sets, for all items of the split in its order, `embeds` (length, projection_dim) and `owners` (length,), the
+        process that has an item's states; and `rows` (length,), where they lie in this process's batches, -1 elsewhere.
+        The last batches of several processes repeat items from the front.
+        """
+        own = torch.cat(self.numbers) if self.numbers else torch.zeros(0, dtype=torch.long)
+        gathered = gather_object([(own, torch.cat(self.batches) if self.batches else None)])
+        self.owners = torch.full((length,), -1)
+        self.embeds = torch.zeros(length, next(embeds.shape[1] for _, embeds in gathered if embeds is not None))
+        for process, (numbers, embeds) in reversed(list(enumerate(gathered))):
+            if embeds is not None:
+                self.owners[numbers], self.embeds[numbers] = process, embeds
+        if (self.owners < 0).any():
+            raise RuntimeError(f"{what}: {int((self.owners >= 0).sum())} of {length} were encoded.")
+        self.rows = torch.full((length,), -1)
+        self.rows[own] = torch.arange(len(own))
+        self.places = torch.arange(length)
 
     def take(self, places: torch.LongTensor) -> "_Encoded":
         """The items at these places of the split; they share their states."""
-        taken = _Encoded()
-        taken.embeds, taken.rows, taken.states = self.embeds[places], self.rows[places], self.states
+        taken = copy(self)
+        for name in ("embeds", "owners", "rows", "places"):
+            setattr(taken, name, getattr(self, name)[places])
         return taken
 
 

@@ -464,6 +464,17 @@ class TestSearch:
         assert index.search("blue square", rerank_k=12) == first
         assert sum(model.encoded) == 12
 
+    def test_states_of_the_least_recently_used_images_are_let_go(self, index, model, monkeypatch):
+        index.search("red circle", rerank_k=12)
+        model.encoded.clear()
+        index.search("red circle", rerank_k=12)
+        assert sum(model.encoded) == 0
+        monkeypatch.setattr("hivilt.search.image_index.STATES_BYTES", 0)
+        best = index.search("red circle", rerank_k=12)
+        model.encoded.clear()
+        assert index.search("red circle", rerank_k=12) == best
+        assert sum(model.encoded) == 12
+
     def test_a_text_that_names_a_file_is_a_text(self, index, images, model):
         assert index.search(str(images / "red.png")) == index.search(str(images / "red.png"))
         assert model.encoded == []
