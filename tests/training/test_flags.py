@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from hivilt.tasks.question_answering import VQAArguments
 from hivilt.tasks.retrieval import RetrievalArguments
-from hivilt.training.arguments import parse_arguments
-from hivilt.training.flags import flags_in_file
+from hivilt.training.arguments import HiViLTTrainingArguments, parse_arguments
+from hivilt.training.flags import Parser, flags_in_file
 
 
 @pytest.fixture
@@ -261,3 +261,15 @@ def test_retrieval_counts_from_one(name):
 def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
     assert parse("--bf16", "--bf16", "false")[1].bf16 is False
     assert parse("--bf16", "--use_cpu")[1].bf16 is True
+
+
+def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
+    assert parse("--bf16", "--bf16", "false")[1].bf16 is False
+    assert parse("--bf16", "--use_cpu")[1].bf16 is True
+
+
+@pytest.mark.parametrize("kind", [VQAArguments, RetrievalArguments])
+def test_help_lists_every_flag(kind):
+    """A percent sign in a help text is written twice, or argparse takes it for a format."""
+    told = Parser((kind, HiViLTTrainingArguments)).format_help()
+    assert "--calibrate" in told and "80 % about 80 % are" in " ".join(told.split()) and "--learning_rate" in told
