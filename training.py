@@ -193,7 +193,7 @@ class TaskArguments:
     calibrate: bool = field(
         default=False,
         metadata={
-            "help": "Divide scores by one temperature, fitted on validation, so that of answers given with 80 % about 80 % are "
+            "help": "Divide scores by one temperature, fitted on validation, so that of answers given with 80 %% about 80 %% are "
             "right; after training, or with --do_eval of the checkpoint that model_name_or_path names, which is saved anew."
         },
     )

@@ -170,7 +170,7 @@ TASKS = {
         recalls=("image_to_text_recall@1", "text_to_image_recall@1"),
         evaluations=1,
     ),
-    "DAQUAR": Task("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3), frozen=True),
+    "DAQUAR": Task("daquar", 224, 5, 8, search_share=0.5, learning_rates=(5e-4, 1e-3), frozen=True),
 }
 
 

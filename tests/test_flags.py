@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivilt.flags import flags_in_file
+from hivilt.flags import Parser, flags_in_file
 from hivilt.run_retrieval import RetrievalArguments
 from hivilt.run_vqa import VQAArguments
-from hivilt.training import parse_arguments
+from hivilt.training import HiViLTTrainingArguments, parse_arguments
 
 
 @pytest.fixture
@@ -261,3 +261,10 @@ def test_retrieval_counts_from_one(name):
 def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
     assert parse("--bf16", "--bf16", "false")[1].bf16 is False
     assert parse("--bf16", "--use_cpu")[1].bf16 is True
+
+
+@pytest.mark.parametrize("kind", [VQAArguments, RetrievalArguments])
+def test_help_lists_every_flag(kind):
+    """A percent sign in a help text is written twice, or argparse takes it for a format."""
+    told = Parser((kind, HiViLTTrainingArguments)).format_help()
+    assert "--calibrate" in told and "80 % about 80 % are" in " ".join(told.split()) and "--learning_rate" in told
