@@ -174,7 +174,7 @@ TRIALS = {
         recalls=("image_to_text_recall@1", "text_to_image_recall@1"),
         evaluations=1,
     ),
-    "DAQUAR": Trial("daquar", 224, 10, 8, learning_rates=(5e-4, 1e-3), frozen=True),
+    "DAQUAR": Trial("daquar", 224, 5, 8, search_share=0.5, learning_rates=(5e-4, 1e-3), frozen=True),
 }
 
 

@@ -263,11 +263,6 @@ def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
     assert parse("--bf16", "--use_cpu")[1].bf16 is True
 
 
-def test_on_a_cpu_recipes_run_without_bfloat16_and_where_asked_with_it():
-    assert parse("--bf16", "--bf16", "false")[1].bf16 is False
-    assert parse("--bf16", "--use_cpu")[1].bf16 is True
-
-
 @pytest.mark.parametrize("kind", [VQAArguments, RetrievalArguments])
 def test_help_lists_every_flag(kind):
     """A percent sign in a help text is written twice, or argparse takes it for a format."""
