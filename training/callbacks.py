@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hivilt.data.tables import EpochDataset
@@ -115,3 +115,21 @@ class NewDraws(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if isinstance(train_dataloader.dataset, EpochDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+class _ShortLog:
+    """Prints of an evaluation its loss and the metric that counts; the others are in `trainer_state.json` and `results.json`."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        counts = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        kept = {"eval_loss", f"eval_{counts}", "eval_runtime"}
+        logs = {name: value for name, value in (logs or {}).items() if not name.startswith("eval_") or name in kept}
+        super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+class ShortProgress(_ShortLog, ProgressCallback):
+    """Trainer's bars, with short logs."""
+
+
+class ShortPrinter(_ShortLog, PrinterCallback):
+    """Trainer's logs where there are no bars, shortened."""

@@ -19,14 +19,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
 
 from hivilt.data.tables import EpochDataset, open_image
 from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity, noise
-from hivilt.training.callbacks import NewDraws, SaveOnSignal, TrainingBegins
+from hivilt.training.callbacks import NewDraws, SaveOnSignal, ShortPrinter, ShortProgress, TrainingBegins
 from hivilt.training.check_arguments import check_training_arguments
 from hivilt.training.encoder_cache import EncoderCache
 from hivilt.training.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
@@ -101,6 +101,9 @@ class HiViLTTrainer(Trainer):
         self.calibration: dict[str, Any] | None = None
         self.familiarity: dict[str, Any] | None = None
         self._step_loss: torch.Tensor | float = 0.0
+        for usual, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortPrinter)):
+            if self.pop_callback(usual) is not None:
+                self.add_callback(short)
         self.add_callback(NewDraws)
         self._begins = TrainingBegins(self)
         self.add_callback(self._begins)

@@ -36,3 +36,11 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(times, tmp_path, dataset, ca
     last = last_checkpoint(tmp_path / "out")
     assert (last and Path(last).name) == ("checkpoint-1" if times == 1 else None)
     assert times == 2 or stop.value.code == 130
+
+
+def test_an_evaluation_is_printed_in_two_numbers_and_kept_whole(tmp_path, dataset, capsys):
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, eval_strategy="steps", metric_for_best_model="accuracy")
+    trainer.train()
+    printed = [line for line in capsys.readouterr().out.splitlines() if "eval_" in line]
+    assert printed and all("eval_accuracy" in line and "eval_top3_accuracy" not in line for line in printed)
+    assert any("eval_top3_accuracy" in logs for logs in trainer.state.log_history)
