@@ -149,6 +149,14 @@ def check_texts(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
         raise ValueError(
             f"`inputs_embeds` must be floats of shape (texts, tokens, text width), {described(inputs_embeds)}."
         )
+    known = getattr(config.text_config, "vocab_size", None)
+    # On a CPU alone, where a look costs nothing; a GPU would be waited for.
+    on_cpu = input_ids is not None and input_ids.device.type == "cpu" and has_values(input_ids)
+    if on_cpu and known and input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
+        raise ValueError(
+            f"`input_ids` must lie in 0..{known - 1}, the tokens of this `{config.text_config.model_type}` encoder; got "
+            f"{int(input_ids.min())}..{int(input_ids.max())}. Take the processor that was saved beside the model."
+        )
     length, limit = (input_ids if inputs_embeds is None else inputs_embeds).shape[1], config.max_text_length
     if limit is not None and length > limit:
         raise ValueError(

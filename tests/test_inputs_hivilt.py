@@ -79,6 +79,10 @@ def _wrong(batch, **changes):
             {"input_ids": torch.ones(5, 25, dtype=torch.long), "attention_mask": None},
             "texts have 25 tokens.*takes 24; tokenize with `truncation=True, max_length=24`",
         ),
+        (
+            {"input_ids": torch.full((5, 7), 9999)},
+            r"`input_ids` must lie in 0\.\.\d+.*got 9999\.\.9999. Take the processor",
+        ),
         ({"labels": torch.tensor([0, 1, 2, 3, 5])}, r"`labels` must lie in 0..4.*resize_answer_head"),
         ({"labels": torch.tensor([0, 1])}, "one answer for each of the 5 texts"),
         ({"labels": torch.zeros(5, 6)}, r"shape \(texts, num_labels\) = \(5, 5\), got \(5, 6\)"),
