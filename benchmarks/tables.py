@@ -12,7 +12,10 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("scaling.md", "fusion.md", "photographs.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("benchmarks.md", "scaling.md", "fusion.md", "photographs.md")),
+]
 TABLE = re.compile(r"<!-- ((\w+)[\w-]*\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

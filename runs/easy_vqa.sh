@@ -6,7 +6,7 @@
 # Settings: HiViLT's own, the defaults of run_vqa.py; nobody in the field trains on it. A tenth of the training
 # images is held out to choose the epoch by; the test split is read once, at the end.
 # Leaves in outputs/vqa: the checkpoint, results.json, predictions.jsonl, training.png, predictions.png.
-# Measured (README.md): 14 minutes on one CPU thread, 1.0 GiB.
+# Measured (docs/benchmarks.md): 29.0 minutes on one thread of a CPU that had other work besides, 1.1 GiB.
 #
 # Estimate, not measured, of training alone:
 #   images    3,600 x 0.036 GFLOP

@@ -5,7 +5,7 @@
 #
 # Settings: HiViLT's own, the defaults of run_retrieval.py; nobody in the field trains on it.
 # Leaves in outputs/retrieval: the checkpoint, results.json, predictions.jsonl, training.png, retrieval.png.
-# Measured (README.md): 7.9 minutes on one CPU thread, 1.1 GiB, reading the images and both evaluations included.
+# Measured (docs/benchmarks.md): 7.9 minutes on one CPU thread, 1.1 GiB, reading the images and both evaluations included.
 #
 # Estimate, not measured, of training alone; a caption with its image, 3 hard images and 3 hard captions:
 #   images    2,957 x 0.036 GFLOP

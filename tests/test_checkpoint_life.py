@@ -317,8 +317,8 @@ def test_half_precision_is_trained_on_in_float32(half, retrieval, batch, data, t
 
 
 def fusion_layers() -> str:
-    """The regular expression for LoRA on the fusion, as README gives it."""
-    (given,) = re.findall(r'target_modules=r"([^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    """The regular expression for LoRA on the fusion, as docs/usage.md gives it."""
+    (given,) = re.findall(r'target_modules=r"([^"]+)"', (ROOT / "docs/usage.md").read_text(encoding="utf-8"))
     return given
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runs as its docstring says, on models small enough for a test; and README shows what it measured."""
+"""The benchmark runs as its docstring says, on models small enough for a test; and docs show what it measured."""
 
 import json
 import math

@@ -5,7 +5,7 @@ import re
 import pytest
 
 
-@pytest.mark.parametrize("page", ["README.md", "scaling.md", "fusion.md", "photographs.md"])
+@pytest.mark.parametrize("page", ["README.md", "benchmarks.md", "scaling.md", "fusion.md", "photographs.md"])
 def test_pages_show_what_was_measured(benchmark, page):
     (path,) = (path for path in benchmark.PAGES if path.name == page)
     text = path.read_text(encoding="utf-8")

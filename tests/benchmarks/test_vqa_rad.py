@@ -57,7 +57,9 @@ def test_majority_answer_by_hand(benchmark, tmp_path):
     }
 
 
-def test_readme_shows_the_table_of_the_result_file(benchmark):
+def test_the_page_of_benchmarks_shows_the_table_of_the_result_file(benchmark):
     root = Path(benchmark.__file__).parents[1]
     (path,) = root.glob("benchmarks/results/vqa_rad-*.json")
-    assert benchmark.table(json.loads(path.read_text(encoding="utf-8"))) in (root / "README.md").read_text("utf-8")
+    assert benchmark.table(json.loads(path.read_text(encoding="utf-8"))) in (root / "docs/benchmarks.md").read_text(
+        "utf-8"
+    )

@@ -174,9 +174,11 @@ def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
 
 
 @every_recipe
-def test_its_encoders_are_of_families_that_the_readme_names(name, start):
+def test_its_encoders_are_of_families_that_the_docs_name(name, start):
     args, _ = parsed(*split(start(name)))
-    families = re.search(r"\bViT, .*? are tested", (ROOT / "README.md").read_text(), re.DOTALL)[0].lower()
+    families = re.search(r"\bViT, .*? are taken and tested", (ROOT / "docs/training.md").read_text(), re.DOTALL)[
+        0
+    ].lower()
     named = [args.vision_model, args.text_model]
     assert (named == [None, None]) == (name not in PHOTOGRAPHS)
     for encoder in filter(None, named):
