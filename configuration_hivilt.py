@@ -95,7 +95,7 @@ class HiViLTConfig(PreTrainedConfig):
     points and no local fusion 16.3 ± 2.5; on easy-VQA one stage costs 5.3 ± 4.4 points and sparse fusion 6.3 ± 3.7; on
     VQA-RAD nothing could be left out for the better. Without global fusion OpenMoji retrieval was behind in each seed, by
     2.4 ± 2.8 points of mean recall; in answering questions no difference can be told, with as many parameters and up to a
-    tenth fewer FLOPs than without. Without positions Sort-of-CLEVR was behind in each seed, by 6.7 ± 16.2 points.
+    fifth fewer FLOPs than without, nor on photographs in either. Without positions Sort-of-CLEVR was behind in each seed, by 6.7 ± 16.2 points.
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
