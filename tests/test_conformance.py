@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
-from hivilt.fusion_hivilt import HiViLTFusionStage, cross_attend, eager_attention_forward
+from hivilt.fusion_hivilt import cross_attend, eager_attention_forward
 from tiny import (
     MODEL_CLASSES,
     NUM_ANSWERS,
@@ -717,7 +717,7 @@ def test_gradient_checkpointing_can_be_turned_on_and_off(model_class):
 @pytest.mark.checklist("7")
 @pytest.mark.parametrize("frozen", [None, "vision", "text"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(model_class, use_reentrant, frozen, monkeypatch):
+def test_gradient_checkpointing_changes_no_gradient(model_class, use_reentrant, frozen):
     model = make_model(model_class).train()
     inputs = make_inputs(model_class)
     if frozen:
@@ -725,8 +725,8 @@ def test_gradient_checkpointing_changes_no_gradient(model_class, use_reentrant, 
     expected = gradients(model, inputs)
 
     runs = []
-    combine = HiViLTFusionStage._combine
-    monkeypatch.setattr(HiViLTFusionStage, "_combine", staticmethod(lambda *a: runs.append(1) or combine(*a)))
+    for stage in model.base_model.fusion.stages:
+        stage.vision_mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     gradients(model, inputs)
     plain_runs = len(runs)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
