@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 import hivilt
 from elsewhere import run_code, run_elsewhere
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_vqa
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of
 from tiny import make_model
@@ -197,15 +197,30 @@ def test_a_reader_sees_first_what_it_is_then_a_drawing_then_numbers_then_an_exam
     body = ModelCard(README).content.split("\n---\n", 1)[1]
     parts = [
         "in both directions",
+        "make install",
         "docs/architecture.svg",
         "| shipped model |",
         "goals_table -->",
         "**What the models know.**",
     ]
-    parts += ["non-commercial research", "make install", "ImageIndex.build"]
+    parts += ["non-commercial research", "ImageIndex.build"]
     places = [body.index(part) for part in parts]
     assert places == sorted(places)
     assert body.index("```python") < places[-1] < body.index("```text")
+
+
+def test_first_command_finds_the_cat(tmp_path):
+    command = shlex.split(re.search(r"^```bash\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)[1])
+    assert command[:2] == [".venv/bin/python", "run_retrieval.py"] and README.index("```bash") < README.index(
+        "architecture.svg"
+    )
+    places = {
+        ".": str(ROOT),
+        "docs/photographs": str(ROOT / "docs/photographs"),
+        "outputs/index": str(tmp_path / "index"),
+    }
+    (hits,) = run_retrieval.main([places.get(word, word) for word in command[2:]])
+    assert hits[0].path.name == "cat.jpg"
 
 
 def test_first_example_finds_the_photographs_that_are_shown_below_it():
