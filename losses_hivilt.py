@@ -165,7 +165,7 @@ class PairBatch:
             all differ.
         tokens (`torch.LongTensor` of shape `(B_t, N)`, *optional*): rows that are equal are the same text, see
             [`left_aligned`]; unset, all differ.
-        image_states, text_states: what pairs are fused from.
+        image_states, text_states: what pairs are fused from; unset where none are.
         first_image, first_text: where the images and texts of this process begin in a batch of all.
     """
 
@@ -174,8 +174,8 @@ class PairBatch:
     image_index: torch.Tensor
     image_ids: torch.Tensor | None
     tokens: torch.Tensor | None
-    image_states: HiViLTImageStates
-    text_states: HiViLTTextStates
+    image_states: HiViLTImageStates | None
+    text_states: HiViLTTextStates | None
     first_image: int = 0
     first_text: int = 0
 
@@ -220,6 +220,9 @@ def retrieval_losses(
         `loss`, `contrastive_loss`, and with fused matching `auxiliary_loss` and `num_dropped_anchors`; see
         [`HiViLTRetrievalOutput`].
     """
+    auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
+    if not auxiliary_weight:
+        batch = replace(batch, image_states=None, text_states=None)  # not to be gathered: no pair is fused
     gather = gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     num_texts, device = len(batch.text_embeds), batch.text_embeds.device
     if gather:
@@ -233,7 +236,6 @@ def retrieval_losses(
     loss = config.contrastive_loss_weight * contrastive
     losses = {"contrastive_loss": contrastive.detach()}
 
-    auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
     if auxiliary_weight:
         negatives = partial(hard_negatives, sample=sample, count=config.num_hard_negatives)
         hard_images, image_valid = negatives(logits.t()[own_texts], positives.t()[own_texts])
@@ -342,8 +344,12 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
         ValueError: the processes' images lie on different grids, which one process could not batch either.
     """
     device, rank = batch.text_embeds.device, dist.get_rank()
-    mask = batch.text_states.attention_mask
-    grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]]
+    fuses = batch.image_states is not None
+    image_states = tensors_of(batch.image_states) if fuses else []
+    *text_states, mask = (
+        tensors_of(batch.text_states) if fuses else [batch.image_index.new_zeros(len(batch.text_embeds), 0)]
+    )
+    grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]] if fuses else []
     num_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
     sizes = [len(batch.image_embeds), len(batch.text_embeds), num_tokens, mask.shape[1], *grids]
     sizes = [one.tolist() for one in _AllGather.apply(torch.tensor(sizes, device=device))]
@@ -360,8 +366,6 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
     # Integers in one collective, numbers with a gradient in another.
     integers = [batch.image_index + first_image, batch.image_ids, batch.tokens, mask.long()]
     image_index, image_ids, all_tokens, mask = gather_rows(integers, [texts, images, rows, tokens])
-    image_states = tensors_of(batch.image_states)
-    text_states = [states for states in tensors_of(batch.text_states) if states is not batch.text_states.attention_mask]
     floats = [batch.image_embeds, batch.text_embeds, *image_states, *text_states]
     shapes = [images, texts] + [images] * len(image_states)
     # Of a text's states those of its tokens have three dimensions.
@@ -373,8 +377,8 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
         image_index,
         image_ids,
         all_tokens,
-        with_tensors(batch.image_states, states[: len(image_states)]),
-        with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()]),
+        with_tensors(batch.image_states, states[: len(image_states)]) if fuses else None,
+        with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()]) if fuses else None,
         first_image,
         first_text,
     ), [count for (count,) in texts]

@@ -811,9 +811,9 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         """Contrast of images and questions before they are fused."""
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
-        batch = pair_batch(image_states, text_states, image_embeds, text_embeds, image_index)
+        positives = pair_batch(image_states, text_states, image_embeds, text_embeds, image_index).positives()
         similarity = inverse_temperature(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
-        return contrastive_loss(similarity, batch.positives()) - contrastive_floor(batch.positives())
+        return contrastive_loss(similarity, positives) - contrastive_floor(positives)
 
     def _follow_labels(self, labels: torch.Tensor) -> None:
         """

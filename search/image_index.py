@@ -338,8 +338,8 @@ class ImageIndex:
 
     def _warn_of_unknown(self, query: str, input_ids: list[int]) -> None:
         tokenizer = self.processor.tokenizer
-        words = set(input_ids) - {*tokenizer.all_special_ids} | ({tokenizer.unk_token_id} & {*input_ids})
-        if words == {tokenizer.unk_token_id}:
+        unknown = {tokenizer.unk_token_id}
+        if {*input_ids} - ({*tokenizer.all_special_ids} - unknown) == unknown:
             logger.warning(
                 f"query: {query!r} has no word that the model knows, so that any order is as good as another."
             )

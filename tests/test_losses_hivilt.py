@@ -431,9 +431,9 @@ CASES = {
 }
 
 
-def make_matching_model() -> HiViLTForRetrieval:
+def make_matching_model(**fields) -> HiViLTForRetrieval:
     """In training, but without chance: no dropout, and all negatives, of which each process would draw its own."""
-    return with_dropout(make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=9), 0.0).train()
+    return with_dropout(make_model(HiViLTForRetrieval, weight_scale=8.0, num_hard_negatives=9, **fields), 0.0).train()
 
 
 def batch_of(case: str) -> dict[str, torch.Tensor]:
@@ -475,6 +475,7 @@ def main():
         norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
         results[case] = [outputs.loss.item(), outputs.num_dropped_anchors.item(), gradients, norms]
         del outputs, parallel
+    results["embeddings alone"] = make_matching_model(auxiliary_loss_weight=0.0)(**own).loss.item()
     Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(results))
 
 
@@ -499,6 +500,13 @@ def test_two_processes_give_the_loss_and_gradients_of_one(of_two_processes, case
         for name, parameter in model.named_parameters():
             assert norms[name] == pytest.approx(parameter.grad.norm().item(), rel=1e-3, abs=1e-5), name
             assert gradients[name] == pytest.approx(parameter.grad.double().sum().item(), rel=1e-3, abs=1e-4), name
+
+
+def test_two_processes_share_embeddings_where_no_pair_is_fused(of_two_processes):
+    last = list(CASES)[-1]  # whose batch they have in hand
+    expected = make_matching_model(auxiliary_loss_weight=0.0)(**batch_of(last)).loss.item()
+    for found in of_two_processes:
+        assert found["embeddings alone"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_process_evaluates_without_waiting_for_the_others(of_two_processes, batch):

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTModel
 from tiny import make_batch, make_model
@@ -29,8 +30,6 @@ def test_weights_that_were_cut_off_are_told_by_their_folder(tmp_path):
 
 def test_weights_under_their_names_in_a_file_are_taken(tmp_path):
     """Trainer hands the file's names over as they are; those of ViT are older than the model's."""
-    from safetensors.torch import load_file
-
     model = make_model(HiViLTForQuestionAnswering, vision="vit")
     model.save_pretrained(tmp_path)
     other = make_model(HiViLTForQuestionAnswering, vision="vit", weight_scale=8.0)
@@ -39,7 +38,7 @@ def test_weights_under_their_names_in_a_file_are_taken(tmp_path):
         torch.testing.assert_close(other.state_dict()[name], value)
 
 
-def test_an_encoder_without_the_attention_asked_for_keeps_its_own(caplog):
+def test_an_encoder_without_the_attention_asked_for_keeps_its_own():
     model = make_model(HiViLTModel, vision="convnext")
     model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"
