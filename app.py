@@ -17,6 +17,7 @@ import hashlib
 import html
 import io
 import json
+import os
 import re
 import socket
 import tempfile
@@ -101,41 +102,18 @@ TO_ANSWERS = """() => setTimeout(() => {
 }, 100)"""
 
 
-def told(function: Callable, uploads: Path, outputs: int) -> Callable:
-    """For events with `preprocess=False`: gives a function images by path, and what it refuses to the first output.
-
-    Gradio would open them itself, and where it cannot, speak of its own inner workings; and it would draw its errors over
-    every output. Here the `outputs - 1` others stay as they are.
-    """
-
-    def path_of(image: dict) -> str | None:
-        # Gradio itself does not look, where a request leaves out that it means an upload.
-        if image["path"] and not Path(image["path"]).resolve().is_relative_to(uploads):
-            raise ValueError("Only images that were uploaded are read.")
-        return image["path"]
-
-    @functools.wraps(function)
-    def wrapped(*values):
-        try:
-            return function(*(path_of(value) if isinstance(value, dict) else value for value in values))
-        except (ValueError, TypeError, OSError) as error:
-            return error_note(error, uploads), *[gr.skip()] * (outputs - 1)
-
-    return wrapped
-
-
 # What a checkpoint knows
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """What the run that made a checkpoint measured, by the `results.json` in its folder or on the Hub; empty without one."""
+    """What the run that made a checkpoint measured: the `results.json` in its folder or on the Hub; empty without one."""
     quiet = ("missing_entries", "connection_errors", "gated_repo")
     path = cached_file(name, "results.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        return results if isinstance(results["data"]["name"], str) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return results if isinstance(results, dict) else {}
 
 
 def number(results: Mapping[str, Any], *keys: str) -> float | None:
@@ -145,28 +123,26 @@ def number(results: Mapping[str, Any], *keys: str) -> float | None:
     return results if isinstance(results, int | float) else None
 
 
-def describe_training(name: str, results: Mapping[str, Any], unit: str) -> list[str]:
-    """Sentences: which checkpoint it is and what it was trained on."""
+def describe_training(name: str, results: Mapping[str, Any], unit: str) -> str:
+    """A sentence: which checkpoint it is and what it was trained on."""
     model = f"The model in {Path(name).resolve().name}" if Path(name).is_dir() else f"The model {name}"
-    data = results.get("data")
-    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        return [f"{model} has no results.json beside it, so what it was trained on is not known."]
-    counts = {"images": number(data, "train", "images") or number(data, "train", "pictures")}
-    counts[unit] = number(data, "train", unit)
-    known = " with ".join(f"{count:,} {one}" for one, count in counts.items() if count)
-    return [f"{model} was trained on {data['name']}{known and f', {known}'}."]
+    if not results:
+        return f"{model} has no results.json beside it, so what it was trained on is not known."
+    counts = {what: number(results, "data", "train", what) for what in ("images", unit)}
+    known = " with ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return f"{model} was trained on {results['data']['name']}{known and f', {known}'}."
 
 
 def describe_search(name: str, results: Mapping[str, Any]) -> str:
     """What a retrieval checkpoint was trained on and how well it finds, in HTML."""
-    sentences = describe_training(name, results, "captions")
+    sentences = [describe_training(name, results, "captions")]
     for split in ("test", "validation"):
-        shares = [number(results, split, f"embedding_text_to_image_recall@{k}") for k in (1, 10)]
-        images = number(results, "data", split, "images") or number(results, "data", split, "pictures")
-        if None not in shares and images:
+        first, ten = (number(results, split, f"embedding_text_to_image_recall@{k}") for k in (1, 10))
+        images = number(results, "data", split, "images")
+        if images and first is not None and ten is not None:
             sentences.append(
-                f"Of {images:,} {split} images it found a caption's own first in {shares[0]:.1%}, and among the first ten in "
-                f"{shares[1]:.1%}."
+                f"Of {images:,} {split} images it found a caption's own first in {first:.1%}, and among the first ten in "
+                f"{ten:.1%}."
             )
             break
     return about(sentences)
@@ -174,27 +150,23 @@ def describe_search(name: str, results: Mapping[str, Any]) -> str:
 
 def describe_answers(name: str, results: Mapping[str, Any], answers: Sequence[str]) -> str:
     """What a question answering checkpoint was trained on, how often it was right, and what it can answer, in HTML."""
-    sentences = describe_training(name, results, "questions")
-    settings = results.get("settings")
-    metric = settings.get("metric_for_best_model") if isinstance(settings, Mapping) else None
-    metric = metric.removeprefix("eval_") if isinstance(metric, str) else "accuracy"
+    sentences = [describe_training(name, results, "questions")]
+    metric = str(results.get("settings", {}).get("metric_for_best_model")).removeprefix("eval_")
+    metric = "accuracy" if metric in ("None", "loss") else metric
     for split in ("test", "validation"):
         share, questions = number(results, split, metric), number(results, split, "num_questions")
         if share is not None and questions:
             said = f"Its {metric.replace('_', ' ')} on {questions:,} {split} questions was {share:.1%}"
-            always, baseline = (
-                results[split].get("majority_answer"),
-                number(results, split, f"{metric}_of_majority_answer"),
-            )
-            sentences.append(
-                f"{said}." if baseline is None else f"{said}; that of always {always!r} is {baseline:.1%}."
-            )
+            baseline = number(results, split, f"{metric}_of_majority_answer")
+            if baseline is not None:
+                said += f"; that of always {results[split]['majority_answer']!r} is {baseline:.1%}"
+            sentences.append(f"{said}.")
             break
     if number(results, "calibration", "temperature") is not None:
         sentences.append("Its probabilities were calibrated on validation questions.")
-    first = ", ".join(answers[:NAMED_ANSWERS])
     more = ", ..." if len(answers) > NAMED_ANSWERS else ""
-    sentences.append(f"It knows {len(answers):,} answers and no others: {first}{more}.")
+    named = ", ".join(answers[:NAMED_ANSWERS]) + more
+    sentences.append(f"It knows {len(answers):,} answers and no others: {named}.")
     return about(sentences)
 
 
@@ -206,19 +178,16 @@ def about(sentences: Sequence[str]) -> str:
 
 
 class Answerer:
-    """Answers questions about images with a checkpoint. Each image is encoded once, however many it is asked.
+    """Answers questions about images with a checkpoint. Each image is encoded once for all its questions.
 
     Args:
         model, processor: the checkpoint, `model` in evaluation mode.
-        familiarity: what `measure_familiarity` gave for it, as its `results.json` has it; `None`: all images pass for familiar.
+        familiarity: what `measure_familiarity` gave for it; `None`: every image counts as familiar.
     """
 
     def __init__(
-        self,
-        model: HiViLTForQuestionAnswering,
-        processor: HiViLTProcessor,
-        familiarity: Mapping[str, Any] | None = None,
-    ) -> None:
+        self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor, familiarity: Mapping | None = None
+    ):
         self.model = model
         self.processor = processor
         self.familiarity = familiarity
@@ -235,8 +204,8 @@ class Answerer:
 
     @torch.no_grad()
     def ask(self, image: str | None, text: str) -> tuple[dict[str, list[dict[str, Any]]], bool, str]:
-        """The best answers to each question with their probabilities, best first; whether the image is like those of training;
-        and how long it took.
+        """The best answers to each question with their probabilities; whether the image is like those of training; and a
+        line that says how long it took.
 
         Args:
             image: its path.
@@ -259,11 +228,7 @@ class Answerer:
         inputs = self.processor(text=questions, return_tensors="pt").to(self.model.device)
         image_index = torch.zeros(len(questions), dtype=torch.long, device=self.model.device)
         logits = self.model(**inputs, image_states=states, image_index=image_index).logits
-        config = self.model.config
-        is_multi_label = config.problem_type == "multi_label_classification"
-        answers = self.processor.post_process_question_answering(
-            logits, top_k=TOP_ANSWERS, id2label=config.id2label, multi_label=is_multi_label
-        )
+        answers = self.processor.post_process_question_answering(logits, TOP_ANSWERS, config=self.model.config)
         done = time.perf_counter()
 
         is_new = self.encode.cache_info().misses > misses
@@ -287,7 +252,7 @@ def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_ans
     """
     rows = []
     for question, predictions, thumb in asked:
-        best, *others = [html.escape(f"{one['answer']} {percent(one['score'])}") for one in predictions]
+        best, *others = [html.escape(f"{answer['answer']} {percent(answer['score'])}") for answer in predictions]
         row = f'<span class="question">{html.escape(question)}</span><br><span class="best">{best}</span>'
         if all_answers and others:
             row += f'<br><span class="others">or {", ".join(others)}</span>'
@@ -296,11 +261,34 @@ def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_ans
     return f'<ul class="asked">{"".join(rows)}</ul>' if rows else ""
 
 
-def thumb_of(image: str) -> str:
-    """A small image as a source of HTML."""
-    data = io.BytesIO()
-    ImageOps.contain(open_image(image), THUMB).save(data, "JPEG")
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+# Search
+
+
+def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tuple[str, list[tuple[Path, str]]]:
+    """What a search for words, or for an image (its path), says and the best images with a caption each; without either
+    the first images of the folder.
+
+    Raises:
+        ValueError: there are both words and an image, or an image cannot be read.
+        FileNotFoundError: an image is gone.
+    """
+    words = words.strip()
+    if words and image is not None:
+        raise ValueError("Give words to look for, or an image to find others like it: one of the two.")
+    count = f"{len(index):,} images" if len(index) > 1 else "1 image"
+    if not words and image is None:
+        shown = [index.folder / name for name in index.dataset[:BROWSED]["image"]]
+        first = "" if len(shown) == len(index) else f", the first {len(shown)} of them below"
+        return f"{count} to search{first}. Open one to ask about it.", [(path, path.stem) for path in shown]
+    what, query = (f"“{words}”", words) if image is None else ("the image", Path(image))
+    hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and words else 0)
+    note = (
+        f"The {len(hits)} nearest of {count} to {what}, with their similarity (from -1 to 1), which is no probability."
+    )
+    return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
+
+
+# The page
 
 
 def note_of(text: str, kind: str = "note") -> str:
@@ -312,46 +300,51 @@ def error_note(error: Exception, uploads: Path) -> str:
     return note_of(re.sub(rf"{re.escape(str(uploads))}\S*[/\\]", "", str(error)), "note error")
 
 
-def opened(path: str) -> Image.Image:
-    """An image as the page shows it by itself.
+def reporting_errors(function: Callable, uploads: Path, outputs: int) -> Callable:
+    """For events with `preprocess=False`: gives a function images by path, and what it refuses to the first output.
+
+    Gradio would open images itself, report in its own terms those that it cannot open, and draw its errors over every
+    output. Here the `outputs - 1` others stay as they are.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*values):
+        images = [value for value in values if isinstance(value, dict) and value["path"]]
+        try:
+            # Gradio itself does not look, where a request leaves out that it means an upload.
+            if not all(Path(image["path"]).resolve().is_relative_to(uploads) for image in images):
+                raise ValueError("Only images that were uploaded are read.")
+            return function(*(value["path"] if isinstance(value, dict) else value for value in values))
+        except (ValueError, TypeError, OSError) as error:
+            return error_note(error, uploads), *[gr.skip()] * (outputs - 1)
+
+    return wrapped
+
+
+def opened(path: str | Path, size: tuple[int, int] = LARGE) -> Image.Image:
+    """An image as the page shows it by itself, scaled down to `size`.
 
     Raises:
         ValueError: it cannot be read.
         OSError: it is gone.
     """
-    image = open_image(path)
-    image.thumbnail(LARGE)
+    image = open_image(str(path))
+    image.thumbnail(size)
     return image
 
 
-# Search
+def thumb_of(image: str) -> str:
+    """A small image as a source of HTML."""
+    data = io.BytesIO()
+    opened(image, THUMB).save(data, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tuple[str, list[tuple[Path, str]]]:
-    """What was found, in words, and the best images of an index for words or for an image (its path), each with a caption;
-    without either the first images of the folder.
-
-    Raises:
-        ValueError: there are both words and an image, or an image cannot be read.
-        FileNotFoundError: an image is gone.
-    """
-    if words.strip() and image is not None:
-        raise ValueError("Give words to look for, or an image to find others like it: one of the two.")
-    count = f"{len(index):,} images" if len(index) > 1 else "1 image"
-    if not words.strip() and image is None:
-        shown = [index.folder / name for name in index.dataset[:BROWSED]["image"]]
-        first = "" if len(shown) == len(index) else f", the first {len(shown)} of them below"
-        return f"{count} to search{first}. Open one to ask about it.", [(path, path.stem) for path in shown]
-    query = words if image is None else Path(image)
-    hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and image is None else 0)
-    what = f"“{words.strip()}”" if image is None else "the image"
-    note = (
-        f"The {len(hits)} nearest of {count} to {what}, with their similarity (from -1 to 1), which is no probability."
-    )
-    return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
-
-
-# The page
+def checked(place: Any, things: Sequence) -> int:
+    """A place in a list that a browser named; `ValueError` if there is none."""
+    if not isinstance(place, int) or not 0 <= place < len(things):
+        raise ValueError("That is no longer there: search again.")
+    return place
 
 
 def build_page(
@@ -372,6 +365,7 @@ def build_page(
         familiarity: as `Answerer` takes it.
     """
     answerer = Answerer(*answering, familiarity)
+    names, samples = list(indexes), [[str(path), text] for path, text in examples]
     # Of Gradio's buttons "share" is left out: it sends images away.
     upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
     with gr.Blocks(title="HiViLT", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
@@ -379,28 +373,23 @@ def build_page(
         with gr.Tabs() as tabs:
             with gr.Tab("Search", id="search"):
                 gr.HTML(about_search, elem_id="about-search")
-                if not indexes:
-                    gr.Markdown(NO_INDEX)
-                else:
-                    with gr.Row():
-                        with gr.Column(scale=1):
-                            names = list(indexes)
-                            folder = gr.Dropdown(
-                                names, label="Folder", elem_id="folder", filterable=False, visible=len(names) > 1
-                            )
-                            words = gr.Textbox(label="Words", placeholder="a cat", elem_id="words")
-                            find = gr.Button("Search", variant="primary", elem_id="search")
-                            with gr.Accordion("More ways to search", open=False, elem_id="more"):
-                                rerank = gr.Checkbox(label="Re-rank by fusion (words only)", elem_id="rerank")
-                                like = gr.Image(
-                                    label="By an image, without words", elem_id="like", height=220, **upload
-                                )
-                        with gr.Column(scale=3):
-                            found_note = gr.HTML(elem_id="found-note")
-                            found = gr.Gallery(
-                                show_label=False, elem_id="found", columns=5, height="auto", object_fit="cover",
-                                format="jpeg", interactive=False, allow_preview=False, buttons=[],
-                            )  # fmt: skip
+                gr.Markdown(NO_INDEX, visible=not indexes)
+                with gr.Row(visible=bool(indexes)):
+                    with gr.Column(scale=1):
+                        folder = gr.Dropdown(
+                            names, label="Folder", elem_id="folder", filterable=False, visible=len(names) > 1
+                        )
+                        words = gr.Textbox(label="Words", placeholder="a cat", elem_id="words")
+                        find = gr.Button("Search", variant="primary", elem_id="search")
+                        with gr.Accordion("More ways to search", open=False, elem_id="more"):
+                            rerank = gr.Checkbox(label="Re-rank by fusion (words only)", elem_id="rerank")
+                            like = gr.Image(label="By an image, without words", elem_id="like", height=220, **upload)
+                    with gr.Column(scale=3):
+                        search_note = gr.HTML(elem_id="found-note")
+                        gallery = gr.Gallery(
+                            show_label=False, elem_id="found", columns=5, height="auto", object_fit="cover",
+                            format="jpeg", interactive=False, allow_preview=False, buttons=[],
+                        )  # fmt: skip
             with gr.Tab("Ask", id="ask"):
                 gr.HTML(about_answers, elem_id="about-answers")
                 with gr.Row():
@@ -413,12 +402,10 @@ def build_page(
                         note = gr.HTML(elem_id="note")
                     with gr.Column():
                         answers = gr.HTML(elem_id="answers")
-                        if examples:
-                            samples = [[str(path), text] for path, text in examples]
-                            offered = gr.Dataset(
-                                label="Examples", components=[shown_image, question], samples=samples, type="index",
-                                elem_id="examples",
-                            )  # fmt: skip
+                        offered = gr.Dataset(
+                            label="Examples", components=[shown_image, question], samples=samples, type="index",
+                            elem_id="examples", visible=bool(samples),
+                        )  # fmt: skip
                         with gr.Column(visible=False, elem_id="asked") as asked:
                             gr.Markdown("### History")
                             history = gr.HTML(elem_id="history")
@@ -428,28 +415,25 @@ def build_page(
         # What was asked, newest first; the last image that could be read; which files the results are.
         kept, last, last_like, results = gr.State([]), gr.State(), gr.State(), gr.State([])
 
-        def on(events: list, function: Callable, inputs: list, outputs: list, name: str | None = None) -> Any:
+        def on(events: list, function: Callable, inputs: list, outputs: list, name: str = "", js: str = "") -> None:
+            """Has events call a function, and the browser run `js` after it; with a name it is public."""
             # One call of each at a time: re-ranking fills the index's memory. Gradio's own progress would cover the outputs.
             how = {"preprocess": False, "concurrency_limit": 1, "show_progress": "minimal"}
             how |= {"show_progress_on": outputs[0]}
             how |= {"api_name": name} if name else {"api_visibility": "private"}
-            return gr.on(events, told(function, uploads, len(outputs)), inputs, outputs, **how)
+            done = gr.on(events, reporting_errors(function, uploads, len(outputs)), inputs, outputs, **how)
+            if js:
+                done.then(None, js=js, api_visibility="private")
 
         def ask(image: str | None, text: str, before: list):
             answered, familiar, said = answerer.ask(image, text)
             thumb = thumb_of(image)
-            rows = [(asked, predictions, thumb) for asked, predictions in answered.items()]
-            now = [*rows, *before][:KEPT_QUESTIONS]
-            shown = show_answers([(*row[:2], "") for row in rows], all_answers=True)
-            if not familiar:
-                shown = note_of(UNFAMILIAR, "note error") + shown
+            now = [*((asked, predictions, thumb) for asked, predictions in answered.items()), *before][:KEPT_QUESTIONS]
+            shown = "" if familiar else note_of(UNFAMILIAR, "note error")
+            shown += show_answers([(*pair, "") for pair in answered.items()], all_answers=True)
             return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
 
-        outputs = [note, answers, history, kept, asked]
-        asking = on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask")
-        clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
-
-        def take_image(path: str | None, before: Image.Image | None):
+        def show_image(path: str | None, before: Image.Image | None):
             # Drawn anew, since browsers show fewer formats than are read. What cannot be read gives way to the one before.
             if path is None:
                 return "", gr.skip(), None, ""
@@ -459,64 +443,52 @@ def build_page(
                 return error_note(error, uploads), before, before, gr.skip()
             return "", image, image, ""
 
-        taking = on([shown_image.input], take_image, [shown_image, last], [note, shown_image, last, answers])
-        for event in (asking, taking):
-            event.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
+        def ask_example(number: int, before: list):
+            path, text = samples[checked(number, samples)]
+            image = opened(path)
+            return *ask(path, text, before), image, image, text
 
-        if examples:
+        outputs = [note, answers, history, kept, asked]
+        on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask", js=TO_ANSWERS)
+        on([shown_image.input], show_image, [shown_image, last], [note, shown_image, last, answers], js=TO_ANSWERS)
+        on([offered.click], ask_example, [offered, kept], [*outputs, shown_image, last, question], js=TO_ANSWERS)
+        clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
+        if not indexes:
+            return page
 
-            def take_example(number: int, before: list):
-                path, text = examples[checked(number, examples)]
-                image = opened(str(path))
-                return *ask(str(path), text, before), image, image, text
+        def look(name: str, text: str, image: str | None, fuse: bool):
+            if name not in indexes:
+                raise ValueError("There is no such folder to search.")
+            said, hits = search(indexes[name], text, image, fuse)
+            shown, paths = [], []
+            for path, caption in hits:
+                try:
+                    shown.append((ImageOps.contain(open_image(str(path)), SMALL), caption))
+                    paths.append(str(path))
+                except (ValueError, OSError):  # since it was embedded
+                    said += f" {path.name} can no longer be read."
+            return note_of(said), shown, paths
 
-            taking = on([offered.click], take_example, [offered, kept], [*outputs, shown_image, last, question])
-            taking.then(None, None, None, js=TO_ANSWERS, api_visibility="private")
+        def browse(name: str):
+            return look(name, "", None, False)
 
-        if indexes:
+        def open_result(paths: list, event: gr.SelectData):
+            image = opened(paths[checked(event.index, paths)])
+            return "", image, image, "", gr.Tabs(selected="ask")
 
-            def look(name: str, text: str, image: str | None, fuse: bool):
-                if name not in indexes:
-                    raise ValueError("There is no such folder to search.")
-                said, hits = search(indexes[name], text, image, fuse)
-                shown, paths = [], []
-                for path, caption in hits:
-                    try:
-                        shown.append((ImageOps.contain(open_image(str(path)), SMALL), caption))
-                        paths.append(str(path))
-                    except (ValueError, OSError):  # since it was embedded
-                        said += f" {path.name} can no longer be read."
-                return note_of(said), shown, paths
-
-            def open_result(paths: list, event: gr.SelectData):
-                image = opened(paths[checked(event.index, paths)])
-                return "", image, image, "", gr.Tabs(selected="ask")
-
-            inputs, outputs = [folder, words, like, rerank], [found_note, found, results]
-            searched = on([find.click, words.submit], look, inputs, outputs, "search")
-            searched.then(None, None, None, js=TO_FOUND, api_visibility="private")
-            # At the start and for another folder: all of it.
-            browse = lambda name: look(name, "", None, False)  # noqa: E731
-            on([page.load, folder.input], browse, [folder], outputs)
-            on([like.input], take_image, [like, last_like], [found_note, like, last_like, gr.State()])
-            opening = on([found.select], open_result, [results], [note, shown_image, last, answers, tabs])
-            opening.then(None, None, None, js=TO_TOP, api_visibility="private")
+        outputs = [search_note, gallery, results]
+        on([find.click, words.submit], look, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
+        on([page.load, folder.input], browse, [folder], outputs)
+        on([like.input], show_image, [like, last_like], [search_note, like, last_like, gr.State()])
+        on([gallery.select], open_result, [results], [note, shown_image, last, answers, tabs], js=TO_TOP)
     return page
 
 
-def checked(place: Any, things: Sequence) -> int:
-    """A place in a list that a browser named.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not isinstance(place, int) or not 0 <= place < len(things):
-        raise ValueError("That is no longer there: search again.")
-    return place
+# The command
 
 
 def check_address(host: str, port: int) -> None:
-    """Looks whether the page can be served there; Gradio would say so after the models are loaded, in names of its own.
+    """Whether the page can be served there; Gradio would say so after the models are loaded, in names of its own.
 
     Raises:
         ValueError: the port is none.
@@ -525,20 +497,16 @@ def check_address(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise ValueError(f"--port: expected a number from 1 to 65535, got {port}.")
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except socket.gaierror as error:
         raise OSError(f"--host: {host!r} is no address ({error.strerror}).") from error
-    with socket.socket(family, kind) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise OSError(f"--host: {host!r} is no address of this machine.") from error
-            another = port + 1 if 1024 <= port < 65535 else 7861
-            raise OSError(
-                f"--port: {port} cannot be had ({error.strerror}); give another, such as --port {another}."
-            ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host: {host!r} is no address of this machine.") from error
+        other = port + 1 if 1024 <= port < 65535 else 7861
+        reason = os.strerror(error.errno)
+        raise OSError(f"--port: {port} cannot be had ({reason}); give another, such as --port {other}.") from error
 
 
 def open_indexes(
@@ -547,9 +515,8 @@ def open_indexes(
     """Folders to search, by the names that tell them apart: their own, or their paths where two have the same.
 
     Args:
-        folders: the folders of `--images`, which are embedded where they are new.
-        index: where the embeddings stay: of one folder this one itself, of several each in one below. Without `folders`
-            what is searched as it is.
+        folders: the folders of `--images`, which are embedded where they are new; none: `index` is searched as it is.
+        index: where the embeddings stay: of one folder this one itself, of several each in one below.
         searching: the retrieval checkpoint.
         scratch: where they go without `index`.
 
@@ -557,8 +524,8 @@ def open_indexes(
         ValueError: a folder holds no images; names it.
     """
     if not folders:
-        found = [ImageIndex.load(index, *searching)] if index else []
-        return {one.folder.name: one for one in found}
+        loaded = ImageIndex.load(index, *searching)
+        return {loaded.folder.name: loaded}
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     names = [path.name for path in paths]
     indexes = {}
@@ -566,11 +533,11 @@ def open_indexes(
         place = Path(index or scratch)
         if not index or len(paths) > 1:
             place /= f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+        name = path.name if names.count(path.name) == 1 else str(path)
         try:
-            one = ImageIndex.build(path, *searching, place, on_bad_image="skip")
+            indexes[name] = ImageIndex.build(path, *searching, place, on_bad_image="skip")
         except ValueError as error:
             raise ValueError(f"--images: {path} cannot be searched. {error}") from error
-        indexes[path.name if names.count(path.name) == 1 else str(path)] = one
     return indexes
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from transformers import Pipeline
-from transformers.utils import ModelOutput
 
 
 def _are_many(image) -> bool:
@@ -16,12 +15,11 @@ def _are_many(image) -> bool:
 
 
 def _asked(image, question: str) -> dict:
-    """A request of an image, which may stand in the row of a data set."""
-    if isinstance(image, Mapping):
-        if "question" in image:
-            raise ValueError("The question is given twice: as an argument, and beside the image.")
-        return {**image, "question": question}
-    return {"image": image, "question": question}
+    """A request of an image, which may be in the row of a data set."""
+    row = image if isinstance(image, Mapping) else {"image": image}
+    if "question" in row:
+        raise ValueError("The question is given twice: as an argument, and beside the image.")
+    return {**row, "question": question}
 
 
 class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
@@ -64,16 +62,16 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
         """
         Args:
             image: an image (file path, PIL image, array or tensor); or a dict with `image` and `question`; or many of
-                either: a list, a `datasets.Dataset` (`KeyDataset` takes one column of it) or a generator. An array or
-                tensor with 4 dimensions is many images.
-            question (`str` or `list[str]`, *optional*): what to ask of the image, unless `image` brings it. Many images
-                get the same question, which must be one.
+                either: a list, a `datasets.Dataset`, a `KeyDataset` (a column of it) or a generator. An array or tensor
+                with 4 dimensions is many images.
+            question (`str` or `list[str]`, *optional*): what to ask of the image, unless `image` has it. Many images share
+                a single question.
             top_k (`int`, defaults to 5): answers for each question, best first.
             batch_size (`int`, defaults to 8): images in one pass of the model, where several are given.
 
         Returns:
             For one question a list of `{"answer": str, "score": float}`; for a list of questions a list of these; for
-            many images a list (for a data set or a generator, a generator) with one of either for each.
+            many images a list (of a data set or a generator, a generator) of either.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: no question, an empty one, two, or no readable image.
@@ -121,23 +119,14 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
         questions = [request["question"] for request in requests]
         nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in questions]
         inputs = self.processor(images=[request["image"] for request in requests], text=nested, return_tensors="pt")
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return {"inputs": inputs, "questions": questions}
+        return {"inputs": inputs.to(self.model.dtype), "questions": questions}
 
     def _forward(self, model_inputs: dict) -> dict:
-        outputs: ModelOutput = self.model(**model_inputs["inputs"])
-        return {"logits": outputs.logits, "questions": model_inputs["questions"]}
+        return {"logits": self.model(**model_inputs["inputs"]).logits, "questions": model_inputs["questions"]}
 
     def postprocess(self, model_outputs: dict, top_k: int = 5) -> list:
-        config = self.model.config
-        answers = iter(
-            self.processor.post_process_question_answering(
-                model_outputs["logits"],
-                top_k=top_k,
-                id2label=config.id2label,
-                multi_label=config.problem_type == "multi_label_classification",
-            )
-        )
+        logits, config = model_outputs["logits"], self.model.config
+        answers = iter(self.processor.post_process_question_answering(logits, top_k, config=config))
         return [
             [next(answers) for _ in group] if isinstance(group, (list, tuple)) else next(answers)
             for group in model_outputs["questions"]

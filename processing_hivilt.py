@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,8 @@ from .configuration_hivilt import code_in_place
 
 logger = logging.get_logger(__name__)
 
-# Of an image longer than this many times its other side only the middle is resized, where a square is cut out of it.
-MAX_RATIO = 32
-
-
-# How far floats may lie outside of 0 to 1 by rounding.
-OVERSHOOT = 1e-3
+MAX_RATIO = 32  # of an image longer than this many times its other side only the middle is resized
+OVERSHOOT = 1e-3  # how far rounding may take floats out of 0 to 1
 FROM_BYTES = "give PIL.Image.open(io.BytesIO(content))"
 
 
@@ -36,27 +33,27 @@ def load_image(
     image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
 ) -> Image.Image:
     """
-    Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. One that is
-    so already is returned as it is, in memory.
+    Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. An image in
+    memory that is so already is returned itself.
 
     Arrays and tensors have shape `(height, width)`, or channels first or last: 1, 3 or 4 (RGBA) of them. Where both ends
     could be channels, an array has them last and a tensor first. Their values say what they are, by one rule:
 
     - `bool`: `False` is 0 and `True` 255;
-    - integers: as they are up to 255; where there are larger ones, up to 65,535, the upper 8 of 16 bits are taken, of
-      arrays that reach no further than 511 only as `uint16`: others are of 8 bits and were made brighter;
+    - integers: as they are up to 255; where there are larger ones, the upper 8 of 16 bits are taken (values up to 511 only
+      of `uint16`: others are of 8 bits and were made brighter);
     - floats from 0 to 1, as `ToTensor` gives them: 1 is 255;
     - floats that are all whole numbers: as integers.
 
     Images of the modes I, I;16 and F go by the same rule; those of mode F may hold fractions, if any is above 2.
 
     Args:
-        image (`str` or `os.PathLike` of a local file, `PIL.Image.Image`, `numpy.ndarray` or `torch.Tensor`).
-        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays and tensors.
+        image: path of a local file, PIL image, array or tensor.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays and tensors.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no readable image, the array has not the shape or the values of one (negative, NaN, fractions
+        ValueError: the image is unreadable, an array has not the shape or the values of one (negative, NaN, fractions
             above 1), or the name is a web address, which is never fetched.
         TypeError: something else, encoded bytes among it.
     """
@@ -82,12 +79,12 @@ def load_image(
         except Exception as error:
             raise unreadable(repr(name), error) from error
     if _is_array(image):
-        image = _from_array(image, input_data_format)
+        image = Image.fromarray(np.ascontiguousarray(_levels(_channels_last(image, input_data_format))))
     if not isinstance(image, Image.Image):
         hint = f"; {FROM_BYTES}" if isinstance(image, (bytes, bytearray, memoryview)) else ""
+        kind = type(image).__name__
         raise TypeError(
-            "An image must be a file's path, a PIL image, or an array or tensor of numbers, got "
-            f"{type(image).__name__}{hint}."
+            f"An image must be a file's path, a PIL image, or an array or tensor of numbers, got {kind}{hint}."
         )
     try:
         return _as_seen(image)
@@ -102,8 +99,7 @@ def unreadable(what: str, error: Exception) -> ValueError:
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    if image.format == "EPS":
-        # A program in PostScript, which PIL would have Ghostscript run.
+    if image.format == "EPS":  # a program in PostScript, which PIL would have Ghostscript run
         raise ValueError("EPS is not read")
     image.load()  # its file may be closed after this
     # Turning and converting copy, even where there is nothing to do.
@@ -131,7 +127,7 @@ def _as_numpy(value) -> np.ndarray:
 
 
 def _channels_last(array, input_data_format: str | None) -> np.ndarray:
-    """An image's values, `(height, width)` or `(height, width, channels)`."""
+    """An image's values, `(height, width)` or `(height, width, channels)`, with 3 or 4 channels."""
     values = _as_numpy(array)
     if values.ndim == 3 and 0 not in values.shape:
         # Photographs have three channels; of two ways to see as many, each library's own.
@@ -141,7 +137,7 @@ def _channels_last(array, input_data_format: str | None) -> np.ndarray:
         for channels in (3, 1, 4):
             for end in ends:
                 if values.shape[end] == channels:
-                    return np.moveaxis(values, end, 2)
+                    return values.squeeze(end) if channels == 1 else np.moveaxis(values, end, 2)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(
             "An image as an array or tensor must have shape (height, width), (channels, height, width) or (height, "
@@ -150,20 +146,14 @@ def _channels_last(array, input_data_format: str | None) -> np.ndarray:
     return values
 
 
-def _from_array(array, input_data_format: str | None) -> Image.Image:
-    levels = _levels(_channels_last(array, input_data_format))
-    if levels.ndim == 3 and levels.shape[2] == 1:
-        levels = levels[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(levels))
-
-
 def _prepared(array, input_data_format: str | None, is_resized: bool) -> np.ndarray:
     """Values that are scaled already, channels first; refuses those that PIL is to resize and cannot."""
     values = _channels_last(array, input_data_format)
-    if values.ndim != 3 or values.shape[2] != 3 or not np.isfinite(values).all():
+    finite = np.isfinite(values).all()
+    if values.ndim != 3 or values.shape[2] != 3 or not finite:
         raise ValueError(
             "Floats that are taken as they are (do_rescale=False) must be finite and have three channels, got shape "
-            f"{tuple(array.shape)}{'' if np.isfinite(values).all() else ' with NaN or infinity'}."
+            f"{tuple(array.shape)}{'' if finite else ' with NaN or infinity'}."
         )
     if is_resized and not 0 <= values.min() <= values.max() <= 1:
         raise ValueError(
@@ -186,24 +176,17 @@ def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
     low, high = float(values.min()), float(values.max())  # NaN if there is one
     if kind == "f" and low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         return np.rint(values.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
-    if not 0 <= low <= high < 2**16 or (
-        # An image of fractions that reaches a little above 1 is one from 0 to 1 that was resized, or normalized.
-        kind == "f" and not (from_file and high > 2) and (values != np.rint(values)).any()
-    ):
+    # Fractions that reach a little above 1 are of an image from 0 to 1 that was resized, or normalized.
+    has_fractions = kind == "f" and not (from_file and high > 2) and (values != np.rint(values)).any()
+    # As 16 bits it would be black.
+    is_brightened = 255 < high < 512 and not from_file and values.dtype != np.uint16
+    if not 0 <= low <= high < 2**16 or has_fractions or is_brightened:
         raise ValueError(
-            f"An image's values must be integers from 0 to 255 (or to 65,535: 16 bits) or floats from 0 to 1, got "
-            f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them; values that are scaled and normalized "
-            "already are taken as they are with do_rescale=False, do_normalize=False, do_resize=False."
+            "An image's values must be integers from 0 to 255 (or to 65,535: 16 bits) or floats from 0 to 1, got "
+            f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them. Low values of 16 bits are read as uint16 alone; "
+            "those that are scaled and normalized already with do_rescale=False, do_normalize=False, do_resize=False."
         )
-    if high <= 255:
-        return np.rint(values).astype(np.uint8)
-    if high < 512 and not from_file and values.dtype != np.uint16:
-        # As 16 bits it would be black.
-        raise ValueError(
-            f"An image's values must be integers from 0 to 255 (or to 65,535: 16 bits), got {values.dtype} from {low:.6g} "
-            f"to {high:.6g}. Clip them to 255; if they are the lowest of 16 bits, give them as uint16."
-        )
-    return (values.astype(np.int64) >> 8).astype(np.uint8)
+    return np.rint(values).astype(np.uint8) if high <= 255 else (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
 def well_formed(text: str) -> str:
@@ -214,11 +197,15 @@ def well_formed(text: str) -> str:
 def _is_usual(image_processor) -> bool:
     """Whether it is one of transformers' that resize with PIL, crop, rescale and normalize, and do nothing else."""
     kind = type(image_processor)
-    usual = issubclass(kind, PilBackend) and kind._preprocess is PilBackend._preprocess
-    usual = usual and kind.resize is PilBackend.resize
-    # Set since, as a dict or a number, it is for the image processor itself to read.
-    usual = usual and isinstance(image_processor.size, SizeDict)
-    return usual and isinstance(image_processor.resample, int) and not image_processor.do_pad
+    return (
+        issubclass(kind, PilBackend)
+        and kind._preprocess is PilBackend._preprocess
+        and kind.resize is PilBackend.resize
+        # Set since, as a dict or a number, it is for the image processor itself to read.
+        and isinstance(image_processor.size, SizeDict)
+        and isinstance(image_processor.resample, int)
+        and not image_processor.do_pad
+    )
 
 
 class HiViLTProcessor(ProcessorMixin):
@@ -234,20 +221,13 @@ class HiViLTProcessor(ProcessorMixin):
     _told_of_truncation = False
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
-        # Answers by label, and whether they exclude each other, read from the checkpoint's config so that there is but one
-        # place that says so.
-        self.id2label = None
-        self.problem_type = None
+        # Answers by label, and whether they exclude each other: of the config beside it, the only place that says so.
+        self.id2label = self.problem_type = None
         if tokenizer is not None and "attention_mask" not in tokenizer.model_input_names:
             # SigLIP's names none, and its padding would be words. A copy: elsewhere it goes on without.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         super().__init__(image_processor, tokenizer, **kwargs)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """What one text and one image give; where they do not pair row by row, there is `image_index` besides."""
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __call__(
         self,
@@ -292,27 +272,24 @@ class HiViLTProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("Give the processor `images`, `text`, or both.")
         merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        images = None if images is None else self._flatten_images(images)
         inputs, image_index = {}, None
-        if images is not None:
-            flat_images = self._flatten_images(images)
         if text is not None:
-            texts, image_index = self._flatten(text, len(flat_images) if images is not None else None)
-            tokens = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
-            self._tell_of_truncation(tokens, len(texts), merged["text_kwargs"].get("max_length"))
-            inputs.update(tokens)
+            texts, image_index = self._flatten(text, None if images is None else len(images))
+            inputs = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
+            self._tell_of_truncation(inputs, len(texts), merged["text_kwargs"].get("max_length"))
         if images is not None:
-            inputs.update(self._prepare_images(flat_images, merged["images_kwargs"]))
+            inputs = {**self._prepare_images(images, merged["images_kwargs"]), **inputs}
             if image_index is not None:
                 inputs["image_index"] = image_index
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def resize(self, image: Image.Image) -> Image.Image:
         """
-        An image as the image processor resizes it. Calling the processor does so too; done to each image as soon as
-        it is opened, only one at a time is in memory at its full size.
+        An image with the pixels that the image processor resizes it to; as it was, where that resizes in a way of its own.
 
-        Returns:
-            The same pixels as the image processor gets; where it resizes in a way of its own, the image as it was.
+        Calling the processor does so too; done to each image as soon as it is opened, only one at a time is in memory at
+        its full size.
         """
         processor, size = self.image_processor, image.size
         if _is_usual(processor) and processor.do_resize:
@@ -338,15 +315,14 @@ class HiViLTProcessor(ProcessorMixin):
         normalized value of each of the 256 that a pixel can have.
         """
         processor = self.image_processor
-        data_format = kwargs.get("input_data_format")
-        kwargs = {name: value for name, value in kwargs.items() if name != "input_data_format"}
-        flags = {}
-        for name in ("do_rescale", "do_resize"):
-            flags[name] = kwargs[name] if kwargs.get(name) is not None else getattr(processor, name, None)
-        is_resized = isinstance(processor, PilBackend) and bool(flags["do_resize"])
-        scaled = [
-            flags["do_rescale"] is False and _is_array(image) and _as_numpy(image).dtype.kind == "f" for image in images
-        ]
+        data_format = kwargs.pop("input_data_format", None)
+
+        def setting(name: str) -> Any:
+            return kwargs[name] if kwargs.get(name) is not None else getattr(processor, name, None)
+
+        is_resized = isinstance(processor, PilBackend) and bool(setting("do_resize"))
+        may_be_scaled = setting("do_rescale") is False
+        scaled = [may_be_scaled and _is_array(image) and _as_numpy(image).dtype.kind == "f" for image in images]
         usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor) and not any(scaled)
         for place, image in enumerate(images):
             if scaled[place]:
@@ -426,11 +402,9 @@ class HiViLTProcessor(ProcessorMixin):
         num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
         if num_cut and not HiViLTProcessor._told_of_truncation:
             HiViLTProcessor._told_of_truncation = True
-            limit = (
-                f"the {max_length} tokens of `max_length`"
-                if max_length is not None
-                else f"{self.tokenizer.model_max_length} tokens, the most that the tokenizer's `model_max_length` allows"
-            )
+            limit = f"the {max_length} tokens of `max_length`"
+            if max_length is None:
+                limit = f"{self.tokenizer.model_max_length} tokens, the tokenizer's `model_max_length`"
             logger.warning(f"{num_cut} of {num_texts} texts were cut to {limit}. Later cuts are not reported.")
 
     def post_process_question_answering(
@@ -439,6 +413,7 @@ class HiViLTProcessor(ProcessorMixin):
         top_k: int = 1,
         id2label: dict[int, str] | None = None,
         multi_label: bool | None = None,
+        config: PreTrainedConfig | None = None,
     ) -> list[list[dict[str, str | float]]]:
         """
         Turns scores into answers.
@@ -446,12 +421,11 @@ class HiViLTProcessor(ProcessorMixin):
         Args:
             logits (`torch.Tensor` or array of shape `(texts, num_labels)`, or a model output that has them): the scores.
             top_k (`int`, defaults to 1): how many answers to give for each text, best first.
-            id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config that was saved with this
-                processor.
-            multi_label (`bool`, *optional*): the head was trained on soft labels, each answer by itself, so
-                probabilities are sigmoids and need not sum to one; otherwise they are a softmax. Unset, whether
-                `problem_type` is `"multi_label_classification"` in the config that was saved with this processor;
-                without one, a softmax.
+            id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config.
+            multi_label (`bool`, *optional*): whether the head was trained on soft labels, each answer by itself:
+                probabilities are then sigmoids and need not sum to one, otherwise a softmax. Unset, whether the config's
+                `problem_type` is `"multi_label_classification"`.
+            config (*optional*): of the model that the scores are of; unset, the one that was saved with this processor.
 
         Returns:
             For each text a list of `{"answer": str, "score": float}`.
@@ -461,14 +435,15 @@ class HiViLTProcessor(ProcessorMixin):
         """
         logits = getattr(logits, "logits", logits)
         logits = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits  # as Trainer predicts
-        id2label = id2label if id2label is not None else self.id2label
+        known = self if config is None else config
+        id2label = known.id2label if id2label is None else id2label
         if multi_label is None:
-            multi_label = self.problem_type == "multi_label_classification"
+            multi_label = known.problem_type == "multi_label_classification"
         if id2label is None:
             raise ValueError(
                 "There are no answers to name: the config beside this processor has none (that of a retrieval checkpoint), or "
-                "it was loaded without one. Open a question answering checkpoint, or give `id2label=model.config.id2label` "
-                "of the model that the scores are of."
+                "it was loaded without one. Open a question answering checkpoint, or give `config=model.config` of the model "
+                "that the scores are of."
             )
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] != len(id2label):
             raise ValueError(

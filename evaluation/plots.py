@@ -1,6 +1,7 @@
 """Every image this repository draws: the course of training, what a model answered or found, its attention.
 
-Pure functions over lists and arrays that write a PNG; they need no display and leave matplotlib's global state alone.
+Pure functions over lists and arrays that write a PNG file to `path`; they need no display and leave matplotlib's global
+state alone.
 """
 
 import os
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
@@ -18,35 +20,21 @@ RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
 
 
 class AnsweredQuestion(NamedTuple):
-    """One cell of `plot_predictions`.
-
-    Args:
-        image: what was asked about.
-        question: what was asked.
-        predictions: `{"answer": str, "score": float}`, best first.
-        answer: the right answer; `None` where it is not known.
-    """
+    """One cell of `plot_predictions`."""
 
     image: Image.Image
     question: str
-    predictions: Sequence[Mapping[str, Any]]
-    answer: str | None
+    predictions: Sequence[Mapping[str, Any]]  # `{"answer": str, "score": float}`, best first
+    answer: str | None  # the right answer; `None` where it is not known
 
 
 class RetrievedImages(NamedTuple):
-    """One row of `plot_retrieved`.
-
-    Args:
-        query: the text, or the image, that was searched with.
-        images: what was found, best first.
-        captions: one short line under each image, such as its score or name.
-        matches: which of the images are right; `None` where it is not known.
-    """
+    """One row of `plot_retrieved`."""
 
     query: str | Image.Image
-    images: Sequence[Image.Image]
-    captions: Sequence[str]
-    matches: Sequence[bool] | None
+    images: Sequence[Image.Image]  # best first
+    captions: Sequence[str]  # one short line under each image, such as its score or name
+    matches: Sequence[bool] | None  # which of the images are right; `None` where it is not known
 
 
 def plot_training(
@@ -56,43 +44,33 @@ def plot_training(
 
     Args:
         log_history: `trainer.state.log_history`; reads `epoch`, `loss`, `eval_loss`, `eval_{metric}` where they occur.
-        path: the PNG file to write.
         metric: name of a metric in [0, 1], drawn in percent.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
-
-    for key, label in (("loss", "training"), ("eval_loss", "held out")):
-        epochs, values = _curve(log_history, key)
-        loss_axes.plot(epochs, values, label=label, marker="o" if len(epochs) < 30 else None, markersize=3)
-    loss_axes.set(xlabel="epoch", ylabel="loss", title="Loss", yscale="log")
-    loss_axes.legend()
-
-    epochs, values = _curve(log_history, f"eval_{metric}")
-    metric_axes.plot(epochs, [100 * value for value in values], label="held out", marker="o", markersize=3)
     name = metric.replace("_", " ")
-    metric_axes.set(xlabel="epoch", ylabel=f"{name} (%)", title=name[:1].upper() + name[1:])
-    metric_axes.legend()
-
+    loss_axes.set(ylabel="loss", title="Loss", yscale="log")
+    metric_axes.set(ylabel=f"{name} (%)", title=name[:1].upper() + name[1:])
+    for axes, key, label, scale in (
+        (loss_axes, "loss", "training", 1),
+        (loss_axes, "eval_loss", "held out", 1),
+        (metric_axes, f"eval_{metric}", "held out", 100),
+    ):
+        entries = [entry for entry in log_history if key in entry]
+        epochs, values = [entry["epoch"] for entry in entries], [scale * entry[key] for entry in entries]
+        axes.plot(epochs, values, label=label, marker="o" if len(epochs) < 30 else None, markersize=3)
     for axes in (loss_axes, metric_axes):
+        axes.set_xlabel("epoch")
+        axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def _curve(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
-    points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
-    return [epoch for epoch, _ in points], [value for _, value in points]
-
-
 def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """An image under the colors of where the model looked: bright where most, dark where least.
+    """An image, in RGB, under the colors of where the model looked: bright where most, dark where least.
 
     Args:
-        image: in RGB.
         attention: (rows, columns), not negative. It covers the image whatever its grid.
-
-    Returns:
-        As large as `image`, in RGB.
     """
     scaled = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
     # Smoothly between the centers of the cells.
@@ -115,8 +93,6 @@ def plot_attention(
         words: the tokens of the question, a column each.
         stages: a row each, its name and (words, rows, columns), where each word looked, not negative.
         looks: bars: what one side of global fusion gave to each thing that it could look at, shares that sum to 1.
-        title: the line above.
-        path: the PNG file to write.
     """
     num_words = len(words)
     figure = Figure(figsize=(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
@@ -125,16 +101,13 @@ def plot_attention(
     for row, (name, maps) in enumerate(stages):
         for column, (word, attention) in enumerate(zip(words, maps, strict=True)):
             axes = figure.add_subplot(grid[row, column])
-            axes.imshow(draw_attention(image, attention))
-            axes.set(xticks=[], yticks=[])
+            _draw_image(axes, draw_attention(image, attention))
             if row == 0:
                 axes.set_title(word, fontsize=10)
             if column == 0:
                 axes.set_ylabel(name, fontsize=9)
     last = grid[-1, :].subgridspec(1, 2, width_ratios=(1, 2))
-    axes = figure.add_subplot(last[0])
-    axes.imshow(image)
-    axes.set_axis_off()
+    _draw_image(figure.add_subplot(last[0]), image)
     axes = figure.add_subplot(last[1])
     for place, shares in enumerate(looks.values()):
         start = 0.0
@@ -149,57 +122,36 @@ def plot_attention(
 
 
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
-    """A grid of images with their question and the model's best answers.
-
-    Args:
-        answered: the cells, row by row.
-        path: the PNG file to write.
-        columns: cells in a row.
+    """A grid of images, row by row, with their question and the model's best answers.
 
     Raises:
         ValueError: `answered` is empty.
     """
     if len(answered) == 0:
         raise ValueError("answered: there is no question to draw.")
-    columns = min(columns, len(answered))
-    rows = -(-len(answered) // columns)
+    cells, heights = [], []
+    for image, question, predictions, answer in answered:
+        lines = [f"{textwrap.shorten(best['answer'], 42)}  {best['score']:.1%}" for best in predictions]
+        right = predictions[0]["answer"] == answer
+        if answer is not None and not right:
+            lines.append(f"(right: {textwrap.shorten(answer, 42)})")
+        title, color = _wrapped(question, 42, 3), NEUTRAL if answer is None else RIGHT if right else WRONG
+        cells.append((image, title, "\n".join(lines), {"fontsize": 9, "color": color}))
+        image_height = max(0.3, min(4.0 * image.height / image.width, 2.5))
+        heights.append(image_height + 0.17 * (title.count("\n") + 1 + len(lines)) + 0.3)
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
-    shapes = [_height(one) for one in answered]
-    heights = [max(shapes[start : start + columns]) for start in range(0, rows * columns, columns)]
+    columns = min(columns, len(cells))
+    heights = [max(heights[start : start + columns]) for start in range(0, len(cells), columns)]
     figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
     figure.suptitle("Question and best answers with their probabilities")
-    cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False, height_ratios=heights)).ravel()
-    for cell, one in zip(cells, answered, strict=False):
-        _draw_answer(cell, one)
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
+    for axes, (image, title, lines, style) in zip(grid, cells, strict=False):
+        _draw_image(axes, image, lines, **style)
+        axes.set_title(title, fontsize=10, parse_math=False)
+    for axes in grid[len(cells) :]:
+        axes.set_axis_off()
+    figure.draw_without_rendering()  # a first layout does not know yet how the images' shapes shrink their axes
     figure.savefig(path, dpi=100)
-
-
-def _height(one: AnsweredQuestion) -> float:
-    """How high its cell is, in inches."""
-    width, most = 4.0, 2.5
-    lines = len(_question_lines(one)) + len(_answer_lines(one))
-    return max(0.3, min(width * one.image.height / one.image.width, most)) + 0.17 * lines + 0.3
-
-
-def _question_lines(one: AnsweredQuestion) -> list[str]:
-    return textwrap.wrap(one.question, 42, max_lines=3, placeholder=" ...")
-
-
-def _answer_lines(one: AnsweredQuestion) -> list[str]:
-    lines = [f"{textwrap.shorten(answer['answer'], 42)}  {answer['score']:.1%}" for answer in one.predictions]
-    if one.answer is not None and one.predictions[0]["answer"] != one.answer:
-        lines.append(f"(right: {textwrap.shorten(one.answer, 42)})")
-    return lines
-
-
-def _draw_answer(cell: Any, one: AnsweredQuestion) -> None:
-    axes = cell.subplots()
-    axes.imshow(one.image.convert("RGB"))
-    axes.set_axis_off()
-
-    color = NEUTRAL if one.answer is None else RIGHT if one.predictions[0]["answer"] == one.answer else WRONG
-    cell.suptitle("\n".join(_question_lines(one)), fontsize=10, parse_math=False)
-    cell.supxlabel("\n".join(_answer_lines(one)), fontsize=9, color=color, parse_math=False)
 
 
 def plot_retrieved(
@@ -210,9 +162,7 @@ def plot_retrieved(
     """One row a query: the query at the left, then the images found for it, right ones in a green frame.
 
     Args:
-        rows: the queries with what was found; up to ten images each stay readable, and their numbers may differ.
-        path: the PNG file to write.
-        title: a line over the whole.
+        rows: up to ten images each stay readable, and their numbers may differ.
 
     Raises:
         ValueError: `rows` is empty, or a row's captions or matches are not one each an image.
@@ -232,27 +182,39 @@ def plot_retrieved(
     # Texts stay plain: two "$" would make a formula.
     figure.suptitle(textwrap.fill(title, int(11 * width)), parse_math=False)
     cells = figure.subplots(len(rows), 1 + columns, squeeze=False, width_ratios=[1.4] + [1] * columns)
-    for line, row in zip(cells, rows, strict=True):
-        for axes in line:
-            axes.set_axis_off()
+    for (first, *others), row in zip(cells, rows, strict=True):
         if isinstance(row.query, str):
-            query = "\n".join(textwrap.wrap(row.query, 24, max_lines=7, placeholder=" ..."))
-            line[0].text(0, 0.5, query, transform=line[0].transAxes, va="center", fontsize=10, parse_math=False)
+            query = _wrapped(row.query, 24, 7)
+            first.text(0, 0.5, query, transform=first.transAxes, va="center", fontsize=10, parse_math=False)
+            first.set_axis_off()
         else:
-            _draw_image(line[0], row.query, "query", NEUTRAL, 1)
-        matches = [False] * len(row.images) if row.matches is None else row.matches
-        for axes, image, caption, right in zip(line[1:], row.images, row.captions, matches, strict=False):
-            _draw_image(axes, image, caption, RIGHT if right else FRAME, 4 if right else 0.8)
+            _draw_image(first, row.query, "query", frame=NEUTRAL, linewidth=1)
+        matches = row.matches or [False] * len(row.images)
+        for axes, image, caption, right in zip(others, row.images, row.captions, matches, strict=False):
+            frame = {"frame": RIGHT, "linewidth": 4} if right else {"frame": FRAME, "linewidth": 0.8}
+            _draw_image(axes, image, _wrapped(caption, 22, 2), **frame)
+        for axes in others[len(row.images) :]:
+            axes.set_axis_off()
     figure.savefig(path, dpi=100)
 
 
-def _draw_image(axes: Any, image: Image.Image, caption: str, frame: str, linewidth: float) -> None:
-    axes.set_axis_on()
+def _wrapped(text: str, width: int, max_lines: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=max_lines, placeholder=" ..."))
+
+
+def _draw_image(
+    axes: Axes,
+    image: Image.Image,
+    caption: str = "",
+    frame: str = FRAME,
+    linewidth: float = 0,
+    fontsize: int = 8,
+    **style,
+) -> None:
     axes.imshow(image.convert("RGB"))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(edgecolor=frame, linewidth=linewidth)
-    caption = "\n".join(textwrap.wrap(caption, 22, max_lines=2, placeholder=" ..."))
-    axes.set_xlabel(caption, fontsize=8, parse_math=False)
+    axes.set_xlabel(caption, fontsize=fontsize, parse_math=False, **style)
 
 
 def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -260,15 +222,14 @@ def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLi
 
     Args:
         collections: `num_images`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
-        path: the PNG file to write.
     """
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    sizes = [one["num_images"] for one in collections]
-    axes.plot(sizes, [one["seconds"] for one in collections], marker="o", label="HiViLT, two stages (measured)")
-    for model, label in (("hivilt", "HiViLT, all pairs (from a slice)"), ("vilt", "ViLT, all pairs (from a slice)")):
-        times = [one["all_pairs_seconds"][model] for one in collections]
-        axes.plot(sizes, times, marker="o", linestyle="--", label=label)
+    sizes = [row["num_images"] for row in collections]
+    axes.plot(sizes, [row["seconds"] for row in collections], marker="o", label="HiViLT, two stages (measured)")
+    for model, name in {"hivilt": "HiViLT", "vilt": "ViLT"}.items():
+        times = [row["all_pairs_seconds"][model] for row in collections]
+        axes.plot(sizes, times, marker="o", linestyle="--", label=f"{name}, all pairs (from a slice)")
     for seconds, unit in ((60, "a minute"), (3600, "an hour"), (86400, "a day")):
         axes.axhline(seconds, color="0.85", linewidth=1, zorder=0)
         axes.annotate(unit, (sizes[0], seconds), color="0.6", fontsize=8, va="bottom")
@@ -283,20 +244,18 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
     Args:
         models: by name, `inference_seconds_per_question` and `training_seconds_per_question`, each by setting, named
             `"<images> x <questions an image>"`; those with the most images are drawn.
-        path: the PNG file to write.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("inference", "training"), strict=True):
         for name, row in models.items():
-            settings = {
-                tuple(map(float, key.split(" x "))): s for key, s in row[f"{kind}_seconds_per_question"].items()
-            }
-            most = max(images for images, _ in settings)
-            points = sorted((per, 1 / s) for (images, per), s in settings.items() if images == most)
+            settings = [(*map(float, key.split(" x ")), s) for key, s in row[f"{kind}_seconds_per_question"].items()]
+            most = max(images for images, _, _ in settings)
+            points = sorted((per, 1 / seconds) for images, per, seconds in settings if images == most)
             style = {"linewidth": 3, "color": "black", "zorder": 3} if name == "HiViLT" else {"linewidth": 1.5}
             axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
-        axes.set(title=kind, xlabel="questions about each image", ylabel="questions a second, one thread")
-        axes.set(ylim=(0, None))
+        axes.set(
+            title=kind, xlabel="questions about each image", ylabel="questions a second, one thread", ylim=(0, None)
+        )
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -307,7 +266,6 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
     Args:
         panels: trainings by task and contestant: `flops` of all of the training, and `curve`, pairs of the share of it
             and the accuracy or recall in [0, 1] on held-out training images. Lines are means over trainings.
-        path: the PNG file to write.
     """
     # A contestant looks the same in every panel; there are fewer colors than contestants.
     names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))

@@ -34,7 +34,6 @@ RESULTS = {
         "name": "Flickr8k <1>",
         "train": {"images": 6000, "captions": 30000, "questions": 7000},
         "test": {"images": 1000},
-        "validation": {"pictures": 900},  # as it was written until 2026-11-29
     },
     "test": {
         **{"embedding_text_to_image_recall@1": 0.314, "embedding_text_to_image_recall@10": 0.7},

@@ -1036,8 +1036,12 @@ def test_soft_labels_are_told_by_the_config_saved_beside_it(tmp_path):
     make_processor().save_pretrained(tmp_path)
     logits = torch.tensor([[0.0, 2.0, 1.0, -1.0, 3.0]])
     for problem, scores in ((None, logits.softmax(-1)), ("multi_label_classification", logits.sigmoid())):
-        make_model(HiViLTForQuestionAnswering, problem_type=problem).save_pretrained(tmp_path)
+        model = make_model(HiViLTForQuestionAnswering, problem_type=problem)
+        model.save_pretrained(tmp_path)
         loaded = HiViLTProcessor.from_pretrained(tmp_path)
+        assert loaded.post_process_question_answering(logits, 5) == PROCESSOR.post_process_question_answering(
+            logits, 5, config=model.config
+        )
         expected = {False: logits.softmax(-1), True: logits.sigmoid(), None: scores}
         for multi_label, wanted in expected.items():
             (answers,) = loaded.post_process_question_answering(logits, top_k=5, multi_label=multi_label)
@@ -1046,7 +1050,7 @@ def test_soft_labels_are_told_by_the_config_saved_beside_it(tmp_path):
 
 def test_answers_are_those_of_the_config_saved_beside_it(tmp_path):
     make_processor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="give `id2label=model.config.id2label`"):
+    with pytest.raises(ValueError, match="give `config=model.config`"):
         HiViLTProcessor.from_pretrained(tmp_path).post_process_question_answering(LOGITS)
 
     model = make_model(HiViLTForQuestionAnswering)
