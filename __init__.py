@@ -3,7 +3,7 @@
 import importlib
 import sys
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "HiViLTConfig",
-    "HiViLTForQuestionAnswering",
-    "HiViLTForRetrieval",
-    "HiViLTModel",
-    "HiViLTProcessor",
-    "HiViLTVisualQuestionAnsweringPipeline",
-]
+__all__ = ["HiViLTConfig", "HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel"]
+__all__ += ["HiViLTProcessor", "HiViLTVisualQuestionAnsweringPipeline"]
 
 # Imported when they are asked for: what they need of transformers takes longer to import than transformers itself.
 _HOMES = {
@@ -38,8 +32,7 @@ _HOMES = {
 _AUTO = {
     "transformers.pipelines": "hivilt.pipeline_hivilt",
     "transformers.models.auto.modeling_auto": "hivilt.modeling_hivilt",
-    # Which imports that one midway and has by then nothing that ours needs.
-    "transformers.modeling_layers": "hivilt.modeling_hivilt",
+    "transformers.modeling_layers": "hivilt.modeling_hivilt",  # imports that one midway, too early for ours
     "transformers.models.auto.processing_auto": "hivilt.processing_hivilt",
 }
 
@@ -88,32 +81,18 @@ class _RegisterWhenImported(MetaPathFinder):
     When a file of `_AUTO` has been imported, ours is; when ours has been, by whomever, its classes are registered.
     """
 
-    def __init__(self):
-        self._asking: set[str] = set()
-        self._executing: set[str] = set()
-
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        # Another finder that asks all others, such as that of a second copy of this file, asks this one back.
-        if fullname in self._asking or (fullname not in _AUTO and fullname not in _AUTO.values()):
-            return None
-        self._asking.add(fullname)
-        try:
-            found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-            spec = next((spec for spec in found if spec is not None), None)
-        finally:
-            self._asking.discard(fullname)
+        watched = fullname in _AUTO or fullname in _AUTO.values()
+        spec = PathFinder.find_spec(fullname, path, target) if watched else None
         if spec is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
-                self._executing.add(fullname)
-                try:
-                    execute(module)
-                finally:
-                    self._executing.discard(fullname)
+                execute(module)
+                layers = sys.modules.get("transformers.modeling_layers")
                 if fullname not in _AUTO:
                     _register(fullname)
-                elif "transformers.modeling_layers" not in self._executing:
+                elif layers is None or hasattr(layers, "GradientCheckpointingLayer"):  # else it is being imported
                     importlib.import_module(_AUTO[fullname])
 
             spec.loader.exec_module = exec_module

@@ -107,10 +107,8 @@ TO_ANSWERS = """() => setTimeout(() => {
 
 def read_results(name: str) -> dict[str, Any]:
     """What the run that made a checkpoint measured: the `results.json` in its folder or on the Hub; empty without one."""
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    path = cached_file(name, "results.json", **{f"_raise_exceptions_for_{what}": False for what in quiet})
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        results = json.loads(Path(cached_file(name, "results.json")).read_text(encoding="utf-8"))
         return results if isinstance(results["data"]["name"], str) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
