@@ -176,11 +176,9 @@ def about(sentences: Sequence[str]) -> str:
 
 
 class Answerer:
-    """Answers questions about images with a checkpoint. Each image is encoded once for all its questions.
+    """Answers questions about images with a checkpoint, its model in evaluation mode; encodes each image once.
 
-    Args:
-        model, processor: the checkpoint, `model` in evaluation mode.
-        familiarity: what `measure_familiarity` gave for it; `None`: every image counts as familiar.
+    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar.
     """
 
     def __init__(
@@ -205,13 +203,7 @@ class Answerer:
         """The best answers to each question with their probabilities; whether the image is like those of training; and a
         line that says how long it took.
 
-        Args:
-            image: its path.
-            text: the questions, one a line; empty lines and repetitions are left out.
-
-        Raises:
-            ValueError: there is no image or no question, there are too many, or the image cannot be read.
-            FileNotFoundError: the image is gone.
+        The questions in `text` are one a line; empty lines and repetitions are left out.
         """
         if image is None:
             raise ValueError("There is no image yet: open one in Search, upload one, or take an example.")
@@ -242,12 +234,7 @@ def percent(share: float) -> str:
 
 
 def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_answers: bool) -> str:
-    """Questions with their answers as a list in HTML.
-
-    Args:
-        asked: question, predictions, and the source of a small image, empty for none.
-        all_answers: whether to show more than the best answer.
-    """
+    """A list in HTML of questions, their predictions (only the best, or all) and small images (sources, "" for none)."""
     rows = []
     for question, predictions, thumb in asked:
         best, *others = [html.escape(f"{answer['answer']} {percent(answer['score'])}") for answer in predictions]
@@ -263,13 +250,8 @@ def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_ans
 
 
 def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tuple[str, list[tuple[Path, str]]]:
-    """What a search for words, or for an image (its path), says and the best images with a caption each; without either
-    the first images of the folder.
-
-    Raises:
-        ValueError: there are both words and an image, or an image cannot be read.
-        FileNotFoundError: an image is gone.
-    """
+    """What to say of a search for words or for images like one, and the best images with a caption each; without either
+    the first images of the folder."""
     words = words.strip()
     if words and image is not None:
         raise ValueError("Give words to look for, or an image to find others like it: one of the two.")
@@ -320,12 +302,7 @@ def reporting_errors(function: Callable, uploads: Path, outputs: int) -> Callabl
 
 
 def opened(path: str | Path, size: tuple[int, int] = LARGE) -> Image.Image:
-    """An image as the page shows it by itself, scaled down to `size`.
-
-    Raises:
-        ValueError: it cannot be read.
-        OSError: it is gone.
-    """
+    """An image as the page shows it, scaled down to `size`; `ValueError` or `OSError` if it cannot be read."""
     image = open_image(str(path))
     image.thumbnail(size)
     return image
@@ -356,11 +333,10 @@ def build_page(
     """The page, to be launched with `LAUNCH`.
 
     Args:
-        answering: a question answering checkpoint, its model in evaluation mode.
+        answering, familiarity: as `Answerer` takes them.
         indexes: folders to search, by the name to choose them by; empty: the page says how to name one.
         about_search, about_answers: HTML that says what the models know.
         examples: image files with questions to begin with.
-        familiarity: as `Answerer` takes it.
     """
     answerer = Answerer(*answering, familiarity)
     names, samples = list(indexes), [[str(path), text] for path, text in examples]
@@ -486,12 +462,7 @@ def build_page(
 
 
 def check_address(host: str, port: int) -> None:
-    """Whether the page can be served there; Gradio would say so after the models are loaded, in names of its own.
-
-    Raises:
-        ValueError: the port is none.
-        OSError: it is taken, or not for this user, or the host is not this machine's; names the flag.
-    """
+    """Names the flag if the page cannot be served there; Gradio would do so in its own terms, after the models are loaded."""
     if not 1 <= port <= 65535:
         raise ValueError(f"--port: expected a number from 1 to 65535, got {port}.")
     try:
@@ -513,13 +484,9 @@ def open_indexes(
     """Folders to search, by the names that tell them apart: their own, or their paths where two have the same.
 
     Args:
-        folders: the folders of `--images`, which are embedded where they are new; none: `index` is searched as it is.
-        index: where the embeddings stay: of one folder this one itself, of several each in one below.
+        folders: those of `--images`, which are embedded where they are new; none: `index` is searched as it is.
+        index: where the embeddings stay: of one folder this one itself, of several each in one below; unset, in `scratch`.
         searching: the retrieval checkpoint.
-        scratch: where they go without `index`.
-
-    Raises:
-        ValueError: a folder holds no images; names it.
     """
     if not folders:
         loaded = ImageIndex.load(index, *searching)
@@ -540,11 +507,7 @@ def open_indexes(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped.
-
-    Raises:
-        ValueError, OSError: a flag is wrong; names it.
-    """
+    """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ANSWERING), help="question answering checkpoint, a folder or a Hub name")
     parser.add_argument("--retrieval", default=str(RETRIEVAL), help="retrieval checkpoint, likewise")

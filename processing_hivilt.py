@@ -81,11 +81,8 @@ def load_image(
     if _is_array(image):
         image = Image.fromarray(np.ascontiguousarray(_levels(_channels_last(image, input_data_format))))
     if not isinstance(image, Image.Image):
-        hint = f"; {FROM_BYTES}" if isinstance(image, (bytes, bytearray, memoryview)) else ""
-        kind = type(image).__name__
-        raise TypeError(
-            f"An image must be a file's path, a PIL image, or an array or tensor of numbers, got {kind}{hint}."
-        )
+        came = type(image).__name__ + (f"; {FROM_BYTES}" if isinstance(image, (bytes, bytearray, memoryview)) else "")
+        raise TypeError(f"An image must be a file's path, a PIL image, or an array or tensor of numbers, got {came}.")
     try:
         return _as_seen(image)
     except Exception as error:
@@ -93,8 +90,7 @@ def load_image(
 
 
 def unreadable(what: str, error: Exception) -> ValueError:
-    """What to raise for an image that cannot be decoded. Decoders raise whatever damaged data make them stumble on:
-    OSError and SyntaxError, but IndexError, RuntimeError or AssertionError too."""
+    """What to raise for an image that cannot be decoded, for which decoders raise errors of any type."""
     return ValueError(f"{what} is not a readable image ({error or type(error).__name__}); replace or remove it.")
 
 
@@ -183,8 +179,8 @@ def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
     if not 0 <= low <= high < 2**16 or has_fractions or is_brightened:
         raise ValueError(
             "An image's values must be integers from 0 to 255 (or to 65,535: 16 bits) or floats from 0 to 1, got "
-            f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them. Low values of 16 bits are read as uint16 alone; "
-            "those that are scaled and normalized already with do_rescale=False, do_normalize=False, do_resize=False."
+            f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them; give low values of 16 bits as uint16, and "
+            "values that are scaled and normalized already with do_rescale=False, do_normalize=False, do_resize=False."
         )
     return np.rint(values).astype(np.uint8) if high <= 255 else (values.astype(np.int64) >> 8).astype(np.uint8)
 
@@ -250,24 +246,22 @@ class HiViLTProcessor(ProcessorMixin):
         are batches by themselves: `image_index` counts the images of this call, so they are not to be joined.
 
         Args:
-            images (an image, a batch or a list of them, *optional*): file paths, PIL images, arrays or tensors, each
-                once. An array or tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_image`] says
-                what its values mean. `[[image], [other]]` is `[image, other]`.
-            text (`str`, `list[str]` or `list[list[str]]`, *optional*): one text; one for each image; several for the
-                only image; or for each image a list of its texts.
+            images: an image, a batch or a list of them: file paths, PIL images, arrays or tensors, each once. An array or
+                tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_image`] says what its values mean.
+                `[[image], [other]]` is `[image, other]`.
+            text: one text; one for each image; several for the only image; or for each image a list of its texts.
             **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
-                texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. Floats
-                go to the image processor as they are, whatever their range, with `do_rescale=False`, here or as the
-                image processor's own; add `do_resize=False` unless they are from 0 to 1.
+                texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. With
+                `do_rescale=False`, here or as the image processor's own, floats go to it as they are, whatever their
+                range; add `do_resize=False` unless they are from 0 to 1.
 
         Returns:
             `input_ids`, `attention_mask` (and what else the tokenizer gives) with one row a text, `pixel_values` with
             one row an image, and `image_index` `(texts,)`, the image of each text, unless each image has one text.
 
         Raises:
-            ValueError: neither is given, a text is empty, an image is unreadable or its values are not those of one, or
-                they do not pair up.
-            TypeError, FileNotFoundError: a text is no string, an image is no image or not there.
+            ValueError: neither is given, a text is empty, they do not pair up, or as [`load_image`].
+            TypeError, FileNotFoundError: a text is no string, or as [`load_image`].
         """
         if images is None and text is None:
             raise ValueError("Give the processor `images`, `text`, or both.")
@@ -387,7 +381,7 @@ class HiViLTProcessor(ProcessorMixin):
                 f"{len(groups)} {what} cannot be paired with {num_images} images. Give one text for each image, or "
                 'for each image a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
             )
-        texts = [well_formed(single) if isinstance(single, str) else single for group in groups for single in group]
+        texts = [single for group in groups for single in group]
         for position, single in enumerate(texts):
             if not isinstance(single, str):
                 raise TypeError(f"`text` must hold strings, got {type(single).__name__} at position {position}.")
@@ -396,7 +390,8 @@ class HiViLTProcessor(ProcessorMixin):
         if not texts:
             raise ValueError("`text` is an empty list; give at least one text.")
         image_index = [index for index, group in enumerate(groups) for _ in group]
-        return texts, None if image_index == list(range(num_images or 0)) else image_index
+        paired = image_index == list(range(num_images or 0))
+        return [well_formed(single) for single in texts], None if paired else image_index
 
     def _tell_of_truncation(self, tokens, num_texts: int, max_length: int | None) -> None:
         num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
@@ -420,12 +415,12 @@ class HiViLTProcessor(ProcessorMixin):
 
         Args:
             logits (`torch.Tensor` or array of shape `(texts, num_labels)`, or a model output that has them): the scores.
-            top_k (`int`, defaults to 1): how many answers to give for each text, best first.
-            id2label (`dict[int, str]`, *optional*): the answers; unset, those of the config.
-            multi_label (`bool`, *optional*): whether the head was trained on soft labels, each answer by itself:
-                probabilities are then sigmoids and need not sum to one, otherwise a softmax. Unset, whether the config's
-                `problem_type` is `"multi_label_classification"`.
-            config (*optional*): of the model that the scores are of; unset, the one that was saved with this processor.
+            top_k: how many answers to give for each text, best first.
+            id2label: the answers; unset, those of the config.
+            multi_label: whether the head was trained on soft labels, each answer by itself: probabilities are then sigmoids
+                and need not sum to one, otherwise a softmax. Unset, whether the config's `problem_type` is
+                `"multi_label_classification"`.
+            config: of the model that the scores are of; unset, the one that was saved with this processor.
 
         Returns:
             For each text a list of `{"answer": str, "score": float}`.
@@ -462,8 +457,7 @@ class HiViLTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "HiViLTProcessor":
-        """Loads as every processor does, and reads from the config beside it, if there is one, the answers' names and
-        whether they exclude each other."""
+        """Loads as every processor does, and reads the answers and their kind from the config beside it, if there is one."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         try:

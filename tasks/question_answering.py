@@ -276,9 +276,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
         config = self.model.config
         multi_label = config.problem_type == "multi_label_classification"
-        best = self.processing_class.post_process_question_answering(
-            logits, top_k=self.top_k, id2label=config.id2label, multi_label=multi_label
-        )
+        best = self.processing_class.post_process_question_answering(logits, self.top_k, config=config)
         if self.watched_answer in config.label2id:
             scores = logits.float().sigmoid() if multi_label else logits.float().softmax(dim=-1)
             for answers, score in zip(best, scores[:, config.label2id[self.watched_answer]].tolist(), strict=True):
