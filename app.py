@@ -301,9 +301,9 @@ def reporting_errors(function: Callable, uploads: Path, outputs: int) -> Callabl
     return wrapped
 
 
-def opened(path: str | Path, size: tuple[int, int] = LARGE) -> Image.Image:
+def opened(path: str, size: tuple[int, int] = LARGE) -> Image.Image:
     """An image as the page shows it, scaled down to `size`; `ValueError` or `OSError` if it cannot be read."""
-    image = open_image(str(path))
+    image = open_image(path)
     image.thumbnail(size)
     return image
 
@@ -430,7 +430,7 @@ def build_page(
         if not indexes:
             return page
 
-        def look(name: str, text: str, image: str | None, fuse: bool):
+        def show_results(name: str, text: str, image: str | None, fuse: bool):
             if name not in indexes:
                 raise ValueError("There is no such folder to search.")
             said, hits = search(indexes[name], text, image, fuse)
@@ -444,14 +444,14 @@ def build_page(
             return note_of(said), shown, paths
 
         def browse(name: str):
-            return look(name, "", None, False)
+            return show_results(name, "", None, False)
 
         def open_result(paths: list, event: gr.SelectData):
             image = opened(paths[checked(event.index, paths)])
             return "", image, image, "", gr.Tabs(selected="ask")
 
         outputs = [search_note, gallery, results]
-        on([find.click, words.submit], look, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
+        on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
         on([page.load, folder.input], browse, [folder], outputs)
         on([like.input], show_image, [like, last_like], [search_note, like, last_like, gr.State()])
         on([gallery.select], open_result, [results], [note, shown_image, last, answers, tabs], js=TO_TOP)

@@ -92,7 +92,7 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             )
         requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
         if question is not None:
-            requests = (_asked(one, question) for one in requests)
+            requests = (_asked(row, question) for row in requests)
         answers = self._answer_all(requests, batch_size, kwargs)
         return list(answers) if isinstance(image, (list, tuple)) else answers
 

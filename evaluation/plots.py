@@ -67,7 +67,7 @@ def plot_training(
 
 
 def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """An image, in RGB, under the colors of where the model looked: bright where most, dark where least.
+    """An image, in RGB, under the colors of the attention to it: bright where most, dark where least.
 
     Args:
         attention: (rows, columns), not negative. It covers the image whatever its grid.
@@ -82,17 +82,17 @@ def plot_attention(
     image: Image.Image,
     words: Sequence[str],
     stages: Sequence[tuple[str, np.ndarray]],
-    looks: Mapping[str, Mapping[str, float]],
+    bars: Mapping[str, Mapping[str, float]],
     title: str,
     path: str | os.PathLike,
 ) -> None:
-    """Where each word of a question looked in the image, stage by stage, and what global fusion looked at.
+    """What each word of a question attended to in the image, stage by stage, and what global fusion attended to.
 
     Args:
         image: in RGB.
         words: the tokens of the question, a column each.
-        stages: a row each, its name and (words, rows, columns), where each word looked, not negative.
-        looks: bars: what one side of global fusion gave to each thing that it could look at, shares that sum to 1.
+        stages: a row each, its name and the attention of each word, (words, rows, columns), not negative.
+        bars: for each side of global fusion the share of its attention that each thing got; shares sum to 1.
     """
     num_words = len(words)
     figure = Figure(figsize=(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
@@ -109,19 +109,19 @@ def plot_attention(
     last = grid[-1, :].subgridspec(1, 2, width_ratios=(1, 2))
     _draw_image(figure.add_subplot(last[0]), image)
     axes = figure.add_subplot(last[1])
-    for place, shares in enumerate(looks.values()):
+    for place, shares in enumerate(bars.values()):
         start = 0.0
         for seen, share in shares.items():
             axes.barh(place, share, left=start, color=f"C{len(axes.patches) % 2}", alpha=0.5)
             if share >= 0.1:  # it has room for its name
                 axes.text(start + share / 2, place, f"{seen} {share:.0%}", ha="center", va="center", fontsize=8)
             start += share
-    axes.set(yticks=range(len(looks)), yticklabels=list(looks), xticks=[], xlim=(0, 1))
+    axes.set(yticks=range(len(bars)), yticklabels=list(bars), xticks=[], xlim=(0, 1))
     axes.set_title("global fusion", fontsize=10)
     figure.savefig(path, dpi=80)
 
 
-def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike, columns: int = 4) -> None:
+def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike) -> None:
     """A grid of images, row by row, with their question and the model's best answers.
 
     Raises:
@@ -135,12 +135,13 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
         right = predictions[0]["answer"] == answer
         if answer is not None and not right:
             lines.append(f"(right: {textwrap.shorten(answer, 42)})")
-        title, color = _wrapped(question, 42, 3), NEUTRAL if answer is None else RIGHT if right else WRONG
+        color = NEUTRAL if answer is None else RIGHT if right else WRONG
+        title = _wrapped(question, 42, 3)
         cells.append((image, title, "\n".join(lines), {"fontsize": 9, "color": color}))
         image_height = max(0.3, min(4.0 * image.height / image.width, 2.5))
         heights.append(image_height + 0.17 * (title.count("\n") + 1 + len(lines)) + 0.3)
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
-    columns = min(columns, len(cells))
+    columns = min(4, len(cells))
     heights = [max(heights[start : start + columns]) for start in range(0, len(cells), columns)]
     figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
     figure.suptitle("Question and best answers with their probabilities")
