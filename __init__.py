@@ -6,28 +6,24 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from transformers import AutoConfig
 
-from hivilt.configuration_hivilt import HiViLTConfig
+from hivilt.configuration_hivilt import AUTO_MAP, HiViLTConfig
 
 if TYPE_CHECKING:
-    from hivilt.modeling_hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
-    from hivilt.pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline
-    from hivilt.processing_hivilt import HiViLTProcessor
+    from hivilt.modeling_hivilt import *  # noqa: F403
+    from hivilt.pipeline_hivilt import *  # noqa: F403
+    from hivilt.processing_hivilt import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["HiViLTConfig", "HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel"]
-__all__ += ["HiViLTProcessor", "HiViLTVisualQuestionAnsweringPipeline"]
-
 # Imported when they are asked for: what they need of transformers takes longer to import than transformers itself.
-_HOMES = {
-    "HiViLTForQuestionAnswering": "modeling_hivilt",
-    "HiViLTForRetrieval": "modeling_hivilt",
-    "HiViLTModel": "modeling_hivilt",
-    "HiViLTProcessor": "processing_hivilt",
-    "HiViLTVisualQuestionAnsweringPipeline": "pipeline_hivilt",
-}
+_HOMES = {name: home for home, name in (path.split(".") for path in AUTO_MAP.values())}
+_HOMES["HiViLTVisualQuestionAnsweringPipeline"] = "pipeline_hivilt"
+
+__all__ = list(_HOMES)
+
 # The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them.
 _AUTO = {
     "transformers.pipelines": "hivilt.pipeline_hivilt",
@@ -51,26 +47,20 @@ def __dir__() -> list[str]:
 
 # Here and not in the remote-code files: there, the first checkpoint loaded would lend its code to the next one.
 def _register(name: str) -> None:
-    if name == "hivilt.modeling_hivilt":
-        from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoModelForZeroShotImageClassification
-
-        ours = sys.modules[name]
-        AutoModel.register(HiViLTConfig, ours.HiViLTModel, exist_ok=True)
-        AutoModelForVisualQuestionAnswering.register(HiViLTConfig, ours.HiViLTForQuestionAnswering, exist_ok=True)
-        AutoModelForZeroShotImageClassification.register(HiViLTConfig, ours.HiViLTForRetrieval, exist_ok=True)
-    elif name == "hivilt.processing_hivilt":
-        from transformers import AutoProcessor
-
-        AutoProcessor.register(HiViLTConfig, sys.modules[name].HiViLTProcessor, exist_ok=True)
-    else:
-        from transformers import AutoModelForVisualQuestionAnswering, pipelines
+    ours = sys.modules[name]
+    for auto, path in AUTO_MAP.items():
+        home, model_class = path.split(".")
+        if name == f"hivilt.{home}" and auto != "AutoConfig":
+            getattr(transformers, auto).register(HiViLTConfig, getattr(ours, model_class), exist_ok=True)
+    if name == "hivilt.pipeline_hivilt":
+        from transformers import pipelines
 
         # For models in memory; a folder brings its own code. transformers 5 has removed the task, and refuses it by name
         # before it asks who registered it anew.
         getattr(pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
         pipelines.PIPELINE_REGISTRY.supported_tasks["visual-question-answering"] = {
-            "impl": sys.modules[name].HiViLTVisualQuestionAnsweringPipeline,
-            "pt": (AutoModelForVisualQuestionAnswering,),
+            "impl": ours.HiViLTVisualQuestionAnsweringPipeline,
+            "pt": (pipelines.AutoModelForVisualQuestionAnswering,),
             "type": "multimodal",
         }
 
