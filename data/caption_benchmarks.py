@@ -54,11 +54,6 @@ class CaptionBenchmark(Benchmark[CaptionedImage]):
     rerank_k: int | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Official files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _flickr30k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, "dataset_flickr30k.json")
     images = image_dir or find_folder(folder, "flickr30k-images", "flickr30k_images", ".")
@@ -158,11 +153,6 @@ def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Examples
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _captions(row: TableRow, *columns: str) -> tuple[str, ...]:
     return tuple(
         caption for name in columns for caption in read_captions(row.values.get(name), f"{row.where}, column {name!r}")
@@ -182,11 +172,6 @@ def _read_images(rows: Iterable[TableRow], column: str) -> list[CaptionedImage]:
 def _read_flickr8k(rows: Iterable[TableRow]) -> list[CaptionedImage]:
     """One example a row: its copy has no ids, and two images with the same bytes would become one."""
     return [CaptionedImage(row.image_id, row.image, _captions(row, *FLICKR8K_CAPTIONS)) for row in rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Benchmarks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _flickr30k_copies(split: str) -> list[HubTable]:

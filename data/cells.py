@@ -52,10 +52,6 @@ _UNKNOWN = frozenset(("None", "nan", "NaN", "NaT", "<NA>"))
 # What begins so is meant as a list or an object; where it cannot be read as one, it is no answer either.
 _MEANT_AS_LIST = re.compile(r"""\[\s*(?:['"{]|nan\b|None\b|null\b)|\{\s*['"]|array\(""")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Text files
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def read_text(path: str | os.PathLike, what: str = "") -> str:
     """A text file, without its byte order mark; line ends are as they stand there.
@@ -202,11 +198,6 @@ def _check_header(header: list[str], where: str) -> None:
         )
     if (twice := _twice(header)) is not None:
         raise ValueError(f"{where}: the header names {twice!r} twice; rename or drop one.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cells
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the readers of every task share: local files and tables, the images in them, and splits by image."""
+"""What the readers of every task share: local files and tables, the images in them, splits by image, and batches."""
 
 import difflib
 import hashlib
@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -20,8 +20,12 @@ import torch
 from datasets.utils import tqdm
 from PIL import Image
 
+from hivilt.data.augmentation import Augmentation
 from hivilt.data.cells import read_csv, read_json_rows, scalar_text
 from hivilt.processing_hivilt import load_image, unreadable
+
+if TYPE_CHECKING:
+    from hivilt.training.encoder_cache import EncoderCache
 
 logger = logging.getLogger(__name__)
 
@@ -69,16 +73,9 @@ class TableRow(NamedTuple):
     values: Mapping[str, Any]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
-    """The rows of a local JSON (a list of objects, alone or under "data"), JSONL, CSV or Parquet file.
-
-    CSV cells stay text as it is written; `hivilt.data.cells` says more. JSON may hold anything else; `column_names`
-    refuses what is no table.
+    """The rows of a local JSON, JSONL, CSV or Parquet file, see `hivilt.data.cells`. JSON may hold anything else;
+    `column_names` refuses what is no table.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,30 +104,27 @@ def column_names(rows: Any, source: str) -> list[str]:
         TypeError: `rows` is neither.
         ValueError: it has no rows.
     """
-    if not isinstance(rows, datasets.Dataset) and not (
-        isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
-    ):
+    is_table = isinstance(rows, datasets.Dataset)
+    if not is_table and not (isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)):
         raise TypeError(
             f"{source}: expected a list of objects with the same keys, got {type(rows).__name__}. (pandas writes one with "
             'to_json(..., orient="records").)'
         )
     if len(rows) == 0:
         raise ValueError(f"{source}: has no rows, so there is nothing to train or to evaluate on.")
-    if isinstance(rows, datasets.Dataset):
-        return rows.column_names
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return rows.column_names if is_table else list(dict.fromkeys(key for row in rows for key in row))
 
 
 def check_columns(
     columns: Mapping[str, str | None], present: Sequence[str], source: str, likely: str | None = None
 ) -> None:
-    """Looks whether a table has the columns that it is said to have.
+    """Refuses a table that lacks a column that it is said to have.
 
     Args:
         columns: kinds and their names, such as `{"image": "photo"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
         source: what to call the table in messages.
-        likely: the column that was probably meant, for the message; default: one that is called alike; empty: none.
+        likely: the column that was probably meant, for the message; default: one of a similar name; empty: none.
 
     Raises:
         ValueError: one is missing.
@@ -159,13 +153,10 @@ def rows_with_images(
 
     Rows about the same image have the same `image_id`: the named one, else the image's path below `folder`, however
     the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
-    Cells of `datasets.ClassLabel` are the names of their classes, -1 is `None`.
 
     Args:
-        rows: a table with these columns; an image is a path, what `datasets.Image` stores, its bytes, or a
-            `TableImage`.
-        image_column: the column of images.
-        image_id_column: the column of their ids, if there is one.
+        rows: a table with these columns; an image is a path, what `datasets.Image` stores, its bytes, or a `TableImage`.
+        image_column, image_id_column: the columns of images and, if there is one, of their ids.
         source: what to call the table in messages.
         folder: where relative image paths start.
         trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
@@ -177,17 +168,16 @@ def rows_with_images(
     if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         rows = rows.with_format(None)  # cells as Python's own values
     table = _undecoded(rows, image_column)
-    light = rows if table is None else table
     trusted = table is not None and image_id_column is not None and trust_ids
-    if trusted:
-        light = table.remove_columns(image_column)
+    if table is not None:
+        rows = table.remove_columns(image_column) if trusted else table
     # By a path as it is written the file, which one it is, and its id: many rows are about few images.
     files: dict[str, tuple[str, str, str]] = {}
     first_row: dict[str, int] = {}
     # What tells images apart, the id that its first row gave it, and for each id its image and that one's name.
     ids: dict[str, str] = {}
     owners: dict[str, tuple[str, str]] = {}
-    for index, row in enumerate(iterate_rows(light)):
+    for index, row in enumerate(iterate_rows(rows)):
         where = f"{source}, row {index + 1}"
         image = row.get(image_column)
         if isinstance(image, TableImage):
@@ -202,7 +192,9 @@ def rows_with_images(
             name = image.get("path") if isinstance(image, Mapping) else image
             name = os.fspath(name) if isinstance(name, os.PathLike) else name
             if not isinstance(name, str) or not name.strip():
-                raise _no_image(image, image_column, where)
+                raise TypeError(
+                    f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}."
+                )
             if name not in files:
                 image = _locate(name, folder, f"{where}, column {image_column!r}")
                 files[name] = image, os.path.realpath(image), _path_as_id(name, image, folder)
@@ -231,12 +223,12 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     if not isinstance(rows, datasets.Dataset):
         return None
     feature = rows.features[image_column]
-    binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    if isinstance(feature, datasets.Image) or binary:
+    kind = feature.dtype if isinstance(feature, datasets.Value) else None
+    if isinstance(feature, datasets.Image) or kind in ("binary", "large_binary"):
         return rows.cast_column(image_column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return rows
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+    if kind in ("string", "large_string"):
         return None
     raise TypeError(
         f"image_column: {image_column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
@@ -245,11 +237,8 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
 
 def iterate_rows(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Rows whose cells of `datasets.ClassLabel`, in lists and objects too, are the names of their classes; -1 is `None`."""
-    features = rows.features if isinstance(rows, datasets.Dataset) else {}
-    namers = {name: _namer(feature) for name, feature in features.items()}
-    namers = {name: namer for name, namer in namers.items() if namer is not None}
-    for row in rows:
-        yield {**row, **{name: namer(row[name]) for name, namer in namers.items() if name in row}}
+    rename = _namer(dict(rows.features)) if isinstance(rows, datasets.Dataset) else None
+    return iter(rows) if rename is None else map(rename, rows)
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:
@@ -264,10 +253,12 @@ def _namer(feature: Any) -> Callable[[Any], Any] | None:
         inner = _namer(feature[0] if isinstance(feature, list) else feature.feature)
         return inner and (lambda values: values and [inner(value) for value in values])
     if isinstance(feature, dict):
-        namers = {name: _namer(one) for name, one in feature.items()}
-        namers = {name: namer for name, namer in namers.items() if namer is not None}
-        if namers:
-            return lambda value: value and {**value, **{name: namer(value[name]) for name, namer in namers.items()}}
+        namers = {name: namer for name, inner in feature.items() if (namer := _namer(inner)) is not None}
+        if namers:  # a transform may have dropped some
+            return lambda value: (
+                value
+                and {**value, **{name: name_cell(value[name]) for name, name_cell in namers.items() if name in value}}
+            )
     return None
 
 
@@ -297,18 +288,8 @@ def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
     if "\0" in image:
         raise ValueError(f"{where}: the path {image!r} holds a NUL character; mend it.")
     tidy = os.path.expanduser(image.strip().replace("\\", "/"))
-    if tidy != image and not os.path.isfile(Path(folder, image)):
-        image = tidy
-    return str(Path(folder, image))
-
-
-def _no_image(image: Any, image_column: str, where: str) -> TypeError:
-    return TypeError(f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Splits
-# ---------------------------------------------------------------------------------------------------------------------
+    is_as_written = tidy == image or os.path.isfile(Path(folder, image))
+    return str(Path(folder, image if is_as_written else tidy))
 
 
 def hold_out(
@@ -348,32 +329,21 @@ def hold_out(
                 f"Of the {len(chosen)} images that this run held out to choose by, the training data has {len(held_out)}, "
                 f"and {len(groups) - len(held_out)} others. Give a --validation_file, or begin anew in another --output_dir."
             )
-    train = [one for one in examples if by(one) not in held_out]
-    return train, [one for one in examples if by(one) in held_out]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
+    train = [example for example in examples if by(example) not in held_out]
+    return train, [example for example in examples if by(example) in held_out]
 
 
 def image_endings() -> set[str]:
     """Endings of the files that are opened as images, in lower case with their dot."""
-    return {
-        ending
-        for ending, kind in Image.registered_extensions().items()
-        if ending and kind in Image.OPEN and kind not in _NOT_OPENED
-    }
+    endings = Image.registered_extensions().items()
+    return {ending for ending, kind in endings if ending and kind in Image.OPEN and kind not in _NOT_OPENED}
 
 
 def heif_hint(images: Iterable[str]) -> str:
     """What opens HEIC, if it is among these files and does not open; else nothing."""
     closed = set(HEIF_ENDINGS) - image_endings()
-    return (
-        ' HEIC opens after pip install "hivilt[heif]".'
-        if any(Path(one).suffix.lower() in closed for one in images)
-        else ""
-    )
+    there = any(Path(image).suffix.lower() in closed for image in images)
+    return ' HEIC opens after pip install "hivilt[heif]".' if there else ""
 
 
 def open_image(image: str | TableImage) -> Image.Image:
@@ -383,8 +353,6 @@ def open_image(image: str | TableImage) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read as an image.
     """
-    if isinstance(image, str):
-        return load_image(image)
     stored = _stored_file(image)
     if isinstance(stored, str):
         return load_image(stored)
@@ -414,12 +382,11 @@ def check_images(
         FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
         ValueError: files are no images, likewise; no image is left, or `on_bad_image` is unknown.
     """
-    images = {one.image_id: one.image for one in examples}
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
+    images = {example.image_id: example.image for example in examples}
     if on_bad_image == "error":
-        files = [image for image in images.values() if isinstance(image, str)]
-        missing = [image for image in files if not os.path.isfile(image)]
+        missing = [image for image in images.values() if isinstance(image, str) and not os.path.isfile(image)]
         if missing:
             raise FileNotFoundError(
                 f"{source}: {len(missing)} of {len(images)} image files are missing: {_some(missing)}. Paths are "
@@ -440,7 +407,7 @@ def check_images(
             open_image(image)
         except (FileNotFoundError, ValueError) as error:
             bad[image_id] = str(error)
-    kept = [one for one in examples if one.image_id not in bad]
+    kept = [example for example in examples if example.image_id not in bad]
     if bad:
         logger.warning(
             f"{source}: left out {len(bad)} of {len(images)} images, and with them {len(examples) - len(kept)} of "
@@ -454,14 +421,16 @@ def check_images(
 def _is_foreign(image: str | TableImage) -> bool:
     """Whether what should be an image does not even begin as one: it is empty, a web page, or may not be read."""
     try:
-        with Image.open(image if isinstance(image, str) else _stored_file(image)):
+        with Image.open(_stored_file(image)):
             return False
     except Exception:  # see `unreadable`
         return True
 
 
-def _stored_file(image: TableImage) -> str | io.BytesIO:
-    """The bytes of an image in a table, or the path that stands there instead."""
+def _stored_file(image: str | TableImage) -> str | io.BytesIO:
+    """The path of an image, or the bytes that are in its table instead."""
+    if isinstance(image, str):
+        return image
     stored = image.table[image.row][image.column]
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
@@ -485,7 +454,7 @@ def image_bytes(image: str | TableImage) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    stored = image if isinstance(image, str) else _stored_file(image)
+    stored = _stored_file(image)
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
 
 
@@ -498,11 +467,6 @@ def _name_of(image: str | TableImage) -> str:
 
 def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class EpochDataset(torch.utils.data.Dataset):
@@ -536,6 +500,66 @@ class EpochDataset(torch.utils.data.Dataset):
         """What a training item carries for its collator, `{"draw": seed of the augmentation}`; otherwise nothing."""
         # Not the same text as for the captions of an image: which are drawn would go with how it is cropped.
         return {} if self.seed is None else {"draw": f"augmentation {self.seed} {self.epoch} {image_id}"}
+
+
+class Collator:
+    """Opens the images of a batch, once each, and tokenizes its texts: what `VQACollator` and `CaptionCollator` share.
+
+    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+
+    Args:
+        processor: a `HiViLTProcessor`.
+        augmentation: changes the images of training splits, those of a dataset with a seed; default: none does. All texts
+            of the batch about an image decide whether it may be mirrored; where it was, left and right are exchanged in
+            them.
+        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.training.encoder_cache.EncoderCache`.
+    """
+
+    def __init__(
+        self, processor, augmentation: Augmentation | None = None, encoder_cache: "EncoderCache | None" = None
+    ):
+        self.processor = processor
+        self.augmentation = augmentation
+        self.encoder_cache = encoder_cache
+
+    def images(
+        self, items: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        """The images of these items, as `pixel_values` or, from the cache, `feature_maps`; and which were mirrored.
+
+        Args:
+            items: items of a dataset, with `image`, and `draw` where it is augmented.
+            texts: for each of them all that is said about its image.
+        """
+        augmented = [self.augmentation is not None and "draw" in item for item in items]
+        if self.encoder_cache is not None and not any(augmented):
+            maps = self.encoder_cache.feature_maps([item["image"] for item in items])
+            if maps is not None:
+                return {"feature_maps": maps}, [False] * len(items)
+        resized, mirrored = [], []
+        for item, said, is_augmented in zip(items, texts, augmented, strict=True):
+            image, flipped = open_item(item), False
+            if is_augmented:
+                image, flipped = self.augmentation(image, said, random.Random(item["draw"]))
+            # At once, so that only one image is in memory at its full size.
+            resized.append(self.processor.resize(image))
+            mirrored.append(flipped)
+        return self.processor(images=resized, return_tensors="pt"), mirrored
+
+    def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `HiViLTModel.encode_texts` takes of texts alone: `input_ids`, `attention_mask`, and from the cache
+        `token_states`."""
+        tokens = self.processor(text=list(texts), return_tensors="pt", padding=True)
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(tokens)
+        # input_ids first: Trainer counts the rows of the first tensor.
+        return {"input_ids": tokens["input_ids"], **tokens, **({} if states is None else {"token_states": states})}
+
+    def pair(
+        self, texts: Sequence[str], images: Mapping[str, torch.Tensor], image_index: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """A batch of texts and images, with `image_index`, the image of each text, unless they pair row by row."""
+        index = {"image_index": torch.tensor(image_index)} if list(image_index) != list(range(len(texts))) else {}
+        return {**self.texts(texts), **images, **index}
 
 
 def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:

@@ -54,7 +54,7 @@ from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, 
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
-from hivilt.data.vqa import VQAExample, read_answers, read_each_answer, read_question
+from hivilt.data.vqa import VQAExample, read_answers, read_question
 from hivilt.evaluation.submissions import (
     gqa_submission,
     vizwiz_answerability_submission,
@@ -117,11 +117,6 @@ class VQABenchmark(Benchmark[VQAExample]):
     watched_answer: str | None = None
     reword: Callable[[Sequence[VQAExample], float, int], list[VQAExample]] | None = None
     reworded: float = 0.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Official files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
@@ -329,11 +324,6 @@ def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
     return pairs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Examples
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _examples(
     rows: Iterable[TableRow],
     answer_column: str = "answers",
@@ -345,26 +335,20 @@ def _examples(
         question_id = row.values.get("question_id")
         question = read_question(row.values.get("question"), "question", row.where)
         words = row.values.get("ocr_tokens") or ()
+        # One of several may be empty: it is one of ten all the same.
+        answers = read_answers(row.values.get(answer_column), answer_column, row.where)
         examples.append(
             VQAExample(
                 str(place if question_id is None else question_id),
                 row.image_id,
                 row.image,
                 OCR_SEPARATOR.join([question, " ".join(words[:MAX_OCR_TOKENS])] if words else [question]),
-                _answers(row.values.get(answer_column), answer_column, row.where),
+                answers if any(answers) else (),
                 {name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None},
                 row.values.get("group"),
             )
         )
     return examples
-
-
-def _answers(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """As `read_answers`, but one of several may be empty: it is one of ten all the same."""
-    if not isinstance(value, list):
-        return read_answers(value, column, where)
-    answers = tuple(read_each_answer(value, column, where))
-    return answers if any(answers) else ()
 
 
 def _columns(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -407,11 +391,6 @@ def _clevr_types(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"family": "compare_integer"}
     families = {"exist": "exist", "count": "count", "query": "query_attribute", "equal": "compare_attribute"}
     return {"family": families.get(step.split("_")[0])}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Official metrics
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _metrics(
@@ -463,11 +442,6 @@ def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]
         ids = [one.question_id for one in examples]
         files["submission_answerability.json"] = vizwiz_answerability_submission(ids, scores)
     return files
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Benchmarks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _lmms(name: str, split: str, **layout: Any) -> list[HubTable]:
