@@ -5,7 +5,6 @@ are in `hivilt.data.vqa_benchmarks` and `hivilt.data.caption_benchmarks`.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -20,7 +19,6 @@ from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_
 logger = logging.getLogger(__name__)
 
 Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
-
 
 HUB_DATASETS = "https://huggingface.co/datasets/"
 
@@ -44,14 +42,14 @@ class HubTable(NamedTuple):
     images_config: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[Record]):
     """A data set of the field with its official splits.
 
     Attributes:
         title: its name, as papers write it.
-        splits: which official split, or several with "+", is "train", "validation" and "test"; without "validation",
-            images are held out.
+        splits: which official split, or several with "+", is "train", "validation" and "test"; default: "train", "val" and
+            "test". Without "validation", images are held out.
         read_folder: rows of the official files, given their folder, an official split, and the folder of the images
             if they lie elsewhere. The image in the column `image` is a path.
         read_rows: makes the examples.
@@ -66,7 +64,7 @@ class Benchmark(Generic[Record]):
     """
 
     title: str
-    splits: Mapping[str, str]
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
     read_folder: Callable[[Path, str, Path | None], Sequence[Mapping[str, Any]]]
     read_rows: Callable[[Iterable[TableRow]], list[Record]]
     columns: tuple[str, ...]
@@ -103,17 +101,15 @@ class Benchmark(Generic[Record]):
         examples = []
         for name in split.split("+"):
             if name not in self.official_splits:
-                raise ValueError(
-                    f"split: {self.title} has the official splits {', '.join(map(repr, self.official_splits))}, "
-                    f"got {name!r}."
-                )
-            if data_dir is None and dataset_name is None and self.read_package is not None:
-                examples += self.read_package(name)
-                continue
+                official = ", ".join(map(repr, self.official_splits))
+                raise ValueError(f"split: {self.title} has the official splits {official}, got {name!r}.")
             if data_dir is not None:
                 rows, source = self._read_files(name, Path(data_dir), image_dir), f"{self.title}, {name}"
-            else:
+            elif dataset_name is not None or self.read_package is None:
                 rows, source = self._read_hub(name, dataset_name, dataset_config_name)
+            else:
+                examples += self.read_package(name)
+                continue
             image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
             with_images = rows_with_images(rows, "image", image_id, source, ".", trust_ids=True)
             examples += self.read_rows(with_images if name in self.hidden else self._answered(with_images))
@@ -149,8 +145,7 @@ class Benchmark(Generic[Record]):
             # A name that is not known may be laid out like any known one, or have our columns.
             known = [table for table in tables if table.dataset == dataset]
             alike = [table._replace(dataset=dataset, revision=None) for table in tables]
-            own = HubTable(dataset, split, columns={} if self.image_id_column is None else {self.image_id_column: None})
-            tables = known or [*alike, own]
+            tables = known or [*alike, HubTable(dataset, split, columns={self.image_id_column: None})]
         if config is not None:
             tables = [table._replace(config=config) for table in tables]
         tables = [table for place, table in enumerate(tables) if table not in tables[:place]]
@@ -184,7 +179,7 @@ class Benchmark(Generic[Record]):
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
-            rows = rows.select([place for place, found in enumerate(values) if found == value])
+            rows = rows.select([place for place, part in enumerate(values) if part == value])
         names = {theirs: ours for ours, theirs in table.columns.items() if theirs in rows.column_names}
         rows = rows.remove_columns([name for name in names.values() if name in rows.column_names])
         rows = rows.rename_columns(names)
@@ -208,7 +203,7 @@ class Benchmark(Generic[Record]):
         _check(images, ["id", "image"])
         images = images.cast_column("image", datasets.Image(decode=False))
         places = {name: place for place, name in enumerate(images["id"])}
-        unknown = [row for row in rows[self.image_id_column] if row not in places]
+        unknown = [name for name in rows[self.image_id_column] if name not in places]
         if unknown:
             raise ValueError(f"{table.images_config} lacks {len(unknown)} images, {unknown[0]!r} first.")
         return [{**row, "image": TableImage(images, places[row[self.image_id_column]], "image")} for row in rows]
@@ -255,18 +250,17 @@ def find_folder(folder: Path, *names: str) -> Path:
 
 
 def _holds_images(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    with os.scandir(path) as entries:
-        return any(entry.name.lower().endswith((".jpg", ".jpeg", ".png")) for entry in entries)
+    return path.is_dir() and any(file.suffix.lower() in (".jpg", ".jpeg", ".png") for file in path.iterdir())
 
 
 def _first(folder: Path, names: Iterable[str], there: Callable[[Path], bool]) -> Path | None:
-    # "." is the folder itself.
-    below = {name: () if name == "." else sorted(folder.glob(f"*/{name}")) for name in names}
-    paths = (path for name in names for path in (folder / name, *below[name]))
-    # What macOS packs beside a folder has the names of its files, but not what is in them.
-    return next((path for path in paths if path.parent.name != "__MACOSX" and there(path)), None)
+    for name in names:
+        # "." is the folder itself.
+        for path in (folder / name, *(() if name == "." else sorted(folder.glob(f"*/{name}")))):
+            # What macOS packs beside a folder has the names of its files, but not what is in them.
+            if path.parent.name != "__MACOSX" and there(path):
+                return path
+    return None
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

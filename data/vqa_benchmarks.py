@@ -34,7 +34,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,6 @@ class VQABenchmark(Benchmark[VQAExample]):
         reworded: that share, unless `--reword` says another.
     """
 
-    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
     columns: tuple[str, ...] = ("image", "question", "question_id")
     other_columns: tuple[str, ...] | None = ()
     image_id_column: str | None = "image_id"
