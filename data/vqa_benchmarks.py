@@ -44,28 +44,17 @@ from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
 from hivilt.data.vqa import VQAExample, read_answers, read_question
-from hivilt.evaluation.submissions import (
-    gqa_submission,
-    vizwiz_answerability_submission,
-    vizwiz_submission,
-    vqa_submission,
-)
+from hivilt.evaluation import submissions
+from hivilt.evaluation import vqa_benchmarks as official
 from hivilt.evaluation.vqa import canonical_answer
-from hivilt.evaluation.vqa_benchmarks import (
-    clevr_metrics,
-    daquar_metrics,
-    gqa_metrics,
-    textvqa_metrics,
-    vizwiz_metrics,
-    vqa_rad_metrics,
-    vqav2_metrics,
-)
 from hivilt.evaluation.wups import answer_items, wordnet_similarity
 
 logger = logging.getLogger(__name__)
 
 # For each question the answers of a model, best first: {"answer": str, "score": float}.
 Predictions = Sequence[Sequence[Mapping[str, Any]]]
+Metrics = Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
+Types = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # A classifier cannot read: TextVQA's questions carry the words that were recognized in the image, as many as M4C
 # (arXiv:1911.06258) takes, and at the end, so that a text that is too long loses these first.
@@ -100,8 +89,8 @@ class VQABenchmark(Benchmark[VQAExample]):
     answer_file: Path | None = None
     min_answer_count: int = 1
     metric: str = "accuracy"
-    official_metrics: Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
-    submissions: Callable[[Predictions, Sequence[VQAExample]], dict[str, list[dict[str, Any]]]] | None = None
+    official_metrics: Metrics
+    submissions: Metrics | None = None
     watched_answer: str | None = None
     reword: Callable[[Sequence[VQAExample], float, int], list[VQAExample]] | None = None
     reworded: float = 0.0
@@ -113,12 +102,12 @@ def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
 
 def _keep(key: str, *others: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """An `object_hook` that leaves objects with `key` only these fields: large files take many GB in full."""
-    return lambda one: {name: one[name] for name in (key, *others) if name in one} if key in one else one
+    return lambda row: {name: row[name] for name in (key, *others) if name in row} if key in row else row
 
 
-def _text_of_answer(one: dict[str, Any]) -> dict[str, Any] | str:
+def _text_of_answer(said: dict[str, Any]) -> dict[str, Any] | str:
     """An `object_hook` for what a person said with which confidence: millions of objects, few different texts."""
-    return sys.intern(str(one["answer"])) if "answer_confidence" in one else one
+    return sys.intern(str(said["answer"])) if "answer_confidence" in said else said
 
 
 def _row(
@@ -131,12 +120,11 @@ def _row(
 def _easy_vqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}/questions.json", f"data/{split}/questions.json")
     images = _images(path.parent.parent, image_dir, f"{split}/images")
-    return [
-        _row(
-            {"question": question, "answer": answer}, images, f"{name}.png", f"{split}-{number}", f"{split}/{name}.png"
-        )
-        for number, (question, answer, name) in enumerate(read_json(path))
-    ]
+    rows = []
+    for number, (question, answer, name) in enumerate(read_json(path)):
+        row = {"question": question, "answer": answer}
+        rows.append(_row(row, images, f"{name}.png", f"{split}-{number}", f"{split}/{name}.png"))
+    return rows
 
 
 def _easy_vqa_package(split: str) -> list[VQAExample]:
@@ -281,11 +269,7 @@ def _no_types(values: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _examples(
-    rows: Iterable[TableRow],
-    answer_column: str = "answers",
-    types: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_types,
-) -> list[VQAExample]:
+def _examples(rows: Iterable[TableRow], answer_column: str = "answers", types: Types = _no_types) -> list[VQAExample]:
     """Examples of rows, whether of official files or of the Hub; `types` tells the kinds of a row, `None`: unknown."""
     examples = []
     for place, row in enumerate(rows):
@@ -351,55 +335,54 @@ def _clevr_types(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"family": families.get(step.split("_")[0])}
 
 
-def _metrics(
-    predictions: Predictions,
-    examples: Sequence[VQAExample],
-    measure: Callable[..., dict[str, Any]],
-    single: bool = False,
-    **types: str,
-) -> dict[str, Any]:
+def _measured(measure: Callable[..., dict[str, Any]], single: bool = False, **types: str) -> Metrics:
     """`measure` of the first predictions; `single`: questions have one answer; `types`: {its argument: our type}."""
-    known = [(given[0]["answer"], e) for given, e in zip(predictions, examples, strict=True) if e.answers]
-    if not known:
-        return {}
-    best, examples = zip(*known, strict=True)
-    answers = [example.answers[0] if single else example.answers for example in examples]
-    kinds = {argument: [example.types.get(name) for example in examples] for argument, name in types.items()}
-    return measure(list(best), answers, **{argument: of for argument, of in kinds.items() if any(of)})
+
+    def metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+        known = [(given[0]["answer"], e) for given, e in zip(predictions, examples, strict=True) if e.answers]
+        if not known:
+            return {}
+        best, examples = zip(*known, strict=True)
+        answers = [example.answers[0] if single else example.answers for example in examples]
+        kinds = {argument: [example.types.get(name) for example in examples] for argument, name in types.items()}
+        return measure(list(best), answers, **{argument: of for argument, of in kinds.items() if any(of)})
+
+    return metrics
 
 
 def _daquar_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    return _metrics(predictions, examples, partial(daquar_metrics, similarity=wordnet_similarity()), single=True)
+    measure = partial(official.daquar_metrics, similarity=wordnet_similarity())
+    return _measured(measure, single=True)(predictions, examples)
 
 
 def _vizwiz_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    known = [place for place, one in enumerate(examples) if one.answers]
+    known = [place for place, example in enumerate(examples) if example.answers]
     predictions, examples = [predictions[place] for place in known], [examples[place] for place in known]
-    answerable = [one.types.get("answerable") for one in examples]
+    answerable = [example.types.get("answerable") for example in examples]
     given = {"answerable": [kind == "yes" for kind in answerable]} if known and None not in answerable else {}
     scores = _unanswerable_scores(predictions)
     if given and scores is not None:
         given["unanswerable_scores"] = scores
-    return _metrics(predictions, examples, partial(vizwiz_metrics, **given), answer_types="answer_type")
+    return _measured(partial(official.vizwiz_metrics, **given), answer_types="answer_type")(predictions, examples)
 
 
 def _unanswerable_scores(predictions: Predictions) -> list[float] | None:
     """The score of "unanswerable" for each question; `None` from a model that does not know this answer."""
-    scores = [{one["answer"]: one["score"] for one in given}.get("unanswerable") for given in predictions]
+    scores = [{a["answer"]: a["score"] for a in given}.get("unanswerable") for given in predictions]
     return None if None in scores else scores
 
 
 def _submission(
     predictions: Predictions, examples: Sequence[VQAExample], write: Callable[[list[str], list[str]], list[dict]]
-) -> dict[str, list[dict[str, Any]]]:
-    return {"submission.json": write([one.question_id for one in examples], [one[0]["answer"] for one in predictions])}
+) -> dict[str, Any]:
+    return {"submission.json": write([e.question_id for e in examples], [given[0]["answer"] for given in predictions])}
 
 
-def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, list[dict[str, Any]]]:
-    files, scores = _submission(predictions, examples, vizwiz_submission), _unanswerable_scores(predictions)
+def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+    files, scores = _submission(predictions, examples, submissions.vizwiz_submission), _unanswerable_scores(predictions)
     if scores is not None:
-        ids = [one.question_id for one in examples]
-        files["submission_answerability.json"] = vizwiz_answerability_submission(ids, scores)
+        ids = [example.question_id for example in examples]
+        files["submission_answerability.json"] = submissions.vizwiz_answerability_submission(ids, scores)
     return files
 
 
@@ -420,13 +403,11 @@ def _gqa_copies(split: str) -> list[HubTable]:
     return [*copies, flat] if split in ("train", "val", "testdev") else copies
 
 
-_vqa_metrics = partial(_metrics, measure=vqav2_metrics, answer_types="answer_type", question_types="question_type")
+_vqa_metrics = _measured(official.vqav2_metrics, answer_types="answer_type", question_types="question_type")
 _TRAIN_AND_TEST = {"train": "train", "test": "test"}
 
 
-def _one_answer(
-    types: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_types, others: tuple[str, ...] = (), **fields: Any
-) -> VQABenchmark:
+def _one_answer(types: Types = _no_types, others: tuple[str, ...] = (), **fields: Any) -> VQABenchmark:
     """A benchmark with one answer a question, whose questions may lack an id and have these other columns."""
     return VQABenchmark(
         read_rows=partial(_examples, answer_column="answer", types=types),
@@ -443,7 +424,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         splits=_TRAIN_AND_TEST,
         read_folder=_easy_vqa_rows,
         read_package=_easy_vqa_package,
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True),
+        official_metrics=_measured(official.clevr_metrics, single=True),
         reword=reword,
         reworded=0.3,
     ),
@@ -462,7 +443,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         answer_file=_ANSWERS / "vqav2_3129.txt",
         metric="vqa_accuracy",
         official_metrics=_vqa_metrics,
-        submissions=partial(_submission, write=vqa_submission),
+        submissions=partial(_submission, write=submissions.vqa_submission),
     ),
     "gqa": VQABenchmark(
         title="GQA",
@@ -474,8 +455,8 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         answer_column="answer",
         hub={split: _gqa_copies(split) for split in ("train", "val", "testdev", "test", "challenge")},
         answer_file=_ANSWERS / "gqa_1842.txt",
-        official_metrics=partial(_metrics, measure=gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
-        submissions=partial(_submission, write=gqa_submission),
+        official_metrics=_measured(official.gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
+        submissions=partial(_submission, write=submissions.gqa_submission),
     ),
     "vizwiz": VQABenchmark(
         title="VizWiz-VQA",
@@ -503,8 +484,8 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         },
         min_answer_count=2,
         metric="vqa_accuracy",
-        official_metrics=partial(_metrics, measure=textvqa_metrics),
-        submissions=partial(_submission, write=vqa_submission),
+        official_metrics=_measured(official.textvqa_metrics),
+        submissions=partial(_submission, write=submissions.vqa_submission),
     ),
     "ok-vqa": VQABenchmark(
         title="OK-VQA",
@@ -527,7 +508,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         splits=_TRAIN_AND_TEST,
         read_folder=_vqa_rad_rows,
         hub={s: [HubTable("flaviagiammarino/vqa-rad", s, columns={"image_id": None})] for s in ("train", "test")},
-        official_metrics=partial(_metrics, measure=vqa_rad_metrics, single=True, answer_types="answer_type"),
+        official_metrics=_measured(official.vqa_rad_metrics, single=True, answer_types="answer_type"),
         # Its test split asks about training images, but nothing that training asks in other words.
         hold_out_by=lambda example: example.group or example.question_id,
     ),
@@ -537,7 +518,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         title="CLEVR",
         hidden=("test",),
         read_folder=_clevr_rows,
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+        official_metrics=_measured(official.clevr_metrics, single=True, families="family"),
     ),
     "sort-of-clevr": _one_answer(
         partial(_columns, names=("family",)),
@@ -545,7 +526,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         title="Sort-of-CLEVR",
         splits=_TRAIN_AND_TEST,
         read_folder=_sort_of_clevr_rows,
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+        official_metrics=_measured(official.clevr_metrics, single=True, families="family"),
     ),
     "daquar": _one_answer(
         title="DAQUAR", splits=_TRAIN_AND_TEST, read_folder=_daquar_rows, official_metrics=_daquar_metrics
