@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple
 import datasets
 
 from hivilt.data.cells import parse_json, read_text
-from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_with_images
+from hivilt.data.tables import Record, TableImage, TableRow, column_names, iterate_rows, rows_with_images
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Benchmark(Generic[Record]):
             if they lie elsewhere. The image in the column `image` is a path.
         read_rows: makes the examples.
         columns: the columns that the rows of every split have, `image` among them.
-        other_columns: those that they may have besides; all others of a copy on the Hub are left out. `None`: none are.
+        other_columns: those that they may have besides; all others of a copy on the Hub are left out.
         image_id_column: the column that tells images apart, if there is one.
         answer_column: a column that is needed too, and filled, but in the splits named in `hidden`.
         hidden: official splits whose answers are not public.
@@ -68,7 +68,7 @@ class Benchmark(Generic[Record]):
     read_folder: Callable[[Path, str, Path | None], Sequence[Mapping[str, Any]]]
     read_rows: Callable[[Iterable[TableRow]], list[Record]]
     columns: tuple[str, ...]
-    other_columns: tuple[str, ...] | None = None
+    other_columns: tuple[str, ...] = ()
     image_id_column: str | None = None
     answer_column: str | None = None
     hidden: tuple[str, ...] = ()
@@ -87,16 +87,12 @@ class Benchmark(Generic[Record]):
         """The examples of an official split, or of several: "train+val".
 
         Args:
-            split: the official name.
-            data_dir: folder of the official files.
-            image_dir: folder of the images, if they do not lie there.
-            dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`.
-            dataset_config_name: the config of that copy.
+            data_dir: folder of the official files; `image_dir` that of the images, if they do not lie there.
+            dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`, and its `dataset_config_name`.
 
         Raises:
             FileNotFoundError: an official file is not there.
-            ValueError: there is no such split, no copy could be read, or a column or value is not as expected; names
-                which.
+            ValueError: there is no such split, no copy could be read, or a column or value is not as expected.
         """
         examples = []
         for name in split.split("+"):
@@ -173,26 +169,21 @@ class Benchmark(Generic[Record]):
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
-            values, feature = list(rows[column]), rows.features[column]
-            if isinstance(feature, datasets.ClassLabel):
-                values = feature.int2str(values)
+            values = [row[column] for row in iterate_rows(rows.select_columns([column]))]
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
             rows = rows.select([place for place, part in enumerate(values) if part == value])
-        names = {theirs: ours for ours, theirs in table.columns.items() if theirs in rows.column_names}
-        rows = rows.remove_columns([name for name in names.values() if name in rows.column_names])
-        rows = rows.rename_columns(names)
-
         answers = () if split in self.hidden else (self.answer_column,)
         needed = [name for name in (*self.columns, self.image_id_column, *answers) if name is not None]
-        # Called as they are there, for the message.
-        theirs = {name: table.columns.get(name, name) for name in needed if name not in rows.column_names}
+        # What each column is called there, if it is not called as ours is.
+        there = {name: table.columns.get(name, name) for name in (*needed, *self.other_columns, self.answer_column)}
+        names = {theirs if theirs in rows.column_names else ours: ours for ours, theirs in there.items()}
+        missing = [there[ours] for name, ours in names.items() if ours in needed and name not in rows.column_names]
         elsewhere = None if table.images_config is None else "image"
-        _check(rows, [name for ours, name in theirs.items() if name is not None and ours != elsewhere])
-        if self.other_columns is not None:
-            used = (*needed, *self.other_columns, self.answer_column)
-            rows = rows.select_columns([name for name in rows.column_names if name in used])
+        _check(rows, [name for name in missing if name not in (None, elsewhere)])
+        names = {name: ours for name, ours in names.items() if name in rows.column_names}
+        rows = rows.select_columns(list(names)).rename_columns(names)
         if table.images_config is not None:
             rows = self._join(rows, table)
         return rows, f"{table.dataset}, {table.split}"
@@ -224,11 +215,7 @@ def _check(rows: datasets.Dataset, columns: Sequence[str]) -> None:
 
 
 def find_file(folder: Path, *names: str) -> Path:
-    """The first of these files in a folder, or in a folder of it.
-
-    Raises:
-        FileNotFoundError: none is there.
-    """
+    """The first of these files in a folder, or in a folder of it; `FileNotFoundError` where none is there."""
     path = _first(folder, names, Path.is_file)
     if path is None:
         raise FileNotFoundError(
@@ -264,9 +251,5 @@ def _first(folder: Path, names: Iterable[str], there: Callable[[Path], bool]) ->
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short.
-
-    Raises:
-        ValueError: it is not JSON, or not UTF-8.
-    """
+    """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short."""
     return parse_json(read_text(path), path.name, object_hook)

@@ -47,7 +47,6 @@ class CaptionBenchmark(Benchmark[CaptionedImage]):
         rerank_k: candidates of each query that ALBEF, BLIP and those after them re-rank.
     """
 
-    other_columns: tuple[str, ...] | None = ()
     fold_size: int | None = None
     rerank_k: int | None = None
 

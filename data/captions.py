@@ -252,12 +252,8 @@ def read_caption_table(
     caption_columns = [columns.caption]
     if columns.caption not in present:
         caption_columns = [name.strip() for name in columns.caption.split(",")]
-        usual = [name for name in ("captions", "text", "sentences") if name in present]
-        likely = None
-        if columns.caption == DEFAULT_COLUMNS.caption and usual:
-            likely = usual[0] if len(usual) == 1 else ""
         for name in caption_columns:
-            check_columns({"caption": name}, present, source, likely)
+            check_columns({"caption": name}, present, source)
     images = captioned_images(rows_with_images(rows, columns.image, columns.image_id, source, folder), caption_columns)
     return [image._replace(captions=tuple(dict.fromkeys(image.captions))) for image in images]
 

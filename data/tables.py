@@ -39,6 +39,8 @@ _NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 CSV_ENDINGS = (".csv", ".tsv")
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+# What data sets call a column, too; where one of them is there alone, an error names it.
+_OTHER_NAMES = {"caption": ("captions", "text", "sentences")}
 # An image's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
 _BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+/\s-]{256,})=*\s*", re.ASCII)
 
@@ -114,25 +116,21 @@ def column_names(rows: Any, source: str) -> list[str]:
     return rows.column_names if is_table else list(dict.fromkeys(key for row in rows for key in row))
 
 
-def check_columns(
-    columns: Mapping[str, str | None], present: Sequence[str], source: str, likely: str | None = None
-) -> None:
+def check_columns(columns: Mapping[str, str | None], present: Sequence[str], source: str) -> None:
     """Refuses a table, called `source` in messages, that lacks a column that it is said to have.
 
     Args:
         columns: kinds and their names, such as `{"image": "photo"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
-        likely: the column that was probably meant, for the message; default: one of a similar name; empty: none.
     """
     for kind, name in columns.items():
         if name is not None and name not in present:
             alike = {column.casefold(): column for column in present}
-            close = difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)
-            if likely is None and close:
-                likely = alike[close[0]]
+            likely = {alike[close] for close in difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)}
+            likely |= set(present).intersection(_OTHER_NAMES.get(name, ()))
             raise ValueError(
                 f"{kind}_column: {source} has no column {name!r}; it has {', '.join(map(repr, present))}. "
-                f"Name the right one with --{kind}_column{f', probably {likely!r}' if likely else ''}."
+                f"Name the right one with --{kind}_column{f', probably {likely.pop()!r}' if len(likely) == 1 else ''}."
             )
 
 

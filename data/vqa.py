@@ -387,8 +387,7 @@ class VQACollator(Collator):
             )
 
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        majority = [majority_answer(example.answers) if example.answers else None for example in examples]
-        labels = [None if answer is None else answer_label(answer, self.label2id) for answer in majority]
+        labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]
         return torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
 
     def _soft(self, examples: Sequence[VQAExample]) -> torch.Tensor:

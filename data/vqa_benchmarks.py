@@ -83,7 +83,6 @@ class VQABenchmark(Benchmark[VQAExample]):
     """
 
     columns: tuple[str, ...] = ("image", "question", "question_id")
-    other_columns: tuple[str, ...] | None = ()
     image_id_column: str | None = "image_id"
     answer_column: str | None = "answers"
     answer_file: Path | None = None
