@@ -51,8 +51,7 @@ def flip(image: Image.Image) -> Image.Image:
 def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
     """RandAugment (Cubuk et al. 2020) with ALBEF's operations, ranges and probability.
 
-    `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. They are identity,
-    auto-contrast, equalize, brightness, sharpness, shear and translate along x or y, and rotate. Those made to change
+    `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. Those made to change
     colours or to hide parts (colour, invert, posterize, solarize, cutout) are left out, since answers name colours and
     things; auto-contrast and equalize stretch each channel by itself, so they can still tint an image.
 
@@ -156,16 +155,8 @@ class Augmentation:
             _check_operations("rand_augment", *self.rand_augment)
 
     def __call__(self, image: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
-        """Changes one image.
-
-        Args:
-            image: RGB.
-            texts: all that is said about it: questions and answers, or captions.
-            draw: makes every choice; in the same state, it gives the same image.
-
-        Returns:
-            The new image, and whether it was mirrored, so that `texts` need `swap_left_and_right`.
-        """
+        """A changed RGB image, of which `texts` are all that is said (questions and answers, or captions), and whether it was
+        mirrored, so that `texts` need `swap_left_and_right`. In the same state `draw` gives the same image."""
         if self.random_crop is not None:
             image = random_resized_crop(image, draw, self.random_crop)
         # Drawn whatever the texts say, so that they do not change the draws that follow.

@@ -11,11 +11,7 @@ Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanfo
 published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
 OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
 Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
-does not compare with published recall. Flickr8k's images lie in `Flicker8k_Dataset`, `Flickr8k_Dataset`, `Images` or
-`images`, in the folder or one below.
-
-Every caption is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in Flickr30k's
-test split, 25,010 in MS-COCO's.
+does not compare with published recall. Every caption is kept, repeated ones too, see `read_karpathy`.
 """
 
 import hashlib

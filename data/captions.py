@@ -15,6 +15,7 @@ import random
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
@@ -88,8 +89,7 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
 
     Raises:
-        ImportError: a package is not installed.
-        ValueError: `split` is unknown, or `size` is not positive.
+        ImportError, ValueError: a package is not installed; `split` is unknown, or `size` is not positive.
         FileNotFoundError: OpenMoji should have a drawing and has none.
     """
     if size < 1:
@@ -126,12 +126,7 @@ class NamedEmoji(NamedTuple):
 
 
 def named_emoji(split: Split) -> list[NamedEmoji]:
-    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not.
-
-    Raises:
-        ImportError: the package `emoji` is not installed.
-        ValueError: `split` is unknown.
-    """
+    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not."""
     if split not in get_args(Split):
         raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
     emoji, named = _package("emoji"), []
@@ -202,7 +197,13 @@ def read_karpathy(
         FileNotFoundError: there is no such file.
         ValueError: it has another layout, has no such split, or a caption is empty.
     """
-    return _karpathy(read_rows(path), Path(path), split, image_dir)
+    path = Path(path)
+    if split not in KARPATHY_SPLITS:
+        expected = f"'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}"
+        raise ValueError(f"split: expected {expected}, got {split!r}.")
+    rows = karpathy_rows(read_rows(path), path, KARPATHY_SPLITS[split], image_dir)
+    rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
+    return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
 def read_caption_file(
@@ -214,8 +215,7 @@ def read_caption_file(
     """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_caption_table` reads it, or of a Karpathy file.
 
     Args:
-        path: the file; JSON is a list of objects, alone or under "data", or Karpathy's object with "images".
-        columns: names of the columns; unused for a Karpathy file.
+        columns: names of the columns; unused for a Karpathy file, which is JSON with "images".
         split: which one to read of a Karpathy file; unused for others.
         image_dir: where relative image paths start; default: the folder of the file.
 
@@ -225,7 +225,7 @@ def read_caption_file(
     path = Path(path)
     rows = read_rows(path)
     if isinstance(rows, Mapping) and "images" in rows:
-        return _karpathy(rows, path, split, image_dir)
+        return read_karpathy(path, split, image_dir)
     return read_caption_table(rows, columns, path.name, path.parent if image_dir is None else image_dir)
 
 
@@ -303,15 +303,6 @@ def karpathy_rows(
     ]
 
 
-def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
-    if split not in KARPATHY_SPLITS:
-        expected = f"'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}"
-        raise ValueError(f"split: expected {expected}, got {split!r}.")
-    rows = karpathy_rows(content, path, KARPATHY_SPLITS[split], image_dir)
-    rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
-    return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
-
-
 def read_captions(value: Any, where: str) -> list[str]:
     """The captions of a cell: a text, a list of texts, or objects with a key "raw" (Karpathy's sentences), "caption" or
     "captions".
@@ -364,15 +355,12 @@ class CaptionDataset(EpochDataset):
             )
         self.examples = list(examples)
         self.captions_per_image = captions_per_image
-        self.captions: list[str] = []
-        self.image_of_caption: list[int] = []
-        self._first_caption: list[int] = []
-        for number, example in enumerate(self.examples):
+        for example in self.examples:
             if not example.captions:
                 raise ValueError(f"examples: image {example.image_id!r} has no caption.")
-            self._first_caption.append(len(self.captions))
-            self.captions += example.captions
-            self.image_of_caption += [number] * len(example.captions)
+        self.captions = [caption for example in self.examples for caption in example.captions]
+        self.image_of_caption = [number for number, example in enumerate(self.examples) for _ in example.captions]
+        self._first_caption = [0, *accumulate(len(example.captions) for example in self.examples)]
 
     @property
     def texts(self) -> list[str]:

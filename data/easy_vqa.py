@@ -71,10 +71,8 @@ def reword(examples: Sequence[VQAExample], share: float, seed: int, held_out: bo
     """The questions, a share of them exchanged for others about the same image, with their answers.
 
     Args:
-        examples: of easy-VQA.
         share: of the questions that are exchanged, from 0 to 1; those about images of which they tell not both color and
             shape stay.
-        seed: of what is drawn.
         held_out: whether in the wordings that are not trained on.
     """
     known, draw = facts(examples), random.Random(seed)

@@ -29,14 +29,12 @@ class FolderSplit(NamedTuple):
 def read_folder(
     name: str | None, config: str | None = None, data_dir: str | None = None, splits: Collection[str] | None = None
 ) -> dict[str, FolderSplit]:
-    """The splits of a data set.
+    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them.
 
     Args:
         name: a folder, or a name on the Hub; `None`: `data_dir` is an image folder, whose metadata.csv, metadata.jsonl or
             metadata.parquet, one a split or one a folder of it, has a column `file_name` (which becomes `image`) or
             `<column>_file_name`.
-        config: of the data set.
-        data_dir: as `datasets.load_dataset` takes it.
         splits: which to read, of those that there are; default: all.
 
     Raises:

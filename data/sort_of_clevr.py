@@ -97,13 +97,9 @@ def draw(things: list[Thing]) -> Image.Image:
 
 
 def write(folder: Path, images: Mapping[str, int] = IMAGES, seed: int = 0) -> None:
-    """Writes the data set.
+    """Writes the data set with so many images by split into a folder, which is made if need be.
 
-    Args:
-        folder: where to; it is made if need be.
-        images: how many, by split.
-        seed: each image has its own random numbers, of seed, split and number, so that fewer images are the first
-            of more.
+    Each image has its own random numbers, of seed, split and number, so that fewer images are the first of more.
     """
     image_dir = folder / "images"
     image_dir.mkdir(parents=True, exist_ok=True)

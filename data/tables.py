@@ -246,10 +246,7 @@ def _namer(feature: Any) -> Callable[[Any], Any] | None:
     if isinstance(feature, dict):
         namers = {name: namer for name, inner in feature.items() if (namer := _namer(inner)) is not None}
         if namers:  # a transform may have dropped some
-            return lambda value: (
-                value
-                and {**value, **{name: name_cell(value[name]) for name, name_cell in namers.items() if name in value}}
-            )
+            return lambda value: value and {**value, **{k: namers[k](value[k]) for k in namers if k in value}}
     return None
 
 

@@ -205,18 +205,14 @@ def labels_by_answer(label2id: Mapping[str, int]) -> dict[str, int]:
     Raises:
         ValueError: it is empty or the other way round, or two of its answers differ in their spelling alone.
     """
-    if (
-        not isinstance(label2id, Mapping)
-        or not label2id
-        or not all(isinstance(answer, str) and isinstance(label, int) for answer, label in label2id.items())
-        or min(label2id.values()) < 0
-    ):
+    pairs = label2id.items() if isinstance(label2id, Mapping) else ()
+    if not pairs or not all(isinstance(a, str) and isinstance(label, int) and label >= 0 for a, label in pairs):
         raise ValueError(
             "label2id: expected a dict of answers and their labels, as `model.config.label2id` is ({'yes': 0, 'no': 1}), "
             f"got {reprlib.repr(label2id)}."
         )
     labels: dict[str, int] = {}
-    for answer, label in label2id.items():
+    for answer, label in pairs:
         if labels.setdefault(canonical_answer(answer), label) != label:
             raise ValueError(f"label2id: {answer!r} is there in another spelling too, with another label; keep one.")
     return labels

@@ -221,8 +221,8 @@ def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[
 
 
 def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
-    """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of
-    them, and the copy that has a split of its own."""
+    """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of them,
+    or the copy that has a split of its own."""
 
     def has(*names: str) -> bool:
         return any(has_file(folder, name) for name in names)
