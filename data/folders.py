@@ -16,6 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from hivilt.data.tables import CSV_ENDINGS, JSON_ENDINGS, column_names, iterate_rows, read_rows
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TEXT_ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS)
 
 
 class FolderSplit(NamedTuple):
@@ -28,32 +29,30 @@ class FolderSplit(NamedTuple):
 def read_folder(
     name: str | None, config: str | None = None, data_dir: str | None = None, splits: Collection[str] | None = None
 ) -> dict[str, FolderSplit]:
-    """The splits of a data set.
+    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them.
 
     Args:
         name: a folder, or a name on the Hub; `None`: `data_dir` is an image folder, whose metadata.csv, metadata.jsonl or
             metadata.parquet, one a split or one a folder of it, has a column `file_name` (which becomes `image`) or
             `<column>_file_name`.
-        config: of the data set.
-        data_dir: as `datasets.load_dataset` takes it.
         splits: which to read, of those that there are; default: all.
 
     Raises:
         ValueError: a file is not as expected; names it.
     """
     builder = datasets.load_dataset_builder(name or "imagefolder", config, data_dir=data_dir)
-    files = {str(split): [Path(file) for file in found] for split, found in (builder.config.data_files or {}).items()}
-    every = [file for found in files.values() for file in found]
+    files = {str(split): [Path(file) for file in paths] for split, paths in (builder.config.data_files or {}).items()}
+    every = [file for paths in files.values() for file in paths]
     wanted = [split for split in files if splits is None or split in splits]
     folder = Path(data_dir or name)
     is_local = folder.is_dir() and all(map(Path.is_file, every))
 
     if is_local and isinstance(builder, ImageFolder):
-        metadata = {split: [file for file in found if file.name in METADATA_FILES] for split, found in files.items()}
+        metadata = {split: [file for file in paths if file.name in METADATA_FILES] for split, paths in files.items()}
         _check_image_folder(folder, every, metadata, wanted)
         if any(metadata.values()):
             return {split: FolderSplit(_metadata_rows(metadata[split]), folder) for split in wanted}
-    elif is_local and every and all(file.suffix.lower() in (*CSV_ENDINGS, *JSON_ENDINGS) for file in every):
+    elif is_local and every and all(file.suffix.lower() in TEXT_ENDINGS for file in every):
         return {split: _text_rows(files[split]) for split in wanted}
     elif isinstance(builder, ImageFolder) and any(file.name == "metadata.csv" for file in every):
         raise ValueError(
@@ -68,31 +67,31 @@ def read_folder(
 def _check_image_folder(
     folder: Path, files: list[Path], metadata: dict[str, list[Path]], wanted: Collection[str]
 ) -> None:
+    paths = [file for of_split in metadata.values() for file in of_split]
     archive = next((file for file in files if file.suffix.lower() == ".zip"), None)
     if archive is not None:
         raise ValueError(f"data_dir: {archive} is an archive; unpack it into its folder.")
-    above = next((folder / one for one in METADATA_FILES if (folder / one).is_file()), None)
+    above = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
     # The same file by another path: `datasets` has absolute ones.
-    if above is not None and not any(above.samefile(file) for found in metadata.values() for file in found):
+    if above is not None and not any(map(above.samefile, paths)):
         raise ValueError(
             f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
             "each, with paths that start there."
         )
-    tables = (
-        one for one in sorted(folder.iterdir()) if one.suffix.lower() in (*CSV_ENDINGS, *JSON_ENDINGS, ".parquet")
+    table = next(
+        (file for file in sorted(folder.iterdir()) if file.suffix.lower() in (*TEXT_ENDINGS, ".parquet")), None
     )
-    if not any(metadata.values()) and (table := next(tables, None)) is not None:
+    if not paths and table is not None:
         raise ValueError(
             f"data_dir: {folder} has no {', '.join(METADATA_FILES)}, but {table.name}; give it such a name, or name it with "
             "--train_file."
         )
-    folders = Counter(file.parent for found in metadata.values() for file in found)
-    twice = next((place for place, count in folders.items() if count > 1), None)
+    twice = next((place for place, count in Counter(file.parent for file in paths).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"data_dir: {twice} has several of {', '.join(METADATA_FILES)}; drop all but one.")
-    without = [split for split in wanted if not metadata[split]]
-    if without and any(metadata.values()):
-        raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without[0]!r}.")
+    without = next((split for split in wanted if not metadata[split]), None)
+    if paths and without is not None:
+        raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without!r}.")
 
 
 def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
@@ -127,7 +126,7 @@ def _text_rows(paths: list[Path]) -> FolderSplit:
         )
     rows = []
     for path in paths:
-        found = read_rows(path)
-        column_names(found, str(path))
-        rows += found
+        table = read_rows(path)
+        column_names(table, str(path))  # refuses what is no table
+        rows += table
     return FolderSplit(rows, folders[0])

@@ -33,17 +33,20 @@ COLORS = {
     "gray": (128, 128, 128),
 }
 SHAPES = ("square", "circle")
+# By family each question, and its answer from the object it is about and the others, the nearest first.
 QUESTIONS = {
-    "non-relational": (
-        "what shape is the {} object?",
-        "is the {} object on the left?",
-        "is the {} object at the top?",
-    ),
-    "relational": (
-        "what shape is the object nearest to the {} object?",
-        "what shape is the object farthest from the {} object?",
-        "how many objects have the shape of the {} object?",
-    ),
+    "non-relational": {
+        "what shape is the {} object?": lambda thing, others: thing.shape,
+        "is the {} object on the left?": lambda thing, others: "yes" if thing.x < SIDE / 2 else "no",
+        "is the {} object at the top?": lambda thing, others: "yes" if thing.y < SIDE / 2 else "no",
+    },
+    "relational": {
+        "what shape is the object nearest to the {} object?": lambda thing, others: others[0].shape,
+        "what shape is the object farthest from the {} object?": lambda thing, others: others[-1].shape,
+        "how many objects have the shape of the {} object?": lambda thing, others: str(
+            1 + sum(other.shape == thing.shape for other in others)
+        ),
+    },
 }
 QUESTIONS_EACH = 10
 IMAGES = {"train": 9_800, "test": 200}
@@ -67,52 +70,36 @@ def make_scene(rng: random.Random) -> list[Thing]:
             if all(max(abs(x - one.x), abs(y - one.y)) > 2 * HALF + 1 for one in things):
                 things.append(Thing(list(COLORS)[len(things)], rng.choice(SHAPES), x, y))
         distances = [[math.dist(one[2:], other[2:]) for other in things] for one in things]
-        if all(len(set(found)) == len(found) for found in distances):
+        if all(len(set(row)) == len(row) for row in distances):
             return things
-
-
-def answer(things: list[Thing], question: str, color: str) -> str:
-    """The answer to a template of `QUESTIONS` about the object of this color."""
-    (thing,) = (one for one in things if one.color == color)
-    others = sorted((one for one in things if one is not thing), key=lambda one: math.dist(one[2:], thing[2:]))
-    return {
-        "what shape is the {} object?": thing.shape,
-        "is the {} object on the left?": "yes" if thing.x < SIDE / 2 else "no",
-        "is the {} object at the top?": "yes" if thing.y < SIDE / 2 else "no",
-        "what shape is the object nearest to the {} object?": others[0].shape,
-        "what shape is the object farthest from the {} object?": others[-1].shape,
-        "how many objects have the shape of the {} object?": str(sum(one.shape == thing.shape for one in things)),
-    }[question]
 
 
 def ask(things: list[Thing], rng: random.Random) -> list[dict[str, str]]:
     """Ten different questions of each family, with their answers."""
-    return [
-        {"question": question.format(color), "answer": answer(things, question, color), "family": family}
-        for family, questions in QUESTIONS.items()
-        for question, color in rng.sample([(one, color) for one in questions for color in COLORS], QUESTIONS_EACH)
-    ]
+    asked = []
+    for family, questions in QUESTIONS.items():
+        choices = [(question, thing) for question in questions for thing in things]
+        for question, thing in rng.sample(choices, QUESTIONS_EACH):
+            others = sorted((t for t in things if t is not thing), key=lambda other: math.dist(other[2:], thing[2:]))
+            answer = questions[question](thing, others)
+            asked.append({"question": question.format(thing.color), "answer": answer, "family": family})
+    return asked
 
 
 def draw(things: list[Thing]) -> Image.Image:
     """The image, RGB, on white."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     brush = ImageDraw.Draw(image)
-    for one in things:
-        shape = brush.rectangle if one.shape == "square" else brush.ellipse
-        shape((one.x - HALF, one.y - HALF, one.x + HALF, one.y + HALF), fill=COLORS[one.color])
+    for thing in things:
+        shape = brush.rectangle if thing.shape == "square" else brush.ellipse
+        shape((thing.x - HALF, thing.y - HALF, thing.x + HALF, thing.y + HALF), fill=COLORS[thing.color])
     return image
 
 
 def write(folder: Path, images: Mapping[str, int] = IMAGES, seed: int = 0) -> None:
-    """
-    Writes the data set.
+    """Writes the data set with so many images by split into a folder, which is made if need be.
 
-    Args:
-        folder: where to; it is made if need be.
-        images: how many, by split.
-        seed: each image has its own random numbers, of seed, split and number, so that fewer images are the first
-            of more.
+    Each image has its own random numbers, of seed, split and number, so that fewer images are the first of more.
     """
     image_dir = folder / "images"
     image_dir.mkdir(parents=True, exist_ok=True)

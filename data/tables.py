@@ -1,4 +1,4 @@
-"""What the readers of every task share: local files and tables, the images in them, and splits by image."""
+"""What the readers of every task share: local files and tables, the images in them, splits by image, and batches."""
 
 import difflib
 import hashlib
@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -20,8 +20,12 @@ import torch
 from datasets.utils import tqdm
 from PIL import Image
 
+from hivilt.data.augmentation import Augmentation
 from hivilt.data.cells import read_csv, read_json_rows, scalar_text
 from hivilt.processing_hivilt import load_image, unreadable
+
+if TYPE_CHECKING:
+    from hivilt.training.encoder_cache import EncoderCache
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ _NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 CSV_ENDINGS = (".csv", ".tsv")
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+# What data sets call a column, too; where one of them is there alone, an error names it.
+_OTHER_NAMES = {"caption": ("captions", "text", "sentences")}
 # An image's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
 _BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+/\s-]{256,})=*\s*", re.ASCII)
 
@@ -69,16 +75,9 @@ class TableRow(NamedTuple):
     values: Mapping[str, Any]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
-    """The rows of a local JSON (a list of objects, alone or under "data"), JSONL, CSV or Parquet file.
-
-    CSV cells stay text as it is written; `hivilt.data.cells` says more. JSON may hold anything else; `column_names`
-    refuses what is no table.
+    """The rows of a local JSON, JSONL, CSV or Parquet file, see `hivilt.data.cells`. JSON may hold anything else;
+    `column_names` refuses what is no table.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,46 +103,34 @@ def column_names(rows: Any, source: str) -> list[str]:
     """The columns of a `datasets.Dataset`, or the keys of a list of dicts.
 
     Raises:
-        TypeError: `rows` is neither.
-        ValueError: it has no rows.
+        TypeError, ValueError: `rows` is neither, or has no rows.
     """
-    if not isinstance(rows, datasets.Dataset) and not (
-        isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
-    ):
+    is_table = isinstance(rows, datasets.Dataset)
+    if not is_table and not (isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)):
         raise TypeError(
             f"{source}: expected a list of objects with the same keys, got {type(rows).__name__}. (pandas writes one with "
             'to_json(..., orient="records").)'
         )
     if len(rows) == 0:
         raise ValueError(f"{source}: has no rows, so there is nothing to train or to evaluate on.")
-    if isinstance(rows, datasets.Dataset):
-        return rows.column_names
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return rows.column_names if is_table else list(dict.fromkeys(key for row in rows for key in row))
 
 
-def check_columns(
-    columns: Mapping[str, str | None], present: Sequence[str], source: str, likely: str | None = None
-) -> None:
-    """Looks whether a table has the columns that it is said to have.
+def check_columns(columns: Mapping[str, str | None], present: Sequence[str], source: str) -> None:
+    """Refuses a table, called `source` in messages, that lacks a column that it is said to have.
 
     Args:
         columns: kinds and their names, such as `{"image": "photo"}`, whose flag is `--image_column`; `None`: unused.
         present: what `column_names` gives.
-        source: what to call the table in messages.
-        likely: the column that was probably meant, for the message; default: one that is called alike; empty: none.
-
-    Raises:
-        ValueError: one is missing.
     """
     for kind, name in columns.items():
         if name is not None and name not in present:
             alike = {column.casefold(): column for column in present}
-            close = difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)
-            if likely is None and close:
-                likely = alike[close[0]]
+            likely = {alike[close] for close in difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)}
+            likely |= set(present).intersection(_OTHER_NAMES.get(name, ()))
             raise ValueError(
                 f"{kind}_column: {source} has no column {name!r}; it has {', '.join(map(repr, present))}. "
-                f"Name the right one with --{kind}_column{f', probably {likely!r}' if likely else ''}."
+                f"Name the right one with --{kind}_column{f', probably {likely.pop()!r}' if len(likely) == 1 else ''}."
             )
 
 
@@ -159,15 +146,10 @@ def rows_with_images(
 
     Rows about the same image have the same `image_id`: the named one, else the image's path below `folder`, however
     the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
-    Cells of `datasets.ClassLabel` are the names of their classes, -1 is `None`.
 
     Args:
-        rows: a table with these columns; an image is a path, what `datasets.Image` stores, its bytes, or a
-            `TableImage`.
-        image_column: the column of images.
-        image_id_column: the column of their ids, if there is one.
-        source: what to call the table in messages.
-        folder: where relative image paths start.
+        rows: a table, called `source` in messages; an image is a path, which starts at `folder` if it is relative, what
+            `datasets.Image` stores, its bytes, or a `TableImage`.
         trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
 
     Raises:
@@ -177,17 +159,16 @@ def rows_with_images(
     if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         rows = rows.with_format(None)  # cells as Python's own values
     table = _undecoded(rows, image_column)
-    light = rows if table is None else table
     trusted = table is not None and image_id_column is not None and trust_ids
-    if trusted:
-        light = table.remove_columns(image_column)
+    if table is not None:
+        rows = table.remove_columns(image_column) if trusted else table
     # By a path as it is written the file, which one it is, and its id: many rows are about few images.
     files: dict[str, tuple[str, str, str]] = {}
     first_row: dict[str, int] = {}
     # What tells images apart, the id that its first row gave it, and for each id its image and that one's name.
     ids: dict[str, str] = {}
     owners: dict[str, tuple[str, str]] = {}
-    for index, row in enumerate(iterate_rows(light)):
+    for index, row in enumerate(iterate_rows(rows)):
         where = f"{source}, row {index + 1}"
         image = row.get(image_column)
         if isinstance(image, TableImage):
@@ -202,7 +183,9 @@ def rows_with_images(
             name = image.get("path") if isinstance(image, Mapping) else image
             name = os.fspath(name) if isinstance(name, os.PathLike) else name
             if not isinstance(name, str) or not name.strip():
-                raise _no_image(image, image_column, where)
+                raise TypeError(
+                    f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}."
+                )
             if name not in files:
                 image = _locate(name, folder, f"{where}, column {image_column!r}")
                 files[name] = image, os.path.realpath(image), _path_as_id(name, image, folder)
@@ -231,12 +214,12 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     if not isinstance(rows, datasets.Dataset):
         return None
     feature = rows.features[image_column]
-    binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    if isinstance(feature, datasets.Image) or binary:
+    kind = feature.dtype if isinstance(feature, datasets.Value) else None
+    if isinstance(feature, datasets.Image) or kind in ("binary", "large_binary"):
         return rows.cast_column(image_column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return rows
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+    if kind in ("string", "large_string"):
         return None
     raise TypeError(
         f"image_column: {image_column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
@@ -245,11 +228,8 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
 
 def iterate_rows(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Rows whose cells of `datasets.ClassLabel`, in lists and objects too, are the names of their classes; -1 is `None`."""
-    features = rows.features if isinstance(rows, datasets.Dataset) else {}
-    namers = {name: _namer(feature) for name, feature in features.items()}
-    namers = {name: namer for name, namer in namers.items() if namer is not None}
-    for row in rows:
-        yield {**row, **{name: namer(row[name]) for name, namer in namers.items() if name in row}}
+    rename = _namer(dict(rows.features)) if isinstance(rows, datasets.Dataset) else None
+    return iter(rows) if rename is None else map(rename, rows)
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:
@@ -264,10 +244,9 @@ def _namer(feature: Any) -> Callable[[Any], Any] | None:
         inner = _namer(feature[0] if isinstance(feature, list) else feature.feature)
         return inner and (lambda values: values and [inner(value) for value in values])
     if isinstance(feature, dict):
-        namers = {name: _namer(one) for name, one in feature.items()}
-        namers = {name: namer for name, namer in namers.items() if namer is not None}
-        if namers:
-            return lambda value: value and {**value, **{name: namer(value[name]) for name, namer in namers.items()}}
+        namers = {name: namer for name, inner in feature.items() if (namer := _namer(inner)) is not None}
+        if namers:  # a transform may have dropped some
+            return lambda value: value and {**value, **{k: namers[k](value[k]) for k in namers if k in value}}
     return None
 
 
@@ -282,11 +261,7 @@ def _path_as_id(written: str, image: str, folder: str | os.PathLike) -> str:
 
 
 def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
-    """The file that a cell means: as it is written, else without blanks around it, with slashes and with ~ as home.
-
-    Raises:
-        ValueError: it is a web address, base64 or no path.
-    """
+    """The file that a cell means: as it is written, else without blanks around it, with slashes and with ~ as home."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", image):
         raise ValueError(f"{where}: holds the address {image!r}; download it and give the path of the file.")
     if image.startswith("data:") or _BASE64.fullmatch(image):
@@ -297,18 +272,8 @@ def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
     if "\0" in image:
         raise ValueError(f"{where}: the path {image!r} holds a NUL character; mend it.")
     tidy = os.path.expanduser(image.strip().replace("\\", "/"))
-    if tidy != image and not os.path.isfile(Path(folder, image)):
-        image = tidy
-    return str(Path(folder, image))
-
-
-def _no_image(image: Any, image_column: str, where: str) -> TypeError:
-    return TypeError(f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Splits
-# ---------------------------------------------------------------------------------------------------------------------
+    is_as_written = tidy == image or os.path.isfile(Path(folder, image))
+    return str(Path(folder, image if is_as_written else tidy))
 
 
 def hold_out(
@@ -321,11 +286,9 @@ def hold_out(
     """Splits by image, so that nothing held out is about an image that was trained on.
 
     Args:
-        examples: a training split.
         fraction: share of the images to hold out, rounded, at least one.
-        seed: which ones.
         by: what stays on one side instead of an image, for data whose test split asks about training images.
-        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw.
+        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw by `seed`.
 
     Returns:
         What is left to train on, and what is held out, both in their order.
@@ -348,32 +311,21 @@ def hold_out(
                 f"Of the {len(chosen)} images that this run held out to choose by, the training data has {len(held_out)}, "
                 f"and {len(groups) - len(held_out)} others. Give a --validation_file, or begin anew in another --output_dir."
             )
-    train = [one for one in examples if by(one) not in held_out]
-    return train, [one for one in examples if by(one) in held_out]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
+    train = [example for example in examples if by(example) not in held_out]
+    return train, [example for example in examples if by(example) in held_out]
 
 
 def image_endings() -> set[str]:
     """Endings of the files that are opened as images, in lower case with their dot."""
-    return {
-        ending
-        for ending, kind in Image.registered_extensions().items()
-        if ending and kind in Image.OPEN and kind not in _NOT_OPENED
-    }
+    endings = Image.registered_extensions().items()
+    return {ending for ending, kind in endings if ending and kind in Image.OPEN and kind not in _NOT_OPENED}
 
 
 def heif_hint(images: Iterable[str]) -> str:
     """What opens HEIC, if it is among these files and does not open; else nothing."""
     closed = set(HEIF_ENDINGS) - image_endings()
-    return (
-        ' HEIC opens after pip install "hivilt[heif]".'
-        if any(Path(one).suffix.lower() in closed for one in images)
-        else ""
-    )
+    there = any(Path(image).suffix.lower() in closed for image in images)
+    return ' HEIC opens after pip install "hivilt[heif]".' if there else ""
 
 
 def open_image(image: str | TableImage) -> Image.Image:
@@ -383,8 +335,6 @@ def open_image(image: str | TableImage) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read as an image.
     """
-    if isinstance(image, str):
-        return load_image(image)
     stored = _stored_file(image)
     if isinstance(stored, str):
         return load_image(stored)
@@ -399,13 +349,10 @@ def open_image(image: str | TableImage) -> Image.Image:
 def check_images(
     examples: Sequence[Record], on_bad_image: Literal["error", "skip"] = "error", source: str = "the data"
 ) -> tuple[list[Record], list[str]]:
-    """Finds bad images before training rather than in the middle of it.
+    """Finds bad images of a split, called `source` in messages, before training rather than in the middle of it.
 
-    Args:
-        examples: the examples of a split.
-        on_bad_image: `"error"` looks whether every file is there and begins as an image does (one that is damaged further
-            on is an error when it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
-        source: what to call the split in messages.
+    `"error"` looks whether every file is there and begins as an image does (one that is damaged further on is an error when
+    it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
 
     Returns:
         The examples to use, and the ids of the images left out.
@@ -414,12 +361,11 @@ def check_images(
         FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
         ValueError: files are no images, likewise; no image is left, or `on_bad_image` is unknown.
     """
-    images = {one.image_id: one.image for one in examples}
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
+    images = {example.image_id: example.image for example in examples}
     if on_bad_image == "error":
-        files = [image for image in images.values() if isinstance(image, str)]
-        missing = [image for image in files if not os.path.isfile(image)]
+        missing = [image for image in images.values() if isinstance(image, str) and not os.path.isfile(image)]
         if missing:
             raise FileNotFoundError(
                 f"{source}: {len(missing)} of {len(images)} image files are missing: {_some(missing)}. Paths are "
@@ -440,7 +386,7 @@ def check_images(
             open_image(image)
         except (FileNotFoundError, ValueError) as error:
             bad[image_id] = str(error)
-    kept = [one for one in examples if one.image_id not in bad]
+    kept = [example for example in examples if example.image_id not in bad]
     if bad:
         logger.warning(
             f"{source}: left out {len(bad)} of {len(images)} images, and with them {len(examples) - len(kept)} of "
@@ -454,14 +400,16 @@ def check_images(
 def _is_foreign(image: str | TableImage) -> bool:
     """Whether what should be an image does not even begin as one: it is empty, a web page, or may not be read."""
     try:
-        with Image.open(image if isinstance(image, str) else _stored_file(image)):
+        with Image.open(_stored_file(image)):
             return False
     except Exception:  # see `unreadable`
         return True
 
 
-def _stored_file(image: TableImage) -> str | io.BytesIO:
-    """The bytes of an image in a table, or the path that stands there instead."""
+def _stored_file(image: str | TableImage) -> str | io.BytesIO:
+    """The path of an image, or the bytes that are in its table instead."""
+    if isinstance(image, str):
+        return image
     stored = image.table[image.row][image.column]
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
@@ -480,12 +428,8 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def image_bytes(image: str | TableImage) -> bytes:
-    """The bytes of an image's file, as it is stored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    stored = image if isinstance(image, str) else _stored_file(image)
+    """The bytes of an image's file, as it is stored."""
+    stored = _stored_file(image)
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
 
 
@@ -500,19 +444,11 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class EpochDataset(torch.utils.data.Dataset):
-    """A split from which something is drawn anew in every epoch, if it is one to train on.
+    """A split from which something is drawn anew in every epoch, if it has a `seed` and so is one to train on.
 
     A draw depends on the seed, the epoch and the image alone, so it is the same with any number of workers or
-    processes and in a resumed run.
-
-    Args:
-        seed: of the draws; `None`: a split to evaluate on, of which nothing is drawn and no image is augmented.
+    processes and in a resumed run. Without a seed nothing is drawn and no image is augmented.
     """
 
     def __init__(self, seed: int | None):
@@ -538,12 +474,70 @@ class EpochDataset(torch.utils.data.Dataset):
         return {} if self.seed is None else {"draw": f"augmentation {self.seed} {self.epoch} {image_id}"}
 
 
-def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:
-    """Refuses a batch whose items are not those of the collator's dataset.
+class Collator:
+    """Opens the images of a batch, once each, and tokenizes its texts: what `VQACollator` and `CaptionCollator` share.
 
-    Raises:
-        TypeError: an item lacks `key`.
+    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+
+    Args:
+        processor: a `HiViLTProcessor`.
+        augmentation: changes the images of training splits, those of a dataset with a seed; default: none does. All texts
+            of the batch about an image decide whether it may be mirrored; where it was, left and right are exchanged in
+            them.
+        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.training.encoder_cache.EncoderCache`.
     """
+
+    def __init__(
+        self, processor, augmentation: Augmentation | None = None, encoder_cache: "EncoderCache | None" = None
+    ):
+        self.processor = processor
+        self.augmentation = augmentation
+        self.encoder_cache = encoder_cache
+
+    def images(
+        self, items: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        """The images of these items, of which `texts` say all that is said about each, as `pixel_values` or, from the cache,
+        `feature_maps`; and which were mirrored."""
+        augmented = [self.augmentation is not None and "draw" in item for item in items]
+        if self.encoder_cache is not None and not any(augmented):
+            maps = self.encoder_cache.feature_maps([item["image"] for item in items])
+            if maps is not None:
+                return {"feature_maps": maps}, [False] * len(items)
+        resized, mirrored = [], []
+        for item, said, is_augmented in zip(items, texts, augmented, strict=True):
+            image, flipped = open_item(item), False
+            if is_augmented:
+                image, flipped = self.augmentation(image, said, random.Random(item["draw"]))
+            # At once, so that only one image is in memory at its full size.
+            resized.append(self.processor.resize(image))
+            mirrored.append(flipped)
+        return self.processor(images=resized, return_tensors="pt"), mirrored
+
+    def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `HiViLTModel.encode_texts` takes of texts alone: `input_ids`, `attention_mask`, and from the cache
+        `token_states`."""
+        tokens = self.processor(text=list(texts), return_tensors="pt", padding=True)
+        states = None if self.encoder_cache is None else self.encoder_cache.token_states(tokens)
+        # input_ids first: Trainer counts the rows of the first tensor.
+        return {"input_ids": tokens["input_ids"], **tokens, **({} if states is None else {"token_states": states})}
+
+    def pair(
+        self, texts: Sequence[str], images: Mapping[str, torch.Tensor], image_index: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """A batch of `B_i` images and `B_t` texts, see `HiViLTModel.forward`.
+
+        Returns:
+            The texts first (Trainer takes the batch size from there): `input_ids`, `attention_mask` (B_t, N_t) long,
+            `pixel_values` (B_i, 3, H, W) float, or from the cache `feature_maps`, and `token_states` beside the tokens;
+            unless each image has one text `image_index` (B_t,) long, the row of `pixel_values` that a text belongs to.
+        """
+        index = {"image_index": torch.tensor(image_index)} if list(image_index) != list(range(len(texts))) else {}
+        return {**self.texts(texts), **images, **index}
+
+
+def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:
+    """Refuses a batch whose items lack `key`, so are not those of the collator's dataset."""
     if not all(isinstance(item, Mapping) and key in item for item in items):
         raise TypeError(
             f"{collator} takes the items of a {dataset}. If a Trainer made this batch, set "
@@ -552,11 +546,7 @@ def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> 
 
 
 def open_item(item: Mapping[str, Any]) -> Image.Image:
-    """The image of an item, from its `image`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_image`, and says how to leave the image out.
-    """
+    """The image of an item; the errors of `open_image` say how to leave it out."""
     try:
         return open_image(item["image"])
     except (FileNotFoundError, ValueError) as error:

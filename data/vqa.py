@@ -1,10 +1,7 @@
 """Where question answering examples come from, and how they become batches.
 
-| source | reader | answers a question | licence |
-|---|---|---|---|
-| a data set of the field, by name | `hivilt.data.vqa_benchmarks` | 1 or 10 | its own |
-| JSON, JSONL, CSV, Parquet | `read_file` | any | the user's |
-| image folder with metadata, or a dataset on the Hub | `read_table` | any | the user's |
+`hivilt.data.vqa_benchmarks` reads the data sets of the field by name, `read_file` a JSON, JSONL, CSV or Parquet file,
+`read_table` an image folder with metadata or a dataset on the Hub.
 
 Every reader gives a list of `VQAExample`. One item of `VQADataset` is one question, and `VQACollator` opens the images of
 a batch once each, however many of its questions are about them. `VQADataset.by_image` puts all questions about an image
@@ -14,7 +11,6 @@ into one item, so that no image is decoded, shipped or encoded twice in a pass o
 import difflib
 import logging
 import os
-import random
 import re
 import reprlib
 from collections import Counter
@@ -24,18 +20,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import torch
-from PIL import Image
 
 from hivilt.data.augmentation import Augmentation, swap_left_and_right
 from hivilt.data.cells import cell_values, clean, parse_json, read_text, scalar_text, split_lines
 from hivilt.data.tables import (
     CSV_ENDINGS,
+    Collator,
     EpochDataset,
     TableImage,
     check_columns,
     check_items,
     column_names,
-    open_item,
     read_rows,
     rows_with_images,
 )
@@ -82,23 +77,12 @@ class Columns(NamedTuple):
 
 DEFAULT_COLUMNS = Columns()
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Readers
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def read_file(
     path: str | os.PathLike, columns: Columns = DEFAULT_COLUMNS, answers_needed: bool = True
 ) -> list[VQAExample]:
-    """Examples of a local JSON (a list of objects, alone or under "data"), JSONL, CSV or Parquet file.
-
-    Text stays as it is written: a CSV cell "007" or "None" is an answer like any other, an empty one is not known.
-    `hivilt.data.cells` says what else a file and a cell may hold.
-
-    Args:
-        path: the file; its ending says what it is.
-        columns: names of the columns. Relative image paths are looked up from the file's folder.
-        answers_needed: `False` lets the answer column be absent, for questions that are only to be answered.
+    """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_table` reads them; `hivilt.data.cells` says what a file
+    and a cell may hold. Relative image paths start at the file's folder.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -116,16 +100,12 @@ def read_table(
 ) -> list[VQAExample]:
     """Examples of a `datasets.Dataset`, or of a list of dicts.
 
-    Rows about the same image are found by `columns.image_id` if named, else by the image's path, else by its bytes.
+    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
 
     Args:
-        rows: an image is a path, or what `datasets.Image` stores. An answer is text, a number or a truth value, a list
-            of these, or dicts with a key "answer", "answers" or "text", see `read_answers`; `None` or an empty text: not
-            known. Cells of `datasets.ClassLabel` are the names of their classes.
-        columns: names of the columns.
-        source: what to call the table in error messages.
-        folder: where relative image paths start.
-        answers_needed: `False` lets the answer column be absent.
+        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
+            `datasets.Image` stores; for an answer see `read_answers`.
+        answers_needed: `False` lets the answer column be absent, for questions that are only to be answered.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -151,17 +131,13 @@ def read_table(
             others = [name for name in row.values if name not in names.values()]
             if close := difflib.get_close_matches(columns.answer, others, n=1, cutoff=0.75):
                 raise ValueError(f"{row.where}: has {close[0]!r} where other rows have {columns.answer!r}; name it so.")
-        answers = read_answers(row.values.get(columns.answer), columns.answer, row.where)
+        answers = tuple(filter(None, read_answers(row.values.get(columns.answer), columns.answer, row.where)))
         examples.append(VQAExample(question_id, row.image_id, row.image, question, answers))
     return examples
 
 
 def read_question(value: Any, column: str, where: str) -> str:
-    """A question as a row has it, without blanks around it.
-
-    Raises:
-        CellError, ValueError: it is no text, or empty; names `column` and `where`.
-    """
+    """A question as a row has it, without blanks around it; one that is no text, or empty, is refused."""
     question = scalar_text(value, f"{where}: column {column!r}", "a question as text", numbers=False)
     if not question:
         raise ValueError(f"{where}: the question in column {column!r} is empty; write one or drop the row.")
@@ -169,29 +145,15 @@ def read_question(value: Any, column: str, where: str) -> str:
 
 
 def read_answers(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """The answers of a cell, as `hivilt.data.cells` reads them: text, a number or a truth value, a list of these, or objects
-    with a key "answer", "answers" or "text", as the Hub's data sets have them; empty or NaN: not known.
-
-    2.0 is "2": in a table, a column of whole numbers with gaps holds them so.
+    """The answers of a cell: text, a number or a truth value, a list of these, or objects with a key "answer", "answers" or
+    "text", as the Hub's data sets have them. One that is not known, such as NaN, is an empty text.
 
     Raises:
         CellError, ValueError: it is anything else; names `column` and `where`.
     """
-    return tuple(filter(None, read_each_answer(value, column, where)))
-
-
-def read_each_answer(value: Any, column: str, where: str) -> list[str]:
-    """As `read_answers`, with an empty text for each one that is not known."""
+    where = f"{where}: column {column!r}"
     expected = "an answer as text or a list of them, or objects with a key 'answer', 'answers' or 'text'"
-    return [
-        scalar_text(one, f"{where}: column {column!r}", expected)
-        for one in cell_values(value, f"{where}: column {column!r}", ANSWER_KEYS)
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Answers
-# ---------------------------------------------------------------------------------------------------------------------
+    return tuple(scalar_text(answer, where, expected) for answer in cell_values(value, where, ANSWER_KEYS))
 
 
 def build_answer_vocabulary(
@@ -233,30 +195,24 @@ def build_answer_vocabulary(
 def drop_unknown_answers(examples: Sequence[VQAExample], label2id: Mapping[str, int]) -> list[VQAExample]:
     """The examples with at least one answer in the vocabulary, however it is spelled: only these can be trained on."""
     label2id = labels_by_answer(label2id)
-    return [one for one in examples if any(answer_label(answer, label2id) is not None for answer in one.answers)]
+    return [e for e in examples if any(answer_label(answer, label2id) is not None for answer in e.answers)]
 
 
 def labels_by_answer(label2id: Mapping[str, int]) -> dict[str, int]:
-    """The vocabulary as `answer_label` looks answers up: written as `canonical_answer` does.
-
-    Args:
-        label2id: answers, in any spelling, and their labels; `model.config.label2id` is one.
+    """A vocabulary, answers in any spelling and their labels, as `answer_label` looks answers up: written as
+    `canonical_answer` does.
 
     Raises:
         ValueError: it is empty or the other way round, or two of its answers differ in their spelling alone.
     """
-    if (
-        not isinstance(label2id, Mapping)
-        or not label2id
-        or not all(isinstance(answer, str) and isinstance(label, int) for answer, label in label2id.items())
-        or min(label2id.values()) < 0
-    ):
+    pairs = label2id.items() if isinstance(label2id, Mapping) else ()
+    if not pairs or not all(isinstance(a, str) and isinstance(label, int) and label >= 0 for a, label in pairs):
         raise ValueError(
             "label2id: expected a dict of answers and their labels, as `model.config.label2id` is ({'yes': 0, 'no': 1}), "
             f"got {reprlib.repr(label2id)}."
         )
     labels: dict[str, int] = {}
-    for answer, label in label2id.items():
+    for answer, label in pairs:
         if labels.setdefault(canonical_answer(answer), label) != label:
             raise ValueError(f"label2id: {answer!r} is there in another spelling too, with another label; keep one.")
     return labels
@@ -272,35 +228,28 @@ def read_answers_file(path: str | os.PathLike) -> list[str]:
         ValueError: there is no answer, one stands there twice but for case and spaces, or it is another kind of file.
     """
     path = Path(path)
+    what = f"answer_file: {path.name}"
     if not path.is_file():
         raise FileNotFoundError(f"answer_file: {path} is not a file; give a text file with one answer a line.")
     if path.suffix.lower() in (*CSV_ENDINGS, ".jsonl", ".ndjson", ".parquet"):
-        raise ValueError(
-            f"answer_file: {path.name} is a table; give a text file with one answer a line, or a JSON list."
-        )
-    what = f"answer_file: {path.name}"
+        raise ValueError(f"{what} is a table; give a text file with one answer a line, or a JSON list.")
     text = read_text(path, what)
     if path.suffix.lower() == ".json" or re.match(r"\s*\[\s*\"", text):
         listed = parse_json(text, what)
-        if not isinstance(listed, list) or any(isinstance(one, (list, dict)) for one in listed):
+        if not isinstance(listed, list) or any(isinstance(answer, (list, dict)) for answer in listed):
             raise ValueError(f'{what} holds no list of texts; write one: ["yes", "no"], or one answer a line.')
-        answers = [scalar_text(one, what) for one in listed]
+        answers = [scalar_text(answer, what) for answer in listed]
     else:
         answers = [clean(line) for line in split_lines(text.rstrip())]
     if not any(answers):
         raise ValueError(f"{what} holds no answer; write one a line.")
-    twice = [answer for answer, count in Counter(map(canonical_answer, answers)).items() if count > 1]
-    if twice:
-        places = [place for place, answer in enumerate(answers, 1) if canonical_answer(answer) == twice[0]]
-        raise ValueError(
-            f"{what} has {twice[0]!r} more than once (answers {places[0]} and {places[1]}); every answer is one class."
-        )
+    places: dict[str, int] = {}
+    for place, answer in enumerate(map(canonical_answer, answers), 1):
+        if (first := places.setdefault(answer, place)) != place:
+            raise ValueError(
+                f"{what} has {answer!r} more than once (answers {first} and {place}); every answer is one class."
+            )
     return answers
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class VQADataset(EpochDataset):
@@ -308,9 +257,7 @@ class VQADataset(EpochDataset):
     place in the split, alone in a list); of a training split also `draw`, the seed of its image's augmentation in this
     epoch.
 
-    Args:
-        examples: a split; `question_index` counts its questions in this order.
-        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
+    With a seed it is a training split, see `EpochDataset`; by default one to evaluate on, never augmented.
 
     Attributes:
         groups: for each image the places of its questions, images in the order of their first ones.
@@ -343,13 +290,9 @@ class VQADataset(EpochDataset):
 
     def questions(self, places: Sequence[int]) -> dict[str, Any]:
         """An item of some questions about one image."""
-        first = self.examples[places[0]]
-        return {
-            "image": first.image,
-            "examples": [self.examples[place] for place in places],
-            "question_index": list(places),
-            **self.augmentation_draw(first.image_id),
-        }
+        examples = [self.examples[place] for place in places]
+        item = {"image": examples[0].image, "examples": examples, "question_index": list(places)}
+        return item | self.augmentation_draw(examples[0].image_id)
 
     def by_image(self) -> "VQAImages":
         """The same split with one item an image, as `QuestionAnsweringTrainer` takes it in batches."""
@@ -364,12 +307,7 @@ class VQAImages(EpochDataset):
 
     def __init__(self, dataset: VQADataset):
         super().__init__(dataset.seed)
-        self._epoch = dataset._epoch
-        self.dataset = dataset
-
-    @property
-    def examples(self) -> list[VQAExample]:
-        return self.dataset.examples
+        self._epoch, self.dataset, self.examples = dataset._epoch, dataset, dataset.examples
 
     def __len__(self) -> int:
         return len(self.dataset.groups)
@@ -378,31 +316,22 @@ class VQAImages(EpochDataset):
         return self.dataset.questions(self.dataset.groups[index])
 
 
-class VQACollator:
-    """Opens the images of a batch, once each, and tokenizes its questions, in their order.
-
-    Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
+class VQACollator(Collator):
+    """Makes a batch of questions, in their order, and of their images, once each; see `Collator`.
 
     A batch whose questions all have answers outside the vocabulary teaches nothing and has a loss of 0; of the first one
-    a warning tells.
+    a warning tells. Where an image is mirrored, left and right are exchanged before labels are looked up.
 
     Args:
-        processor: a `HiViLTProcessor`.
         label2id: the answer vocabulary, in any spelling: `model.config.label2id`. Answers are looked up as
             `hivilt.evaluation.vqa.answer_label` does.
         soft_labels: `True` gives each answer the VQA accuracy it would earn, for questions with several answers.
-        augmentation: changes the images of training splits, those of a `VQADataset` with a seed; default: none does.
-            All questions of the batch, and their answers, about an image decide whether it may be mirrored; where it was,
-            left and right are exchanged in them, before labels are looked up.
-        encoder_cache: what frozen encoders gave of the images and texts, an `hivilt.training.encoder_cache.EncoderCache`.
 
     Returns:
-        A batch of `B_i` images and `B_t` questions, the texts first (Trainer takes the batch size from there):
-        `input_ids`, `attention_mask` (B_t, N_t) long, `pixel_values` (B_i, 3, H, W) float, or from the cache
-        `feature_maps`, and `token_states` beside the tokens, see `HiViLTModel.forward`; `question_index` (B_t,) long
-        (the place in `VQADataset.examples`), unless each question has an image of its own `image_index` (B_t,) long, and
-        `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or (B_t, num_labels) float, all zero for
-        one. Of a split to evaluate on, `labels` are left out where no question of the batch has an answer.
+        What `Collator.pair` gives of `B_i` images and `B_t` questions, with `question_index` (B_t,) long (the place in
+        `VQADataset.examples`), and `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or
+        (B_t, num_labels) float, all zero for one. Of a split to evaluate on, `labels` are left out where no question of
+        the batch has an answer.
 
     Raises:
         ValueError: `label2id` is no vocabulary, see `labels_by_answer`.
@@ -416,48 +345,26 @@ class VQACollator:
         augmentation: Augmentation | None = None,
         encoder_cache: "EncoderCache | None" = None,
     ):
-        self.processor = processor
+        super().__init__(processor, augmentation, encoder_cache)
         self.label2id = labels_by_answer(label2id)
         self.soft_labels = soft_labels
-        self.augmentation = augmentation
-        self.encoder_cache = encoder_cache
         self._told_of_unknown_answers = False
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "examples", "VQACollator", "VQADataset")
         examples = [example for item in items for example in item["examples"]]
-        first_items = {item["examples"][0].image_id: item for item in reversed(items)}
-        rows: dict[str, list[int]] = {}
-        for row, example in enumerate(examples):
-            rows.setdefault(example.image_id, []).append(row)
+        item_of_image: dict[str, Mapping[str, Any]] = {}
+        for item in items:
+            item_of_image.setdefault(item["examples"][0].image_id, item)
+        number = {image_id: place for place, image_id in enumerate(item_of_image)}
+        image_index = [number[example.image_id] for example in examples]
+        said: list[list[str]] = [[] for _ in number]
+        for place, example in zip(image_index, examples, strict=True):
+            said[place] += (example.question, *example.answers)
 
-        image_index = [0] * len(examples)
-        for number, places in enumerate(rows.values()):
-            for place in places:
-                image_index[place] = number
-        augments = self.augmentation is not None and any("draw" in item for item in items)
-        maps = None
-        if self.encoder_cache is not None and not augments:
-            maps = self.encoder_cache.feature_maps([first_items[image_id]["image"] for image_id in rows])
-        resized = []
-        for image_id, places in rows.items() if maps is None else ():
-            item = first_items[image_id]
-            image = open_item(item)
-            if self.augmentation is not None and "draw" in item:
-                image, changed = self._augment(image, [examples[place] for place in places], item["draw"])
-                for place, example in zip(places, changed, strict=True):
-                    examples[place] = example
-            # At once, so that only one image is in memory at its full size.
-            resized.append(self.processor.resize(image))
-        texts = self.processor(text=[example.question for example in examples], return_tensors="pt", padding=True)
-        images = self.processor(images=resized, return_tensors="pt") if maps is None else {"feature_maps": maps}
-        # input_ids first: Trainer counts the rows of the first tensor.
-        batch = {"input_ids": texts["input_ids"], **texts, **images}
-        states = None if self.encoder_cache is None else self.encoder_cache.token_states(texts)
-        if states is not None:
-            batch["token_states"] = states
-        if image_index != list(range(len(rows))):
-            batch["image_index"] = torch.tensor(image_index)
+        images, mirrored = self.images(list(item_of_image.values()), said)
+        examples = [_mirror(e) if mirrored[place] else e for place, e in zip(image_index, examples, strict=True)]
+        batch = self.pair([example.question for example in examples], images, image_index)
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
         if any(example.answers for example in examples) or any("draw" in item for item in items):
             batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
@@ -475,24 +382,8 @@ class VQACollator:
                 "such batches are not reported."
             )
 
-    def _augment(
-        self, image: Image.Image, examples: list[VQAExample], draw: str
-    ) -> tuple[Image.Image, list[VQAExample]]:
-        texts = [text for example in examples for text in (example.question, *example.answers)]
-        image, flipped = self.augmentation(image, texts, random.Random(draw))
-        if flipped:
-            examples = [
-                example._replace(
-                    question=swap_left_and_right(example.question),
-                    answers=tuple(swap_left_and_right(answer) for answer in example.answers),
-                )
-                for example in examples
-            ]
-        return image, examples
-
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        majority = [majority_answer(example.answers) if example.answers else None for example in examples]
-        labels = [None if answer is None else answer_label(answer, self.label2id) for answer in majority]
+        labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]
         return torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
 
     def _soft(self, examples: Sequence[VQAExample]) -> torch.Tensor:
@@ -501,3 +392,8 @@ class VQACollator:
             for label, score in soft_scores(example.answers, self.label2id).items():
                 labels[row, label] = score
         return labels
+
+
+def _mirror(example: VQAExample) -> VQAExample:
+    answers = tuple(map(swap_left_and_right, example.answers))
+    return example._replace(question=swap_left_and_right(example.question), answers=answers)

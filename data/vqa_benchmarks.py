@@ -20,18 +20,7 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; images: Flickr's te
 | `daquar` | `qa.894.raw.{train,test}.txt`, or `all_qa_pairs.txt` with `{train,test}_images_list.txt`; or the reduced set \
 `qa.37.raw.{train,test}.txt`; or a copy's `data_{train,eval}.csv`; `images/` | | not stated; research |
 
-| name | train | validation | test | other splits | answers a question | classes |
-|---|---|---|---|---|---|---|
-| `easy-vqa` | train | held out | test | | 1 | training answers |
-| `vqav2` | train | val | test (hidden) | test-dev (hidden) | 10 | 3,129 of LXMERT |
-| `gqa` | train | val | testdev | test, challenge (hidden) | 1 | 1,842 of LXMERT |
-| `vizwiz` | train | val | test (hidden) | | 10 | training answers, of two questions or more |
-| `textvqa` | train | val | test (hidden) | | 10 | training answers, of two questions or more |
-| `ok-vqa` | train | held out | val | | 10 | training answers, of two questions or more |
-| `vqa-rad` | train | held out | test | | 1 | training answers |
-| `clevr` | train | val | test (hidden) | | 1 | training answers |
-| `sort-of-clevr` | train | held out | test | | 1 | training answers |
-| `daquar` | train | held out | test | | 1 | training answers |
+`VQA_BENCHMARKS` below says which split is what; without a split for validation, training images are held out.
 
 DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer,
 its items sorted ("chair, table" for "table, chair").
@@ -45,7 +34,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,29 +43,18 @@ from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, 
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
-from hivilt.data.vqa import VQAExample, read_answers, read_each_answer, read_question
-from hivilt.evaluation.submissions import (
-    gqa_submission,
-    vizwiz_answerability_submission,
-    vizwiz_submission,
-    vqa_submission,
-)
+from hivilt.data.vqa import VQAExample, read_answers, read_question
+from hivilt.evaluation import submissions
+from hivilt.evaluation import vqa_benchmarks as official
 from hivilt.evaluation.vqa import canonical_answer
-from hivilt.evaluation.vqa_benchmarks import (
-    clevr_metrics,
-    daquar_metrics,
-    gqa_metrics,
-    textvqa_metrics,
-    vizwiz_metrics,
-    vqa_rad_metrics,
-    vqav2_metrics,
-)
 from hivilt.evaluation.wups import answer_items, wordnet_similarity
 
 logger = logging.getLogger(__name__)
 
 # For each question the answers of a model, best first: {"answer": str, "score": float}.
 Predictions = Sequence[Sequence[Mapping[str, Any]]]
+Metrics = Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
+Types = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # A classifier cannot read: TextVQA's questions carry the words that were recognized in the image, as many as M4C
 # (arXiv:1911.06258) takes, and at the end, so that a text that is too long loses these first.
@@ -104,24 +82,17 @@ class VQABenchmark(Benchmark[VQAExample]):
         reworded: that share, unless `--reword` says another.
     """
 
-    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "validation": "val", "test": "test"})
     columns: tuple[str, ...] = ("image", "question", "question_id")
-    other_columns: tuple[str, ...] | None = ()
     image_id_column: str | None = "image_id"
     answer_column: str | None = "answers"
     answer_file: Path | None = None
     min_answer_count: int = 1
     metric: str = "accuracy"
-    official_metrics: Callable[[Predictions, Sequence[VQAExample]], dict[str, Any]]
-    submissions: Callable[[Predictions, Sequence[VQAExample]], dict[str, list[dict[str, Any]]]] | None = None
+    official_metrics: Metrics
+    submissions: Metrics | None = None
     watched_answer: str | None = None
     reword: Callable[[Sequence[VQAExample], float, int], list[VQAExample]] | None = None
     reworded: float = 0.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Official files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
@@ -130,27 +101,29 @@ def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
 
 def _keep(key: str, *others: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """An `object_hook` that leaves objects with `key` only these fields: large files take many GB in full."""
-    return lambda one: {name: one[name] for name in (key, *others) if name in one} if key in one else one
+    return lambda row: {name: row[name] for name in (key, *others) if name in row} if key in row else row
 
 
-def _text_of_answer(one: dict[str, Any]) -> dict[str, Any] | str:
+def _text_of_answer(said: dict[str, Any]) -> dict[str, Any] | str:
     """An `object_hook` for what a person said with which confidence: millions of objects, few different texts."""
-    return sys.intern(str(one["answer"])) if "answer_confidence" in one else one
+    return sys.intern(str(said["answer"])) if "answer_confidence" in said else said
+
+
+def _row(
+    row: Mapping[str, Any], images: Path, file: str, question_id: Any, image_id: str | None = None
+) -> dict[str, Any]:
+    """A row of an official file with its ids and its image; without an id of its own the image goes by its file's name."""
+    return {**row, "question_id": question_id, "image_id": image_id or file, "image": images / file}
 
 
 def _easy_vqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}/questions.json", f"data/{split}/questions.json")
     images = _images(path.parent.parent, image_dir, f"{split}/images")
-    return [
-        {
-            "question_id": f"{split}-{number}",
-            "image_id": f"{split}/{image}.png",
-            "image": str(images / f"{image}.png"),
-            "question": question,
-            "answer": answer,
-        }
-        for number, (question, answer, image) in enumerate(read_json(path))
-    ]
+    rows = []
+    for number, (question, answer, name) in enumerate(read_json(path)):
+        row = {"question": question, "answer": answer}
+        rows.append(_row(row, images, f"{name}.png", f"{split}-{number}", f"{split}/{name}.png"))
+    return rows
 
 
 def _easy_vqa_package(split: str) -> list[VQAExample]:
@@ -170,20 +143,16 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -
     annotations = {}
     if not split.startswith("test"):
         path = find_file(folder, f"{version}mscoco_{part}_annotations.json")
-        annotations = {one["question_id"]: one for one in read_json(path, _text_of_answer)["annotations"]}
-        unanswered = [one["question_id"] for one in questions if one["question_id"] not in annotations]
+        annotations = {row["question_id"]: row for row in read_json(path, _text_of_answer)["annotations"]}
+        unanswered = [row["question_id"] for row in questions if row["question_id"] not in annotations]
         if unanswered:
             raise ValueError(
                 f"{path.name}: {len(unanswered)} of {len(questions)} questions have no annotation, question_id "
                 f"{unanswered[0]} first; are both files of the same split?"
             )
     return [
-        {
-            **annotations.get(one["question_id"], {}),
-            **one,
-            "image": str(images / f"COCO_{year}_{one['image_id']:012d}.jpg"),
-        }
-        for one in questions
+        {**annotations.get(row["question_id"], {}), **row, "image": images / f"COCO_{year}_{row['image_id']:012d}.jpg"}
+        for row in questions
     ]
 
 
@@ -191,19 +160,13 @@ def _gqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str
     path = find_file(folder, f"{split}_balanced_questions.json")
     images = _images(folder, image_dir, "images")
     questions = read_json(path, _keep("imageId", "question", "answer", "types"))
-    return [
-        {**one, "question_id": name, "image_id": one["imageId"], "image": str(images / f"{one['imageId']}.jpg")}
-        for name, one in questions.items()
-    ]
+    return [_row(row, images, f"{row['imageId']}.jpg", name, row["imageId"]) for name, row in questions.items()]
 
 
 def _vizwiz_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}.json")
     images = _images(folder, image_dir, split, "images")
-    return [
-        {**one, "question_id": one["image"], "image": str(images / one["image"])}
-        for one in read_json(path, _text_of_answer)
-    ]
+    return [_row(row, images, row["image"], row["image"]) for row in read_json(path, _text_of_answer)]
 
 
 def _textvqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
@@ -213,10 +176,10 @@ def _textvqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict
         words = read_json(find_file(folder, f"TextVQA_Rosetta_OCR_v0.2_{split}.json"), _keep("ocr_tokens", "image_id"))
     except FileNotFoundError:
         words = {"data": []}  # some releases have them beside the questions
-    words = {one["image_id"]: {"ocr_tokens": one["ocr_tokens"]} for one in words["data"]}
+    words = {row["image_id"]: {"ocr_tokens": row["ocr_tokens"]} for row in words["data"]}
     return [
-        {**one, **words.get(one["image_id"], {}), "image": str(images / f"{one['image_id']}.jpg")}
-        for one in read_json(path)["data"]
+        {**row, **words.get(row["image_id"], {}), "image": images / f"{row['image_id']}.jpg"}
+        for row in read_json(path)["data"]
     ]
 
 
@@ -224,15 +187,9 @@ def _vqa_rad_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict
     path = find_file(folder, "VQA_RAD Dataset Public.json", "vqa_rad.json")
     images = _images(folder, image_dir, "VQA_RAD Image Folder", "images")
     return [
-        {
-            **one,
-            "question_id": one["qid"],
-            "image_id": one["image_name"],
-            "image": str(images / one["image_name"]),
-            "group": one["qid_linked_id"],
-        }
-        for one in read_json(path)
-        if one["phrase_type"].startswith("test") == (split == "test")
+        _row({**row, "group": row["qid_linked_id"]}, images, row["image_name"], row["qid"])
+        for row in read_json(path)
+        if row["phrase_type"].startswith("test") == (split == "test")
     ]
 
 
@@ -240,65 +197,44 @@ def _clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
     path = find_file(folder, f"questions/CLEVR_{split}_questions.json")
     images = _images(path.parent.parent, image_dir, f"images/{split}", split)
     # Programs are most of the file, and only their last step is looked at.
-    questions = read_json(path, lambda one: one | {"program": one["program"][-1:]} if one.get("program") else one)
-    return [
-        {
-            **one,
-            "question_id": one.get("question_index"),
-            "image_id": one["image_filename"],
-            "image": str(images / one["image_filename"]),
-        }
-        for one in questions["questions"]
-    ]
+    content = read_json(path, lambda row: row | {"program": row["program"][-1:]} if row.get("program") else row)
+    return [_row(row, images, row["image_filename"], row.get("question_index")) for row in content["questions"]]
 
 
 def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"sort_of_clevr_{split}.json")
     images = _images(path.parent, image_dir, "images")
-    return [
-        {
-            **one,
-            "question_id": f"{split}-{number}",
-            "image_id": one["image_filename"],
-            "image": str(images / one["image_filename"]),
-        }
-        for number, one in enumerate(read_json(path))
-    ]
+    return [_row(row, images, row["image_filename"], f"{split}-{number}") for number, row in enumerate(read_json(path))]
 
 
 def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     pairs = _daquar_pairs(folder, split)
     images = _images(folder, image_dir, "images", "nyu_depth_images")
-    files = {path.stem: path for path in images.glob("image*.*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")}
-    return [
-        {
-            "question_id": f"{split}-{number}",
-            "image_id": image,
-            # The release has PNG files.
-            "image": str(files.get(image, images / f"{image}.png")),
-            "question": question,
-            # The metrics take a list as a set: one class for all orders.
-            "answer": ", ".join(sorted(answer_items(answer))),
-        }
-        for number, (image, question, answer) in enumerate(pairs)
-    ]
+    endings = (".png", ".jpg", ".jpeg")
+    files = {path.stem: path.name for path in images.glob("image*.*") if path.suffix.lower() in endings}
+    rows = []
+    for number, (image, question, answer) in enumerate(pairs):
+        # The metrics take a list as a set: one class for all orders. The release has PNG files.
+        row = {"question": question, "answer": ", ".join(sorted(answer_items(answer)))}
+        rows.append(_row(row, images, files.get(image, f"{image}.png"), f"{split}-{number}", image))
+    return rows
 
 
 def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
-    """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of
-    them, and the copy that has a split of its own."""
-    everything, reduced, own = (
-        {"train": form.format("train"), "test": form.format(test)}
-        for form, test in (("qa.894.raw.{}.txt", "test"), ("qa.37.raw.{}.txt", "test"), ("data_{}.csv", "eval"))
-    )
+    """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of them,
+    or the copy that has a split of its own."""
 
-    def there(form: dict[str, str]) -> bool:
-        return any(has_file(folder, name) for name in form.values())
+    def has(*names: str) -> bool:
+        return any(has_file(folder, name) for name in names)
 
-    if not there(everything) and has_file(folder, "all_qa_pairs.txt"):
+    everything, reduced = f"qa.894.raw.{split}.txt", f"qa.37.raw.{split}.txt"
+    if has("qa.894.raw.train.txt", "qa.894.raw.test.txt"):
+        return _read_daquar(find_file(folder, everything))
+    if has("all_qa_pairs.txt"):
         listed = set(read_text(find_file(folder, f"{split}_images_list.txt")).split())
-        return [one for one in _read_daquar(find_file(folder, "all_qa_pairs.txt")) if one[0] in listed]
-    if not there(everything) and not there(reduced) and there(own):
+        return [pair for pair in _read_daquar(find_file(folder, "all_qa_pairs.txt")) if pair[0] in listed]
+    own = {"train": "data_train.csv", "test": "data_eval.csv"}
+    if has(*own.values()) and not has("qa.37.raw.train.txt", "qa.37.raw.test.txt"):
         path = find_file(folder, own[split])
         logger.warning(
             f"DAQUAR, {split}: {path.name} is not of the official split: {own['train']} and {own['test']} share their "
@@ -306,8 +242,7 @@ def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
             "train_images_list.txt and test_images_list.txt beside it."
         )
         return [(row["image_id"].strip(), row["question"], row["answer"].strip()) for row in read_csv(path)]
-    other = () if there(everything) else ("all_qa_pairs.txt", reduced[split])
-    return _read_daquar(find_file(folder, everything[split], *other))
+    return _read_daquar(find_file(folder, everything, "all_qa_pairs.txt", reduced))
 
 
 def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
@@ -329,42 +264,32 @@ def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
     return pairs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Examples
-# ---------------------------------------------------------------------------------------------------------------------
+def _no_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
 
 
-def _examples(
-    rows: Iterable[TableRow],
-    answer_column: str = "answers",
-    types: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {},
-) -> list[VQAExample]:
+def _examples(rows: Iterable[TableRow], answer_column: str = "answers", types: Types = _no_types) -> list[VQAExample]:
     """Examples of rows, whether of official files or of the Hub; `types` tells the kinds of a row, `None`: unknown."""
     examples = []
     for place, row in enumerate(rows):
         question_id = row.values.get("question_id")
         question = read_question(row.values.get("question"), "question", row.where)
-        words = row.values.get("ocr_tokens") or ()
+        if words := row.values.get("ocr_tokens"):
+            question += OCR_SEPARATOR + " ".join(words[:MAX_OCR_TOKENS])
+        # One of several may be empty: it is one of ten all the same.
+        answers = read_answers(row.values.get(answer_column), answer_column, row.where)
         examples.append(
             VQAExample(
-                str(place if question_id is None else question_id),
-                row.image_id,
-                row.image,
-                OCR_SEPARATOR.join([question, " ".join(words[:MAX_OCR_TOKENS])] if words else [question]),
-                _answers(row.values.get(answer_column), answer_column, row.where),
-                {name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None},
-                row.values.get("group"),
+                question_id=str(place if question_id is None else question_id),
+                image_id=row.image_id,
+                image=row.image,
+                question=question,
+                answers=answers if any(answers) else (),
+                types={name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None},
+                group=row.values.get("group"),
             )
         )
     return examples
-
-
-def _answers(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """As `read_answers`, but one of several may be empty: it is one of ten all the same."""
-    if not isinstance(value, list):
-        return read_answers(value, column, where)
-    answers = tuple(read_each_answer(value, column, where))
-    return answers if any(answers) else ()
 
 
 def _columns(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -387,8 +312,8 @@ def _vizwiz_types(values: Mapping[str, Any]) -> dict[str, Any]:
 def _vizwiz_examples(rows: Iterable[TableRow]) -> list[VQAExample]:
     """A question goes by its image's file name; on the Hub without its ending."""
     examples = _examples(rows, types=_vizwiz_types)
-    names = [one.question_id.removesuffix(".jpg") + ".jpg" for one in examples]
-    return [one._replace(question_id=name, image_id=name) for one, name in zip(examples, names, strict=True)]
+    names = [example.question_id.removesuffix(".jpg") + ".jpg" for example in examples]
+    return [example._replace(question_id=name, image_id=name) for example, name in zip(examples, names, strict=True)]
 
 
 def _vqa_rad_types(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -409,65 +334,55 @@ def _clevr_types(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"family": families.get(step.split("_")[0])}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Official metrics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _metrics(
-    predictions: Predictions,
-    examples: Sequence[VQAExample],
-    measure: Callable[..., dict[str, Any]],
-    single: bool = False,
-    **types: str,
-) -> dict[str, Any]:
+def _measured(measure: Callable[..., dict[str, Any]], single: bool = False, **types: str) -> Metrics:
     """`measure` of the first predictions; `single`: questions have one answer; `types`: {its argument: our type}."""
-    known = [(given[0]["answer"], one) for given, one in zip(predictions, examples, strict=True) if one.answers]
-    if not known:
-        return {}
-    answers = [one.answers[0] if single else one.answers for _, one in known]
-    kinds = {argument: [one.types.get(name) for _, one in known] for argument, name in types.items()}
-    return measure([best for best, _ in known], answers, **{name: of for name, of in kinds.items() if any(of)})
+
+    def metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+        known = [(given[0]["answer"], e) for given, e in zip(predictions, examples, strict=True) if e.answers]
+        if not known:
+            return {}
+        best, examples = zip(*known, strict=True)
+        answers = [example.answers[0] if single else example.answers for example in examples]
+        kinds = {argument: [example.types.get(name) for example in examples] for argument, name in types.items()}
+        return measure(list(best), answers, **{argument: of for argument, of in kinds.items() if any(of)})
+
+    return metrics
 
 
 def _daquar_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    return _metrics(predictions, examples, partial(daquar_metrics, similarity=wordnet_similarity()), single=True)
+    measure = partial(official.daquar_metrics, similarity=wordnet_similarity())
+    return _measured(measure, single=True)(predictions, examples)
 
 
 def _vizwiz_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    known = [place for place, one in enumerate(examples) if one.answers]
+    known = [place for place, example in enumerate(examples) if example.answers]
     predictions, examples = [predictions[place] for place in known], [examples[place] for place in known]
-    answerable = [one.types.get("answerable") for one in examples]
+    answerable = [example.types.get("answerable") for example in examples]
     given = {"answerable": [kind == "yes" for kind in answerable]} if known and None not in answerable else {}
     scores = _unanswerable_scores(predictions)
     if given and scores is not None:
         given["unanswerable_scores"] = scores
-    return _metrics(predictions, examples, partial(vizwiz_metrics, **given), answer_types="answer_type")
+    return _measured(partial(official.vizwiz_metrics, **given), answer_types="answer_type")(predictions, examples)
 
 
 def _unanswerable_scores(predictions: Predictions) -> list[float] | None:
     """The score of "unanswerable" for each question; `None` from a model that does not know this answer."""
-    scores = [{one["answer"]: one["score"] for one in given}.get("unanswerable") for given in predictions]
+    scores = [{a["answer"]: a["score"] for a in given}.get("unanswerable") for given in predictions]
     return None if None in scores else scores
 
 
 def _submission(
     predictions: Predictions, examples: Sequence[VQAExample], write: Callable[[list[str], list[str]], list[dict]]
-) -> dict[str, list[dict[str, Any]]]:
-    return {"submission.json": write([one.question_id for one in examples], [one[0]["answer"] for one in predictions])}
+) -> dict[str, Any]:
+    return {"submission.json": write([e.question_id for e in examples], [given[0]["answer"] for given in predictions])}
 
 
-def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, list[dict[str, Any]]]:
-    files, scores = _submission(predictions, examples, vizwiz_submission), _unanswerable_scores(predictions)
+def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+    files, scores = _submission(predictions, examples, submissions.vizwiz_submission), _unanswerable_scores(predictions)
     if scores is not None:
-        ids = [one.question_id for one in examples]
-        files["submission_answerability.json"] = vizwiz_answerability_submission(ids, scores)
+        ids = [example.question_id for example in examples]
+        files["submission_answerability.json"] = submissions.vizwiz_answerability_submission(ids, scores)
     return files
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Benchmarks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _lmms(name: str, split: str, **layout: Any) -> list[HubTable]:
@@ -487,19 +402,28 @@ def _gqa_copies(split: str) -> list[HubTable]:
     return [*copies, flat] if split in ("train", "val", "testdev") else copies
 
 
-_vqa_metrics = partial(_metrics, measure=vqav2_metrics, answer_types="answer_type", question_types="question_type")
+_vqa_metrics = _measured(official.vqav2_metrics, answer_types="answer_type", question_types="question_type")
+_TRAIN_AND_TEST = {"train": "train", "test": "test"}
+
+
+def _one_answer(types: Types = _no_types, others: tuple[str, ...] = (), **fields: Any) -> VQABenchmark:
+    """A benchmark with one answer a question, whose questions may lack an id and have these other columns."""
+    return VQABenchmark(
+        read_rows=partial(_examples, answer_column="answer", types=types),
+        columns=("image", "question"),
+        other_columns=("question_id", *others),
+        answer_column="answer",
+        **fields,
+    )
+
 
 VQA_BENCHMARKS: dict[str, VQABenchmark] = {
-    "easy-vqa": VQABenchmark(
+    "easy-vqa": _one_answer(
         title="easy-VQA",
-        splits={"train": "train", "test": "test"},
+        splits=_TRAIN_AND_TEST,
         read_folder=_easy_vqa_rows,
-        read_rows=partial(_examples, answer_column="answer"),
         read_package=_easy_vqa_package,
-        columns=("image", "question"),
-        other_columns=("question_id",),
-        answer_column="answer",
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True),
+        official_metrics=_measured(official.clevr_metrics, single=True),
         reword=reword,
         reworded=0.3,
     ),
@@ -518,7 +442,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         answer_file=_ANSWERS / "vqav2_3129.txt",
         metric="vqa_accuracy",
         official_metrics=_vqa_metrics,
-        submissions=partial(_submission, write=vqa_submission),
+        submissions=partial(_submission, write=submissions.vqa_submission),
     ),
     "gqa": VQABenchmark(
         title="GQA",
@@ -530,8 +454,8 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         answer_column="answer",
         hub={split: _gqa_copies(split) for split in ("train", "val", "testdev", "test", "challenge")},
         answer_file=_ANSWERS / "gqa_1842.txt",
-        official_metrics=partial(_metrics, measure=gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
-        submissions=partial(_submission, write=gqa_submission),
+        official_metrics=_measured(official.gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
+        submissions=partial(_submission, write=submissions.gqa_submission),
     ),
     "vizwiz": VQABenchmark(
         title="VizWiz-VQA",
@@ -559,8 +483,8 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         },
         min_answer_count=2,
         metric="vqa_accuracy",
-        official_metrics=partial(_metrics, measure=textvqa_metrics),
-        submissions=partial(_submission, write=vqa_submission),
+        official_metrics=_measured(official.textvqa_metrics),
+        submissions=partial(_submission, write=submissions.vqa_submission),
     ),
     "ok-vqa": VQABenchmark(
         title="OK-VQA",
@@ -576,50 +500,34 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         metric="vqa_accuracy",
         official_metrics=_vqa_metrics,
     ),
-    "vqa-rad": VQABenchmark(
+    "vqa-rad": _one_answer(
+        _vqa_rad_types,
+        _VQA_TYPES,
         title="VQA-RAD",
-        splits={"train": "train", "test": "test"},
+        splits=_TRAIN_AND_TEST,
         read_folder=_vqa_rad_rows,
-        read_rows=partial(_examples, answer_column="answer", types=_vqa_rad_types),
-        columns=("image", "question"),
-        other_columns=("question_id", *_VQA_TYPES),
-        answer_column="answer",
-        hub={
-            split: [HubTable("flaviagiammarino/vqa-rad", split, columns={"image_id": None})]
-            for split in ("train", "test")
-        },
-        official_metrics=partial(_metrics, measure=vqa_rad_metrics, single=True, answer_types="answer_type"),
+        hub={s: [HubTable("flaviagiammarino/vqa-rad", s, columns={"image_id": None})] for s in ("train", "test")},
+        official_metrics=_measured(official.vqa_rad_metrics, single=True, answer_types="answer_type"),
         # Its test split asks about training images, but nothing that training asks in other words.
-        hold_out_by=lambda one: one.group or one.question_id,
+        hold_out_by=lambda example: example.group or example.question_id,
     ),
-    "clevr": VQABenchmark(
+    "clevr": _one_answer(
+        _clevr_types,
+        ("program",),
         title="CLEVR",
         hidden=("test",),
         read_folder=_clevr_rows,
-        read_rows=partial(_examples, answer_column="answer", types=_clevr_types),
-        columns=("image", "question"),
-        other_columns=("question_id", "program"),
-        answer_column="answer",
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+        official_metrics=_measured(official.clevr_metrics, single=True, families="family"),
     ),
-    "sort-of-clevr": VQABenchmark(
+    "sort-of-clevr": _one_answer(
+        partial(_columns, names=("family",)),
+        ("family",),
         title="Sort-of-CLEVR",
-        splits={"train": "train", "test": "test"},
+        splits=_TRAIN_AND_TEST,
         read_folder=_sort_of_clevr_rows,
-        read_rows=partial(_examples, answer_column="answer", types=partial(_columns, names=("family",))),
-        columns=("image", "question"),
-        other_columns=("question_id", "family"),
-        answer_column="answer",
-        official_metrics=partial(_metrics, measure=clevr_metrics, single=True, families="family"),
+        official_metrics=_measured(official.clevr_metrics, single=True, families="family"),
     ),
-    "daquar": VQABenchmark(
-        title="DAQUAR",
-        splits={"train": "train", "test": "test"},
-        read_folder=_daquar_rows,
-        read_rows=partial(_examples, answer_column="answer"),
-        columns=("image", "question"),
-        other_columns=("question_id",),
-        answer_column="answer",
-        official_metrics=_daquar_metrics,
+    "daquar": _one_answer(
+        title="DAQUAR", splits=_TRAIN_AND_TEST, read_folder=_daquar_rows, official_metrics=_daquar_metrics
     ),
 }

@@ -99,8 +99,8 @@ def test_a_missing_column_is_an_error_with_its_flag():
         ValueError, match="image_column: toy has no column 'c'; it has 'a', 'b'. .* with --image_column.$"
     ):
         check_columns({"image": "c"}, ["a", "b"], "toy")
-    with pytest.raises(ValueError, match="with --image_column, probably 'b'.$"):
-        check_columns({"image": "c"}, ["a", "b"], "toy", likely="b")
+    with pytest.raises(ValueError, match="with --caption_column, probably 'text'.$"):
+        check_columns({"caption": "caption"}, ["a", "text"], "toy")
 
 
 def test_rows_with_paths():

@@ -458,6 +458,7 @@ class Heard:
     def __init__(self):
         self.processor = make_processor()
         self.resize = self.processor.resize
+        self.texts = None
 
     def __call__(self, images=None, text=None, **options):
         self.texts = text if text is not None else self.texts
