@@ -23,7 +23,7 @@ DOWNWEIGHT = 0.1
 
 
 def answer_items(answer: str) -> list[str]:
-    """The items of an answer that is a list: "chair, table".
+    """The items of an answer that is a list.
 
     >>> answer_items("chair,  table")
     ['chair', 'table']
