@@ -182,13 +182,7 @@ class CoAttention(OtherFusion):
 
 def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module:
     return kind(
-        config.hidden_size,
-        config.num_attention_heads,
-        width,
-        config.dropout,
-        F.gelu,
-        batch_first=True,
-        norm_first=True,
+        config.hidden_size, config.num_attention_heads, width, config.dropout, F.gelu, batch_first=True, norm_first=True
     )
 
 

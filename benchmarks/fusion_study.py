@@ -42,15 +42,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fusion_contestants import (
-    AT_EQUAL_FLOPS,
-    CONTESTANTS,
-    Encoders,
-    ViltForPairs,
-    contestants_of,
-    make,
-    num_parameters,
-)
+from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, Encoders, ViltForPairs, contestants_of, make, num_parameters
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import IntervalStrategy

@@ -156,10 +156,7 @@ def table(results: dict) -> str:
 
 def processes_table(results: dict) -> str:
     """Markdown: what a second process adds."""
-    lines = [
-        "| processes | images on each | ms a step | questions/s | beside one |",
-        "| --: | --: | --: | --: | --: |",
-    ]
+    lines = ["| processes | images on each | ms a step | questions/s | beside one |", "| --: | --: | --: | --: | --: |"]
     rates = [10 * row["processes"] * row["images"] / row["seconds"] for row in results["together"]]
     for row, rate in zip(results["together"], rates, strict=True):
         cells = [str(row["processes"]), str(row["images"]), f"{1000 * row['seconds']:.0f}", f"{rate:.0f}"]
@@ -180,14 +177,8 @@ def many_table(results: dict) -> str:
     def hours(seconds: float) -> str:
         return f"{seconds / 3600:,.0f} hours"
 
-    add(
-        "training, an epoch with 5.4 questions each",
-        *(hours(MANY / IMAGES * row["seconds"]) for row in ways.values()),
-    )
-    add(
-        "encoding each once, to search or to evaluate",
-        *(hours(MANY * row["parts"]["image"]) for row in ways.values()),
-    )
+    add("training, an epoch with 5.4 questions each", *(hours(MANY / IMAGES * row["seconds"]) for row in ways.values()))
+    add("encoding each once, to search or to evaluate", *(hours(MANY * row["parts"]["image"]) for row in ways.values()))
     for kind in ("image", "question"):
         numbers = MANY * ways["float32"]["state_bytes"][kind] / bytes_each["float32"]
         add(f"keeping the states of as many {kind}s", *(f"{numbers * bytes_each[name] / 1e12:.2f} TB" for name in ways))

@@ -37,8 +37,8 @@ def fit_temperature(
 ) -> float:
     """The temperature by which to divide scores, that of the least negative log likelihood between `least` and `most`.
 
-    It is 1, or what is nearest to it, where the scores have every label right: the likelihood would blow them up without
-    end. A `ValueError` names scores that are not finite, and a `least` above `most`.
+    It is 1, or the nearest to it, where the scores have every label right: the likelihood would blow them up without end.
+    A `ValueError` names scores that are not finite, and a `least` above `most`.
     """
     if not 0 < least <= most:
         raise ValueError(f"least, most: expected 0 < least <= most, got {least} and {most}.")
@@ -54,8 +54,7 @@ def fit_temperature(
     if right.all():
         return min(max(1.0, least), most)
     low, high = 1 / most, 1 / least
-    # The likelihood is concave in the inverse temperature. Its slope there is what is earned less what is expected to be;
-    # where that is 0 is found by halving.
+    # The likelihood is concave in the inverse temperature, with `earned - expected` for its slope: halving finds its 0.
     for _ in range(50):
         inverse = math.sqrt(low * high)
         expected = (probabilities(inverse * logits, labels) * logits).sum()
@@ -88,12 +87,12 @@ def calibrate(
 ) -> dict[str, Any]:
     """What `results.json` says of a calibration; arguments and errors as in `fit_temperature`.
 
-    Integer labels below 0 and soft ones that are all zeros are no class: an answer that cannot be right. They count in the
-    errors and not in the likelihood; a `ValueError` says that there are no others.
+    Integer labels below 0 and soft ones that are all zeros are no class: an answer that cannot be right. They count in
+    the errors and not in the likelihood; a `ValueError` says that there are no others.
 
     Returns:
         `temperature`; `ece_before` and `ece_after`, see `expected_calibration_error`, of the best class; `nll_before` and
-        `nll_after`; `num`, the rows that count.
+        `nll_after`; `num`, how many rows there are.
     """
     soft = labels.is_floating_point()
     logits = logits.double().cpu()
@@ -115,16 +114,13 @@ def calibrate(
 def draw_candidates(
     captions: Sequence[str], image_of_caption: Sequence[int], num_candidates: int = 10
 ) -> torch.LongTensor | None:
-    """For each caption, candidates to tell it from, as a user of zero-shot classification gives an image a handful of texts:
-    captions of other images, drawn at random and alike at every call, none with the words of a caption of its own image.
+    """For each caption, candidates to tell it from, as a user of zero-shot classification gives an image some texts.
 
-    Args:
-        captions: of a split.
-        image_of_caption: for each of them its image's place.
-        num_candidates: the true one and the others; fewer where there are not so many.
+    They are captions of other images, drawn at random and alike at every call, none with the words of a caption of its own
+    image: `num_candidates` with the true one, fewer where there are not so many. `image_of_caption` is each one's image.
 
     Returns:
-        `(captions, candidates)` places of captions, the true one first; `None` where a caption has no other to be told from.
+        `(captions, candidates)` places of captions, the true one first; `None` where a caption has no other.
     """
     own: dict[int, set[str]] = {}
     for caption, image in zip(captions, image_of_caption, strict=True):

@@ -26,7 +26,7 @@ _LEAST_SPREAD = 0.01
 
 
 def image_features(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What familiarity is judged by, `(B_i, 2 * channels)` float32: each channel's mean, then each one's standard deviation.
+    """What familiarity is judged by, `(B_i, 2 * channels)` float32: means of channels, then their standard deviations.
 
     `feature_maps` are what `get_feature_maps` of a model gave, tensors `(B_i, height, width, channels)`, fine to coarse.
     """
@@ -44,10 +44,10 @@ def measure_familiarity(
         strange: likewise of images that must not pass, such as `noise`.
 
     Returns:
-        `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training images
-        lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`, how
-        many they were. `None` where one of them is below 30, too few to tell, where all images are the same, or where half of
-        the strange ones pass: these features do not tell what is familiar to this model, and nothing is better than that.
+        `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training
+        images lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`.
+        `None` where one of these is below 30, too few to tell, where all images are the same, or where half of the strange
+        ones pass: then these features do not tell what is familiar to this model, and nothing is better than that.
     """
     if min(len(train), len(held_out)) < MIN_IMAGES:
         return None
@@ -63,14 +63,10 @@ def measure_familiarity(
 
 
 def unfamiliarity(familiarity: Mapping[str, Any], feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """How far images are from those of training, by what `measure_familiarity` gave for this model and `image_features` takes.
+    """How far images are from those of training, `(B_i,)` float64: 1 where an image is just as far out as those that were
+    held out, more where it is farther, NaN where its features are.
 
-    Returns:
-        `(B_i,)` float64: 1 where an image is just as far out as those of training that were held out, more where it is
-        farther; NaN where its features are.
-
-    Raises:
-        ValueError: the maps have another number of channels, so they are of another model.
+    `familiarity` is what `measure_familiarity` gave; a `ValueError` refuses maps of a model with other channels.
     """
     return _distances(familiarity, image_features(feature_maps)) / familiarity["limit"]
 

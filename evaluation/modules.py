@@ -20,8 +20,8 @@ ANSWERS = datasets.Features(
 class FunctionMetric(evaluate.Metric, ABC):
     """A metric that calls `function` with predictions, references and options.
 
-    A subclass states `function`, `features`, `citation` and `reference_urls`. Its docstring is the description and, after
-    a blank line, an example; the arguments are described by the docstring of `function`.
+    A subclass states `function`, `features`, `citation` and `reference_urls`. Its docstring is the description and, after a
+    blank line, an example; the docstring of `function` describes the arguments.
     """
 
     @staticmethod

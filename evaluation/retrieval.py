@@ -1,7 +1,7 @@
 """What a number means in image-text retrieval: rankings from scores, recall@K, and what chance would give.
 
-All are pure functions over tensors and lists. A ranking is a tensor of indices of candidates, one row a query, best first;
-B_i images and B_t texts are ranked in two directions:
+All are pure functions over tensors and lists. A ranking is a tensor of indices of candidates, one row a query, best
+first; B_i images and B_t texts are ranked in two directions:
 
 | direction | queries (the denominator) | candidates | a hit at K |
 |---|---|---|---|

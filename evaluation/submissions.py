@@ -7,8 +7,8 @@
 | VizWiz, answers | `vizwiz_submission` | `[{"image": "VizWiz_test_00000000.jpg", "answer": "soda"}, ...]` |
 | VizWiz, answerability | `vizwiz_answerability_submission` | `[{"image": as above, "answerable": 0.9}, ...]` |
 
-All are pure functions over lists of one entry a question. A `ValueError` or `TypeError` names an argument that is empty, has
-another length or values of another kind, or a question that comes twice.
+All are pure functions over lists of one entry a question. A `ValueError` or `TypeError` names an argument that is empty,
+has another length or values of another kind, or a question that comes twice.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ def gqa_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> l
 
 
 def vizwiz_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> list[dict[str, str]]:
-    """Answers in the format of the VizWiz challenge, whose ids are the file names of the images, with or without ".jpg".
+    """Answers in the format of the VizWiz challenge; its ids are the images' file names, with or without ".jpg".
 
     >>> vizwiz_submission(["VizWiz_test_00000000"], ["soda"])
     [{'image': 'VizWiz_test_00000000.jpg', 'answer': 'soda'}]
@@ -58,12 +58,9 @@ def vizwiz_submission(question_ids: Sequence[str], predictions: Sequence[str]) -
 def vizwiz_answerability_submission(
     question_ids: Sequence[str], unanswerable_scores: Sequence[float]
 ) -> list[dict[str, str | float]]:
-    """How sure the model is that each question can be answered, in the format of the VizWiz challenge.
+    """How sure the model is that each question can be answered: one minus the probability of the answer "unanswerable".
 
-    Args:
-        question_ids: as `vizwiz_submission`.
-        unanswerable_scores: for each question the probability, in [0, 1], of the answer "unanswerable"; `answerable` is one
-            minus it.
+    The ids are those of `vizwiz_submission`, the scores in [0, 1].
 
     >>> vizwiz_answerability_submission(["VizWiz_test_00000000"], [0.25])
     [{'image': 'VizWiz_test_00000000.jpg', 'answerable': 0.75}]

@@ -1,9 +1,9 @@
 """What a number means in visual question answering: answer normalizers, VQA accuracy, exact match, soft labels.
 
-All are pure functions over strings and lists. In each of them `predictions` are the answers to judge, one a question;
-`answers` are what people said of a question, with repetitions, or for each question such a list; `label2id` is the
-vocabulary; what they return is in [0, 1]. A string in place of a list raises a `TypeError`, no answer where there must be
-one and lists that differ in length a `ValueError`; both name the argument and the question.
+All are pure functions over strings and lists. `predictions` are the answers to judge, one a question; `answers` are what
+people said of a question, with repetitions, or for each question such a list; `label2id` is the vocabulary; scores are in
+[0, 1]. A string in place of a list raises a `TypeError`, no answer where there must be one and lists that differ in length
+a `ValueError`; both name the argument and the question.
 
 VQA accuracy of a prediction p against the answers a_1..a_n of n people (https://visualqa.org/evaluation):
 
@@ -77,8 +77,7 @@ _REMEMBERED = 2**16
 
 
 def strip_punctuation(text: str) -> str:
-    """The official punctuation pass, after `clean_whitespace`: each mark is deleted or replaced by a space, full stops go
-    unless a digit follows.
+    """The official punctuation pass: marks are deleted or become a space, full stops go unless a digit follows.
 
     A mark is deleted where it touches a space anywhere in `text`, or where `text` has a comma between digits; otherwise
     it becomes a space: "yes,no" -> "yes no", "yes, it is" -> "yes it is", "10,000" -> "10000".
@@ -141,8 +140,8 @@ def canonical_answer(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str], normalization: Normalization = "always") -> float:
     """VQA accuracy of one prediction; a `ValueError` names a `normalization` that is unknown.
 
-    Fewer than ten answers stand for ten in the same proportions, as OK-VQA doubles its five: a single answer gives 1 on a
-    match and 0 otherwise.
+    Fewer than ten answers stand for ten in the same proportions, as OK-VQA doubles its five: a single answer gives 1 on
+    a match and 0 otherwise.
 
     >>> vqa_accuracy("two", ["2", "two", "three", "3", "3", "3", "3", "3", "3", "3"])
     0.6
@@ -264,7 +263,7 @@ def vqa_metrics(
 
 
 def answer_label(answer: str, label2id: Mapping[str, int]) -> int | None:
-    """The label of an answer as `canonical_answer` writes it, else as `normalize_answer` does; `None` if neither has one.
+    """The label of an answer as `canonical_answer` writes it, else as `normalize_answer` does; `None` if it has none.
 
     >>> answer_label("Two", {"2": 7})
     7
@@ -277,7 +276,7 @@ def _label_text(answer: str, label2id: Mapping[str, int]) -> str | None:
 
 
 def soft_scores(answers: Sequence[str], label2id: Mapping[str, int]) -> dict[int, float]:
-    """Soft target of a question, whose answers may be none: the labels that they have, each with its VQA accuracy ("always").
+    """Soft target of a question: the labels of its answers, which may be none, each with its VQA accuracy ("always").
 
     Training on these is training on the metric: with ten answers, counts 1, 2, 3, 4+ give 0.3, 0.6, 0.9, 1.
 
@@ -291,7 +290,7 @@ def soft_scores(answers: Sequence[str], label2id: Mapping[str, int]) -> dict[int
 
 
 def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
-    """The VQA accuracy ("always") that no classifier over the vocabulary can pass: the mean of the best that a label earns.
+    """The VQA accuracy ("always") that no classifier over the vocabulary can pass: the mean of what the best label earns.
 
     Questions without answers are left out; if there are no others, it is 1.
     """

@@ -10,9 +10,9 @@
 | CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
 | DAQUAR | `daquar_metrics` | equal sets of items, WUPS at 0.9 and 0.0 |
 
-All arguments are lists of one entry a question. A `ValueError` names one that is longer or shorter than the predictions, is
-empty, or has a value that means nothing; a `TypeError` one that has no string where there must be one. All numbers are in
-[0, 1]; a mean over no questions is left out, and so is what needs an argument that was not given.
+All arguments are lists of one entry a question. A `ValueError` names one of another length, or with a value that means
+nothing; a `TypeError` one without a string where there must be one. All numbers are in [0, 1]; a mean over no questions is
+left out, and so is what needs an argument that was not given.
 """
 
 from collections.abc import Iterable, Sequence
