@@ -10,15 +10,13 @@ test split is not read. It leaves a JSON file with the processor in its name in 
 seed the minutes of the whole run and how many seconds of them went into encoding, and recall.
 """
 
-import argparse
 import io
-import json
 import tempfile
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 from statistics import mean, stdev
 
+from common import make_parser
 from hivilt import run_retrieval
 from hivilt.evaluation.retrieval import recall_table
 from hivilt.training.results import write_result_file
@@ -27,15 +25,8 @@ from hivilt.training.results import write_result_file
 RECIPE = {
     "vision_model": "outputs/encoders/mobilenet_v2",
     "text_model": "outputs/encoders/minilm",
-    "fusion": json.dumps(
-        {
-            "hidden_size": 128,
-            "num_attention_heads": 4,
-            "num_fusion_stages": 2,
-            "vision_levels": [11, 16],
-            "vision_strides": [2, 1],
-        }
-    ),
+    "fusion": '{"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2, "vision_levels": [11, 16], '
+    '"vision_strides": [2, 1]}',
     "num_train_epochs": "10",
     "per_device_train_batch_size": "64",
     "num_hard_negatives": "1",
@@ -59,10 +50,9 @@ def table(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains and evaluates with each seed; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data_dir", required=True, help="Flickr8k, see data/caption_benchmarks.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
 
     results = {"runs": []}

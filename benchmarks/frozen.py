@@ -20,7 +20,6 @@ It prints the tables and the goals, met or missed, and leaves a JSON file with t
 benchmarks/results.
 """
 
-import argparse
 import os
 import random
 import tempfile
@@ -37,6 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import ViTImageProcessorPil
 from transformers.utils import logging
 
+from common import alternate, goals_table, judge_goal, make_parser, markdown, seconds
 from contestants import CONTESTANTS, NUM_ANSWERS, NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
@@ -45,10 +45,7 @@ from hivilt.training.encoder_cache import DTYPES, EncoderCache
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
 from input_pipeline import make_photographs
-from peers import count_flops, goals_table
-from timing import alternate, seconds
-
-__all__ = ["goals_table"]  # for tables.py
+from peers import count_flops
 
 IMAGES, QUESTIONS, PAIRS = 10, 54, 8
 EPOCHS = 10
@@ -282,22 +279,7 @@ def answer(model: HiViLTForQuestionAnswering, split: VQADataset, collator: VQACo
 
 def judge(results: dict) -> list[dict]:
     """The goals at base size, each with what was wanted, what was measured, and whether it was met."""
-    goals = []
-
-    def add(goal: str, measured: float, bound: float, unit: str, reason: str) -> None:
-        at_most = unit == " %"
-        met = measured <= bound if at_most else measured >= bound
-        goals.append(
-            {
-                "goal": goal,
-                "wanted": f"at {'most' if at_most else 'least'} {100 * bound if at_most else bound:g}{unit}",
-                "measured": f"{100 * measured:.2f}{unit}" if at_most else f"{measured:.1f}{unit}",
-                "met": met,
-                **({} if met else {"reason": reason}),
-            }
-        )
-
-    ways = results["ways"]
+    goals, ways = [], results["ways"]
     for peer, bound, spans in ((VILT, 10, (EPOCHS,)), (NO_CACHE, 4, (None, EPOCHS))):
         for span in spans:
             for way in CACHED:
@@ -307,69 +289,59 @@ def judge(results: dict) -> list[dict]:
                 flops = ways[peer]["flops_per_question"] / (own + (encoding / span if span else 0))
                 reason = f"the encoders and fusion as configured leave {flops:.1f}x by FLOPs"
                 when = "an epoch" if span is None else f"{span} epochs with the encoding"
-                add(f"{when}, {way}: questions/s beside {peer}", faster, bound, "x", reason)
+                name = f"{when}, {way}: questions/s beside {peer}"
+                goals.append(judge_goal(name, faster, bound, "x", ".1f", at_most=False, reason=reason))
     for way, dtype in CACHED.items():
         parts = ways[way]["seconds"]
         rest = sum(parts.values()) - parts["reading"]
-        for where, reading in (
-            ("in memory", parts["reading"]),
-            ("on disk", results["encoding"][dtype]["seconds_from_disk"]),
-        ):
-            share = reading / (reading + rest)
-            add(f"reading's share of a step {way}, files {where}", share, 0.1, " %", f"{1000 * reading:.0f} ms a step")
+        reading = {"in memory": parts["reading"], "on disk": results["encoding"][dtype]["seconds_from_disk"]}
+        for where, time in reading.items():
+            name, reason = f"reading's share of a step {way}, files {where}", f"{1000 * time:.0f} ms a step"
+            goals.append(judge_goal(name, time / (time + rest), 0.1, " %", ".2f", at_most=True, reason=reason))
     whole, half = (mean(results["accuracy"][way]["accuracy"]) for way in CACHED)
-    reason = f"{half:.4f} beside {whole:.4f}"
-    add("accuracy that float16 loses beside float32", whole - half, 0.0, " %", reason)
-    return goals
+    name, reason = "accuracy that float16 loses beside float32", f"{half:.4f} beside {whole:.4f}"
+    return [*goals, judge_goal(name, whole - half, 0.0, " %", ".2f", at_most=True, reason=reason)]
 
 
 def table(results: dict) -> str:
     """Markdown: a way of training a row, with questions a second of an epoch and over ten."""
-    lines = [
-        f"| | trained | GFLOP a question | {' | '.join(PARTS)} | questions/s | over {EPOCHS} epochs | "
-        "beside no cache | beside ViLT |",
-        f"| :-- | --: | --: |{' --: |' * (len(PARTS) + 4)}",
-    ]
+    rows = []
     for way, row in results["ways"].items():
         cells = [f"{row['trained_parameters'] / 1e6:.0f} M", f"{row['flops_per_question'] / 1e9:.1f}"]
         cells += [f"{1000 * row['seconds'][part]:,.0f} ms" for part in PARTS]
         cells += [f"{1 / seconds_a_question(results, way, epochs):.2f}" for epochs in (None, EPOCHS)]
         many = seconds_a_question(results, way, EPOCHS)
         cells += [f"{seconds_a_question(results, peer, EPOCHS) / many:.1f}×" for peer in (NO_CACHE, VILT)]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([way, *cells])
+    speed = f"questions/s | over {EPOCHS} epochs | beside no cache | beside ViLT"
+    return markdown(f"| | trained | GFLOP a question | {' | '.join(PARTS)} | {speed} |", rows)
 
 
 def cache_table(results: dict) -> str:
     """Markdown: what filling the cache takes, finding it filled, and what it holds, a precision a row."""
-    lines = [
-        "| stored in | images/s | questions/s | seconds when all is there | KB an image | KB a question | "
-        "ms to read a step's from disk |",
-        "| :-- | --: | --: | --: | --: | --: | --: |",
-    ]
+    rows = []
     for dtype, row in results["encoding"].items():
         kinds = [row[kind] for kind in KINDS]
         cells = [f"{1 / kind['seconds']:.1f}" for kind in kinds]
         cells.append(f"{sum(kind['seconds_when_all_is_there'] for kind in kinds):.1f}")
         cells += [f"{kind['bytes'] / 1e3:.0f}" for kind in kinds]
-        cells.append(f"{1000 * row['seconds_from_disk']:.0f}")
-        lines.append(f"| {dtype} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([dtype, *cells, f"{1000 * row['seconds_from_disk']:.0f}"])
+    sizes = "KB an image | KB a question | ms to read a step's from disk"
+    return markdown(f"| stored in | images/s | questions/s | seconds when all is there | {sizes} |", rows)
 
 
 def accuracy_table(results: dict) -> str:
     """Markdown: test accuracy and loss, means over seeds, and the seeds' lowest and highest accuracy."""
-    lines = ["| encoders' states | accuracy | of the seeds | loss |", "| :-- | --: | --: | --: |"]
+    rows = []
     for way, row in results["accuracy"].items():
         lowest, highest = min(row["accuracy"]), max(row["accuracy"])
-        cells = [f"{mean(row['accuracy']):.4f}", f"{lowest:.4f} to {highest:.4f}", f"{mean(row['loss']):.4f}"]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([way, f"{mean(row['accuracy']):.4f}", f"{lowest:.4f} to {highest:.4f}", f"{mean(row['loss']):.4f}"])
+    return markdown("| encoders' states | accuracy | of the seeds | loss |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--width", type=int, default=768, help="hidden size of all models, a multiple of 64")
     parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
     parser.add_argument("--num_batches", type=int, default=3, help=f"of {IMAGES} images each, in the data set")
@@ -378,7 +350,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--num_epochs", type=int, default=3, help="of training on them")
     parser.add_argument("--seeds", type=int, default=3, help="of that training")
     parser.add_argument("--data_dir", type=Path, help="easy-VQA's files; unset: those of the package easy-vqa")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.set_verbosity_error()

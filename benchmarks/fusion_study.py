@@ -48,6 +48,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViT
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from common import make_parser, markdown
 from hivilt import HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionDataset
@@ -444,15 +445,14 @@ def table(results: Mapping[str, Any]) -> str:
         # Where a benchmark has families of questions, theirs is shown.
         shown = [column for column in columns if column != "accuracy" or len(columns) == 1]
         heads = [cell for column in shown for cell in (column, "beside HiViLT")]
-        lines = [f"**{task}**", "", f"| | parameters | training, TFLOP | {' | '.join(heads)} |"]
-        lines.append(f"| :-- |{' --: |' * (2 + len(heads))}")
+        lines = []
         for name, row in rows.items():
-            cells = [f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e12:.1f}"]
+            cells = [name, f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e12:.1f}"]
             for column in shown:
                 cells.append(_percent(row["accuracy"][column]))
                 cells.append(_percent(row["difference"][column], "+") if column in row["difference"] else "")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            lines.append(cells)
+        parts += [f"**{task}**", markdown(f"| | parameters | training, TFLOP | {' | '.join(heads)} |", lines)]
     return "\n\n".join(parts)
 
 
@@ -471,14 +471,14 @@ def search_table(results: Mapping[str, Any]) -> str:
     parts = []
     for task, contestants in by_task(results["searched"]).items():
         rates = sorted({run["learning_rate"] for runs in contestants.values() for run in runs})
-        lines = [f"**{task}**", "", f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"]
-        lines.append(f"| :-- |{' --: |' * (2 + len(rates))}")
+        lines = []
         for name in sorted(contestants, key=list(CONTESTANTS).index):
             reached = {run["learning_rate"]: f"{100 * run['validation']:.1f}" for run in contestants[name]}
-            cells = [reached.get(rate, "") for rate in rates]
             one = contestants[name][0]
-            lines.append(f"| {name} | {one['steps']:,} | {one['flops'] / 1e12:.1f} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            cost = [f"{one['steps']:,}", f"{one['flops'] / 1e12:.1f}"]
+            lines.append([name, *cost, *(reached.get(rate, "") for rate in rates)])
+        head = f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"
+        parts += [f"**{task}**", markdown(head, lines)]
     return "\n\n".join(parts)
 
 
@@ -520,7 +520,7 @@ def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: 
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains what the result file lacks; returns what it holds then."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TASK")
     parser.add_argument(
         "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
@@ -542,7 +542,6 @@ def main(argv: list[str] | None = None) -> dict:
     )
     parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     try:
         folders = directories(args.data_dir)

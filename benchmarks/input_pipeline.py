@@ -15,13 +15,10 @@ The parts of a training step are those of `run_vqa.py` with its own data and mod
 tables and leaves a JSON file with the processor in its name in benchmarks/results.
 """
 
-import argparse
-import io
 import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -40,15 +37,14 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from common import alternate, make_parser, markdown, run_quietly
 from hivilt import HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.training.main import main as run
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
-from timing import alternate, watched
 
 BATCH_SIZE = 8  # images, as in `make vqa`
 PHOTOGRAPH = (640, 480)
@@ -242,11 +238,10 @@ class Clock(TrainerCallback):
 def split_step(num_steps: int, data_dir: Path | None) -> dict:
     """Median milliseconds of the parts of a step of `run_vqa.py`, and their shares."""
     clock = Clock()
-    flags = ["--do_train", "--max_steps", str(num_steps), "--use_cpu", "true", "--disable_tqdm", "true"]
+    flags = ["--do_train", "--max_steps", str(num_steps), "--use_cpu", "true"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--benchmark", "easy-vqa", *(["--data_dir", str(data_dir)] if data_dir else [])]
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        found = run(watched(QuestionAnswering, clock), [*flags, "--output_dir", folder])
+    found = run_quietly(QuestionAnswering, flags, clock)
     seconds = defaultdict(list)
     for (_, start), (part, end) in pairwise(clock.ends):
         seconds[part].append(end - start)
@@ -268,43 +263,39 @@ def split_step(num_steps: int, data_dir: Path | None) -> dict:
 
 def table(results: dict) -> str:
     """Markdown: images a second, and how many times those of a peer HiViLT's are."""
-    lines = [f"| | workers | {' | '.join(NAMES.values())} |", "| :-- | --: | --: | --: | --: |"]
+    rows = []
     for row in results["rows"]:
         rates = row["images_per_second"]
         questions = f"{row['questions_an_image']:.1f}".removesuffix(".0")
         cells = [f"{rates['hivilt']:,.0f}"]
         cells += [f"{rates[peer]:,.0f} ({rates['hivilt'] / rates[peer]:.1f}×)" for peer in ("vilt", "clip")]
         what = f"{row['files']}, {questions} question{'s' if questions != '1' else ''} an image"
-        lines.append(f"| {what} | {row['num_workers']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([what, str(row["num_workers"]), *cells])
+    return markdown(f"| | workers | {' | '.join(NAMES.values())} |", rows)
 
 
 def table_of_work(results: dict) -> str:
     """Markdown: milliseconds an image of each step on the way to a batch."""
     found = results["milliseconds_an_image"]
-    lines = [f"| ms an image | {' | '.join(found)} |", f"| :-- |{' --: |' * len(found)}"]
-    for name in next(iter(found.values())):
-        lines.append(f"| {name} | {' | '.join(f'{found[files][name]:.2f}' for files in found)} |")
-    return "\n".join(lines)
+    rows = [[name, *(f"{found[files][name]:.2f}" for files in found)] for name in next(iter(found.values()))]
+    return markdown(f"| ms an image | {' | '.join(found)} |", rows)
 
 
 def table_of_step(results: dict) -> str:
     """Markdown: the parts of a training step of `make vqa`."""
     step = results["step"]
-    lines = ["| part of a step | ms | share |", "| :-- | --: | --: |"]
-    lines += [f"| {part} | {step['milliseconds'][part]:.1f} | {step['share'][part]:.1%} |" for part in PARTS]
-    return "\n".join(lines)
+    rows = [(part, f"{step['milliseconds'][part]:.1f}", f"{step['share'][part]:.1%}") for part in PARTS]
+    return markdown("| part of a step | ms | share |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=64, help="photographs; drawings are four times as many")
     parser.add_argument("--rounds", type=int, default=7, help="epochs to take the median of")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60, help="training steps to take the median of")
     parser.add_argument("--data_dir", type=Path, help="easy-VQA's files; unset: those of the package easy-vqa")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 

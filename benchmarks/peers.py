@@ -14,7 +14,6 @@ It prints the table and the goals, met or missed, and leaves a JSON file, writte
 with the processor in their names, in benchmarks/results.
 """
 
-import argparse
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -27,12 +26,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.utils import logging
 
+from common import alternate, goals_table, judge_goal, make_parser, markdown, seconds
 from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.evaluation.plots import plot_peers
 from hivilt.fusion_hivilt import map_states
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
-from timing import alternate, seconds
 
 QUESTIONS_PER_IMAGE = [1, 5.4, 10]
 IMAGES = [1, 8]
@@ -265,18 +264,8 @@ def judge(results: dict) -> list[dict]:
     goals = []
 
     def add(goal: str, measured: float, bound: float, unit: str, at_most: bool = True, reason: str = "") -> None:
-        met = measured <= bound if at_most else measured >= bound
-        sign, scale = "at most" if at_most else "at least", 100 if unit == " %" else 1
-        digits = ".1e" if unit == "" else ".2f" if unit == "x" else ".1f"
-        goals.append(
-            {
-                "goal": goal,
-                "wanted": f"{sign} {scale * bound:g}{unit}",
-                "measured": f"{scale * measured:{digits}}{unit}",
-                "met": met,
-                **({} if met else {"reason": reason}),
-            }
-        )
+        digits = {"": ".1e", "x": ".2f", " %": ".1f"}[unit]
+        goals.append(judge_goal(goal, measured, bound, unit, digits, at_most, reason))
 
     fusion, sparse, reuse = results["fusion"], results["sparse"], results["reuse"]
     add("FLOPs that fusion adds to the two encoders", fusion["flops"], 0.06, " %")
@@ -332,41 +321,28 @@ def ratio(results: dict, kind: str, peer: str, setting: str) -> float:
 def table(results: dict) -> str:
     """Markdown: a model a row; speeds beside HiViLT's are ratios, larger where HiViLT is faster."""
     settings = [f"{IMAGES[-1]} x {per_image}" for per_image in QUESTIONS_PER_IMAGE]
-    lines = [
+    head = (
         "| | parameters | GFLOP a question at 1 / 5.4 / 10 an image | questions/s at 1 / 5.4 / 10 | HiViLT's ratio | "
-        "in training, questions/s | HiViLT's ratio | GiB, inference / training |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+        "in training, questions/s | HiViLT's ratio | GiB, inference / training |"
+    )
+    rows = []
     for name, row in results["models"].items():
-        cells = [
-            f"{row['parameters'] / 1e6:.0f} M",
-            [f"{flops / 1e9:.1f}" for flops in row["flops_per_question"].values()],
-        ]
+        cells = [[f"{flops / 1e9:.1f}" for flops in row["flops_per_question"].values()]]
         for kind in ("inference", "training"):
             per_question = row[f"{kind}_seconds_per_question"]
             cells.append([f"{1 / per_question[setting]:.2f}" for setting in settings])
             cells.append([f"{ratio(results, kind, name, setting):.2f}" for setting in settings])
         cells.append([f"{row['peak_memory_bytes'][kind] / 2**30:.1f}" for kind in ("inference", "training")])
-        lines.append(f"| {name} | {' | '.join(c if isinstance(c, str) else ' / '.join(c) for c in cells)} |")
-    return "\n".join(lines)
-
-
-def goals_table(results: dict) -> str:
-    """Markdown: a goal a row."""
-    lines = ["| goal | wanted | measured | |", "| :-- | --: | --: | :-- |"]
-    for goal in results["goals"]:
-        verdict = "met" if goal["met"] else f"missed: {goal['reason']}"
-        lines.append(f"| {goal['goal']} | {goal['wanted']} | {goal['measured']} | {verdict} |")
-    return "\n".join(lines)
+        rows.append([name, f"{row['parameters'] / 1e6:.0f} M", *map(" / ".join, cells)])
+    return markdown(head, rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, writes and draws; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--width", type=int, default=768, help="hidden size of all models, a multiple of 192")
     parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
     parser.add_argument("--repeats", type=int, default=4, help="rounds of inference; three fifths as many of training")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.set_verbosity_error()

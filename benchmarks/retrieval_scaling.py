@@ -14,7 +14,6 @@ It prints the table of searches, and leaves a JSON file and an image, with the p
 benchmarks/results.
 """
 
-import argparse
 import multiprocessing
 import random
 import tempfile
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval, ViTConfig, ViTImageProcessorPil
 
+from common import alternate, make_parser, markdown, seconds
 from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.evaluation.plots import plot_scaling
@@ -38,7 +38,6 @@ from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
-from timing import alternate, seconds
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the image's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
@@ -180,18 +179,18 @@ def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -
 
 def table(results: dict) -> str:
     """Markdown: a kind of index and a number of embeddings a row."""
-    lines = ["| embeddings | index | bytes | seconds to make it | ms a search | at most |"]
-    lines.append("| --: | :-- | --: | --: | --: | --: |")
-    for row in results["searches"]:
-        cells = [f"{row['num_embeddings']:,}", f"`{row['index_factory']}`", f"{row['index_bytes']:,}"]
-        cells += [f"{row['index_seconds']:.1f}", f"{row['median_milliseconds']:.1f}", f"{row['most_milliseconds']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    times = ("index_seconds", "median_milliseconds", "most_milliseconds")
+    rows = [
+        [f"{row['num_embeddings']:,}", f"`{row['index_factory']}`", f"{row['index_bytes']:,}"]
+        + [f"{row[time]:.1f}" for time in times]
+        for row in results["searches"]
+    ]
+    return markdown("| embeddings | index | bytes | seconds to make it | ms a search | at most |", rows, left=(1,))
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, writes and draws; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--rerank_k", type=int, default=16)
@@ -199,7 +198,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--embeddings", type=int, nargs="+", default=[100_000, 1_000_000], help="embeddings to search")
     parser.add_argument("--index_factories", nargs="+", default=["Flat", "IVF1024,Flat"], help="FAISS indexes to try")
     parser.add_argument("--queries", type=int, default=200, help="searches to time")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

@@ -8,7 +8,6 @@ benchmarks/results, and prints for each seed R@1, the mean of both directions, b
 re-ranked, with the difference that re-ranking makes.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
+from common import make_parser
 from hivilt.training.results import write_result_file
 
 
@@ -26,9 +26,8 @@ def recall_at_1(metrics: dict, stage: str) -> float:
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains and evaluates with each seed; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
 
     results = {"runs": []}

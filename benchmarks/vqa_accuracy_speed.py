@@ -8,13 +8,12 @@ frequent ones as often as Zipf's law has it; in "distinct", which no real split 
 answers are forgotten between runs. It leaves a JSON file, with the processor in its name, in benchmarks/results.
 """
 
-import argparse
 import random
 import time
 from itertools import accumulate
-from pathlib import Path
 from typing import get_args
 
+from common import make_parser
 from hivilt.evaluation.vqa import Normalization, normalize_answer, normalize_answer_mmf, vqa_accuracies
 from hivilt.training.results import environment, write_result_file
 
@@ -34,9 +33,8 @@ def make_answers(distinct: bool, number: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--questions", type=int, default=200_000)
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
 
     results = {"environment": environment(), "questions": args.questions, "answers_per_question": 10, "seconds": {}}
