@@ -62,12 +62,7 @@ PARTS = ("reading", "forward", "backward", "update")
 
 
 class Training:
-    """A model in training, whose steps are taken part by part.
-
-    Args:
-        model: its parameters that want a gradient train.
-        batches: what its `forward` takes, without end.
-    """
+    """A model in training, whose steps are taken part by part, on batches without end."""
 
     def __init__(self, model: nn.Module, batches: Iterator[dict]):
         self.model = model.train()
@@ -77,24 +72,20 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
     def reading(self) -> None:
-        """Takes the next batch."""
         self.batch = next(self.batches)
 
     def forward(self) -> None:
-        """Computes its loss."""
         self.loss = self.model(**self.batch).loss
 
     def backward(self) -> None:
-        """Computes gradients."""
         self.loss.backward()
 
     def compute(self) -> None:
-        """Computes both of the batch that was taken last."""
+        """Loss and gradients of the batch that was read last."""
         self.forward()
         self.backward()
 
     def update(self) -> None:
-        """Takes the optimizer's step."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -103,12 +94,11 @@ def make_examples(folder: Path, num_images: int) -> list[VQAExample]:
     """Photographs, and distinct questions of `NUM_TOKENS` tokens about them, five or six each."""
     draw = random.Random(0)
     words = [first + second for first in "bdfgkmnprstvz" for second in "aeiou"]
-    return [
-        example._replace(
-            question=" ".join(draw.choices(words, k=NUM_TOKENS - 2)), answers=(f"LABEL_{draw.randrange(NUM_ANSWERS)}",)
-        )
-        for example in make_photographs(folder, num_images)
-    ]
+    examples = []
+    for example in make_photographs(folder, num_images):
+        question, answer = " ".join(draw.choices(words, k=NUM_TOKENS - 2)), f"LABEL_{draw.randrange(NUM_ANSWERS)}"
+        examples.append(example._replace(question=question, answers=(answer,)))
+    return examples
 
 
 def without_end(dataset: VQADataset, collator: VQACollator) -> Iterator[dict]:
@@ -128,12 +118,8 @@ def forget_files(folder: Path) -> None:
 
 
 def measure_speed(width: int, num_layers: int, num_images: int, num_steps: int) -> dict:
-    """Seconds of the parts of a step of each way to train, and what encoding and reading the cache take.
-
-    Args:
-        num_images: in the data set, a multiple of `IMAGES`.
-        num_steps: of each way that are timed, after a first one.
-    """
+    """Seconds of the parts of a step of each way to train, by `num_steps` after a first one, and what encoding and reading the
+    cache take; `num_images` is a multiple of `IMAGES`."""
     torch.manual_seed(0)
     model = make_hivilt(width, num_layers)
     for part in ("vision", "text"):
@@ -204,14 +190,8 @@ def seconds_a_question(results: dict, way: str, epochs: int | None = None) -> fl
 
 
 def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Path | None) -> dict[str, dict[str, list]]:
-    """Test accuracy and loss of fusion and head trained on the frozen encoders of the checkpoint, a number for each seed.
-
-    Args:
-        num_images: training images, with all their questions.
-        num_epochs: of training.
-        seeds: that new weights and the order of images are drawn from.
-        data_dir: easy-VQA's files; `None`: those of the package easy-vqa.
-    """
+    """Test accuracy and loss of fusion and head trained on the frozen encoders of the checkpoint, a number for each of so many
+    seeds, which new weights and the order of images are drawn from; without `data_dir`, on the drawings of easy-vqa."""
     root = Path(__file__).parents[1] / "vqa"
     trained, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
     read = partial(VQA_BENCHMARKS["easy-vqa"].read, data_dir=data_dir)
@@ -231,11 +211,9 @@ def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Pat
                     encoder = getattr(trained.model, f"{part}_model")
                     getattr(model.model, f"{part}_model").load_state_dict(encoder.state_dict())
                     model.freeze(part)
-                cache = None
-                if way is not None:
-                    cache = EncoderCache(Path(folder, way), dtype=way)
-                    for split in (train, test):
-                        cache.add(split, model, processor, progress=False)
+                cache = None if way is None else EncoderCache(Path(folder, way), dtype=way)
+                for split in () if cache is None else (train, test):
+                    cache.add(split, model, processor, progress=False)
                 collator = VQACollator(processor, model.config.label2id, encoder_cache=cache)
                 train_head(model, train, collator, num_epochs)
                 for measure, value in answer(model, test, collator).items():

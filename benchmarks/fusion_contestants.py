@@ -58,10 +58,9 @@ class Encoders:
 
     def untrained(self) -> "Encoders":
         """The same without weights."""
-        vision, text = (
-            AutoConfig.from_pretrained(one) if isinstance(one, str) else one for one in (self.vision, self.text)
-        )
-        return replace(self, vision=vision, text=text)
+        given = {"vision": self.vision, "text": self.text}
+        configs = {name: AutoConfig.from_pretrained(one) for name, one in given.items() if isinstance(one, str)}
+        return replace(self, **configs)
 
 
 def small_encoders(vocab_size: int) -> Encoders:
@@ -105,15 +104,12 @@ class OtherFusion(nn.Module):
         return HiViLTModelOutput(global_fusion_state=fused, vision_global_state=fused, text_global_state=text_global)
 
     def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
-        """
-        Args:
-            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the tokens of all levels of each text's image.
-            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): means of the levels' means, and of the text.
-            text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text's tokens.
-            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        """What both say together, `(B_t, d)`.
 
-        Returns:
-            `(B_t, d)`.
+        Args:
+            vision: `(B_t, N_v, d)`, the tokens of all levels of each text's image.
+            vision_global, text_global: `(B_t, d)`, means of the levels' means, and of the text.
+            text: `(B_t, N_t, d)`, with `text_mask` `(B_t, N_t)`, `False` at padding.
         """
         raise NotImplementedError
 
@@ -123,15 +119,9 @@ class LateFusion(OtherFusion):
 
     def __init__(self, config: HiViLTConfig, width: int):
         super().__init__(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(3 * config.hidden_size, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, config.hidden_size),
-        )
+        between = (nn.GELU(), nn.Dropout(config.dropout))
+        first, last = nn.Linear(3 * config.hidden_size, width), nn.Linear(width, config.hidden_size)
+        self.mlp = nn.Sequential(first, *between, nn.Linear(width, width), *between, last)
 
     def join(self, vision, vision_global, text, text_global, text_mask):
         return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1))
@@ -276,19 +266,13 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
         )
 
 
-# With a head's class come the number of word pieces, the side of the images in pixels, a width, the encoders (unset: those
-# of the scripts), and fields of the config.
-Make = Callable[..., nn.Module]
+# The class of HiViLT whose task a contestant is for.
+Head = type[HiViLTPreTrainedModel]
 
 
-def make_hivilt(
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+# As all that makes a contestant, it is given the number of word pieces, the side of the images in pixels, a width, the
+# encoders (unset: those of the scripts, which are small and train), and fields of the config.
+def make_hivilt(head: Head, vocab_size: int, image_size: int, width: int, encoders: Encoders | None = None, **fields):
     """HiViLT on these encoders; `width` is that inside the MLPs of local fusion."""
     encoders = encoders or small_encoders(vocab_size)
     config = {**encoders.fusion, "fusion_intermediate_size": width, **fields}
@@ -306,14 +290,7 @@ def one_stage(*args, encoders: Encoders | None = None, **fields):
     return make_hivilt(*args, encoders=encoders, num_fusion_stages=1, **last, **fields)
 
 
-def without_local(
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+def without_local(head: Head, vocab_size: int, image_size: int, width: int, encoders: Encoders | None = None, **fields):
     """
     The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide; where encoders are
     frozen, to an MLP of that width on the tokens of each side, which sees nothing of the other.
@@ -366,7 +343,7 @@ def _initialized(model: HiViLTPreTrainedModel) -> HiViLTPreTrainedModel:
     return model
 
 
-def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
+def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields):
     """Patches of 8 pixels, about as many as HiViLT has tokens on its finest level, and weights initialised as its are."""
     if "id2label" in fields:
         fields["label2id"] = {label: place for place, label in fields["id2label"].items()}
@@ -388,7 +365,7 @@ def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: in
     return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)
 
 
-CONTESTANTS: dict[str, Make] = {
+CONTESTANTS: dict[str, Callable[..., nn.Module]] = {
     "HiViLT": make_hivilt,
     "HiViLT, co-attention's FLOPs": make_hivilt,
     "ViLT": make_vilt,
@@ -423,24 +400,8 @@ def contestants_of(frozen: bool) -> list[str]:
     return [name for name in CONTESTANTS if name not in (FROM_PIXELS_ALONE if frozen else ON_FROZEN_ALONE)]
 
 
-def make(
-    name: str,
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    encoders: Encoders | None = None,
-    **fields,
-) -> nn.Module:
-    """A contestant, as wide as makes it train as many parameters as HiViLT with its usual width, as nearly as it can.
-
-    Args:
-        name: one of `CONTESTANTS`.
-        head: the class of HiViLT whose task it is for.
-        vocab_size: number of word pieces.
-        image_size: side of the images in pixels.
-        encoders: pretrained ones, frozen; default: those of the scripts, which are small and train.
-        **fields: of the config; the answers of question answering.
-    """
+def make(name: str, head: Head, vocab_size: int, image_size: int, encoders: Encoders | None = None, **fields):
+    """A contestant, as wide as makes it train as many parameters as HiViLT with its usual width, as nearly as it can."""
     if encoders is not None and name in FROM_PIXELS_ALONE:
         raise ValueError(f"encoders: {name} reads pixels and words and has no encoders; got {encoders.vision}.")
     given = {} if encoders is None else {"encoders": encoders}

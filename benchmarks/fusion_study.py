@@ -41,8 +41,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, Encoders, ViltForPairs, contestants_of, make, num_parameters
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -188,11 +188,9 @@ class Data:
 def read(trial: Trial, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
     """The same at every call: which images are taken and held out does not depend on the seed of a training."""
     task_class = Retrieval if trial.benchmark in Retrieval.benchmarks else QuestionAnswering
-    named = {"benchmark": trial.benchmark, "data_dir": data_dir, "image_size": trial.image_size}
-    named = {
-        name: None if value is None else str(value) if name == "data_dir" else value for name, value in named.items()
-    }
-    task = task_class(task_class.arguments(**named))
+    folder = None if data_dir is None else str(data_dir)
+    arguments = task_class.arguments(benchmark=trial.benchmark, data_dir=folder, image_size=trial.image_size)
+    task = task_class(arguments)
     found = task.read(["train", trial.measured])[1]
     splits = {"train": found["train"], "test": found[trial.measured]}
     if trial.share < 1:
@@ -214,9 +212,7 @@ def questions(task: QuestionAnswering, trial: Trial, splits: dict[str, list], en
         collator = join
     else:
         # Encoders' states come from the cache as fast.
-        datasets = {
-            split: VQADataset(examples, seed=0 if split == "train" else None) for split, examples in splits.items()
-        }
+        datasets = {split: VQADataset(rows, seed=0 if split == "train" else None) for split, rows in splits.items()}
     fields = {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification", **trial.fields}
     return Data(task, **datasets, collator=collator, processor=processor, fields=fields)
 
@@ -254,13 +250,11 @@ class ReadOnce(VQAImages):
 
 def join(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One batch of several images of `ReadOnce`; padding is 0, as in `train_tokenizer`."""
-    longest = max(one["input_ids"].shape[1] for one in images)
     batch = {
-        name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in images])
+        name: pad_sequence([row for one in images for row in one[name]], batch_first=True)
         for name in ("input_ids", "attention_mask")
     }
-    for name in ("pixel_values", "question_index", "labels"):
-        batch[name] = torch.cat([one[name] for one in images])
+    batch |= {name: torch.cat([one[name] for one in images]) for name in ("pixel_values", "question_index", "labels")}
     number = torch.tensor([len(one["input_ids"]) for one in images])
     return {**batch, "image_index": torch.arange(len(images)).repeat_interleave(number)}
 
@@ -275,15 +269,9 @@ def train(
     tests: bool,
     encoders: Encoders | None = None,
 ) -> dict[str, Any]:
-    """Trains once; with `tests`, measures on the trial's `measured` split at the end.
+    """Trains once; with `tests`, if it is no search for a learning rate, measures on the trial's `measured` split at the end.
 
-    Args:
-        trial_name: one of `TRIALS`.
-        data_dir: folder of its benchmark; `None` takes it from its package.
-        contestant: one of `CONTESTANTS`.
-        learning_rate, seed, epochs: of this training.
-        tests: whether it is a result, and no search for a learning rate.
-        encoders: of a task whose encoders are frozen, and of no other.
+    `data_dir` is the benchmark's folder, `None` its package; `encoders` are given for a task whose encoders are frozen.
     """
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -301,24 +289,12 @@ def train(
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
-        args = HiViLTTrainingArguments(
-            **{
-                **COMMON_DEFAULTS,
-                **data.task.defaults,
-                **trial.schedule(steps),
-                "output_dir": folder,
-                "num_train_epochs": epochs * share,
-                "learning_rate": learning_rate,
-                "per_device_train_batch_size": trial.images,
-                "per_device_eval_batch_size": trial.images,
-                "eval_strategy": "steps",
-                "eval_steps": 1 / trial.evaluations,
-                "save_strategy": "no",
-                "load_best_model_at_end": False,
-            },
-            seed=seed,
-            disable_tqdm=True,
-        )
+        settings = COMMON_DEFAULTS | data.task.defaults | trial.schedule(steps)
+        settings |= {"num_train_epochs": epochs * share, "learning_rate": learning_rate, "seed": seed}
+        settings |= {f"per_device_{kind}_batch_size": trial.images for kind in ("train", "eval")}
+        settings |= {"eval_strategy": "steps", "eval_steps": 1 / trial.evaluations}
+        settings |= {"save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
+        args = HiViLTTrainingArguments(**{**settings, "output_dir": folder})
         trainer = data.task.trainer_class(
             model=model,
             args=args,
@@ -487,15 +463,13 @@ def _percent(value: Mapping[str, float], sign: str = "") -> str:
     return text if math.isnan(value["interval"]) else f"{text} ± {100 * value['interval']:.1f}"
 
 
-def directories(pairs: Iterable[str]) -> dict[str, Path]:
-    """Of `benchmark=folder` each."""
+def directories(parser: argparse.ArgumentParser, pairs: Iterable[str]) -> dict[str, Path]:
+    """Of `benchmark=folder` each, as `--data_dir` has them."""
     found = {}
     for pair in pairs:
         name, _, folder = pair.partition("=")
         if name not in BENCHMARKS or not folder:
-            raise argparse.ArgumentTypeError(
-                f"expected BENCHMARK=FOLDER with one of {', '.join(BENCHMARKS)}, got {pair!r}"
-            )
+            parser.error(f"data_dir: expected BENCHMARK=FOLDER with one of {', '.join(BENCHMARKS)}, got {pair!r}")
         found[name] = Path(folder)
     return found
 
@@ -522,37 +496,24 @@ def main(argv: list[str] | None = None) -> dict:
     """Trains what the result file lacks; returns what it holds then."""
     parser = make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TASK")
-    parser.add_argument(
-        "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
-    )
+    names = list(CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: learning rates alone are tried")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid")
     parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
-    parser.add_argument(
-        "--vision_model",
-        default="outputs/encoders/mobilenet_v2",
-        help="folder of the vision encoder on photographs, as runs/encoders_without_hub.py leaves it",
-    )
+    parser.add_argument("--vision_model", default="outputs/encoders/mobilenet_v2", help="folder, on photographs")
     parser.add_argument("--text_model", default="outputs/encoders/minilm", help="that of the text encoder")
-    parser.add_argument(
-        "--fusion", type=json.loads, default=FUSION, help="fields of HiViLTConfig on photographs, as JSON"
-    )
-    parser.add_argument(
-        "--cache_dir", type=Path, help="where encoders' states are kept; unset: hivilt in Hugging Face's own cache"
-    )
+    parser.add_argument("--fusion", type=json.loads, default=FUSION, help="JSON: HiViLTConfig's fields on photographs")
+    parser.add_argument("--cache_dir", type=Path, help="of encoders' states; unset: hivilt in Hugging Face's own cache")
     parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once")
     args = parser.parse_args(argv)
-    try:
-        folders = directories(args.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"data_dir: {error}")
+    folders = directories(parser, args.data_dir)
     for task in map(TRIALS.__getitem__, args.tasks):
         benchmark = BENCHMARKS[task.benchmark]
         if task.benchmark not in folders and benchmark.read_package is None and not benchmark.hub:
-            parser.error(
-                f"data_dir: {benchmark.title} is in no package and not on the Hub; give {task.benchmark}=FOLDER"
-            )
+            where = f"give {task.benchmark}=FOLDER"
+            parser.error(f"data_dir: {benchmark.title} is in no package and not on the Hub; {where}")
     encoders = None
     if any(TRIALS[task].frozen for task in args.tasks):
         try:
@@ -567,10 +528,7 @@ def main(argv: list[str] | None = None) -> dict:
         (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TRIALS[task].frozen)
     ]
     if not waiting:
-        parser.error(
-            "contestants: those that read pixels are left out where encoders are frozen, and no other is named."
-        )
-
+        parser.error("contestants: those that read pixels are left out where encoders are frozen; name another.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "fusion_study.json"
     results: dict[str, Any] = {"searched": {}, "runs": {}}

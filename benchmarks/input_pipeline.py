@@ -19,8 +19,8 @@ import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from functools import partial
-from itertools import cycle, pairwise
+from functools import partial, partialmethod
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from statistics import mean, median
 
@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from transformers import (
     CLIPImageProcessorPil,
     CLIPProcessor,
+    ProcessorMixin,
     TrainerCallback,
     ViltImageProcessorPil,
     ViltProcessor,
@@ -107,16 +108,11 @@ def first_questions(examples: list[VQAExample]) -> list[VQAExample]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class PairCollator:
+def collate_pairs(processor: ProcessorMixin, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
     """A batch as users of ViLT and CLIP make it: every pair of an image and a question opens the image."""
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
-        images = [Image.open(pair.image).convert("RGB") for pair in pairs]
-        questions = [pair.question for pair in pairs]
-        return self.processor(images=images, text=questions, padding=True, return_tensors="pt")
+    images = [Image.open(pair.image).convert("RGB") for pair in pairs]
+    questions = [pair.question for pair in pairs]
+    return processor(images=images, text=questions, padding=True, return_tensors="pt")
 
 
 def make_collator(examples: list[VQAExample], side: int) -> VQACollator:
@@ -133,24 +129,18 @@ def make_loaders(examples: list[VQAExample], sides: Mapping[str, int], num_worke
     clip = CLIPImageProcessorPil(size={"shortest_edge": sides["clip"]}, crop_size=sides["clip"])
     pairs = max(1, round(BATCH_SIZE * len(examples) / len(dataset)))
     tokenizer, options = ours.processor.tokenizer, {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    return {
-        "hivilt": DataLoader(dataset, BATCH_SIZE, collate_fn=ours, **options),
-        "vilt": DataLoader(examples, pairs, collate_fn=PairCollator(ViltProcessor(vilt, tokenizer)), **options),
-        "clip": DataLoader(examples, pairs, collate_fn=PairCollator(CLIPProcessor(clip, tokenizer)), **options),
-    }
+    loaders = {"hivilt": DataLoader(dataset, BATCH_SIZE, collate_fn=ours, **options)}
+    for name, processor in (("vilt", ViltProcessor(vilt, tokenizer)), ("clip", CLIPProcessor(clip, tokenizer))):
+        loaders[name] = DataLoader(examples, pairs, collate_fn=partial(collate_pairs, processor), **options)
+    return loaders
 
 
-def images_per_second(
-    examples: list[VQAExample], sides: Mapping[str, int], num_workers: int, rounds: int
-) -> dict[str, float]:
+def epoch_seconds(loaders: Mapping[str, DataLoader], rounds: int) -> dict[str, float]:
     """Of whole epochs; workers have started before."""
-    loaders = make_loaders(examples, sides, num_workers)
-    # A deque that keeps nothing reads to the end; the first time starts the workers.
+    # A deque that keeps nothing reads to the end.
     epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
     alternate(epochs, 1)
-    seconds = alternate(epochs, rounds)
-    num_images = len({one.image_id for one in examples})
-    return {name: num_images / seconds[name] for name in loaders}
+    return alternate(epochs, rounds)
 
 
 def output_sizes(examples: list[VQAExample], sides: Mapping[str, int]) -> dict[str, list[int]]:
@@ -197,10 +187,7 @@ def milliseconds_an_image(examples: list[VQAExample], side: int, rounds: int) ->
         name: DataLoader(range(num_batches), collate_fn=partial(copy_batch, one), **options)
         for name, one in sent.items()
     }
-    epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
-    alternate(epochs, 1)
-    moved = alternate(epochs, rounds)
-    work |= {name: seconds / num_batches for name, seconds in moved.items()}
+    work |= {name: seconds / num_batches for name, seconds in epoch_seconds(loaders, rounds).items()}
     return {name: 1000 * seconds / len(items) for name, seconds in work.items()}
 
 
@@ -215,24 +202,17 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.ends: list[tuple[str, float]] = []
 
-    def end(self, part: str) -> None:
+    def end(self, part: str, *args, **kwargs) -> None:
         self.ends.append((part, time.perf_counter()))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model.register_forward_hook(lambda *_: self.end("forward"))
         self.end("rest")
 
-    def on_step_begin(self, *args, **kwargs):
-        self.end("waiting for data")
-
-    def on_pre_optimizer_step(self, *args, **kwargs):
-        self.end("backward")
-
-    def on_optimizer_step(self, *args, **kwargs):
-        self.end("optimizer")
-
-    def on_step_end(self, *args, **kwargs):
-        self.end("rest")
+    on_step_begin = partialmethod(end, "waiting for data")
+    on_pre_optimizer_step = partialmethod(end, "backward")
+    on_optimizer_step = partialmethod(end, "optimizer")
+    on_step_end = partialmethod(end, "rest")
 
 
 def split_step(num_steps: int, data_dir: Path | None) -> dict:
@@ -312,11 +292,11 @@ def main(argv: list[str] | None = None) -> dict:
                 "mean_bytes": mean(Path(one.image).stat().st_size for one in single),
                 "output_size": output_sizes(examples, sides),
             }
-            for some in (single, examples):
-                for num_workers in args.workers:
-                    rates = images_per_second(some, sides, num_workers, args.rounds)
-                    row = {"files": files, "questions_an_image": len(some) / len(single), "num_workers": num_workers}
-                    results["rows"].append({**row, "images_per_second": rates})
+            for some, num_workers in product((single, examples), args.workers):
+                took = epoch_seconds(make_loaders(some, sides, num_workers), args.rounds)
+                row = {"files": files, "questions_an_image": len(some) / len(single), "num_workers": num_workers}
+                rates = {name: len(single) / seconds for name, seconds in took.items()}
+                results["rows"].append({**row, "images_per_second": rates})
             work = milliseconds_an_image(examples, sides["hivilt"], args.rounds)
             results["milliseconds_an_image"][files] = work
     results["step"] = split_step(args.steps, args.data_dir)

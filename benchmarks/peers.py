@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -69,35 +70,24 @@ def train(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
 
 
 def batch_size(contestant: Contestant, images: int, questions: int) -> tuple[int, int]:
-    """
-    Images and questions that stand for so many. A pair costs a model of pairs the same whatever the image, so equal
-    numbers of them are timed once.
-    """
+    """Images and questions that stand for so many: a pair costs a model of pairs the same, whatever the image."""
     pairs = min(questions, PAIRS_AT_ONCE)
     return (images, questions) if contestant.encodes_once else (pairs, pairs)
 
 
 def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds a question takes, for each model and each number of images and questions."""
-    settings = {
-        f"{images} x {per_image}": (images, round(images * per_image))
-        for images in IMAGES
-        for per_image in QUESTIONS_PER_IMAGE
-    }
-    sizes = {
-        (name, setting): batch_size(contestant, *size)
-        for name, contestant in contestants.items()
-        for setting, size in settings.items()
-    }
-    runs = {}
-    for (name, _), size in sizes.items():
-        batch = make_batch(contestants[name].side, *size)
-        runs.setdefault((name, *size), partial(step, contestants[name], batch))
+    sizes, runs = {name: {} for name in contestants}, {}
+    for name, contestant in contestants.items():
+        for images, per_image in product(IMAGES, QUESTIONS_PER_IMAGE):
+            size = sizes[name][f"{images} x {per_image}"] = batch_size(contestant, images, round(images * per_image))
+            if (name, size) not in runs:
+                runs[name, size] = partial(step, contestant, make_batch(contestant.side, *size))
     found = alternate(runs, repeats)
-    per_question = {name: {} for name in contestants}
-    for (name, setting), size in sizes.items():
-        per_question[name][setting] = found[name, *size] / size[1]
-    return per_question
+    return {
+        name: {setting: found[name, size] / size[1] for setting, size in settings.items()}
+        for name, settings in sizes.items()
+    }
 
 
 def peak_memory(name: str, width: int, num_layers: int) -> dict[str, int]:
@@ -166,10 +156,10 @@ def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float
 
 @torch.inference_mode()
 def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
-    """
-    Fusion of 8 questions with an image of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens for each
-    text token. Tokens of noise choose apart from each other, a trained model's much alike (sparse_accuracy.py), so that
-    it is also timed where a text has but one kind of token, or two.
+    """Fusion of 8 questions with an image of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens a text token.
+
+    Tokens of noise choose apart from each other, a trained model's much alike (sparse_accuracy.py), so that it is also
+    timed where a text has but one kind of token, or two.
     """
     model = make_hivilt(width, num_layers, side=384)
     pixel_values, input_ids, image_index = make_batch(384, 1, 8)
@@ -181,9 +171,8 @@ def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
 
     fused = [[] for _ in model.model.fusion.stages]  # vision rows that each stage fuses, by call
     for stage, rows in zip(model.model.fusion.stages, fused, strict=True):
-        stage.vision_mlp.register_forward_pre_hook(
-            lambda module, args, rows=rows: rows.append(args[0].shape[:-1].numel())
-        )
+        count = lambda module, args, rows=rows: rows.append(args[0].shape[:-1].numel())
+        stage.vision_mlp.register_forward_pre_hook(count)
 
     def fuse(top_k, texts):
         for rows in fused:
@@ -192,8 +181,7 @@ def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
         model.model.fuse(images, texts, image_index)
 
     runs = {"dense": partial(fuse, None, texts), "sparse": partial(fuse, TOP_K, texts)}
-    for name, number in KINDS_OF_TOKENS.items():
-        runs[name] = partial(fuse, TOP_K, of_kinds(number))
+    runs |= {name: partial(fuse, TOP_K, of_kinds(number)) for name, number in KINDS_OF_TOKENS.items()}
     found = {"flops": {}, "fused_rows": {}}
     for name, run in runs.items():
         found["flops"][name] = count_flops(run)

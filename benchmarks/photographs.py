@@ -188,10 +188,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/photographs"), help="of the runs")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
-    try:
-        args.data_dir = directories(args.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"data_dir: {error}")
+    args.data_dir = directories(parser, args.data_dir)
     if missing := [task for task in args.tasks if task not in args.data_dir]:
         parser.error(f"data_dir: give {missing[0]}=FOLDER, or leave {missing[0]} out of --tasks")
 

@@ -93,22 +93,17 @@ def evaluate(num_images: int, captions_per_image: int, rerank_k: int) -> dict:
             processing_class=processor,
             rerank_k=rerank_k,
         )
-        encoded = {"vision_model": 0, "text_model": 0}
-        for name in encoded:
-            getattr(model.base_model, name).register_forward_hook(
-                lambda module, args, kwargs, output, name=name: encoded.update(
-                    {name: encoded[name] + len(output.last_hidden_state)}
-                ),
-                with_kwargs=True,
-            )
+        encoded = {"images": [], "captions": []}
+        for name, encoder in (("images", model.base_model.vision_model), ("captions", model.base_model.text_model)):
+            count = lambda *given, sizes=encoded[name]: sizes.append(len(given[-1].last_hidden_state))
+            encoder.register_forward_hook(count)
         metrics = trainer.evaluate()
     found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     kept = ("num_images", "num_captions", "num_fused_pairs", "encode_seconds", "search_seconds", "rerank_seconds")
     return {
         **{name: found[name] for name in kept},
         "seconds": found["runtime"],
-        "images_encoded": encoded["vision_model"],
-        "captions_encoded": encoded["text_model"],
+        **{f"{name}_encoded": sum(sizes) for name, sizes in encoded.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         "memory_bytes_before": before,
     }
@@ -119,16 +114,9 @@ def pairs_per_second(num_pairs: int, batch_size: int = 64) -> dict[str, float]:
     """Pairs a second of fusion from cached states, and of a ViLT of the same size; medians over batches, alternating."""
     torch.manual_seed(0)
     hivilt = make_model()
-    vilt = ViltForImageAndTextRetrieval(
-        ViltConfig(
-            **SIZES,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            vocab_size=len(WORDS) + 100,
-            max_position_embeddings=NUM_TOKENS,
-            max_image_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        )
-    ).eval()
+    sizes = {**SIZES, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "vocab_size": len(WORDS) + 100}
+    longest = {"max_position_embeddings": NUM_TOKENS, "max_image_length": (IMAGE_SIZE // PATCH_SIZE) ** 2}
+    vilt = ViltForImageAndTextRetrieval(ViltConfig(**sizes, **longest)).eval()
     pixel_values = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
     input_ids = torch.randint(5, len(WORDS), (batch_size, NUM_TOKENS))
     images, texts = hivilt.encode_images(pixel_values), hivilt.encode_texts(input_ids)
@@ -157,23 +145,16 @@ def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -
             metric_type=faiss.METRIC_INNER_PRODUCT,
             train_size=num_embeddings,
         )
-        index_seconds = seconds(add_index)
+        took = seconds(add_index)
         faiss_index = dataset.get_index("embedding").faiss_index
         if isinstance(faiss_index, faiss.IndexIVF):
             faiss_index.nprobe = NUM_PROBES
         index = ImageIndex(dataset, Path(), model, processor)
         queries = [" ".join(WORDS[query : query + 5]) for query in range(num_queries)]
         times = [1000 * seconds(partial(index.search, query)) for query in queries]
-        found.append(
-            {
-                "num_embeddings": num_embeddings,
-                "index_factory": factory,
-                "index_seconds": index_seconds,
-                "index_bytes": faiss.serialize_index(faiss_index).nbytes,
-                "median_milliseconds": median(times),
-                "most_milliseconds": max(times[1:]),
-            }
-        )
+        row = {"num_embeddings": num_embeddings, "index_factory": factory, "index_seconds": took}
+        row |= {"index_bytes": faiss.serialize_index(faiss_index).nbytes}
+        found.append({**row, "median_milliseconds": median(times), "most_milliseconds": max(times[1:])})
     return found
 
 

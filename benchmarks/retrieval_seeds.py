@@ -8,14 +8,10 @@ benchmarks/results, and prints for each seed R@1, the mean of both directions, b
 re-ranked, with the difference that re-ranking makes.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 
-from common import make_parser
+from common import make_parser, run_quietly
+from hivilt.tasks.retrieval import Retrieval
 from hivilt.training.results import write_result_file
 
 
@@ -32,16 +28,12 @@ def main(argv: list[str] | None = None) -> dict:
 
     results = {"runs": []}
     for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            # Split and drawing of the data follow the emoji alone; what differs is where training starts and what it draws.
-            command = ["-m", "hivilt.run_retrieval", "--seed", str(seed), "--output_dir", folder, *flags]
-            subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-            found = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))
+        # Split and drawing of the data follow the emoji alone; what differs is where training starts and what it draws.
+        found = run_quietly(Retrieval, ["--seed", str(seed), *flags])
         stages = {"embeddings": "embedding_", "fusion alone": "fused_", "re-ranked": ""}
         recalls = {name: recall_at_1(found["test"], stage) for name, stage in stages.items()}
-        results["runs"].append(
-            {"seed": seed, "recall@1": recalls, "test": found["test"], "wall_seconds": found["wall_seconds"]}
-        )
+        kept = {name: found[name] for name in ("test", "wall_seconds")}
+        results["runs"].append({"seed": seed, "recall@1": recalls, **kept})
         results |= {"settings": found["settings"], "environment": found["environment"]}
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.1f}" for name, value in recalls.items()), flush=True)
 

@@ -9,11 +9,11 @@ answers are forgotten between runs. It leaves a JSON file, with the processor in
 """
 
 import random
-import time
+from functools import partial
 from itertools import accumulate
 from typing import get_args
 
-from common import make_parser
+from common import make_parser, seconds
 from hivilt.evaluation.vqa import Normalization, normalize_answer, normalize_answer_mmf, vqa_accuracies
 from hivilt.training.results import environment, write_result_file
 
@@ -46,11 +46,10 @@ def main(argv: list[str] | None = None) -> dict:
         for normalization in get_args(Normalization):
             normalize_answer.cache_clear()
             normalize_answer_mmf.cache_clear()
-            start = time.perf_counter()
-            vqa_accuracies(predictions, answers, normalization)
-            results["seconds"][case][normalization] = time.perf_counter() - start
-        seconds = ", ".join(f"{name} {value:.2f}" for name, value in results["seconds"][case].items())
-        print(f"{args.questions:,} questions, {case} answers, seconds: {seconds}", flush=True)
+            score = partial(vqa_accuracies, predictions, answers, normalization)
+            results["seconds"][case][normalization] = seconds(score)
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in results["seconds"][case].items())
+        print(f"{args.questions:,} questions, {case} answers, seconds: {shown}", flush=True)
 
     write_result_file(args.output_dir, "vqa_accuracy_speed", results)
     return results

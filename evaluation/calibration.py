@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 # A temperature lies between these: of scores with nothing wrong among them the best would be 0.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-NUM_BINS = 15
 
 
 def probabilities(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -63,7 +62,7 @@ def fit_temperature(
 
 
 def expected_calibration_error(
-    confidences: torch.Tensor | Sequence[float], scores: torch.Tensor | Sequence[float], num_bins: int = NUM_BINS
+    confidences: torch.Tensor | Sequence[float], scores: torch.Tensor | Sequence[float], num_bins: int = 15
 ) -> float:
     """Expected calibration error, in [0, 1]: the mean distance of what was promised from what was right, over bins.
 

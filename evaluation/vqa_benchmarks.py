@@ -15,7 +15,7 @@ nothing; a `TypeError` one without a string where there must be one. All numbers
 left out, and so is what needs an argument that was not given.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -53,10 +53,8 @@ def vqav2_metrics(
     """
     check_split(predictions, answers, answer_types=answer_types, question_types=question_types)
     scores = vqa_accuracies(predictions, answers, normalization)
-    return {
-        "vqa_accuracy": fmean(scores),
-        **_by_types(scores, by_answer_type=answer_types, by_question_type=question_types),
-    }
+    by_type = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
+    return {"vqa_accuracy": fmean(scores), **by_type}
 
 
 def gqa_metrics(
@@ -81,13 +79,9 @@ def gqa_metrics(
         `accuracy`, and its mean of each type, `by_structural`, `by_semantic` and `by_detailed`; with `structural` also
         `open_accuracy`, of "query" questions, and `binary_accuracy`, of all others.
     """
-    check_split(predictions, answers, structural=structural, semantic=semantic, detailed=detailed)
-    check_strings("answers", answers)
-    scores = _equal(predictions, answers)
-    metrics = {
-        "accuracy": fmean(scores),
-        **_by_types(scores, by_structural=structural, by_semantic=semantic, by_detailed=detailed),
-    }
+    scores = _exact(predictions, answers, structural=structural, semantic=semantic, detailed=detailed)
+    by_type = _by_types(scores, by_structural=structural, by_semantic=semantic, by_detailed=detailed)
+    metrics = {"accuracy": fmean(scores), **by_type}
     if structural is not None:
         # Open or binary is what the question asks for, not what its answer looks like.
         names = {None: None, "query": "open_accuracy"}
@@ -125,9 +119,7 @@ def vizwiz_metrics(
     metrics = {"vqa_accuracy": fmean(scores), **_by_types(scores, by_answer_type=answer_types)}
     unanswerable = _unanswerable(answer_types, answerable)
     if unanswerable is None and unanswerable_scores is not None:
-        raise ValueError(
-            "unanswerable_scores: nothing to compare them with; give `answerable`, or `answer_types` without None."
-        )
+        raise ValueError("unanswerable_scores: nothing to compare them with; give `answerable` or all `answer_types`.")
     if unanswerable is not None:
         names = [None if cannot else "answerable_vqa_accuracy" for cannot in unanswerable]
         metrics |= accuracy_by_type(scores, names)
@@ -190,7 +182,7 @@ def vqa_rad_metrics(
     wrong = next((kind for kind in kinds if kind not in ("OPEN", "CLOSED")), None)
     if wrong is not None:
         raise ValueError(f"answer_types: expected 'OPEN' or 'CLOSED' for each question, got {wrong!r}.")
-    scores = _equal(map(canonical_answer, predictions), map(canonical_answer, answers))
+    scores = _exact(list(map(canonical_answer, predictions)), list(map(canonical_answer, answers)))
     by_type = accuracy_by_type(scores, kinds)
     return {
         "accuracy": fmean(scores),
@@ -213,9 +205,7 @@ def clevr_metrics(
     Returns:
         `accuracy`, and `by_family`, its mean of each.
     """
-    check_split(predictions, answers, families=families)
-    check_strings("answers", answers)
-    scores = _equal(predictions, answers)
+    scores = _exact(predictions, answers, families=families)
     return {"accuracy": fmean(scores), **_by_types(scores, by_family=families)}
 
 
@@ -241,7 +231,9 @@ def daquar_metrics(
     return metrics
 
 
-def _equal(predictions: Iterable[str], answers: Iterable[str]) -> list[float]:
+def _exact(predictions: Sequence[str], answers: Sequence[str], **types: Sequence | None) -> list[float]:
+    check_split(predictions, answers, **types)
+    check_strings("answers", answers)
     return [float(prediction == answer) for prediction, answer in zip(predictions, answers, strict=True)]
 
 
