@@ -44,7 +44,7 @@ from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.training.encoder_cache import DTYPES, EncoderCache
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
-from input_pipeline import make_photographs
+from input_pipeline import make_photographs, read_drawings
 from peers import count_flops
 
 IMAGES, QUESTIONS, PAIRS = 10, 54, 8
@@ -194,10 +194,8 @@ def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Pat
     seeds, which new weights and the order of images are drawn from; without `data_dir`, on the drawings of easy-vqa."""
     root = Path(__file__).parents[1] / "vqa"
     trained, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
-    read = partial(VQA_BENCHMARKS["easy-vqa"].read, data_dir=data_dir)
-    train, test = read("train"), VQADataset(read("test"))
-    kept = set(list(dict.fromkeys(one.image_id for one in train))[:num_images])
-    train = VQADataset([one for one in train if one.image_id in kept])
+    train = VQADataset(read_drawings(num_images, data_dir))
+    test = VQADataset(VQA_BENCHMARKS["easy-vqa"].read("test", data_dir))
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:

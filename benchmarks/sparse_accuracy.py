@@ -11,14 +11,12 @@ The test split is not read. It leaves a JSON file, with the processor in its nam
 """
 
 import json
-import tempfile
 from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from common import make_parser, markdown, run_quietly
-from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.training.results import environment, write_result_file
 
@@ -75,13 +73,9 @@ def main(argv: list[str] | None = None) -> dict:
     args, flags = parser.parse_known_args(argv)
 
     results = {"environment": environment(), "trained_dense": {}}
-    processor = HiViLTProcessor.from_pretrained(ROOT / "vqa")
     for top_k in (None, 16, 8, 4, 2, 1):
-        model = HiViLTForQuestionAnswering.from_pretrained(ROOT / "vqa", fusion_top_k=top_k)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            found = validate(["--model_name_or_path", folder, *flags])
+        fusion = json.dumps({"fusion_top_k": top_k})
+        found = validate(["--model_name_or_path", str(ROOT / "vqa"), "--fusion", fusion, *flags])
         results["trained_dense"][str(top_k)] = found
         print(f"trained dense, fusion_top_k={top_k}: {found}", flush=True)
     fusion = json.dumps({"fusion_top_k": args.top_k})

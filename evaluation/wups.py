@@ -37,7 +37,7 @@ def wups(prediction: str, answer: str, threshold: float, similarity: Similarity)
     Every item of one side goes by the most similar of the other; the product of these over the side that fares worse counts.
 
     Args:
-        prediction, answer: items with commas between; else a `TypeError`.
+        prediction, answer: items with commas between; a `TypeError` refuses what is no string.
         threshold: a similarity below it counts a tenth. Papers report 0.9 and 0.0; out of [0, 1] is a `ValueError`.
         similarity: of two words that are not the same; see `wordnet_similarity`.
     """
