@@ -34,7 +34,7 @@ from hivilt.fusion_hivilt import (
     masked_mean,
     select,
 )
-from hivilt.losses_hivilt import classification_loss, hard_negatives, matching_loss
+from hivilt.losses_hivilt import PairBatch, classification_loss, retrieval_losses
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 
@@ -203,8 +203,8 @@ class ViltOnGroups(ViltForQuestionAnswering):
 
 class ViltForPairs(ViltForImageAndTextRetrieval):
     """
-    ViLT that takes the batches of retrieval. It has no embeddings: nothing but the scores of all pairs orders anything, and
-    the negatives that it learns from, as many as HiViLT's, are drawn evenly from the batch.
+    ViLT that takes the batches of retrieval and learns by HiViLT's fused matching. It has no embeddings: nothing but the
+    scores of all pairs orders anything, and the negatives, as many as HiViLT's, are drawn evenly from the batch.
     """
 
     accepts_loss_kwargs = False
@@ -240,30 +240,12 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
     ):
         images = self.encode_images(pixel_values) if image_states is None else image_states
         texts = self.encode_texts(input_ids, attention_mask) if text_states is None else text_states
-        num_images, num_texts = len(images.global_state), len(texts.global_state)
-        embeds = images.level_states[0].new_zeros(num_images + num_texts, 1)
-        positives = image_ids[:, None] == image_ids[image_index][None, :]
-
-        def others(matches: torch.BoolTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
-            alike = torch.zeros(matches.shape, device=matches.device)
-            return hard_negatives(alike, matches, sample=self.training, count=self.config.num_hard_negatives)
-
-        other_images, image_valid = others(positives.t())
-        other_texts, text_valid = others(positives[image_index])
-        own = torch.arange(num_texts, device=embeds.device)
-        match, with_images, with_texts = self.score(
-            images,
-            texts,
-            torch.cat([image_index, other_images.flatten(), image_index.repeat_interleave(other_texts.shape[1])]),
-            torch.cat([own, own.repeat_interleave(other_images.shape[1]), other_texts.flatten()]),
-        ).split([num_texts, other_images.numel(), other_texts.numel()])
-        losses = [
-            matching_loss(match, with_images.view(other_images.shape), image_valid),
-            matching_loss(match, with_texts.view(other_texts.shape), text_valid),
-        ]
-        return HiViLTRetrievalOutput(
-            loss=torch.stack(losses).mean(), image_embeds=embeds[:num_images], text_embeds=embeds[num_images:]
-        )
+        sizes = [len(images.global_state), len(texts.global_state)]
+        image_embeds, text_embeds = images.level_states[0].new_zeros(sum(sizes), 1).split(sizes)
+        batch = PairBatch(image_embeds, text_embeds, image_index, image_ids, None, images, texts)
+        unscaled = image_embeds.new_zeros(())
+        losses = retrieval_losses(batch, self.config, unscaled, unscaled, self.score, self.training, gather=False)
+        return HiViLTRetrievalOutput(loss=losses["loss"], image_embeds=image_embeds, text_embeds=text_embeds)
 
 
 # The class of HiViLT whose task a contestant is for.
@@ -360,6 +342,8 @@ def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields
         max_position_embeddings=64,
         modality_type_vocab_size=2,
         initializer_range=128**-0.5,
+        contrastive_loss_weight=0.0,
+        auxiliary_loss_weight=1.0,
         **fields,
     )
     return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)

@@ -76,7 +76,6 @@ from peers import count_flops
 
 BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
 SEARCH_SEED = 0
-EVALUATIONS = 5  # on held-out questions, in each training
 # On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
 # 7 x 7, and the last one.
 FUSION = {
@@ -125,7 +124,7 @@ class Trial:
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
     measured: str = "test"
     recalls: tuple[str, ...] = ()
-    evaluations: int = EVALUATIONS
+    evaluations: int = 5
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """How the learning rate goes over so many steps, as arguments of training."""

@@ -133,7 +133,7 @@ def canonical_answer(answer: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# VQA accuracy
+# Accuracy
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -207,11 +207,6 @@ def accuracy_by_type(scores: Sequence[float], types: Sequence[str | None]) -> di
         if kind is not None:
             by_type.setdefault(kind, []).append(score)
     return {kind: fmean(by_type[kind]) for kind in sorted(by_type)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Majority answer and exact match
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def majority_answer(answers: Sequence[str]) -> str:
