@@ -76,9 +76,8 @@ def judge_goal(
 
 def goals_table(results: dict) -> str:
     """Markdown: a goal a row."""
-    verdicts = ("met" if goal["met"] else f"missed: {goal['reason']}" for goal in results["goals"])
-    rows = (
-        (goal["goal"], goal["wanted"], goal["measured"], verdict)
-        for goal, verdict in zip(results["goals"], verdicts, strict=True)
-    )
+    rows = []
+    for goal in results["goals"]:
+        verdict = "met" if goal["met"] else f"missed: {goal['reason']}"
+        rows.append([goal["goal"], goal["wanted"], goal["measured"], verdict])
     return markdown("| goal | wanted | measured | |", rows, left=(0, 3))

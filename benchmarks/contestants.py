@@ -43,20 +43,14 @@ def make_batch(
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model and how it takes `B_t` questions about `B_i` images.
-
-    Args:
-        model: in evaluation mode.
-        answer: takes the model, `pixel_values` of shape `(B_i, 3, side, side)`, `input_ids` of shape `(B_t, N_t)` and
-            `image_index` of shape `(B_t,)`; gives scores of shape `(B_t, classes)`, or a loss.
-        side: of its images, in pixels.
-        encodes_once: whether an image costs the same however many questions it meets; else each pair costs the same.
-    """
+    """A model in evaluation mode, and how it takes `B_t` questions about `B_i` images."""
 
     model: nn.Module
+    # Gives scores `(B_t, classes)`, or a loss, from the model, `pixel_values` `(B_i, 3, side, side)`, `input_ids` `(B_t, N_t)`
+    # and `image_index` `(B_t,)`.
     answer: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    side: int = 224
-    encodes_once: bool = False
+    side: int = 224  # of its images, in pixels
+    encodes_once: bool = False  # whether an image costs the same however many questions it meets; else each pair does
 
     def loss(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Something to train on, of shape `()`: the same first answer for all, or each text's own image."""

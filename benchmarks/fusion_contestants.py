@@ -41,20 +41,13 @@ from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision
 
 @dataclass(frozen=True)
 class Encoders:
-    """What HiViLT and all but ViLT are built on.
-
-    Args:
-        vision, text: a config, for a new encoder; or the name or folder of a pretrained one.
-        fusion: fields of `HiViLTConfig`.
-        frozen: whether they do not train.
-        cache_dir: folder of the `EncoderCache` of frozen ones; `None` is its default.
-    """
+    """What HiViLT and all but ViLT are built on: configs of new encoders, or names or folders of pretrained ones."""
 
     vision: str | PreTrainedConfig
     text: str | PreTrainedConfig
-    fusion: Mapping[str, Any] = field(hash=False)
-    frozen: bool = True
-    cache_dir: Path | None = None
+    fusion: Mapping[str, Any] = field(hash=False)  # fields of `HiViLTConfig`
+    frozen: bool = True  # whether they do not train
+    cache_dir: Path | None = None  # folder of the `EncoderCache` of frozen ones; `None` is its default
 
     def untrained(self) -> "Encoders":
         """The same without weights."""

@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -78,53 +78,32 @@ BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
 SEARCH_SEED = 0
 # On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
 # 7 x 7, and the last one.
-FUSION = {
-    "hidden_size": 128,
-    "num_attention_heads": 4,
-    "num_fusion_stages": 2,
-    "fusion_intermediate_size": 128,
-    "vision_levels": [11, 16],
-    "vision_strides": [2, 1],
-}
+FUSION = {"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 128}
+FUSION |= {"vision_levels": [11, 16], "vision_strides": [2, 1]}
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A task on a benchmark, and how long and how fast it is learned.
-
-    Args:
-        benchmark: one of `VQA_BENCHMARKS` or `CAPTION_BENCHMARKS`.
-        image_size: side of the images in pixels.
-        epochs, images: how long, and how many images a step, each with its questions or captions.
-        share: of the training images.
-        search_share: of the epochs, for a learning rate to be judged by.
-        families: kinds of questions whose accuracy is shown; without, that of all questions.
-        learning_rates: the grid.
-        decay: share of the steps, the last ones, in which the learning rate falls, after it was held; without, it falls
-            along a cosine from the end of the warm-up on, as in the scripts.
-        frozen: whether the encoders are pretrained and frozen.
-        fields: of the config.
-        measured: the split that each seed is measured on, once.
-        recalls: those of retrieval that are shown beside their mean.
-        evaluations: on held-out questions, in each training.
-    """
+    """A task on a benchmark, and how long and how fast it is learned."""
 
     benchmark: str
-    image_size: int
+    image_size: int  # side, in pixels
     epochs: float
-    images: int
-    share: float = 1.0
-    search_share: float = 0.4
-    families: tuple[str, ...] = ()
+    images: int  # a step, each with its questions or captions
+    share: float = 1.0  # of the training images
+    search_share: float = 0.4  # of the epochs, for a learning rate to be judged by
+    families: tuple[str, ...] = ()  # kinds of questions whose accuracy is shown; without, that of all questions
     learning_rates: tuple[float, ...] = (7e-4, 1.4e-3, 2.8e-3)
+    # Share of the steps, the last ones, in which the learning rate falls, after it was held; without, it falls along a
+    # cosine from the end of the warm-up on, as in the scripts.
     decay: float | None = None
-    frozen: bool = False
-    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    measured: str = "test"
-    recalls: tuple[str, ...] = ()
-    evaluations: int = 5
+    frozen: bool = False  # whether the encoders are pretrained and frozen
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the config
+    measured: str = "test"  # the split that each seed is measured on, once
+    recalls: tuple[str, ...] = ()  # of retrieval, shown beside their mean
+    evaluations: int = 5  # on held-out questions, in each training
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """How the learning rate goes over so many steps, as arguments of training."""
@@ -284,7 +263,7 @@ def train(
     cost, share = flops_per_image(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
         share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
-    images = count_images(data.train)
+    images = len(data.train.groups if isinstance(data.train, VQADataset) else data.train)
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
@@ -334,11 +313,6 @@ def train(
             more |= {recall.replace("_", " "): metrics[f"test_{recall}"] for recall in trial.recalls}
             found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **more}
     return found
-
-
-def count_images(dataset: Dataset) -> int:
-    """Of a training split: what a step counts."""
-    return len(dataset.groups) if isinstance(dataset, VQADataset) else len(dataset)
 
 
 def flops_per_image(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
@@ -473,13 +447,6 @@ def directories(parser: argparse.ArgumentParser, pairs: Iterable[str]) -> dict[s
     return found
 
 
-def make_pool(processes: int) -> Executor:
-    """This process alone, or several; CUDA wants them spawned."""
-    if processes == 1:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-
-
 def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: Mapping[str, Any]) -> None:
     """Writes the results so far and says what was found."""
     # Whole or not at all, whenever the study is stopped.
@@ -557,7 +524,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     training: dict[Future, tuple[str, str, tuple[str, str]]] = {}
     failed: list[str] = []
-    with make_pool(args.processes) as pool:
+    # CUDA wants processes spawned.
+    spawned = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    with (ThreadPoolExecutor if args.processes == 1 else spawned)(args.processes) as pool:
         while waiting or training:
             # One contestant after the other, so that what was begun is complete first.
             while waiting and len(training) < args.processes:

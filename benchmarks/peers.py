@@ -279,18 +279,18 @@ def judge(results: dict) -> list[dict]:
         f"tokens between them, {sparse['flops']['sparse'] / sparse['flops']['dense']:.2f}x by FLOPs; it is "
         f"{' and '.join(others)}, and trained ones choose about twice k (sparse_accuracy.py)",
     )
-    apart = [
-        abs((reuse["an image"] + reuse[f"{number} questions"]) / reuse[f"both, {number}"] - 1) for number in (5, 10, 20)
-    ]
+
+    def beside_one_call(questions: Callable[[int], float]) -> float:
+        """How far an image and its questions, in seconds by their number, are from both in one call, at most."""
+        return max(abs((reuse["an image"] + questions(k)) / reuse[f"both, {k}"] - 1) for k in (5, 10, 20))
+
+    apart = beside_one_call(lambda k: reuse[f"{k} questions"])
     reason = "nothing is computed twice, so that what is left is the spread of the machine's times"
-    add("an image and its questions apart beside both in one call", max(apart), 0.05, " %", reason=reason)
-    line = [
-        abs((reuse["an image"] + number * reuse["20 questions"] / 20) / reuse[f"both, {number}"] - 1)
-        for number in (5, 10, 20)
-    ]
+    add("an image and its questions apart beside both in one call", apart, 0.05, " %", reason=reason)
+    line = beside_one_call(lambda k: k * reuse["20 questions"] / 20)
     few, many = (1000 * reuse[f"{number} questions"] / number for number in (5, 20))
     reason = f"five questions at a time take {few:.0f} ms each, twenty {many:.0f}"
-    add("time beside one image + k questions, k = 5, 10, 20", max(line), 0.05, " %", reason=reason)
+    add("time beside one image + k questions, k = 5, 10, 20", line, 0.05, " %", reason=reason)
     compiled = results["compiled"]["compiled"] / results["compiled"]["eager"]
     reason = f"{100 * (compiled - 1):.1f} % more: matrix products, the same in both, take most of the time"
     add("time compiled beside eager", compiled, 1, "x", reason=reason)

@@ -154,16 +154,10 @@ def table(results: dict) -> str:
 def processes_table(results: dict) -> str:
     """Markdown: what a second process adds."""
     rates = [10 * row["processes"] * row["images"] / row["seconds"] for row in results["together"]]
-    rows = [
-        [
-            f"{row['processes']}",
-            f"{row['images']}",
-            f"{1000 * row['seconds']:.0f}",
-            f"{rate:.0f}",
-            f"{rate / rates[0]:.2f}",
-        ]
-        for row, rate in zip(results["together"], rates, strict=True)
-    ]
+    rows = []
+    for row, rate in zip(results["together"], rates, strict=True):
+        cells = [str(row["processes"]), str(row["images"]), f"{1000 * row['seconds']:.0f}"]
+        rows.append([*cells, f"{rate:.0f}", f"{rate / rates[0]:.2f}"])
     return markdown("| processes | images on each | ms a step | questions/s | beside one |", rows, left=())
 
 

@@ -278,8 +278,7 @@ def soft_scores(answers: Sequence[str], label2id: Mapping[str, int]) -> dict[int
     >>> soft_scores(["two", "2", "three"], {"2": 0, "red": 1})
     {0: 1.0}
     """
-    if len(answers) > 0:
-        _check_answers(answers)
+    _check_answers(answers, at_least=0)
     texts = dict.fromkeys(_label_text(answer, label2id) for answer in answers)
     return {label2id[text]: vqa_accuracy(text, answers, "always") for text in texts if text is not None}
 
@@ -293,8 +292,8 @@ def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]
     reachable = {normalize_answer(label) for label in label2id}
     best = []
     for question, said in enumerate(answers):
+        _check_answers(said, question, at_least=0)
         if len(said) > 0:
-            _check_answers(said, question)
             counts = Counter(normalize_answer(answer) for answer in said)
             most = max((count for text, count in counts.items() if text in reachable), default=0)
             best.append(_score_of(most, len(said)))
@@ -315,11 +314,11 @@ def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _check_answers(answers: Sequence[str], question: int | None = None) -> None:
+def _check_answers(answers: Sequence[str], question: int | None = None, at_least: int = 1) -> None:
     where = "" if question is None else f" for question {question}"
     if isinstance(answers, str):
         raise TypeError(f"answers: expected a list of strings{where}, got the string {answers!r}; wrap it in a list.")
-    if len(answers) == 0:
+    if len(answers) < at_least:
         raise ValueError(f"answers: got an empty list{where}; leave out a question without a known answer.")
 
 
