@@ -43,20 +43,14 @@ def make_batch(
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model and how it takes `B_t` questions about `B_i` images.
-
-    Args:
-        model: in evaluation mode.
-        answer: takes the model, `pixel_values` of shape `(B_i, 3, side, side)`, `input_ids` of shape `(B_t, N_t)` and
-            `image_index` of shape `(B_t,)`; gives scores of shape `(B_t, classes)`, or a loss.
-        side: of its images, in pixels.
-        encodes_once: whether an image costs the same however many questions it meets; else each pair costs the same.
-    """
+    """A model in evaluation mode, and how it takes `B_t` questions about `B_i` images."""
 
     model: nn.Module
+    # Gives scores `(B_t, classes)`, or a loss, from the model, `pixel_values` `(B_i, 3, side, side)`, `input_ids` `(B_t, N_t)`
+    # and `image_index` `(B_t,)`.
     answer: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    side: int = 224
-    encodes_once: bool = False
+    side: int = 224  # of its images, in pixels
+    encodes_once: bool = False  # whether an image costs the same however many questions it meets; else each pair does
 
     def loss(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Something to train on, of shape `()`: the same first answer for all, or each text's own image."""
@@ -71,14 +65,10 @@ def _hivilt(model, pixel_values, input_ids, image_index):
     return model(input_ids, torch.ones_like(input_ids), pixel_values, image_index).logits
 
 
-def _classify_pairs(model, pixel_values, input_ids, image_index):
+def _score_pairs(model, pixel_values, input_ids, image_index):
     mask = torch.ones_like(input_ids)
-    return model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values[image_index]).logits
-
-
-def _match_pairs(model, pixel_values, input_ids, image_index):
-    mask = torch.ones_like(input_ids)
-    return model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values[image_index]).itm_score
+    outputs = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values[image_index])
+    return outputs.itm_score if isinstance(model, BlipForImageTextRetrieval) else outputs.logits
 
 
 def _match_once(model, pixel_values, input_ids, image_index):
@@ -97,39 +87,32 @@ def _generate_answers(model, pixel_values, input_ids, image_index):
 
 
 def _compare(model, pixel_values, input_ids, image_index):
-    return model(
-        input_ids=input_ids, attention_mask=torch.ones_like(input_ids), pixel_values=pixel_values
-    ).logits_per_text
+    mask = torch.ones_like(input_ids)
+    return model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values).logits_per_text
 
 
 def _sizes(width: int, num_layers: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": width // 64,
-        "intermediate_size": 4 * width,
-    }
+    sizes = {"hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 4 * width}
+    return {**sizes, "num_hidden_layers": num_layers}
 
 
 def make_hivilt(width: int = 768, num_layers: int = 12, side: int = 224, **fusion) -> HiViLTForQuestionAnswering:
     """HiViLT at `HiViLTConfig()`'s size, or another, in evaluation mode."""
-    sizes = _sizes(width, num_layers)
-    config = HiViLTConfig.from_vision_text_configs(
-        ViTConfig(**sizes, image_size=side),
-        BertConfig(**sizes),
-        **{"hidden_size": width, "num_labels": NUM_ANSWERS, **fusion},
-    )
+    sizes, fields = _sizes(width, num_layers), {"hidden_size": width, "num_labels": NUM_ANSWERS, **fusion}
+    encoders = ViTConfig(**sizes, image_size=side), BertConfig(**sizes)
+    config = HiViLTConfig.from_vision_text_configs(*encoders, **fields)
     return HiViLTForQuestionAnswering(config).eval()
 
 
 def _vilt(sizes: dict, side: int, patch_size: int) -> Contestant:
     config = ViltConfig(**sizes, image_size=side, patch_size=patch_size, num_labels=NUM_ANSWERS)
-    return Contestant(ViltForQuestionAnswering(config).eval(), _classify_pairs, side)
+    return Contestant(ViltForQuestionAnswering(config).eval(), _score_pairs, side)
 
 
-def _blip_config(sizes: dict) -> BlipConfig:
+def _blip(model_class: type[nn.Module], sizes: dict, answer: Callable, **options) -> Contestant:
     text = {**sizes, "encoder_hidden_size": sizes["hidden_size"]}
-    return BlipConfig(text_config=text, vision_config={**sizes, "image_size": 224})
+    config = BlipConfig(text_config=text, vision_config={**sizes, "image_size": 224})
+    return Contestant(model_class(config).eval(), answer, **options)
 
 
 def _bridgetower(sizes: dict) -> Contestant:
@@ -143,7 +126,7 @@ def _bridgetower(sizes: dict) -> Contestant:
         vision_config={**towers, "image_size": 224},
         text_config=text,
     )
-    return Contestant(BridgeTowerForImageAndTextRetrieval(config).eval(), _classify_pairs)
+    return Contestant(BridgeTowerForImageAndTextRetrieval(config).eval(), _score_pairs)
 
 
 def _clip(sizes: dict) -> Contestant:
@@ -162,18 +145,14 @@ def _dual_encoder(sizes: dict) -> Contestant:
 # Name -> what makes it of `width` and `num_layers`. ViLT, BLIP and BridgeTower answer or match pairs; the last two only
 # compare an image with a text and fuse nothing.
 CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
-    "HiViLT": lambda width, num_layers: Contestant(make_hivilt(width, num_layers), _hivilt, encodes_once=True),
+    "HiViLT": lambda *size: Contestant(make_hivilt(*size), _hivilt, encodes_once=True),
     "ViLT, 384": lambda *size: _vilt(_sizes(*size), 384, 32),
     "ViLT, 224/16": lambda *size: _vilt(_sizes(*size), 224, 16),
-    "BLIP, matching": lambda *size: Contestant(
-        BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_pairs
+    "BLIP, matching": lambda *size: _blip(BlipForImageTextRetrieval, _sizes(*size), _score_pairs),
+    "BLIP, matching, images once by hand": lambda *size: _blip(
+        BlipForImageTextRetrieval, _sizes(*size), _match_once, encodes_once=True
     ),
-    "BLIP, matching, images once by hand": lambda *size: Contestant(
-        BlipForImageTextRetrieval(_blip_config(_sizes(*size))).eval(), _match_once, encodes_once=True
-    ),
-    "BLIP, answering": lambda *size: Contestant(
-        BlipForQuestionAnswering(_blip_config(_sizes(*size))).eval(), _generate_answers
-    ),
+    "BLIP, answering": lambda *size: _blip(BlipForQuestionAnswering, _sizes(*size), _generate_answers),
     "BridgeTower": lambda *size: _bridgetower(_sizes(*size)),
     "CLIP": lambda *size: _clip(_sizes(*size)),
     "VisionTextDualEncoder": lambda *size: _dual_encoder(_sizes(*size)),

@@ -10,40 +10,26 @@ test split is not read. It leaves a JSON file with the processor in its name in 
 seed the minutes of the whole run and how many seconds of them went into encoding, and recall.
 """
 
-import argparse
-import io
 import json
 import tempfile
 import time
-from contextlib import redirect_stdout
-from pathlib import Path
 from statistics import mean, stdev
 
-from hivilt import run_retrieval
+from common import make_parser, run_quietly
 from hivilt.evaluation.retrieval import recall_table
+from hivilt.tasks.retrieval import Retrieval
 from hivilt.training.results import write_result_file
 
 # A size that ten epochs take a few minutes with; no other was tried to its end.
-RECIPE = {
-    "vision_model": "outputs/encoders/mobilenet_v2",
-    "text_model": "outputs/encoders/minilm",
-    "fusion": json.dumps(
-        {
-            "hidden_size": 128,
-            "num_attention_heads": 4,
-            "num_fusion_stages": 2,
-            "vision_levels": [11, 16],
-            "vision_strides": [2, 1],
-        }
-    ),
-    "num_train_epochs": "10",
-    "per_device_train_batch_size": "64",
-    "num_hard_negatives": "1",
-    "learning_rate": "1e-3",
-    "rerank_k": "16",
-    "eval_strategy": "no",
-    "load_best_model_at_end": "false",
-}
+FUSION = {"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2}
+FUSION |= {"vision_levels": [11, 16], "vision_strides": [2, 1]}
+RECIPE = [
+    *("--benchmark", "flickr8k", "--freeze", "vision", "text", "--do_train", "--do_eval"),
+    *("--vision_model", "outputs/encoders/mobilenet_v2", "--text_model", "outputs/encoders/minilm"),
+    *("--fusion", json.dumps(FUSION), "--num_hard_negatives", "1", "--rerank_k", "16"),
+    *("--num_train_epochs", "10", "--per_device_train_batch_size", "64", "--learning_rate", "1e-3"),
+    *("--eval_strategy", "no", "--load_best_model_at_end", "false"),
+]
 STAGES = {"embeddings": "embedding_", "re-ranked": ""}
 RECALLS = [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
 
@@ -59,22 +45,17 @@ def table(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains and evaluates with each seed; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data_dir", required=True, help="Flickr8k, see data/caption_benchmarks.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
 
     results = {"runs": []}
-    recipe = [part for name, value in RECIPE.items() for part in (f"--{name}", value)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as cache:
         for seed in args.seeds:
-            where = ["--data_dir", args.data_dir, "--cache_dir", f"{folder}/cache", "--output_dir", f"{folder}/{seed}"]
-            command = ["--benchmark", "flickr8k", "--freeze", "vision", "text", "--do_train", "--do_eval"]
-            command += [*recipe, *where, "--seed", str(seed)]
+            given = ["--data_dir", args.data_dir, "--cache_dir", cache, "--seed", str(seed)]
             start = time.perf_counter()
-            with redirect_stdout(io.StringIO()):
-                found = run_retrieval.main([*command, *flags])
+            found = run_quietly(Retrieval, [*RECIPE, *given, *flags])
             seconds = time.perf_counter() - start
             names = ("train", "validation", "encoder_cache", "peak_memory_bytes")
             results["runs"].append({"seed": seed, "seconds": seconds, **{name: found[name] for name in names}})

@@ -20,7 +20,6 @@ It prints the tables and the goals, met or missed, and leaves a JSON file with t
 benchmarks/results.
 """
 
-import argparse
 import os
 import random
 import tempfile
@@ -37,6 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import ViTImageProcessorPil
 from transformers.utils import logging
 
+from common import alternate, goals_table, judge_goal, make_parser, markdown, seconds
 from contestants import CONTESTANTS, NUM_ANSWERS, NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
@@ -44,11 +44,8 @@ from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.training.encoder_cache import DTYPES, EncoderCache
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
-from input_pipeline import make_photographs
-from peers import count_flops, goals_table
-from timing import alternate, seconds
-
-__all__ = ["goals_table"]  # for tables.py
+from input_pipeline import make_photographs, read_drawings
+from peers import count_flops
 
 IMAGES, QUESTIONS, PAIRS = 10, 54, 8
 EPOCHS = 10
@@ -65,12 +62,7 @@ PARTS = ("reading", "forward", "backward", "update")
 
 
 class Training:
-    """A model in training, whose steps are taken part by part.
-
-    Args:
-        model: its parameters that want a gradient train.
-        batches: what its `forward` takes, without end.
-    """
+    """A model in training, whose steps are taken part by part, on batches without end."""
 
     def __init__(self, model: nn.Module, batches: Iterator[dict]):
         self.model = model.train()
@@ -80,24 +72,20 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
     def reading(self) -> None:
-        """Takes the next batch."""
         self.batch = next(self.batches)
 
     def forward(self) -> None:
-        """Computes its loss."""
         self.loss = self.model(**self.batch).loss
 
     def backward(self) -> None:
-        """Computes gradients."""
         self.loss.backward()
 
     def compute(self) -> None:
-        """Computes both of the batch that was taken last."""
+        """Loss and gradients of the batch that was read last."""
         self.forward()
         self.backward()
 
     def update(self) -> None:
-        """Takes the optimizer's step."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -106,12 +94,11 @@ def make_examples(folder: Path, num_images: int) -> list[VQAExample]:
     """Photographs, and distinct questions of `NUM_TOKENS` tokens about them, five or six each."""
     draw = random.Random(0)
     words = [first + second for first in "bdfgkmnprstvz" for second in "aeiou"]
-    return [
-        example._replace(
-            question=" ".join(draw.choices(words, k=NUM_TOKENS - 2)), answers=(f"LABEL_{draw.randrange(NUM_ANSWERS)}",)
-        )
-        for example in make_photographs(folder, num_images)
-    ]
+    examples = []
+    for example in make_photographs(folder, num_images):
+        question, answer = " ".join(draw.choices(words, k=NUM_TOKENS - 2)), f"LABEL_{draw.randrange(NUM_ANSWERS)}"
+        examples.append(example._replace(question=question, answers=(answer,)))
+    return examples
 
 
 def without_end(dataset: VQADataset, collator: VQACollator) -> Iterator[dict]:
@@ -131,12 +118,8 @@ def forget_files(folder: Path) -> None:
 
 
 def measure_speed(width: int, num_layers: int, num_images: int, num_steps: int) -> dict:
-    """Seconds of the parts of a step of each way to train, and what encoding and reading the cache take.
-
-    Args:
-        num_images: in the data set, a multiple of `IMAGES`.
-        num_steps: of each way that are timed, after a first one.
-    """
+    """Seconds of the parts of a step of each way to train, by `num_steps` after a first one, and what encoding and reading the
+    cache take; `num_images` is a multiple of `IMAGES`."""
     torch.manual_seed(0)
     model = make_hivilt(width, num_layers)
     for part in ("vision", "text"):
@@ -207,20 +190,12 @@ def seconds_a_question(results: dict, way: str, epochs: int | None = None) -> fl
 
 
 def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Path | None) -> dict[str, dict[str, list]]:
-    """Test accuracy and loss of fusion and head trained on the frozen encoders of the checkpoint, a number for each seed.
-
-    Args:
-        num_images: training images, with all their questions.
-        num_epochs: of training.
-        seeds: that new weights and the order of images are drawn from.
-        data_dir: easy-VQA's files; `None`: those of the package easy-vqa.
-    """
+    """Test accuracy and loss of fusion and head trained on the frozen encoders of the checkpoint, a number for each of so many
+    seeds, which new weights and the order of images are drawn from; without `data_dir`, on the drawings of easy-vqa."""
     root = Path(__file__).parents[1] / "vqa"
     trained, processor = HiViLTForQuestionAnswering.from_pretrained(root), HiViLTProcessor.from_pretrained(root)
-    read = partial(VQA_BENCHMARKS["easy-vqa"].read, data_dir=data_dir)
-    train, test = read("train"), VQADataset(read("test"))
-    kept = set(list(dict.fromkeys(one.image_id for one in train))[:num_images])
-    train = VQADataset([one for one in train if one.image_id in kept])
+    train = VQADataset(read_drawings(num_images, data_dir))
+    test = VQADataset(VQA_BENCHMARKS["easy-vqa"].read("test", data_dir))
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -234,11 +209,9 @@ def measure_accuracy(num_images: int, num_epochs: int, seeds: int, data_dir: Pat
                     encoder = getattr(trained.model, f"{part}_model")
                     getattr(model.model, f"{part}_model").load_state_dict(encoder.state_dict())
                     model.freeze(part)
-                cache = None
-                if way is not None:
-                    cache = EncoderCache(Path(folder, way), dtype=way)
-                    for split in (train, test):
-                        cache.add(split, model, processor, progress=False)
+                cache = None if way is None else EncoderCache(Path(folder, way), dtype=way)
+                for split in () if cache is None else (train, test):
+                    cache.add(split, model, processor, progress=False)
                 collator = VQACollator(processor, model.config.label2id, encoder_cache=cache)
                 train_head(model, train, collator, num_epochs)
                 for measure, value in answer(model, test, collator).items():
@@ -282,22 +255,7 @@ def answer(model: HiViLTForQuestionAnswering, split: VQADataset, collator: VQACo
 
 def judge(results: dict) -> list[dict]:
     """The goals at base size, each with what was wanted, what was measured, and whether it was met."""
-    goals = []
-
-    def add(goal: str, measured: float, bound: float, unit: str, reason: str) -> None:
-        at_most = unit == " %"
-        met = measured <= bound if at_most else measured >= bound
-        goals.append(
-            {
-                "goal": goal,
-                "wanted": f"at {'most' if at_most else 'least'} {100 * bound if at_most else bound:g}{unit}",
-                "measured": f"{100 * measured:.2f}{unit}" if at_most else f"{measured:.1f}{unit}",
-                "met": met,
-                **({} if met else {"reason": reason}),
-            }
-        )
-
-    ways = results["ways"]
+    goals, ways = [], results["ways"]
     for peer, bound, spans in ((VILT, 10, (EPOCHS,)), (NO_CACHE, 4, (None, EPOCHS))):
         for span in spans:
             for way in CACHED:
@@ -307,69 +265,59 @@ def judge(results: dict) -> list[dict]:
                 flops = ways[peer]["flops_per_question"] / (own + (encoding / span if span else 0))
                 reason = f"the encoders and fusion as configured leave {flops:.1f}x by FLOPs"
                 when = "an epoch" if span is None else f"{span} epochs with the encoding"
-                add(f"{when}, {way}: questions/s beside {peer}", faster, bound, "x", reason)
+                name = f"{when}, {way}: questions/s beside {peer}"
+                goals.append(judge_goal(name, faster, bound, "x", ".1f", at_most=False, reason=reason))
     for way, dtype in CACHED.items():
         parts = ways[way]["seconds"]
         rest = sum(parts.values()) - parts["reading"]
-        for where, reading in (
-            ("in memory", parts["reading"]),
-            ("on disk", results["encoding"][dtype]["seconds_from_disk"]),
-        ):
-            share = reading / (reading + rest)
-            add(f"reading's share of a step {way}, files {where}", share, 0.1, " %", f"{1000 * reading:.0f} ms a step")
+        reading = {"in memory": parts["reading"], "on disk": results["encoding"][dtype]["seconds_from_disk"]}
+        for where, time in reading.items():
+            name, reason = f"reading's share of a step {way}, files {where}", f"{1000 * time:.0f} ms a step"
+            goals.append(judge_goal(name, time / (time + rest), 0.1, " %", ".2f", at_most=True, reason=reason))
     whole, half = (mean(results["accuracy"][way]["accuracy"]) for way in CACHED)
-    reason = f"{half:.4f} beside {whole:.4f}"
-    add("accuracy that float16 loses beside float32", whole - half, 0.0, " %", reason)
-    return goals
+    name, reason = "accuracy that float16 loses beside float32", f"{half:.4f} beside {whole:.4f}"
+    return [*goals, judge_goal(name, whole - half, 0.0, " %", ".2f", at_most=True, reason=reason)]
 
 
 def table(results: dict) -> str:
     """Markdown: a way of training a row, with questions a second of an epoch and over ten."""
-    lines = [
-        f"| | trained | GFLOP a question | {' | '.join(PARTS)} | questions/s | over {EPOCHS} epochs | "
-        "beside no cache | beside ViLT |",
-        f"| :-- | --: | --: |{' --: |' * (len(PARTS) + 4)}",
-    ]
+    rows = []
     for way, row in results["ways"].items():
         cells = [f"{row['trained_parameters'] / 1e6:.0f} M", f"{row['flops_per_question'] / 1e9:.1f}"]
         cells += [f"{1000 * row['seconds'][part]:,.0f} ms" for part in PARTS]
         cells += [f"{1 / seconds_a_question(results, way, epochs):.2f}" for epochs in (None, EPOCHS)]
         many = seconds_a_question(results, way, EPOCHS)
         cells += [f"{seconds_a_question(results, peer, EPOCHS) / many:.1f}×" for peer in (NO_CACHE, VILT)]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([way, *cells])
+    speed = f"questions/s | over {EPOCHS} epochs | beside no cache | beside ViLT"
+    return markdown(f"| | trained | GFLOP a question | {' | '.join(PARTS)} | {speed} |", rows)
 
 
 def cache_table(results: dict) -> str:
     """Markdown: what filling the cache takes, finding it filled, and what it holds, a precision a row."""
-    lines = [
-        "| stored in | images/s | questions/s | seconds when all is there | KB an image | KB a question | "
-        "ms to read a step's from disk |",
-        "| :-- | --: | --: | --: | --: | --: | --: |",
-    ]
+    rows = []
     for dtype, row in results["encoding"].items():
         kinds = [row[kind] for kind in KINDS]
         cells = [f"{1 / kind['seconds']:.1f}" for kind in kinds]
         cells.append(f"{sum(kind['seconds_when_all_is_there'] for kind in kinds):.1f}")
         cells += [f"{kind['bytes'] / 1e3:.0f}" for kind in kinds]
-        cells.append(f"{1000 * row['seconds_from_disk']:.0f}")
-        lines.append(f"| {dtype} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([dtype, *cells, f"{1000 * row['seconds_from_disk']:.0f}"])
+    sizes = "KB an image | KB a question | ms to read a step's from disk"
+    return markdown(f"| stored in | images/s | questions/s | seconds when all is there | {sizes} |", rows)
 
 
 def accuracy_table(results: dict) -> str:
     """Markdown: test accuracy and loss, means over seeds, and the seeds' lowest and highest accuracy."""
-    lines = ["| encoders' states | accuracy | of the seeds | loss |", "| :-- | --: | --: | --: |"]
+    rows = []
     for way, row in results["accuracy"].items():
         lowest, highest = min(row["accuracy"]), max(row["accuracy"])
-        cells = [f"{mean(row['accuracy']):.4f}", f"{lowest:.4f} to {highest:.4f}", f"{mean(row['loss']):.4f}"]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([way, f"{mean(row['accuracy']):.4f}", f"{lowest:.4f} to {highest:.4f}", f"{mean(row['loss']):.4f}"])
+    return markdown("| encoders' states | accuracy | of the seeds | loss |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--width", type=int, default=768, help="hidden size of all models, a multiple of 64")
     parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
     parser.add_argument("--num_batches", type=int, default=3, help=f"of {IMAGES} images each, in the data set")
@@ -378,7 +326,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--num_epochs", type=int, default=3, help="of training on them")
     parser.add_argument("--seeds", type=int, default=3, help="of that training")
     parser.add_argument("--data_dir", type=Path, help="easy-VQA's files; unset: those of the package easy-vqa")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.set_verbosity_error()

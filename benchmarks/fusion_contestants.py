@@ -34,34 +34,26 @@ from hivilt.fusion_hivilt import (
     masked_mean,
     select,
 )
-from hivilt.losses_hivilt import classification_loss, hard_negatives, matching_loss
+from hivilt.losses_hivilt import PairBatch, classification_loss, retrieval_losses
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel, HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What HiViLT and all but ViLT are built on.
-
-    Args:
-        vision, text: a config, for a new encoder; or the name or folder of a pretrained one.
-        fusion: fields of `HiViLTConfig`.
-        frozen: whether they do not train.
-        cache_dir: folder of the `EncoderCache` of frozen ones; `None` is its default.
-    """
+    """What HiViLT and all but ViLT are built on: configs of new encoders, or names or folders of pretrained ones."""
 
     vision: str | PreTrainedConfig
     text: str | PreTrainedConfig
-    fusion: Mapping[str, Any] = field(hash=False)
-    frozen: bool = True
-    cache_dir: Path | None = None
+    fusion: Mapping[str, Any] = field(hash=False)  # fields of `HiViLTConfig`
+    frozen: bool = True  # whether they do not train
+    cache_dir: Path | None = None  # folder of the `EncoderCache` of frozen ones; `None` is its default
 
     def untrained(self) -> "Encoders":
         """The same without weights."""
-        vision, text = (
-            AutoConfig.from_pretrained(one) if isinstance(one, str) else one for one in (self.vision, self.text)
-        )
-        return replace(self, vision=vision, text=text)
+        given = {"vision": self.vision, "text": self.text}
+        configs = {name: AutoConfig.from_pretrained(one) for name, one in given.items() if isinstance(one, str)}
+        return replace(self, **configs)
 
 
 def small_encoders(vocab_size: int) -> Encoders:
@@ -105,15 +97,12 @@ class OtherFusion(nn.Module):
         return HiViLTModelOutput(global_fusion_state=fused, vision_global_state=fused, text_global_state=text_global)
 
     def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
-        """
-        Args:
-            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the tokens of all levels of each text's image.
-            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): means of the levels' means, and of the text.
-            text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text's tokens.
-            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
+        """What both say together, `(B_t, d)`.
 
-        Returns:
-            `(B_t, d)`.
+        Args:
+            vision: `(B_t, N_v, d)`, the tokens of all levels of each text's image.
+            vision_global, text_global: `(B_t, d)`, means of the levels' means, and of the text.
+            text: `(B_t, N_t, d)`, with `text_mask` `(B_t, N_t)`, `False` at padding.
         """
         raise NotImplementedError
 
@@ -123,15 +112,9 @@ class LateFusion(OtherFusion):
 
     def __init__(self, config: HiViLTConfig, width: int):
         super().__init__(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(3 * config.hidden_size, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, config.hidden_size),
-        )
+        between = (nn.GELU(), nn.Dropout(config.dropout))
+        first, last = nn.Linear(3 * config.hidden_size, width), nn.Linear(width, config.hidden_size)
+        self.mlp = nn.Sequential(first, *between, nn.Linear(width, width), *between, last)
 
     def join(self, vision, vision_global, text, text_global, text_mask):
         return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1))
@@ -182,13 +165,7 @@ class CoAttention(OtherFusion):
 
 def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module:
     return kind(
-        config.hidden_size,
-        config.num_attention_heads,
-        width,
-        config.dropout,
-        F.gelu,
-        batch_first=True,
-        norm_first=True,
+        config.hidden_size, config.num_attention_heads, width, config.dropout, F.gelu, batch_first=True, norm_first=True
     )
 
 
@@ -219,8 +196,8 @@ class ViltOnGroups(ViltForQuestionAnswering):
 
 class ViltForPairs(ViltForImageAndTextRetrieval):
     """
-    ViLT that takes the batches of retrieval. It has no embeddings: nothing but the scores of all pairs orders anything, and
-    the negatives that it learns from, as many as HiViLT's, are drawn evenly from the batch.
+    ViLT that takes the batches of retrieval and learns by HiViLT's fused matching. It has no embeddings: nothing but the
+    scores of all pairs orders anything, and the negatives, as many as HiViLT's, are drawn evenly from the batch.
     """
 
     accepts_loss_kwargs = False
@@ -256,45 +233,21 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
     ):
         images = self.encode_images(pixel_values) if image_states is None else image_states
         texts = self.encode_texts(input_ids, attention_mask) if text_states is None else text_states
-        num_images, num_texts = len(images.global_state), len(texts.global_state)
-        embeds = images.level_states[0].new_zeros(num_images + num_texts, 1)
-        positives = image_ids[:, None] == image_ids[image_index][None, :]
-
-        def others(matches: torch.BoolTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
-            alike = torch.zeros(matches.shape, device=matches.device)
-            return hard_negatives(alike, matches, sample=self.training, count=self.config.num_hard_negatives)
-
-        other_images, image_valid = others(positives.t())
-        other_texts, text_valid = others(positives[image_index])
-        own = torch.arange(num_texts, device=embeds.device)
-        match, with_images, with_texts = self.score(
-            images,
-            texts,
-            torch.cat([image_index, other_images.flatten(), image_index.repeat_interleave(other_texts.shape[1])]),
-            torch.cat([own, own.repeat_interleave(other_images.shape[1]), other_texts.flatten()]),
-        ).split([num_texts, other_images.numel(), other_texts.numel()])
-        losses = [
-            matching_loss(match, with_images.view(other_images.shape), image_valid),
-            matching_loss(match, with_texts.view(other_texts.shape), text_valid),
-        ]
-        return HiViLTRetrievalOutput(
-            loss=torch.stack(losses).mean(), image_embeds=embeds[:num_images], text_embeds=embeds[num_images:]
-        )
+        sizes = [len(images.global_state), len(texts.global_state)]
+        image_embeds, text_embeds = images.level_states[0].new_zeros(sum(sizes), 1).split(sizes)
+        batch = PairBatch(image_embeds, text_embeds, image_index, image_ids, None, images, texts)
+        unscaled = image_embeds.new_zeros(())
+        losses = retrieval_losses(batch, self.config, unscaled, unscaled, self.score, self.training, gather=False)
+        return HiViLTRetrievalOutput(loss=losses["loss"], image_embeds=image_embeds, text_embeds=text_embeds)
 
 
-# With a head's class come the number of word pieces, the side of the images in pixels, a width, the encoders (unset: those
-# of the scripts), and fields of the config.
-Make = Callable[..., nn.Module]
+# The class of HiViLT whose task a contestant is for.
+Head = type[HiViLTPreTrainedModel]
 
 
-def make_hivilt(
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+# As all that makes a contestant, it is given the number of word pieces, the side of the images in pixels, a width, the
+# encoders (unset: those of the scripts, which are small and train), and fields of the config.
+def make_hivilt(head: Head, vocab_size: int, image_size: int, width: int, encoders: Encoders | None = None, **fields):
     """HiViLT on these encoders; `width` is that inside the MLPs of local fusion."""
     encoders = encoders or small_encoders(vocab_size)
     config = {**encoders.fusion, "fusion_intermediate_size": width, **fields}
@@ -312,14 +265,7 @@ def one_stage(*args, encoders: Encoders | None = None, **fields):
     return make_hivilt(*args, encoders=encoders, num_fusion_stages=1, **last, **fields)
 
 
-def without_local(
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    width: int,
-    encoders: Encoders | None = None,
-    **fields,
-):
+def without_local(head: Head, vocab_size: int, image_size: int, width: int, encoders: Encoders | None = None, **fields):
     """
     The parameters of local fusion go to the last stage of the vision encoder, which is `width` wide; where encoders are
     frozen, to an MLP of that width on the tokens of each side, which sees nothing of the other.
@@ -372,7 +318,7 @@ def _initialized(model: HiViLTPreTrainedModel) -> HiViLTPreTrainedModel:
     return model
 
 
-def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: int, width: int, **fields):
+def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields):
     """Patches of 8 pixels, about as many as HiViLT has tokens on its finest level, and weights initialised as its are."""
     if "id2label" in fields:
         fields["label2id"] = {label: place for place, label in fields["id2label"].items()}
@@ -389,12 +335,14 @@ def make_vilt(head: type[HiViLTPreTrainedModel], vocab_size: int, image_size: in
         max_position_embeddings=64,
         modality_type_vocab_size=2,
         initializer_range=128**-0.5,
+        contrastive_loss_weight=0.0,
+        auxiliary_loss_weight=1.0,
         **fields,
     )
     return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)
 
 
-CONTESTANTS: dict[str, Make] = {
+CONTESTANTS: dict[str, Callable[..., nn.Module]] = {
     "HiViLT": make_hivilt,
     "HiViLT, co-attention's FLOPs": make_hivilt,
     "ViLT": make_vilt,
@@ -429,24 +377,8 @@ def contestants_of(frozen: bool) -> list[str]:
     return [name for name in CONTESTANTS if name not in (FROM_PIXELS_ALONE if frozen else ON_FROZEN_ALONE)]
 
 
-def make(
-    name: str,
-    head: type[HiViLTPreTrainedModel],
-    vocab_size: int,
-    image_size: int,
-    encoders: Encoders | None = None,
-    **fields,
-) -> nn.Module:
-    """A contestant, as wide as makes it train as many parameters as HiViLT with its usual width, as nearly as it can.
-
-    Args:
-        name: one of `CONTESTANTS`.
-        head: the class of HiViLT whose task it is for.
-        vocab_size: number of word pieces.
-        image_size: side of the images in pixels.
-        encoders: pretrained ones, frozen; default: those of the scripts, which are small and train.
-        **fields: of the config; the answers of question answering.
-    """
+def make(name: str, head: Head, vocab_size: int, image_size: int, encoders: Encoders | None = None, **fields):
+    """A contestant, as wide as makes it train as many parameters as HiViLT with its usual width, as nearly as it can."""
     if encoders is not None and name in FROM_PIXELS_ALONE:
         raise ValueError(f"encoders: {name} reads pixels and words and has no encoders; got {encoders.vision}.")
     given = {} if encoders is None else {"encoders": encoders}

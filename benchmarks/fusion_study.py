@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -41,21 +41,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from fusion_contestants import (
-    AT_EQUAL_FLOPS,
-    CONTESTANTS,
-    Encoders,
-    ViltForPairs,
-    contestants_of,
-    make,
-    num_parameters,
-)
+from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, Encoders, ViltForPairs, contestants_of, make, num_parameters
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from common import make_parser, markdown
 from hivilt import HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionDataset
@@ -83,56 +76,34 @@ from peers import count_flops
 
 BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
 SEARCH_SEED = 0
-EVALUATIONS = 5  # on held-out questions, in each training
 # On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
 # 7 x 7, and the last one.
-FUSION = {
-    "hidden_size": 128,
-    "num_attention_heads": 4,
-    "num_fusion_stages": 2,
-    "fusion_intermediate_size": 128,
-    "vision_levels": [11, 16],
-    "vision_strides": [2, 1],
-}
+FUSION = {"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 128}
+FUSION |= {"vision_levels": [11, 16], "vision_strides": [2, 1]}
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A task on a benchmark, and how long and how fast it is learned.
-
-    Args:
-        benchmark: one of `VQA_BENCHMARKS` or `CAPTION_BENCHMARKS`.
-        image_size: side of the images in pixels.
-        epochs, images: how long, and how many images a step, each with its questions or captions.
-        share: of the training images.
-        search_share: of the epochs, for a learning rate to be judged by.
-        families: kinds of questions whose accuracy is shown; without, that of all questions.
-        learning_rates: the grid.
-        decay: share of the steps, the last ones, in which the learning rate falls, after it was held; without, it falls
-            along a cosine from the end of the warm-up on, as in the scripts.
-        frozen: whether the encoders are pretrained and frozen.
-        fields: of the config.
-        measured: the split that each seed is measured on, once.
-        recalls: those of retrieval that are shown beside their mean.
-        evaluations: on held-out questions, in each training.
-    """
+    """A task on a benchmark, and how long and how fast it is learned."""
 
     benchmark: str
-    image_size: int
+    image_size: int  # side, in pixels
     epochs: float
-    images: int
-    share: float = 1.0
-    search_share: float = 0.4
-    families: tuple[str, ...] = ()
+    images: int  # a step, each with its questions or captions
+    share: float = 1.0  # of the training images
+    search_share: float = 0.4  # of the epochs, for a learning rate to be judged by
+    families: tuple[str, ...] = ()  # kinds of questions whose accuracy is shown; without, that of all questions
     learning_rates: tuple[float, ...] = (7e-4, 1.4e-3, 2.8e-3)
+    # Share of the steps, the last ones, in which the learning rate falls, after it was held; without, it falls along a
+    # cosine from the end of the warm-up on, as in the scripts.
     decay: float | None = None
-    frozen: bool = False
-    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    measured: str = "test"
-    recalls: tuple[str, ...] = ()
-    evaluations: int = EVALUATIONS
+    frozen: bool = False  # whether the encoders are pretrained and frozen
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the config
+    measured: str = "test"  # the split that each seed is measured on, once
+    recalls: tuple[str, ...] = ()  # of retrieval, shown beside their mean
+    evaluations: int = 5  # on held-out questions, in each training
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """How the learning rate goes over so many steps, as arguments of training."""
@@ -195,11 +166,9 @@ class Data:
 def read(trial: Trial, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
     """The same at every call: which images are taken and held out does not depend on the seed of a training."""
     task_class = Retrieval if trial.benchmark in Retrieval.benchmarks else QuestionAnswering
-    named = {"benchmark": trial.benchmark, "data_dir": data_dir, "image_size": trial.image_size}
-    named = {
-        name: None if value is None else str(value) if name == "data_dir" else value for name, value in named.items()
-    }
-    task = task_class(task_class.arguments(**named))
+    folder = None if data_dir is None else str(data_dir)
+    arguments = task_class.arguments(benchmark=trial.benchmark, data_dir=folder, image_size=trial.image_size)
+    task = task_class(arguments)
     found = task.read(["train", trial.measured])[1]
     splits = {"train": found["train"], "test": found[trial.measured]}
     if trial.share < 1:
@@ -221,9 +190,7 @@ def questions(task: QuestionAnswering, trial: Trial, splits: dict[str, list], en
         collator = join
     else:
         # Encoders' states come from the cache as fast.
-        datasets = {
-            split: VQADataset(examples, seed=0 if split == "train" else None) for split, examples in splits.items()
-        }
+        datasets = {split: VQADataset(rows, seed=0 if split == "train" else None) for split, rows in splits.items()}
     fields = {"id2label": dict(enumerate(answers)), "problem_type": "single_label_classification", **trial.fields}
     return Data(task, **datasets, collator=collator, processor=processor, fields=fields)
 
@@ -261,13 +228,11 @@ class ReadOnce(VQAImages):
 
 def join(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One batch of several images of `ReadOnce`; padding is 0, as in `train_tokenizer`."""
-    longest = max(one["input_ids"].shape[1] for one in images)
     batch = {
-        name: torch.cat([F.pad(one[name], (0, longest - one[name].shape[1])) for one in images])
+        name: pad_sequence([row for one in images for row in one[name]], batch_first=True)
         for name in ("input_ids", "attention_mask")
     }
-    for name in ("pixel_values", "question_index", "labels"):
-        batch[name] = torch.cat([one[name] for one in images])
+    batch |= {name: torch.cat([one[name] for one in images]) for name in ("pixel_values", "question_index", "labels")}
     number = torch.tensor([len(one["input_ids"]) for one in images])
     return {**batch, "image_index": torch.arange(len(images)).repeat_interleave(number)}
 
@@ -282,15 +247,9 @@ def train(
     tests: bool,
     encoders: Encoders | None = None,
 ) -> dict[str, Any]:
-    """Trains once; with `tests`, measures on the trial's `measured` split at the end.
+    """Trains once; with `tests`, if it is no search for a learning rate, measures on the trial's `measured` split at the end.
 
-    Args:
-        trial_name: one of `TRIALS`.
-        data_dir: folder of its benchmark; `None` takes it from its package.
-        contestant: one of `CONTESTANTS`.
-        learning_rate, seed, epochs: of this training.
-        tests: whether it is a result, and no search for a learning rate.
-        encoders: of a task whose encoders are frozen, and of no other.
+    `data_dir` is the benchmark's folder, `None` its package; `encoders` are given for a task whose encoders are frozen.
     """
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -304,28 +263,16 @@ def train(
     cost, share = flops_per_image(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
         share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
-    images = count_images(data.train)
+    images = len(data.train.groups if isinstance(data.train, VQADataset) else data.train)
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
-        args = HiViLTTrainingArguments(
-            **{
-                **COMMON_DEFAULTS,
-                **data.task.defaults,
-                **trial.schedule(steps),
-                "output_dir": folder,
-                "num_train_epochs": epochs * share,
-                "learning_rate": learning_rate,
-                "per_device_train_batch_size": trial.images,
-                "per_device_eval_batch_size": trial.images,
-                "eval_strategy": "steps",
-                "eval_steps": 1 / trial.evaluations,
-                "save_strategy": "no",
-                "load_best_model_at_end": False,
-            },
-            seed=seed,
-            disable_tqdm=True,
-        )
+        settings = COMMON_DEFAULTS | data.task.defaults | trial.schedule(steps)
+        settings |= {"num_train_epochs": epochs * share, "learning_rate": learning_rate, "seed": seed}
+        settings |= {f"per_device_{kind}_batch_size": trial.images for kind in ("train", "eval")}
+        settings |= {"eval_strategy": "steps", "eval_steps": 1 / trial.evaluations}
+        settings |= {"save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
+        args = HiViLTTrainingArguments(**{**settings, "output_dir": folder})
         trainer = data.task.trainer_class(
             model=model,
             args=args,
@@ -366,11 +313,6 @@ def train(
             more |= {recall.replace("_", " "): metrics[f"test_{recall}"] for recall in trial.recalls}
             found["test"] = {name.replace("_", " "): metrics[f"test_{name}"], **more}
     return found
-
-
-def count_images(dataset: Dataset) -> int:
-    """Of a training split: what a step counts."""
-    return len(dataset.groups) if isinstance(dataset, VQADataset) else len(dataset)
 
 
 def flops_per_image(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
@@ -452,15 +394,14 @@ def table(results: Mapping[str, Any]) -> str:
         # Where a benchmark has families of questions, theirs is shown.
         shown = [column for column in columns if column != "accuracy" or len(columns) == 1]
         heads = [cell for column in shown for cell in (column, "beside HiViLT")]
-        lines = [f"**{task}**", "", f"| | parameters | training, TFLOP | {' | '.join(heads)} |"]
-        lines.append(f"| :-- |{' --: |' * (2 + len(heads))}")
+        lines = []
         for name, row in rows.items():
-            cells = [f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e12:.1f}"]
+            cells = [name, f"{row['parameters'] / 1e6:.2f} M", f"{row['flops'] / 1e12:.1f}"]
             for column in shown:
                 cells.append(_percent(row["accuracy"][column]))
                 cells.append(_percent(row["difference"][column], "+") if column in row["difference"] else "")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            lines.append(cells)
+        parts += [f"**{task}**", markdown(f"| | parameters | training, TFLOP | {' | '.join(heads)} |", lines)]
     return "\n\n".join(parts)
 
 
@@ -479,14 +420,14 @@ def search_table(results: Mapping[str, Any]) -> str:
     parts = []
     for task, contestants in by_task(results["searched"]).items():
         rates = sorted({run["learning_rate"] for runs in contestants.values() for run in runs})
-        lines = [f"**{task}**", "", f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"]
-        lines.append(f"| :-- |{' --: |' * (2 + len(rates))}")
+        lines = []
         for name in sorted(contestants, key=list(CONTESTANTS).index):
             reached = {run["learning_rate"]: f"{100 * run['validation']:.1f}" for run in contestants[name]}
-            cells = [reached.get(rate, "") for rate in rates]
             one = contestants[name][0]
-            lines.append(f"| {name} | {one['steps']:,} | {one['flops'] / 1e12:.1f} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            cost = [f"{one['steps']:,}", f"{one['flops'] / 1e12:.1f}"]
+            lines.append([name, *cost, *(reached.get(rate, "") for rate in rates)])
+        head = f"| | steps | training, TFLOP | {' | '.join(f'{rate:g}' for rate in rates)} |"
+        parts += [f"**{task}**", markdown(head, lines)]
     return "\n\n".join(parts)
 
 
@@ -495,24 +436,15 @@ def _percent(value: Mapping[str, float], sign: str = "") -> str:
     return text if math.isnan(value["interval"]) else f"{text} ± {100 * value['interval']:.1f}"
 
 
-def directories(pairs: Iterable[str]) -> dict[str, Path]:
-    """Of `benchmark=folder` each."""
+def directories(parser: argparse.ArgumentParser, pairs: Iterable[str]) -> dict[str, Path]:
+    """Of `benchmark=folder` each, as `--data_dir` has them."""
     found = {}
     for pair in pairs:
         name, _, folder = pair.partition("=")
         if name not in BENCHMARKS or not folder:
-            raise argparse.ArgumentTypeError(
-                f"expected BENCHMARK=FOLDER with one of {', '.join(BENCHMARKS)}, got {pair!r}"
-            )
+            parser.error(f"data_dir: expected BENCHMARK=FOLDER with one of {', '.join(BENCHMARKS)}, got {pair!r}")
         found[name] = Path(folder)
     return found
-
-
-def make_pool(processes: int) -> Executor:
-    """This process alone, or several; CUDA wants them spawned."""
-    if processes == 1:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
 def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: Mapping[str, Any]) -> None:
@@ -528,40 +460,26 @@ def report(kind: str, cell: str, found: Mapping[str, Any], path: Path, results: 
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains what the result file lacks; returns what it holds then."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="TASK")
-    parser.add_argument(
-        "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
-    )
+    names = list(CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: learning rates alone are tried")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid")
     parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
-    parser.add_argument(
-        "--vision_model",
-        default="outputs/encoders/mobilenet_v2",
-        help="folder of the vision encoder on photographs, as runs/encoders_without_hub.py leaves it",
-    )
+    parser.add_argument("--vision_model", default="outputs/encoders/mobilenet_v2", help="folder, on photographs")
     parser.add_argument("--text_model", default="outputs/encoders/minilm", help="that of the text encoder")
-    parser.add_argument(
-        "--fusion", type=json.loads, default=FUSION, help="fields of HiViLTConfig on photographs, as JSON"
-    )
-    parser.add_argument(
-        "--cache_dir", type=Path, help="where encoders' states are kept; unset: hivilt in Hugging Face's own cache"
-    )
+    parser.add_argument("--fusion", type=json.loads, default=FUSION, help="JSON: HiViLTConfig's fields on photographs")
+    parser.add_argument("--cache_dir", type=Path, help="of encoders' states; unset: hivilt in Hugging Face's own cache")
     parser.add_argument("--epochs", type=float, help="of every training; unset: the task's own")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
-    try:
-        folders = directories(args.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"data_dir: {error}")
+    folders = directories(parser, args.data_dir)
     for task in map(TRIALS.__getitem__, args.tasks):
         benchmark = BENCHMARKS[task.benchmark]
         if task.benchmark not in folders and benchmark.read_package is None and not benchmark.hub:
-            parser.error(
-                f"data_dir: {benchmark.title} is in no package and not on the Hub; give {task.benchmark}=FOLDER"
-            )
+            where = f"give {task.benchmark}=FOLDER"
+            parser.error(f"data_dir: {benchmark.title} is in no package and not on the Hub; {where}")
     encoders = None
     if any(TRIALS[task].frozen for task in args.tasks):
         try:
@@ -576,10 +494,7 @@ def main(argv: list[str] | None = None) -> dict:
         (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TRIALS[task].frozen)
     ]
     if not waiting:
-        parser.error(
-            "contestants: those that read pixels are left out where encoders are frozen, and no other is named."
-        )
-
+        parser.error("contestants: those that read pixels are left out where encoders are frozen; name another.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "fusion_study.json"
     results: dict[str, Any] = {"searched": {}, "runs": {}}
@@ -609,7 +524,9 @@ def main(argv: list[str] | None = None) -> dict:
 
     training: dict[Future, tuple[str, str, tuple[str, str]]] = {}
     failed: list[str] = []
-    with make_pool(args.processes) as pool:
+    # CUDA wants processes spawned.
+    spawned = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    with (ThreadPoolExecutor if args.processes == 1 else spawned)(args.processes) as pool:
         while waiting or training:
             # One contestant after the other, so that what was begun is complete first.
             while waiting and len(training) < args.processes:

@@ -15,15 +15,12 @@ The parts of a training step are those of `run_vqa.py` with its own data and mod
 tables and leaves a JSON file with the processor in its name in benchmarks/results.
 """
 
-import argparse
-import io
 import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from functools import partial
-from itertools import cycle, pairwise
+from functools import partial, partialmethod
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from statistics import mean, median
 
@@ -34,21 +31,21 @@ from torch.utils.data import DataLoader
 from transformers import (
     CLIPImageProcessorPil,
     CLIPProcessor,
+    ProcessorMixin,
     TrainerCallback,
     ViltImageProcessorPil,
     ViltProcessor,
     ViTImageProcessorPil,
 )
 
+from common import alternate, make_parser, markdown, run_quietly
 from hivilt import HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.training.main import main as run
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, write_result_file
-from timing import alternate, watched
 
 BATCH_SIZE = 8  # images, as in `make vqa`
 PHOTOGRAPH = (640, 480)
@@ -111,16 +108,11 @@ def first_questions(examples: list[VQAExample]) -> list[VQAExample]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class PairCollator:
+def collate_pairs(processor: ProcessorMixin, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
     """A batch as users of ViLT and CLIP make it: every pair of an image and a question opens the image."""
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, pairs: list[VQAExample]) -> Mapping[str, torch.Tensor]:
-        images = [Image.open(pair.image).convert("RGB") for pair in pairs]
-        questions = [pair.question for pair in pairs]
-        return self.processor(images=images, text=questions, padding=True, return_tensors="pt")
+    images = [Image.open(pair.image).convert("RGB") for pair in pairs]
+    questions = [pair.question for pair in pairs]
+    return processor(images=images, text=questions, padding=True, return_tensors="pt")
 
 
 def make_collator(examples: list[VQAExample], side: int) -> VQACollator:
@@ -137,24 +129,18 @@ def make_loaders(examples: list[VQAExample], sides: Mapping[str, int], num_worke
     clip = CLIPImageProcessorPil(size={"shortest_edge": sides["clip"]}, crop_size=sides["clip"])
     pairs = max(1, round(BATCH_SIZE * len(examples) / len(dataset)))
     tokenizer, options = ours.processor.tokenizer, {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    return {
-        "hivilt": DataLoader(dataset, BATCH_SIZE, collate_fn=ours, **options),
-        "vilt": DataLoader(examples, pairs, collate_fn=PairCollator(ViltProcessor(vilt, tokenizer)), **options),
-        "clip": DataLoader(examples, pairs, collate_fn=PairCollator(CLIPProcessor(clip, tokenizer)), **options),
-    }
+    loaders = {"hivilt": DataLoader(dataset, BATCH_SIZE, collate_fn=ours, **options)}
+    for name, processor in (("vilt", ViltProcessor(vilt, tokenizer)), ("clip", CLIPProcessor(clip, tokenizer))):
+        loaders[name] = DataLoader(examples, pairs, collate_fn=partial(collate_pairs, processor), **options)
+    return loaders
 
 
-def images_per_second(
-    examples: list[VQAExample], sides: Mapping[str, int], num_workers: int, rounds: int
-) -> dict[str, float]:
+def epoch_seconds(loaders: Mapping[str, DataLoader], rounds: int) -> dict[str, float]:
     """Of whole epochs; workers have started before."""
-    loaders = make_loaders(examples, sides, num_workers)
-    # A deque that keeps nothing reads to the end; the first time starts the workers.
+    # A deque that keeps nothing reads to the end.
     epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
     alternate(epochs, 1)
-    seconds = alternate(epochs, rounds)
-    num_images = len({one.image_id for one in examples})
-    return {name: num_images / seconds[name] for name in loaders}
+    return alternate(epochs, rounds)
 
 
 def output_sizes(examples: list[VQAExample], sides: Mapping[str, int]) -> dict[str, list[int]]:
@@ -201,10 +187,7 @@ def milliseconds_an_image(examples: list[VQAExample], side: int, rounds: int) ->
         name: DataLoader(range(num_batches), collate_fn=partial(copy_batch, one), **options)
         for name, one in sent.items()
     }
-    epochs = {name: partial(deque, loader, maxlen=0) for name, loader in loaders.items()}
-    alternate(epochs, 1)
-    moved = alternate(epochs, rounds)
-    work |= {name: seconds / num_batches for name, seconds in moved.items()}
+    work |= {name: seconds / num_batches for name, seconds in epoch_seconds(loaders, rounds).items()}
     return {name: 1000 * seconds / len(items) for name, seconds in work.items()}
 
 
@@ -219,34 +202,26 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.ends: list[tuple[str, float]] = []
 
-    def end(self, part: str) -> None:
+    def end(self, part: str, *args, **kwargs) -> None:
         self.ends.append((part, time.perf_counter()))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model.register_forward_hook(lambda *_: self.end("forward"))
         self.end("rest")
 
-    def on_step_begin(self, *args, **kwargs):
-        self.end("waiting for data")
-
-    def on_pre_optimizer_step(self, *args, **kwargs):
-        self.end("backward")
-
-    def on_optimizer_step(self, *args, **kwargs):
-        self.end("optimizer")
-
-    def on_step_end(self, *args, **kwargs):
-        self.end("rest")
+    on_step_begin = partialmethod(end, "waiting for data")
+    on_pre_optimizer_step = partialmethod(end, "backward")
+    on_optimizer_step = partialmethod(end, "optimizer")
+    on_step_end = partialmethod(end, "rest")
 
 
 def split_step(num_steps: int, data_dir: Path | None) -> dict:
     """Median milliseconds of the parts of a step of `run_vqa.py`, and their shares."""
     clock = Clock()
-    flags = ["--do_train", "--max_steps", str(num_steps), "--use_cpu", "true", "--disable_tqdm", "true"]
+    flags = ["--do_train", "--max_steps", str(num_steps), "--use_cpu", "true"]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     flags += ["--benchmark", "easy-vqa", *(["--data_dir", str(data_dir)] if data_dir else [])]
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        found = run(watched(QuestionAnswering, clock), [*flags, "--output_dir", folder])
+    found = run_quietly(QuestionAnswering, flags, clock)
     seconds = defaultdict(list)
     for (_, start), (part, end) in pairwise(clock.ends):
         seconds[part].append(end - start)
@@ -268,43 +243,39 @@ def split_step(num_steps: int, data_dir: Path | None) -> dict:
 
 def table(results: dict) -> str:
     """Markdown: images a second, and how many times those of a peer HiViLT's are."""
-    lines = [f"| | workers | {' | '.join(NAMES.values())} |", "| :-- | --: | --: | --: | --: |"]
+    rows = []
     for row in results["rows"]:
         rates = row["images_per_second"]
         questions = f"{row['questions_an_image']:.1f}".removesuffix(".0")
         cells = [f"{rates['hivilt']:,.0f}"]
         cells += [f"{rates[peer]:,.0f} ({rates['hivilt'] / rates[peer]:.1f}×)" for peer in ("vilt", "clip")]
         what = f"{row['files']}, {questions} question{'s' if questions != '1' else ''} an image"
-        lines.append(f"| {what} | {row['num_workers']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([what, str(row["num_workers"]), *cells])
+    return markdown(f"| | workers | {' | '.join(NAMES.values())} |", rows)
 
 
 def table_of_work(results: dict) -> str:
     """Markdown: milliseconds an image of each step on the way to a batch."""
     found = results["milliseconds_an_image"]
-    lines = [f"| ms an image | {' | '.join(found)} |", f"| :-- |{' --: |' * len(found)}"]
-    for name in next(iter(found.values())):
-        lines.append(f"| {name} | {' | '.join(f'{found[files][name]:.2f}' for files in found)} |")
-    return "\n".join(lines)
+    rows = [[name, *(f"{found[files][name]:.2f}" for files in found)] for name in next(iter(found.values()))]
+    return markdown(f"| ms an image | {' | '.join(found)} |", rows)
 
 
 def table_of_step(results: dict) -> str:
     """Markdown: the parts of a training step of `make vqa`."""
     step = results["step"]
-    lines = ["| part of a step | ms | share |", "| :-- | --: | --: |"]
-    lines += [f"| {part} | {step['milliseconds'][part]:.1f} | {step['share'][part]:.1%} |" for part in PARTS]
-    return "\n".join(lines)
+    rows = [(part, f"{step['milliseconds'][part]:.1f}", f"{step['share'][part]:.1%}") for part in PARTS]
+    return markdown("| part of a step | ms | share |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=64, help="photographs; drawings are four times as many")
     parser.add_argument("--rounds", type=int, default=7, help="epochs to take the median of")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60, help="training steps to take the median of")
     parser.add_argument("--data_dir", type=Path, help="easy-VQA's files; unset: those of the package easy-vqa")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 
@@ -321,11 +292,11 @@ def main(argv: list[str] | None = None) -> dict:
                 "mean_bytes": mean(Path(one.image).stat().st_size for one in single),
                 "output_size": output_sizes(examples, sides),
             }
-            for some in (single, examples):
-                for num_workers in args.workers:
-                    rates = images_per_second(some, sides, num_workers, args.rounds)
-                    row = {"files": files, "questions_an_image": len(some) / len(single), "num_workers": num_workers}
-                    results["rows"].append({**row, "images_per_second": rates})
+            for some, num_workers in product((single, examples), args.workers):
+                took = epoch_seconds(make_loaders(some, sides, num_workers), args.rounds)
+                row = {"files": files, "questions_an_image": len(some) / len(single), "num_workers": num_workers}
+                rates = {name: len(single) / seconds for name, seconds in took.items()}
+                results["rows"].append({**row, "images_per_second": rates})
             work = milliseconds_an_image(examples, sides["hivilt"], args.rounds)
             results["milliseconds_an_image"][files] = work
     results["step"] = split_step(args.steps, args.data_dir)

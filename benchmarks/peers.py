@@ -14,12 +14,12 @@ It prints the table and the goals, met or missed, and leaves a JSON file, writte
 with the processor in their names, in benchmarks/results.
 """
 
-import argparse
 import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -27,12 +27,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.utils import logging
 
+from common import alternate, goals_table, judge_goal, make_parser, markdown, seconds
 from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.evaluation.plots import plot_peers
 from hivilt.fusion_hivilt import map_states
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
-from timing import alternate, seconds
 
 QUESTIONS_PER_IMAGE = [1, 5.4, 10]
 IMAGES = [1, 8]
@@ -70,35 +70,24 @@ def train(contestant: Contestant, batch: tuple[torch.Tensor, ...]) -> None:
 
 
 def batch_size(contestant: Contestant, images: int, questions: int) -> tuple[int, int]:
-    """
-    Images and questions that stand for so many. A pair costs a model of pairs the same whatever the image, so equal
-    numbers of them are timed once.
-    """
+    """Images and questions that stand for so many: a pair costs a model of pairs the same, whatever the image."""
     pairs = min(questions, PAIRS_AT_ONCE)
     return (images, questions) if contestant.encodes_once else (pairs, pairs)
 
 
 def time_questions(contestants: dict[str, Contestant], step: Callable, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds a question takes, for each model and each number of images and questions."""
-    settings = {
-        f"{images} x {per_image}": (images, round(images * per_image))
-        for images in IMAGES
-        for per_image in QUESTIONS_PER_IMAGE
-    }
-    sizes = {
-        (name, setting): batch_size(contestant, *size)
-        for name, contestant in contestants.items()
-        for setting, size in settings.items()
-    }
-    runs = {}
-    for (name, _), size in sizes.items():
-        batch = make_batch(contestants[name].side, *size)
-        runs.setdefault((name, *size), partial(step, contestants[name], batch))
+    sizes, runs = {name: {} for name in contestants}, {}
+    for name, contestant in contestants.items():
+        for images, per_image in product(IMAGES, QUESTIONS_PER_IMAGE):
+            size = sizes[name][f"{images} x {per_image}"] = batch_size(contestant, images, round(images * per_image))
+            if (name, size) not in runs:
+                runs[name, size] = partial(step, contestant, make_batch(contestant.side, *size))
     found = alternate(runs, repeats)
-    per_question = {name: {} for name in contestants}
-    for (name, setting), size in sizes.items():
-        per_question[name][setting] = found[name, *size] / size[1]
-    return per_question
+    return {
+        name: {setting: found[name, size] / size[1] for setting, size in settings.items()}
+        for name, settings in sizes.items()
+    }
 
 
 def peak_memory(name: str, width: int, num_layers: int) -> dict[str, int]:
@@ -167,10 +156,10 @@ def measure_fusion(width: int, num_layers: int, repeats: int) -> dict[str, float
 
 @torch.inference_mode()
 def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
-    """
-    Fusion of 8 questions with an image of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens for each
-    text token. Tokens of noise choose apart from each other, a trained model's much alike (sparse_accuracy.py), so that
-    it is also timed where a text has but one kind of token, or two.
+    """Fusion of 8 questions with an image of 384 pixels, from kept states: dense, and with `TOP_K` vision tokens a text token.
+
+    Tokens of noise choose apart from each other, a trained model's much alike (sparse_accuracy.py), so that it is also
+    timed where a text has but one kind of token, or two.
     """
     model = make_hivilt(width, num_layers, side=384)
     pixel_values, input_ids, image_index = make_batch(384, 1, 8)
@@ -182,9 +171,8 @@ def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
 
     fused = [[] for _ in model.model.fusion.stages]  # vision rows that each stage fuses, by call
     for stage, rows in zip(model.model.fusion.stages, fused, strict=True):
-        stage.vision_mlp.register_forward_pre_hook(
-            lambda module, args, rows=rows: rows.append(args[0].shape[:-1].numel())
-        )
+        count = lambda module, args, rows=rows: rows.append(args[0].shape[:-1].numel())
+        stage.vision_mlp.register_forward_pre_hook(count)
 
     def fuse(top_k, texts):
         for rows in fused:
@@ -193,8 +181,7 @@ def measure_sparse(width: int, num_layers: int, repeats: int) -> dict:
         model.model.fuse(images, texts, image_index)
 
     runs = {"dense": partial(fuse, None, texts), "sparse": partial(fuse, TOP_K, texts)}
-    for name, number in KINDS_OF_TOKENS.items():
-        runs[name] = partial(fuse, TOP_K, of_kinds(number))
+    runs |= {name: partial(fuse, TOP_K, of_kinds(number)) for name, number in KINDS_OF_TOKENS.items()}
     found = {"flops": {}, "fused_rows": {}}
     for name, run in runs.items():
         found["flops"][name] = count_flops(run)
@@ -265,18 +252,8 @@ def judge(results: dict) -> list[dict]:
     goals = []
 
     def add(goal: str, measured: float, bound: float, unit: str, at_most: bool = True, reason: str = "") -> None:
-        met = measured <= bound if at_most else measured >= bound
-        sign, scale = "at most" if at_most else "at least", 100 if unit == " %" else 1
-        digits = ".1e" if unit == "" else ".2f" if unit == "x" else ".1f"
-        goals.append(
-            {
-                "goal": goal,
-                "wanted": f"{sign} {scale * bound:g}{unit}",
-                "measured": f"{scale * measured:{digits}}{unit}",
-                "met": met,
-                **({} if met else {"reason": reason}),
-            }
-        )
+        digits = {"": ".1e", "x": ".2f", " %": ".1f"}[unit]
+        goals.append(judge_goal(goal, measured, bound, unit, digits, at_most, reason))
 
     fusion, sparse, reuse = results["fusion"], results["sparse"], results["reuse"]
     add("FLOPs that fusion adds to the two encoders", fusion["flops"], 0.06, " %")
@@ -302,18 +279,18 @@ def judge(results: dict) -> list[dict]:
         f"tokens between them, {sparse['flops']['sparse'] / sparse['flops']['dense']:.2f}x by FLOPs; it is "
         f"{' and '.join(others)}, and trained ones choose about twice k (sparse_accuracy.py)",
     )
-    apart = [
-        abs((reuse["an image"] + reuse[f"{number} questions"]) / reuse[f"both, {number}"] - 1) for number in (5, 10, 20)
-    ]
+
+    def beside_one_call(questions: Callable[[int], float]) -> float:
+        """How far an image and its questions, in seconds by their number, are from both in one call, at most."""
+        return max(abs((reuse["an image"] + questions(k)) / reuse[f"both, {k}"] - 1) for k in (5, 10, 20))
+
+    apart = beside_one_call(lambda k: reuse[f"{k} questions"])
     reason = "nothing is computed twice, so that what is left is the spread of the machine's times"
-    add("an image and its questions apart beside both in one call", max(apart), 0.05, " %", reason=reason)
-    line = [
-        abs((reuse["an image"] + number * reuse["20 questions"] / 20) / reuse[f"both, {number}"] - 1)
-        for number in (5, 10, 20)
-    ]
+    add("an image and its questions apart beside both in one call", apart, 0.05, " %", reason=reason)
+    line = beside_one_call(lambda k: k * reuse["20 questions"] / 20)
     few, many = (1000 * reuse[f"{number} questions"] / number for number in (5, 20))
     reason = f"five questions at a time take {few:.0f} ms each, twenty {many:.0f}"
-    add("time beside one image + k questions, k = 5, 10, 20", max(line), 0.05, " %", reason=reason)
+    add("time beside one image + k questions, k = 5, 10, 20", line, 0.05, " %", reason=reason)
     compiled = results["compiled"]["compiled"] / results["compiled"]["eager"]
     reason = f"{100 * (compiled - 1):.1f} % more: matrix products, the same in both, take most of the time"
     add("time compiled beside eager", compiled, 1, "x", reason=reason)
@@ -332,41 +309,28 @@ def ratio(results: dict, kind: str, peer: str, setting: str) -> float:
 def table(results: dict) -> str:
     """Markdown: a model a row; speeds beside HiViLT's are ratios, larger where HiViLT is faster."""
     settings = [f"{IMAGES[-1]} x {per_image}" for per_image in QUESTIONS_PER_IMAGE]
-    lines = [
+    head = (
         "| | parameters | GFLOP a question at 1 / 5.4 / 10 an image | questions/s at 1 / 5.4 / 10 | HiViLT's ratio | "
-        "in training, questions/s | HiViLT's ratio | GiB, inference / training |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+        "in training, questions/s | HiViLT's ratio | GiB, inference / training |"
+    )
+    rows = []
     for name, row in results["models"].items():
-        cells = [
-            f"{row['parameters'] / 1e6:.0f} M",
-            [f"{flops / 1e9:.1f}" for flops in row["flops_per_question"].values()],
-        ]
+        cells = [[f"{flops / 1e9:.1f}" for flops in row["flops_per_question"].values()]]
         for kind in ("inference", "training"):
             per_question = row[f"{kind}_seconds_per_question"]
             cells.append([f"{1 / per_question[setting]:.2f}" for setting in settings])
             cells.append([f"{ratio(results, kind, name, setting):.2f}" for setting in settings])
         cells.append([f"{row['peak_memory_bytes'][kind] / 2**30:.1f}" for kind in ("inference", "training")])
-        lines.append(f"| {name} | {' | '.join(c if isinstance(c, str) else ' / '.join(c) for c in cells)} |")
-    return "\n".join(lines)
-
-
-def goals_table(results: dict) -> str:
-    """Markdown: a goal a row."""
-    lines = ["| goal | wanted | measured | |", "| :-- | --: | --: | :-- |"]
-    for goal in results["goals"]:
-        verdict = "met" if goal["met"] else f"missed: {goal['reason']}"
-        lines.append(f"| {goal['goal']} | {goal['wanted']} | {goal['measured']} | {verdict} |")
-    return "\n".join(lines)
+        rows.append([name, f"{row['parameters'] / 1e6:.0f} M", *map(" / ".join, cells)])
+    return markdown(head, rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, writes and draws; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--width", type=int, default=768, help="hidden size of all models, a multiple of 192")
     parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
     parser.add_argument("--repeats", type=int, default=4, help="rounds of inference; three fifths as many of training")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.set_verbosity_error()

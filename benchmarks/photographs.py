@@ -24,6 +24,7 @@ from statistics import mean, stdev
 
 from fusion_study import directories
 
+from common import markdown
 from hivilt.evaluation.retrieval import recall_table
 from hivilt.training.results import write_result_file
 
@@ -97,7 +98,7 @@ PUBLISHED = {
     "m-CNN, ensemble (Ma et al., 2015)": (24.8, 53.7, 67.1, 20.3, 47.6, 61.7),
     "HGLMM Fisher vectors (Klein et al., 2015)": (31.0, 59.3, 73.7, 21.3, 50.0, 64.8),
 }
-PUBLISHED_ANSWERS = {"exact match": 29.3}
+PUBLISHED_ANSWERS = {"exact match": "29.3"}
 RECALLS = [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 STAGES = {"HiViLT, embeddings": "embedding_", "HiViLT, re-ranked": ""}
 
@@ -129,12 +130,12 @@ def questions_table(results: dict) -> str:
         "WUPS at 0.9": "wups_0.9",
         "WUPS at 0.0": "wups_0.0",
     }
-    lines = ["| | HiViLT | SAN (Yang et al., 2016) |", "| :-- | --: | --: |"]
-    for name, key in measures.items():
-        if all(key in test for test in tests):
-            published = PUBLISHED_ANSWERS.get(name, "")
-            lines.append(f"| {name} | {_percent([100 * test[key] for test in tests])} | {published} |")
-    return "\n".join(lines)
+    rows = [
+        [name, _percent([100 * test[key] for test in tests]), PUBLISHED_ANSWERS.get(name, "")]
+        for name, key in measures.items()
+        if all(key in test for test in tests)
+    ]
+    return markdown("| | HiViLT | SAN (Yang et al., 2016) |", rows)
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -143,11 +144,10 @@ def _percent(values: Sequence[float]) -> str:
 
 def goals_table(results: dict) -> str:
     """What was to be reached on the test splits, and by which mean and standard deviation over the seeds."""
-    lines = ["| test split | goal | measured | |", "| :-- | --: | --: | :-- |"]
+    rows = []
 
     def add(name: str, goal: float, values: Sequence[float]) -> None:
-        verdict = "met" if mean(values) >= goal else "missed"
-        lines.append(f"| {name} | {goal:.1f} | {_percent(values)} | {verdict} |")
+        rows.append((name, f"{goal:.1f}", _percent(values), "met" if mean(values) >= goal else "missed"))
 
     tests = [run["fusion"]["test"] for run in results.get("flickr8k", {}).values()]
     for way, goal in {"image to text": 31.0, "text to image": 21.3}.items() if tests else ():
@@ -159,7 +159,7 @@ def goals_table(results: dict) -> str:
         add("DAQUAR, accuracy", 27.0, [100 * test["accuracy"] for test in tests])
         beside = [100 * (test["accuracy"] - test["accuracy_of_blank_images"]) for test in tests]
         add("DAQUAR, accuracy above that on blank images", 3.0, beside)
-    return "\n".join(lines)
+    return markdown("| test split | goal | measured | |", rows, left=(0, 3))
 
 
 def run(task: str, step: str, seed: int, before: Path | None, args: argparse.Namespace, flags: list[str]) -> Path:
@@ -188,10 +188,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/photographs"), help="of the runs")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
-    try:
-        args.data_dir = directories(args.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"data_dir: {error}")
+    args.data_dir = directories(parser, args.data_dir)
     if missing := [task for task in args.tasks if task not in args.data_dir]:
         parser.error(f"data_dir: give {missing[0]}=FOLDER, or leave {missing[0]} out of --tasks")
 

@@ -14,7 +14,6 @@ It prints the table of searches, and leaves a JSON file and an image, with the p
 benchmarks/results.
 """
 
-import argparse
 import multiprocessing
 import random
 import tempfile
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval, ViTConfig, ViTImageProcessorPil
 
+from common import alternate, make_parser, markdown, seconds
 from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.evaluation.plots import plot_scaling
@@ -38,7 +38,6 @@ from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
-from timing import alternate, seconds
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the image's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}
@@ -94,22 +93,17 @@ def evaluate(num_images: int, captions_per_image: int, rerank_k: int) -> dict:
             processing_class=processor,
             rerank_k=rerank_k,
         )
-        encoded = {"vision_model": 0, "text_model": 0}
-        for name in encoded:
-            getattr(model.base_model, name).register_forward_hook(
-                lambda module, args, kwargs, output, name=name: encoded.update(
-                    {name: encoded[name] + len(output.last_hidden_state)}
-                ),
-                with_kwargs=True,
-            )
+        encoded = {"images": [], "captions": []}
+        for name, encoder in (("images", model.base_model.vision_model), ("captions", model.base_model.text_model)):
+            count = lambda *given, sizes=encoded[name]: sizes.append(len(given[-1].last_hidden_state))
+            encoder.register_forward_hook(count)
         metrics = trainer.evaluate()
     found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     kept = ("num_images", "num_captions", "num_fused_pairs", "encode_seconds", "search_seconds", "rerank_seconds")
     return {
         **{name: found[name] for name in kept},
         "seconds": found["runtime"],
-        "images_encoded": encoded["vision_model"],
-        "captions_encoded": encoded["text_model"],
+        **{f"{name}_encoded": sum(sizes) for name, sizes in encoded.items()},
         "peak_memory_bytes": peak_memory_bytes(),
         "memory_bytes_before": before,
     }
@@ -120,16 +114,9 @@ def pairs_per_second(num_pairs: int, batch_size: int = 64) -> dict[str, float]:
     """Pairs a second of fusion from cached states, and of a ViLT of the same size; medians over batches, alternating."""
     torch.manual_seed(0)
     hivilt = make_model()
-    vilt = ViltForImageAndTextRetrieval(
-        ViltConfig(
-            **SIZES,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            vocab_size=len(WORDS) + 100,
-            max_position_embeddings=NUM_TOKENS,
-            max_image_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        )
-    ).eval()
+    sizes = {**SIZES, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "vocab_size": len(WORDS) + 100}
+    longest = {"max_position_embeddings": NUM_TOKENS, "max_image_length": (IMAGE_SIZE // PATCH_SIZE) ** 2}
+    vilt = ViltForImageAndTextRetrieval(ViltConfig(**sizes, **longest)).eval()
     pixel_values = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
     input_ids = torch.randint(5, len(WORDS), (batch_size, NUM_TOKENS))
     images, texts = hivilt.encode_images(pixel_values), hivilt.encode_texts(input_ids)
@@ -158,40 +145,33 @@ def time_searches(num_embeddings: int, factories: list[str], num_queries: int) -
             metric_type=faiss.METRIC_INNER_PRODUCT,
             train_size=num_embeddings,
         )
-        index_seconds = seconds(add_index)
+        took = seconds(add_index)
         faiss_index = dataset.get_index("embedding").faiss_index
         if isinstance(faiss_index, faiss.IndexIVF):
             faiss_index.nprobe = NUM_PROBES
         index = ImageIndex(dataset, Path(), model, processor)
         queries = [" ".join(WORDS[query : query + 5]) for query in range(num_queries)]
         times = [1000 * seconds(partial(index.search, query)) for query in queries]
-        found.append(
-            {
-                "num_embeddings": num_embeddings,
-                "index_factory": factory,
-                "index_seconds": index_seconds,
-                "index_bytes": faiss.serialize_index(faiss_index).nbytes,
-                "median_milliseconds": median(times),
-                "most_milliseconds": max(times[1:]),
-            }
-        )
+        row = {"num_embeddings": num_embeddings, "index_factory": factory, "index_seconds": took}
+        row |= {"index_bytes": faiss.serialize_index(faiss_index).nbytes}
+        found.append({**row, "median_milliseconds": median(times), "most_milliseconds": max(times[1:])})
     return found
 
 
 def table(results: dict) -> str:
     """Markdown: a kind of index and a number of embeddings a row."""
-    lines = ["| embeddings | index | bytes | seconds to make it | ms a search | at most |"]
-    lines.append("| --: | :-- | --: | --: | --: | --: |")
-    for row in results["searches"]:
-        cells = [f"{row['num_embeddings']:,}", f"`{row['index_factory']}`", f"{row['index_bytes']:,}"]
-        cells += [f"{row['index_seconds']:.1f}", f"{row['median_milliseconds']:.1f}", f"{row['most_milliseconds']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    times = ("index_seconds", "median_milliseconds", "most_milliseconds")
+    rows = [
+        [f"{row['num_embeddings']:,}", f"`{row['index_factory']}`", f"{row['index_bytes']:,}"]
+        + [f"{row[time]:.1f}" for time in times]
+        for row in results["searches"]
+    ]
+    return markdown("| embeddings | index | bytes | seconds to make it | ms a search | at most |", rows, left=(1,))
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, writes and draws; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--rerank_k", type=int, default=16)
@@ -199,7 +179,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--embeddings", type=int, nargs="+", default=[100_000, 1_000_000], help="embeddings to search")
     parser.add_argument("--index_factories", nargs="+", default=["Flat", "IVF1024,Flat"], help="FAISS indexes to try")
     parser.add_argument("--queries", type=int, default=200, help="searches to time")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

@@ -8,14 +8,10 @@ benchmarks/results, and prints for each seed R@1, the mean of both directions, b
 re-ranked, with the difference that re-ranking makes.
 """
 
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 
+from common import make_parser, run_quietly
+from hivilt.tasks.retrieval import Retrieval
 from hivilt.training.results import write_result_file
 
 
@@ -26,23 +22,18 @@ def recall_at_1(metrics: dict, stage: str) -> float:
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains and evaluates with each seed; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
 
     results = {"runs": []}
     for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            # Split and drawing of the data follow the emoji alone; what differs is where training starts and what it draws.
-            command = ["-m", "hivilt.run_retrieval", "--seed", str(seed), "--output_dir", folder, *flags]
-            subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-            found = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))
+        # Split and drawing of the data follow the emoji alone; what differs is where training starts and what it draws.
+        found = run_quietly(Retrieval, ["--seed", str(seed), *flags])
         stages = {"embeddings": "embedding_", "fusion alone": "fused_", "re-ranked": ""}
         recalls = {name: recall_at_1(found["test"], stage) for name, stage in stages.items()}
-        results["runs"].append(
-            {"seed": seed, "recall@1": recalls, "test": found["test"], "wall_seconds": found["wall_seconds"]}
-        )
+        kept = {name: found[name] for name in ("test", "wall_seconds")}
+        results["runs"].append({"seed": seed, "recall@1": recalls, **kept})
         results |= {"settings": found["settings"], "environment": found["environment"]}
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.1f}" for name, value in recalls.items()), flush=True)
 

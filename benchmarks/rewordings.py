@@ -7,12 +7,12 @@ Asks about the test images in wordings of data/easy_vqa.py that nothing was trai
 prints accuracy by what is asked. It leaves benchmarks/results/rewordings.json.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from transformers import TrainingArguments
 
+from common import make_parser
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.easy_vqa import reword
 from hivilt.data.vqa import VQACollator, VQADataset
@@ -26,10 +26,9 @@ SEED = 0
 
 def main(argv: list[str] | None = None) -> dict:
     """Asks and returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=str(Path(__file__).parents[1] / "vqa"), help="a checkpoint of easy-VQA")
     parser.add_argument("--max_questions", type=int, help="the first of the test split alone")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
 
     model, processor = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)

@@ -10,21 +10,15 @@ for a question, on average: as many as its text tokens chose between them. Flags
 The test split is not read. It leaves a JSON file, with the processor in its name, in benchmarks/results.
 """
 
-import argparse
-import io
 import json
-import tempfile
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+from common import make_parser, markdown, run_quietly
 from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.training.main import main as run
 from hivilt.training.results import environment, write_result_file
-from timing import watched
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,10 +50,7 @@ class FusedRows(TrainerCallback):
 def validate(flags: list[str]) -> dict:
     """Of a run of run_vqa.py, on its validation questions: accuracy in [0, 1], their number, and rows that were fused."""
     rows = FusedRows()
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        found = run(
-            watched(QuestionAnswering, rows), ["--do_eval", "--output_dir", folder, "--disable_tqdm", "true", *flags]
-        )
+    found = run_quietly(QuestionAnswering, ["--do_eval", *flags], rows)
     return {**{name: found["validation"][name] for name in ("accuracy", "num_questions")}, "fused_rows": rows.means()}
 
 
@@ -68,31 +59,23 @@ def table(results: dict) -> str:
     rows = [("dense", top_k, found) for top_k, found in results["trained_dense"].items()]
     sparse = results["trained_sparse"]
     rows.append((f"k = {sparse['fusion_top_k']}", str(sparse["fusion_top_k"]), sparse))
-    lines = [
-        "| trained | `fusion_top_k` | accuracy | vision tokens fused a question, by stage |",
-        "| :-- | --: | --: | --: |",
+    cells = [
+        (trained, top_k, f"{found['accuracy']:.4f}", " / ".join(f"{number:.1f}" for number in found["fused_rows"]))
+        for trained, top_k, found in rows
     ]
-    for trained, top_k, found in rows:
-        fused = " / ".join(f"{number:.1f}" for number in found["fused_rows"])
-        lines.append(f"| {trained} | {top_k} | {found['accuracy']:.4f} | {fused} |")
-    return "\n".join(lines)
+    return markdown("| trained | `fusion_top_k` | accuracy | vision tokens fused a question, by stage |", cells)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--top_k", type=int, default=4, help="vision tokens a text token, of the run that trains")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
 
     results = {"environment": environment(), "trained_dense": {}}
-    processor = HiViLTProcessor.from_pretrained(ROOT / "vqa")
     for top_k in (None, 16, 8, 4, 2, 1):
-        model = HiViLTForQuestionAnswering.from_pretrained(ROOT / "vqa", fusion_top_k=top_k)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            found = validate(["--model_name_or_path", folder, *flags])
+        fusion = json.dumps({"fusion_top_k": top_k})
+        found = validate(["--model_name_or_path", str(ROOT / "vqa"), "--fusion", fusion, *flags])
         results["trained_dense"][str(top_k)] = found
         print(f"trained dense, fusion_top_k={top_k}: {found}", flush=True)
     fusion = json.dumps({"fusion_top_k": args.top_k})

@@ -14,13 +14,11 @@ thread a process.
 It prints the tables of docs/scaling.md, and leaves a JSON file with the processor in its name in benchmarks/results.
 """
 
-import argparse
 import multiprocessing
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -29,13 +27,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common import make_parser, markdown, seconds
 from contestants import NUM_TOKENS, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.fusion_hivilt import map_states
 from hivilt.training.command import leave_processes
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
-from timing import seconds
 
 IMAGES, QUESTIONS = 8, 43
 # Gradient checkpointing, bfloat16.
@@ -142,70 +140,55 @@ def measure_together(rank: int, num_processes: int, images: int, steps: int, sto
 
 def table(results: dict) -> str:
     """Markdown: what a training step costs, a way of training a row."""
-    lines = ["| | seconds a step | images/s | peak GiB | an image | a question | fusing both |"]
-    lines.append("| :-- | --: | --: | --: | --: | --: | --: |")
+    rows = []
     for name, row in results["ways"].items():
         if "skipped" in row:
-            lines.append(f"| {name} | {row['skipped']} |  |  |  |  |  |")
+            rows.append([name, row["skipped"], *[""] * 5])
             continue
         cells = [f"{row['seconds']:.1f}", f"{IMAGES / row['seconds']:.2f}", f"{row['peak_memory_bytes'] / 2**30:.1f}"]
-        cells += [f"{1000 * seconds:.0f} ms" for seconds in row.get("parts", {}).values()] or ["", "", ""]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        parts = [f"{1000 * seconds:.0f} ms" for seconds in row.get("parts", {}).values()]
+        rows.append([name, *cells, *(parts or ["", "", ""])])
+    return markdown("| | seconds a step | images/s | peak GiB | an image | a question | fusing both |", rows)
 
 
 def processes_table(results: dict) -> str:
     """Markdown: what a second process adds."""
-    lines = [
-        "| processes | images on each | ms a step | questions/s | beside one |",
-        "| --: | --: | --: | --: | --: |",
-    ]
     rates = [10 * row["processes"] * row["images"] / row["seconds"] for row in results["together"]]
+    rows = []
     for row, rate in zip(results["together"], rates, strict=True):
-        cells = [str(row["processes"]), str(row["images"]), f"{1000 * row['seconds']:.0f}", f"{rate:.0f}"]
-        lines.append(f"| {' | '.join([*cells, f'{rate / rates[0]:.2f}'])} |")
-    return "\n".join(lines)
+        cells = [str(row["processes"]), str(row["images"]), f"{1000 * row['seconds']:.0f}"]
+        rows.append([*cells, f"{rate:.0f}", f"{rate / rates[0]:.2f}"])
+    return markdown("| processes | images on each | ms a step | questions/s | beside one |", rows, left=())
 
 
 def many_table(results: dict) -> str:
     """Markdown: what `MANY` images cost, computed from what was measured on `IMAGES`."""
     bytes_each = {"float32": 4, "bfloat16": 2}
     ways = {name: results["ways"][name] for name in bytes_each if "skipped" not in results["ways"][name]}
-    lines = [f"| {MANY:,} images, one thread, computed | {' | '.join(ways)} |"]
-    lines.append(f"| :-- |{' --: |' * len(ways)}")
-
-    def add(name: str, *values: str) -> None:
-        lines.append(f"| {name} | {' | '.join(values)} |")
-
-    def hours(seconds: float) -> str:
-        return f"{seconds / 3600:,.0f} hours"
-
-    add(
-        "training, an epoch with 5.4 questions each",
-        *(hours(MANY / IMAGES * row["seconds"]) for row in ways.values()),
-    )
-    add(
-        "encoding each once, to search or to evaluate",
-        *(hours(MANY * row["parts"]["image"]) for row in ways.values()),
-    )
+    epoch = [MANY / IMAGES * row["seconds"] for row in ways.values()]
+    image = [row["parts"]["image"] for row in ways.values()]
+    fusion = [row["parts"]["fusion"] for row in ways.values()]
+    rows = [
+        ["training, an epoch with 5.4 questions each", *(f"{time / 3600:,.0f} hours" for time in epoch)],
+        ["encoding each once, to search or to evaluate", *(f"{MANY * time / 3600:,.0f} hours" for time in image)],
+    ]
     for kind in ("image", "question"):
         numbers = MANY * ways["float32"]["state_bytes"][kind] / bytes_each["float32"]
-        add(f"keeping the states of as many {kind}s", *(f"{numbers * bytes_each[name] / 1e12:.2f} TB" for name in ways))
+        terabytes = (f"{numbers * bytes_each[name] / 1e12:.2f} TB" for name in ways)
+        rows.append([f"keeping the states of as many {kind}s", *terabytes])
     for k in (16, 128):
-        again = (k * (row["parts"]["image"] + row["parts"]["fusion"]) for row in ways.values())
-        add(f"re-ranking the best {k} of a query, no states kept", *(f"{seconds:.1f} s" for seconds in again))
-        kept = (k * row["parts"]["fusion"] for row in ways.values())
-        add(f"re-ranking the best {k} of a query, states kept", *(f"{seconds:.1f} s" for seconds in kept))
-    return "\n".join(lines)
+        again = (f"{k * (one + other):.1f} s" for one, other in zip(image, fusion, strict=True))
+        rows.append([f"re-ranking the best {k} of a query, no states kept", *again])
+        rows.append([f"re-ranking the best {k} of a query, states kept", *(f"{k * time:.1f} s" for time in fusion)])
+    return markdown(f"| {MANY:,} images, one thread, computed | {' | '.join(ways)} |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--width", type=int, default=768, help="hidden size, a multiple of 64")
     parser.add_argument("--num_layers", type=int, default=12, help="layers of each encoder")
     parser.add_argument("--steps", type=int, default=3, help="steps to time; ten times as many of the small model")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
 

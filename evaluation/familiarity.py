@@ -18,6 +18,7 @@ from hivilt.processing_hivilt import HiViLTProcessor
 
 # Shares of the training images below and above a feature's usual range, and of held-out images below the limit.
 _OUTSIDE, _INSIDE = 0.005, 0.999
+_RANGE = ("low", "middle", "high")
 # With fewer held-out images one in `n + 1` of those like them would pass for unfamiliar.
 MIN_IMAGES = 30
 # A channel that is the same in all training images still has a range: this share of the others' mean.
@@ -25,13 +26,9 @@ _LEAST_SPREAD = 0.01
 
 
 def image_features(feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What familiarity is judged by.
+    """What familiarity is judged by, `(B_i, 2 * channels)` float32: means of channels, then their standard deviations.
 
-    Args:
-        feature_maps: what `get_feature_maps` of a model gave, tensors `(B_i, height, width, channels)`, fine to coarse.
-
-    Returns:
-        `(B_i, 2 * channels)` float32: of the finest map each channel's mean, then each one's standard deviation.
+    `feature_maps` are what `get_feature_maps` of a model gave, tensors `(B_i, height, width, channels)`, fine to coarse.
     """
     positions = feature_maps[0].flatten(1, 2).float()
     return torch.cat([positions.mean(dim=1), positions.std(dim=1, correction=0)], dim=1)
@@ -47,18 +44,16 @@ def measure_familiarity(
         strange: likewise of images that must not pass, such as `noise`.
 
     Returns:
-        `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training images
-        lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`, how
-        many they were. `None` where one of them is below 30, too few to tell, where all images are the same, or where half of
-        the strange ones pass: these features do not tell what is familiar to this model, and nothing is better than that.
+        `low`, `middle` and `high`: lists of `F` numbers, between the first and the last of which 99 % of the training
+        images lie; `limit`, below which 99.9 % of the held-out images' distances lie; `num_train` and `num_held_out`.
+        `None` where one of these is below 30, too few to tell, where all images are the same, or where half of the strange
+        ones pass: then these features do not tell what is familiar to this model, and nothing is better than that.
     """
     if min(len(train), len(held_out)) < MIN_IMAGES:
         return None
     shares = torch.tensor([_OUTSIDE, 0.5, 1 - _OUTSIDE], dtype=torch.float64)
-    low, middle, high = train.double().cpu().quantile(shares, dim=0)
-    ranges = {
-        name: [_rounded(one) for one in row.tolist()] for name, row in zip(_RANGE, (low, middle, high), strict=True)
-    }
+    rows = train.double().cpu().quantile(shares, dim=0)
+    ranges = {name: [_rounded(one) for one in row.tolist()] for name, row in zip(_RANGE, rows, strict=True)}
     limit = _distances(ranges, held_out).quantile(_INSIDE).item()
     if not 0 < limit < math.inf:
         return None
@@ -68,32 +63,22 @@ def measure_familiarity(
 
 
 def unfamiliarity(familiarity: Mapping[str, Any], feature_maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """How far images are from those of training.
+    """How far images are from those of training, `(B_i,)` float64: 1 where an image is just as far out as those that were
+    held out, more where it is farther, NaN where its features are.
 
-    Args:
-        familiarity: what `measure_familiarity` gave for this model.
-        feature_maps: of the images, see `image_features`.
-
-    Returns:
-        `(B_i,)` float64: 1 where an image is just as far out as those of training that were held out, more where it is
-        farther; NaN where its features are.
-
-    Raises:
-        ValueError: the maps have another number of channels, so they are of another model.
+    `familiarity` is what `measure_familiarity` gave; a `ValueError` refuses maps of a model with other channels.
     """
     return _distances(familiarity, image_features(feature_maps)) / familiarity["limit"]
 
 
 def is_familiar(familiarity: Mapping[str, Any], feature_maps: Sequence[torch.Tensor]) -> torch.BoolTensor:
-    """Whether images are like those of training, `(B_i,)`; arguments and errors as in `unfamiliarity`. Of images like those
-    of training one in a thousand is not."""
+    """Whether `unfamiliarity` is at most 1, `(B_i,)`: of images like those of training, for all but one in a thousand."""
     return unfamiliarity(familiarity, feature_maps) <= 1
 
 
-def noise(num_images: int = 8, size: int = 256) -> list[Image.Image]:
+def noise() -> list[Image.Image]:
     """Images like none that anybody trains on: each pixel a color of its own, the same at every call."""
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(num_images)]
+    return [Image.fromarray(pixels) for pixels in np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)]
 
 
 @torch.no_grad()
@@ -109,9 +94,6 @@ def features_of_images(
     return torch.cat(found)
 
 
-_RANGE = ("low", "middle", "high")
-
-
 def _distances(familiarity: Mapping[str, Any], features: torch.Tensor) -> torch.Tensor:
     low, middle, high = (torch.tensor(familiarity[name], dtype=torch.float64) for name in _RANGE)
     if features.shape[1] != len(middle):
@@ -121,10 +103,8 @@ def _distances(familiarity: Mapping[str, Any], features: torch.Tensor) -> torch.
         )
     features = features.double().cpu()
     least = _LEAST_SPREAD * (high - low).mean() / 2
-    above, below = (
-        (features - middle) / (high - middle).clamp(min=least),
-        (middle - features) / (middle - low).clamp(min=least),
-    )
+    above = (features - middle) / (high - middle).clamp(min=least)
+    below = (middle - features) / (middle - low).clamp(min=least)
     return torch.maximum(above, below).amax(dim=1)
 
 

@@ -1,7 +1,7 @@
 """What a number means in image-text retrieval: rankings from scores, recall@K, and what chance would give.
 
-Everything here is a pure function over tensors and lists, with no model in sight. A ranking is a tensor of indices of
-candidates, one row a query, best first; B_i images and B_t texts are ranked in two directions:
+All are pure functions over tensors and lists. A ranking is a tensor of indices of candidates, one row a query, best
+first; B_i images and B_t texts are ranked in two directions:
 
 | direction | queries (the denominator) | candidates | a hit at K |
 |---|---|---|---|
@@ -11,6 +11,8 @@ candidates, one row a query, best first; B_i images and B_t texts are ranked in 
 This recall@K is the hit rate of the papers (VSE++, Faghri et al. 2018; CLIP, ALBEF, BLIP; CLIP_benchmark), from
 Karpathy and Fei-Fei 2015. Libraries for document retrieval (torchmetrics `RetrievalRecall`) divide each query's hits
 by its number of matches instead, which for the five captions of an image gives at most 0.2 at K = 1.
+
+`ks` are the cut-offs, one or more, each at least 1. A `ValueError` names the argument that cannot be measured by.
 """
 
 import math
@@ -33,10 +35,7 @@ def best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
         k: how many to keep, at least 1.
 
     Returns:
-        (queries, min(k, candidates)) long, on the device of `scores`.
-
-    Raises:
-        ValueError: `scores` is not a matrix or holds NaN, or `k` is below 1.
+        (queries, min(k, candidates)), on the device of `scores`.
 
     >>> best_first(torch.tensor([[0.1, 0.7, 0.7, 0.9, 0.7]]), k=3)
     tensor([[3, 1, 2]])
@@ -50,15 +49,9 @@ def best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
 
 def _best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
     values, kept = scores.topk(k, dim=1)
-    worst = values[:, -1:]
-    # Where more scores reach the k-th best than there is room for, topk took any of those equal to it: take the first.
-    cut_through_tie = (scores >= worst).sum(dim=1) > k
-    rows, worst = scores[cut_through_tie], worst[cut_through_tie]
-    better, equal = rows > worst, rows == worst
-    room = k - better.sum(dim=1, keepdim=True)
-    chosen = better | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
-    # (rows * k,) columns of the chosen, row by row -> (rows, k)
-    kept[cut_through_tie] = chosen.nonzero()[:, 1].view(len(rows), k)
+    # Where more scores reach the k-th best than there is room for, topk kept any of those equal to it: sort all of them.
+    cut_through_tie = (scores >= values[:, -1:]).sum(dim=1) > k
+    kept[cut_through_tie] = scores[cut_through_tie].sort(dim=1, descending=True, stable=True).indices[:, :k]
 
     kept = kept.sort(dim=1).values
     order = scores.gather(1, kept).sort(dim=1, descending=True, stable=True).indices
@@ -74,9 +67,6 @@ def rerank(candidates: torch.LongTensor, scores: torch.Tensor) -> torch.LongTens
 
     Returns:
         (queries, k); of equal scores the one that came first stays first.
-
-    Raises:
-        ValueError: the shapes do not fit, or `scores` holds NaN.
 
     >>> rerank(torch.tensor([[3, 1, 2, 0]]), torch.tensor([[0.1, 0.5, 0.5]]))
     tensor([[1, 2, 3, 0]])
@@ -110,15 +100,11 @@ def recall_at_k(
         ranked: (queries, n), indices of candidates, best first; or lists, which may differ in length. What was not
             ranked counts as not found, so n must reach the largest k unless there are no more candidates: that cannot
             be seen from here.
-        matches: for each query the candidates that are right, in any order.
+        matches: for each query the candidates that are right, one or more, in any order.
         ks: the cut-offs, each at least 1.
 
     Returns:
         `recall@k` for each k, in [0, 1]; all queries are the denominator.
-
-    Raises:
-        ValueError: there is no query, `ranked` and `matches` differ in length, a query has no match, or `ks` is empty
-            or holds a k below 1.
 
     >>> recall_at_k([[2, 0, 1], [1, 2, 0]], matches=[{0, 1}, {1}], ks=(1, 2))
     {'recall@1': 0.5, 'recall@2': 1.0}
@@ -149,19 +135,14 @@ def retrieval_metrics(
     Args:
         image_to_text: (B_i, n), for each image indices of texts, best first.
         text_to_image: (B_t, n), for each text indices of images, best first.
-        image_of_text: (B_t,), which image each text belongs to.
-        ks: the cut-offs, each at least 1.
+        image_of_text: (B_t,), which image each text belongs to; no image goes without.
 
     Returns:
         `image_to_text_recall@k` and `text_to_image_recall@k` for each k, and `mean_recall`, the mean of them all
         (of six by default: r_mean of ALBEF and BLIP). All in [0, 1].
 
-    Raises:
-        ValueError: `image_of_text` names no image, or misses one; a ranking ends before the largest k although there
-            are more candidates; or `ks` is empty or holds a k below 1.
-
-    Two images with two texts each, so `image_of_text` is [0, 0, 1, 1]. Image 0 finds one of its texts (0 and 1) first,
-    image 1 finds text 0 before its own; texts 0, 1 and 3 find their image first, text 2 finds it second:
+    Two images with two texts each. Image 0 finds one of its texts (0 and 1) first, image 1 finds text 0 before its own;
+    texts 0, 1 and 3 find their image first, text 2 finds it second:
 
     >>> image_to_text = torch.tensor([[1, 2], [0, 3]])
     >>> text_to_image = torch.tensor([[0, 1], [0, 1], [0, 1], [1, 0]])
@@ -171,14 +152,9 @@ def retrieval_metrics(
     _check_ks(ks)
     num_images, num_texts = len(image_to_text), len(text_to_image)
     if len(image_of_text) != num_texts:
-        raise ValueError(
-            f"image_of_text: got {len(image_of_text)} entries, expected one for each of the {num_texts} rows of "
-            "text_to_image."
-        )
-    for name, ranked, candidates in (
-        ("image_to_text", image_to_text, num_texts),
-        ("text_to_image", text_to_image, num_images),
-    ):
+        raise ValueError(f"image_of_text: got {len(image_of_text)} entries for {num_texts} rows of text_to_image.")
+    rankings = (("image_to_text", image_to_text, num_texts), ("text_to_image", text_to_image, num_images))
+    for name, ranked, candidates in rankings:
         needed = min(max(ks), candidates)
         if ranked.ndim != 2 or ranked.shape[1] < needed:
             raise ValueError(
@@ -190,9 +166,8 @@ def retrieval_metrics(
         if not 0 <= image < num_images:
             raise ValueError(f"image_of_text: text {text} has image {image}, expected 0 to {num_images - 1}.")
         texts_of_image[image].append(text)
-    without = [image for image, texts in enumerate(texts_of_image) if not texts]
-    if without:
-        raise ValueError(f"image_of_text: no text belongs to image {without[0]}; leave such images out.")
+    if [] in texts_of_image:
+        raise ValueError(f"image_of_text: no text belongs to image {texts_of_image.index([])}; leave such images out.")
 
     return _both_directions(
         recall_at_k(image_to_text, texts_of_image, ks),
@@ -203,7 +178,7 @@ def retrieval_metrics(
 def chance_recall(
     num_images: int, captions_per_image: Sequence[int], ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What a random ranking would earn on average, exactly: the line that a model has to pass.
+    """`retrieval_metrics` of a random ranking on average, exactly: the line that a model has to pass.
 
     With N images and T texts, text to image: min(k, N) / N. Image to text, for an image with m of the texts:
     1 - C(T - m, k) / C(T, k), where all k drawn texts belong to other images; then the mean over the images.
@@ -211,14 +186,6 @@ def chance_recall(
     Args:
         num_images: N.
         captions_per_image: (N,), the number of texts of each image, at least 1.
-        ks: the cut-offs, each at least 1.
-
-    Returns:
-        The keys of `retrieval_metrics`, in [0, 1].
-
-    Raises:
-        ValueError: there is no image, `captions_per_image` is not one number each or holds one below 1, or `ks` is
-            empty or holds a k below 1.
 
     >>> chance_recall(2, [2, 2], ks=(1,))
     {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.5, 'mean_recall': 0.5}
@@ -240,11 +207,7 @@ def chance_recall(
 
 
 def recall_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int] = (1, 5, 10)) -> str:
-    """A Markdown table of rankings side by side, in percent, which also reads well as it stands.
-
-    Args:
-        rows: by what ranked, metrics as `retrieval_metrics` or `chance_recall` gives them.
-        ks: the cut-offs.
+    """A Markdown table, in percent, of `retrieval_metrics` or `chance_recall` by what ranked.
 
     >>> print(recall_table({"chance": chance_recall(2, [2, 2], ks=(1,))}, ks=(1,)))
     |        | image to text R@1 | text to image R@1 | mean |
@@ -256,9 +219,8 @@ def recall_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int] = (1
     head = ["", *(f"R@{k}" if k != ks[0] else name for name, k in zip(names, (*ks, *ks), strict=True)), "mean"]
     body = [[name, *(f"{100 * row[key]:.1f}" for key in (*keys, "mean_recall"))] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [[head[0].ljust(widths[0]), *map(str.rjust, head[1:], widths[1:])]]
-    lines.append([":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines += [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in body]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in (head, rule, *body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

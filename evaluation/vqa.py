@@ -1,7 +1,9 @@
 """What a number means in visual question answering: answer normalizers, VQA accuracy, exact match, soft labels.
 
-Everything here is a pure function over strings and lists, so it needs no network and can be called twice on the same
-answers with the same result (the official tool rewrites its ground truths in place).
+All are pure functions over strings and lists. `predictions` are the answers to judge, one a question; `answers` are what
+people said of a question, with repetitions, or for each question such a list; `label2id` is the vocabulary; scores are in
+[0, 1]. A string in place of a list raises a `TypeError`, no answer where there must be one and lists that differ in length
+a `ValueError`; both name the argument and the question.
 
 VQA accuracy of a prediction p against the answers a_1..a_n of n people (https://visualqa.org/evaluation):
 
@@ -58,7 +60,7 @@ _CONTRACTIONS = """
 """
 CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
 
-# No number is an article or a contraction, so that one look-up does for both.
+# No number is an article or a contraction, so one look-up does for both.
 _WORDS = CONTRACTIONS | NUMBER_WORDS
 
 _MARK = re.compile("[" + re.escape("".join(PUNCTUATION)) + "]")
@@ -75,12 +77,12 @@ _REMEMBERED = 2**16
 
 
 def strip_punctuation(text: str) -> str:
-    """The official punctuation pass: each mark is deleted or replaced by a space, full stops go unless a digit follows.
+    """The official punctuation pass: marks are deleted or become a space, full stops go unless a digit follows.
 
     A mark is deleted where it touches a space anywhere in `text`, or where `text` has a comma between digits; otherwise
     it becomes a space: "yes,no" -> "yes no", "yes, it is" -> "yes it is", "10,000" -> "10000".
     """
-    stripped = text
+    text = stripped = clean_whitespace(text)
     marks = _MARK.findall(text)
     if marks:
         comma_in_number = "," in marks and _COMMA_IN_NUMBER.search(text) is not None
@@ -103,18 +105,12 @@ def clean_whitespace(text: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def normalize_answer(text: str) -> str:
-    """The official normalizer in full.
-
-    Args:
-        text: an answer as a person typed it or a model gave it.
-
-    Returns:
-        The answer to compare; may be empty, since articles are dropped ("a" -> "").
+    """The official normalizer in full; what it gives may be empty, since articles are dropped ("a" -> "").
 
     >>> normalize_answer("Two t-shirts.")
     '2 t shirts'
     """
-    return normalize_words(strip_punctuation(clean_whitespace(text)))
+    return normalize_words(strip_punctuation(text))
 
 
 @lru_cache(_REMEMBERED)
@@ -124,17 +120,11 @@ def normalize_answer_mmf(text: str) -> str:
     The tokenizer lower-cases, deletes commas and question marks, and splits off "'s", so that "yes,no" is one word and
     "dog's" two.
 
-    Args:
-        text: an answer as a person typed it or a model gave it.
-
-    Returns:
-        The answer to compare; may be empty.
-
     >>> normalize_answer_mmf("The dog's, yes?")
     "dog 's yes"
     """
     tokens = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    return normalize_words(strip_punctuation(clean_whitespace(tokens)))
+    return normalize_words(strip_punctuation(tokens))
 
 
 def canonical_answer(answer: str) -> str:
@@ -143,58 +133,32 @@ def canonical_answer(answer: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# VQA accuracy
+# Accuracy
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], normalization: Normalization = "always") -> float:
-    """VQA accuracy of one prediction, leaving out one answer at a time by its index.
+    """VQA accuracy of one prediction; a `ValueError` names a `normalization` that is unknown.
 
-    Args:
-        prediction: the answer to judge.
-        answers: what people said, with repetitions. Fewer than ten stand for ten in the same proportions, as OK-VQA
-            doubles its five: a single answer gives 1 on a match and 0 otherwise.
-        normalization: see the table at the top of this file.
-
-    Returns:
-        A float in [0, 1].
-
-    Raises:
-        TypeError: `answers` is a single string.
-        ValueError: `answers` is empty, or `normalization` is unknown.
+    Fewer than ten answers stand for ten in the same proportions, as OK-VQA doubles its five: a single answer gives 1 on
+    a match and 0 otherwise.
 
     >>> vqa_accuracy("two", ["2", "two", "three", "3", "3", "3", "3", "3", "3", "3"])
     0.6
     """
     _check_answers(answers)
-    return _score_of(_count_equal(prediction, answers, normalization), len(answers))
+    return _score(prediction, answers, normalization)
 
 
 def vqa_accuracies(
     predictions: Sequence[str], answers: Sequence[Sequence[str]], normalization: Normalization = "always"
 ) -> list[float]:
-    """`vqa_accuracy` of each question of a split.
-
-    Args:
-        predictions: the answer to judge, one a question.
-        answers: for each question what people said, at least one answer.
-        normalization: see the table at the top of this file.
-
-    Returns:
-        A float in [0, 1] for each question.
-
-    Raises:
-        TypeError: a prediction is no string, or the answers of a question are a single one.
-        ValueError: the lengths differ, a question has no answer, or `normalization` is unknown.
-    """
+    """`vqa_accuracy` of each question of a split."""
     check_strings("predictions", predictions)
-    check_lengths(predictions, answers=answers)
+    check_lengths(len(predictions), answers=answers)
     for question, said in enumerate(answers):
         _check_answers(said, question)
-    return [
-        _score_of(_count_equal(prediction, said, normalization), len(said))
-        for prediction, said in zip(predictions, answers, strict=True)
-    ]
+    return [_score(prediction, said, normalization) for prediction, said in zip(predictions, answers, strict=True)]
 
 
 def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
@@ -210,17 +174,14 @@ def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callab
     if normalization == "official":
         return (clean_whitespace, clean_whitespace) if unanimous else (normalize_answer, normalize_answer)
     if normalization == "legacy":
-        return normalize_answer, clean_whitespace if unanimous else _strip_punctuation_and_ends
+        return normalize_answer, clean_whitespace if unanimous else strip_punctuation
     raise ValueError(f"normalization: expected one of {get_args(Normalization)}, got {normalization!r}.")
 
 
-def _strip_punctuation_and_ends(text: str) -> str:
-    return strip_punctuation(clean_whitespace(text))
-
-
-def _count_equal(prediction: str, answers: Sequence[str], normalization: Normalization) -> int:
+def _score(prediction: str, answers: Sequence[str], normalization: Normalization) -> float:
     write_prediction, write_answer = _forms(normalization, answers)
-    return [write_answer(answer) for answer in answers].count(write_prediction(prediction))
+    count = [write_answer(answer) for answer in answers].count(write_prediction(prediction))
+    return _score_of(count, len(answers))
 
 
 @cache
@@ -234,17 +195,7 @@ def _score_of(count: int, num_answers: int) -> float:
 
 
 def accuracy_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
-    """The mean score of each type of question.
-
-    Args:
-        scores: one a question, as `vqa_accuracies` gives them.
-        types: one a question; `None` where it is not known, which leaves the question out.
-
-    Returns:
-        The types in alphabetical order, each with its mean.
-
-    Raises:
-        ValueError: the lengths differ.
+    """The mean score of each type of question, in alphabetical order; `None`, a type that is not known, is left out.
 
     >>> accuracy_by_type([1.0, 0.3, 0.0], ["yes/no", "number", "yes/no"])
     {'number': 0.3, 'yes/no': 0.5}
@@ -258,68 +209,46 @@ def accuracy_by_type(scores: Sequence[float], types: Sequence[str | None]) -> di
     return {kind: fmean(by_type[kind]) for kind in sorted(by_type)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Majority answer and exact match
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def majority_answer(answers: Sequence[str]) -> str:
-    """The answer most people gave, as `canonical_answer` writes it; of equally frequent ones the first.
-
-    Raises:
-        TypeError: `answers` is a single string.
-        ValueError: `answers` is empty.
-    """
+    """The answer most people gave, as `canonical_answer` writes it; of equally frequent ones the first."""
     _check_answers(answers)
     return Counter(canonical_answer(answer) for answer in answers).most_common(1)[0][0]
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the prediction is the answer (of several: the one most people gave), but for case and spaces.
-
-    Raises:
-        TypeError: `answers` is a single string.
-        ValueError: `answers` is empty.
-    """
+    """Whether the prediction is the answer (of several: the one most people gave), but for case and spaces."""
     return canonical_answer(prediction) == majority_answer(answers)
 
 
 def vqa_metrics(
-    predictions: Sequence[Sequence[str]],
-    answers: Sequence[Sequence[str]],
-    normalization: Normalization = "always",
+    predictions: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], normalization: Normalization = "always"
 ) -> dict[str, float]:
     """Metrics of a whole split.
 
     Args:
-        predictions: for each question its answers in falling order of probability; the first one counts.
+        predictions: for each question its answers in falling order of probability.
         answers: for each question what people said; an empty list where it is not known, which leaves it out.
-        normalization: see the table at the top of this file.
+        normalization: of `vqa_accuracy`.
 
     Returns:
         `accuracy` (exact match of the first prediction), `top3_accuracy` (the answer is among the first three) and,
-        where some question has more than one answer, `vqa_accuracy`, all in [0, 1]; `num_questions` that were counted.
-        Without a known answer `num_questions` is 0 and stands alone.
-
-    Raises:
-        ValueError: `predictions` and `answers` differ in length.
+        where some question has more than one answer, `vqa_accuracy`; `num_questions` that were counted, which stands
+        alone if there is none.
     """
-    if len(predictions) != len(answers):
-        raise ValueError(f"predictions, answers: expected one each a question, got {len(predictions)}, {len(answers)}.")
+    check_lengths(len(predictions), answers=answers)
     known = [(given, said) for given, said in zip(predictions, answers, strict=True) if len(said) > 0]
-    metrics: dict[str, float] = {"num_questions": len(known)}
     if not known:
-        return metrics
-
-    first = [given[0] for given, _ in known]
-    answers = [said for _, said in known]
-    majority = [majority_answer(said) for said in answers]
-    metrics["accuracy"] = fmean(canonical_answer(one) == right for one, right in zip(first, majority, strict=True))
-    metrics["top3_accuracy"] = fmean(
-        right in map(canonical_answer, given[:3]) for (given, _), right in zip(known, majority, strict=True)
-    )
-    if any(len(said) > 1 for said in answers):
-        metrics["vqa_accuracy"] = fmean(vqa_accuracies(first, answers, normalization))
+        return {"num_questions": 0}
+    right = [majority_answer(said) for _, said in known]
+    best = [[canonical_answer(one) for one in given[:3]] for given, _ in known]
+    metrics = {
+        "num_questions": len(known),
+        "accuracy": fmean(three[0] == answer for three, answer in zip(best, right, strict=True)),
+        "top3_accuracy": fmean(answer in three for three, answer in zip(best, right, strict=True)),
+    }
+    if any(len(said) > 1 for _, said in known):
+        scores = vqa_accuracies([given[0] for given, _ in known], [said for _, said in known], normalization)
+        metrics["vqa_accuracy"] = fmean(scores)
     return metrics
 
 
@@ -329,71 +258,41 @@ def vqa_metrics(
 
 
 def answer_label(answer: str, label2id: Mapping[str, int]) -> int | None:
-    """The label of an answer: as `canonical_answer` writes it, else as `normalize_answer` does.
-
-    Args:
-        answer: what somebody said.
-        label2id: the vocabulary.
-
-    Returns:
-        The label, or `None` if the vocabulary has neither.
+    """The label of an answer as `canonical_answer` writes it, else as `normalize_answer` does; `None` if it has none.
 
     >>> answer_label("Two", {"2": 7})
     7
     """
-    text = _label_text(answer, label2id)
-    return None if text is None else label2id[text]
+    return label2id.get(_label_text(answer, label2id))
 
 
 def _label_text(answer: str, label2id: Mapping[str, int]) -> str | None:
-    canonical = canonical_answer(answer)
-    if canonical in label2id:
-        return canonical
-    normalized = normalize_answer(answer)
-    return normalized if normalized in label2id else None
+    return next((text for text in (canonical_answer(answer), normalize_answer(answer)) if text in label2id), None)
 
 
 def soft_scores(answers: Sequence[str], label2id: Mapping[str, int]) -> dict[int, float]:
-    """Soft target of a question: for each label that one of its answers has, what predicting it would earn.
+    """Soft target of a question: the labels of its answers, which may be none, each with its VQA accuracy ("always").
 
     Training on these is training on the metric: with ten answers, counts 1, 2, 3, 4+ give 0.3, 0.6, 0.9, 1.
-
-    Args:
-        answers: what people said, with repetitions; may be empty.
-        label2id: the vocabulary, see `answer_label`.
-
-    Returns:
-        Labels with the VQA accuracy ("always") of their texts, in [0, 1].
-
-    Raises:
-        TypeError: `answers` is a single string.
 
     >>> soft_scores(["two", "2", "three"], {"2": 0, "red": 1})
     {0: 1.0}
     """
-    _check_list(answers)
+    _check_answers(answers, at_least=0)
     texts = dict.fromkeys(_label_text(answer, label2id) for answer in answers)
     return {label2id[text]: vqa_accuracy(text, answers, "always") for text in texts if text is not None}
 
 
 def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
-    """The VQA accuracy ("always") that no classifier over the vocabulary can pass.
+    """The VQA accuracy ("always") that no classifier over the vocabulary can pass: the mean of what the best label earns.
 
-    Args:
-        answers: for each question what people said; empty lists are left out.
-        label2id: the vocabulary.
-
-    Returns:
-        The mean over the questions of the best score that a label earns, in [0, 1]; 1 if no answer is known.
-
-    Raises:
-        TypeError: the answers of a question are a single string.
+    Questions without answers are left out; if there are no others, it is 1.
     """
     # A label is judged as any prediction, so it earns what people said in other words too.
     reachable = {normalize_answer(label) for label in label2id}
     best = []
     for question, said in enumerate(answers):
-        _check_list(said, question)
+        _check_answers(said, question, at_least=0)
         if len(said) > 0:
             counts = Counter(normalize_answer(answer) for answer in said)
             most = max((count for text, count in counts.items() if text in reachable), default=0)
@@ -404,12 +303,7 @@ def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]
 def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
     """Share of the questions whose majority answer has a label: those that a classifier can be taught.
 
-    Args:
-        answers: for each question what people said; empty lists are left out.
-        label2id: the vocabulary, see `answer_label`.
-
-    Returns:
-        A float in [0, 1]; 1 if no answer is known.
+    Questions without answers are left out; if there are no others, it is 1.
     """
     known = [answer_label(majority_answer(said), label2id) is not None for said in answers if len(said) > 0]
     return fmean(known) if known else 1.0
@@ -420,52 +314,40 @@ def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _check_list(answers: Sequence[str], question: int | None = None) -> None:
+def _check_answers(answers: Sequence[str], question: int | None = None, at_least: int = 1) -> None:
+    where = "" if question is None else f" for question {question}"
     if isinstance(answers, str):
-        where = "" if question is None else f" for question {question}"
         raise TypeError(f"answers: expected a list of strings{where}, got the string {answers!r}; wrap it in a list.")
-
-
-def _check_answers(answers: Sequence[str], question: int | None = None) -> None:
-    _check_list(answers, question)
-    if len(answers) == 0:
-        where = "" if question is None else f" for question {question}"
-        raise ValueError(
-            f"answers: got an empty list{where}; a question without a known answer has no accuracy, leave it out."
-        )
+    if len(answers) < at_least:
+        raise ValueError(f"answers: got an empty list{where}; leave out a question without a known answer.")
 
 
 def check_strings(name: str, values: Sequence[str]) -> None:
-    """Refuses anything but a list of strings.
-
-    Raises:
-        TypeError: it is a single string, or one of them is none; names the argument and the question.
-    """
+    """Refuses anything but a list of strings with a `TypeError` that names the argument and the question."""
     if isinstance(values, str):
         raise TypeError(f"{name}: expected a list, one string a question, got the string {values!r}.")
-    wrong = next((place for place, value in enumerate(values) if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise TypeError(f"{name}: expected one string a question, got {values[wrong]!r} for question {wrong}.")
+    for question, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected one string a question, got {value!r} for question {question}.")
 
 
-def check_lengths(predictions: Sequence[str], **given: Sequence | None) -> None:
-    """Refuses lists, by their names, that are not as long as `predictions`; `None` was not given.
-
-    Raises:
-        ValueError: one is longer or shorter; names it.
-    """
+def check_lengths(num_questions: int, **given: Sequence | None) -> None:
+    """Refuses lists of another length with a `ValueError` that names them; `None` was not given."""
     for name, values in given.items():
-        if values is not None and len(values) != len(predictions):
-            raise ValueError(f"{name}: expected one a question, got {len(values)} for {len(predictions)} predictions.")
+        if values is not None and len(values) != num_questions:
+            raise ValueError(f"{name}: expected one a question, got {len(values)} for {num_questions} questions.")
+
+
+def check_probabilities(name: str, values: Sequence[float]) -> None:
+    """Refuses numbers out of [0, 1] with a `ValueError` that names the argument."""
+    wrong = next((value for value in values if not 0 <= value <= 1), None)
+    if wrong is not None:
+        raise ValueError(f"{name}: expected probabilities in [0, 1], got {wrong}.")
 
 
 def check_split(predictions: Sequence[str], answers: Sequence, **types: Sequence | None) -> None:
-    """What every metric of a split asks of its lists: predictions are strings, there is one, and lengths are equal.
-
-    Raises:
-        TypeError, ValueError: as `check_strings` and `check_lengths`, or there is no question.
-    """
+    """What every metric of a split asks of its lists: predictions are strings, there is one, and lengths are equal."""
     check_strings("predictions", predictions)
-    check_lengths(predictions, answers=answers, **types)
+    check_lengths(len(predictions), answers=answers, **types)
     if len(predictions) == 0:
         raise ValueError("predictions: got an empty list; there is no accuracy without a question.")

@@ -1,7 +1,5 @@
 """The official metrics of the benchmarks of question answering, as pure functions over strings and lists.
 
-All numbers are in [0, 1]:
-
 | benchmark | function | counts |
 |---|---|---|
 | VQAv2, OK-VQA | `vqav2_metrics` | VQA accuracy, by type of answer and of question |
@@ -12,7 +10,9 @@ All numbers are in [0, 1]:
 | CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
 | DAQUAR | `daquar_metrics` | equal sets of items, WUPS at 0.9 and 0.0 |
 
-A mean over no questions is left out of what they give.
+All arguments are lists of one entry a question. A `ValueError` names one of another length, or with a value that means
+nothing; a `TypeError` one without a string where there must be one. All numbers are in [0, 1]; a mean over no questions is
+left out, and so is what needs an argument that was not given.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from hivilt.evaluation.vqa import (
     Normalization,
     accuracy_by_type,
     canonical_answer,
+    check_probabilities,
     check_split,
     check_strings,
     vqa_accuracies,
@@ -41,23 +42,19 @@ def vqav2_metrics(
 
     Args:
         predictions: one a question.
-        answers: for each question what people said.
-        normalization: see `hivilt.evaluation.vqa`.
+        answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
+        normalization: "official", the tool since 2021, which compares unanimous answers untouched; "legacy", the tool
+            until then; "always", both sides in full; "mmf" or "vizwiz", these tools' own.
         answer_types: "yes/no", "number" or "other" for each question; `None` where it is not known.
         question_types: how each question begins, "what color is the"; `None` where it is not known.
 
     Returns:
-        `vqa_accuracy`, and where types are given `by_answer_type` and `by_question_type`, see `accuracy_by_type`.
-
-    Raises:
-        TypeError, ValueError: as `vqa_accuracies`, or there is no question, or the lengths differ; names the argument.
+        `vqa_accuracy`, and its mean of each type, `by_answer_type` and `by_question_type`.
     """
     check_split(predictions, answers, answer_types=answer_types, question_types=question_types)
     scores = vqa_accuracies(predictions, answers, normalization)
-    return {
-        "vqa_accuracy": fmean(scores),
-        **_by_types(scores, by_answer_type=answer_types, by_question_type=question_types),
-    }
+    by_type = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
+    return {"vqa_accuracy": fmean(scores), **by_type}
 
 
 def gqa_metrics(
@@ -79,25 +76,16 @@ def gqa_metrics(
         detailed: the detailed type of each question; `None`: not known.
 
     Returns:
-        `accuracy`; `by_structural`, `by_semantic`, `by_detailed` where these are given; with `structural` also
-        `open_accuracy`, of "query" questions, and `binary_accuracy`, of all others, each where there are any.
-
-    Raises:
-        TypeError, ValueError: the lengths differ, there is no question, or one has no string; names the argument.
+        `accuracy`, and its mean of each type, `by_structural`, `by_semantic` and `by_detailed`; with `structural` also
+        `open_accuracy`, of "query" questions, and `binary_accuracy`, of all others.
     """
-    check_split(predictions, answers, structural=structural, semantic=semantic, detailed=detailed)
-    check_strings("answers", answers)
-    scores = _equal(predictions, answers)
-    metrics = {
-        "accuracy": fmean(scores),
-        **_by_types(scores, by_structural=structural, by_semantic=semantic, by_detailed=detailed),
-    }
+    scores = _exact(predictions, answers, structural=structural, semantic=semantic, detailed=detailed)
+    by_type = _by_types(scores, by_structural=structural, by_semantic=semantic, by_detailed=detailed)
+    metrics = {"accuracy": fmean(scores), **by_type}
     if structural is not None:
         # Open or binary is what the question asks for, not what its answer looks like.
-        names = {
-            kind: "open_accuracy" if kind == "query" else "binary_accuracy" for kind in structural if kind is not None
-        }
-        metrics |= accuracy_by_type(scores, [names.get(kind) for kind in structural])
+        names = {None: None, "query": "open_accuracy"}
+        metrics |= accuracy_by_type(scores, [names.get(kind, "binary_accuracy") for kind in structural])
     return metrics
 
 
@@ -112,51 +100,38 @@ def vizwiz_metrics(
 
     Args:
         predictions: one a question.
-        answers: for each question what people said.
+        answers: for each question what people said, with repetitions.
         answer_types: "yes/no", "number", "other" or "unanswerable" for each question; `None` where it is not known.
-        unanswerable_scores: for each question the probability, in [0, 1], that it cannot be answered.
+        unanswerable_scores: for each question the probability, in [0, 1], that it cannot be answered; needs one of the
+            other two to compare with.
         answerable: for each question whether it can be answered, 1 or 0; left out, `answer_types` tell.
 
     Returns:
-        `vqa_accuracy`, with VizWiz's normalization; `by_answer_type` where types are given;
-        `answerable_vqa_accuracy`, without the unanswerable questions, where these are known and do not make up all.
-        With `unanswerable_scores` also `answerability_average_precision` and, at a threshold of 0.5,
-        `answerability_f1`; unanswerable is the positive class, and without one in the split both are left out.
-
-    Raises:
-        TypeError, ValueError: as `vqa_accuracies`, or there is no question, the lengths differ, a score or a flag is
-            out of its range, or nothing tells which questions can be answered; names the argument.
+        `vqa_accuracy`, with VizWiz's normalization, and `by_answer_type`, its mean of each type;
+        `answerable_vqa_accuracy`, without the unanswerable questions, where it is known of all which these are;
+        `answerability_average_precision` and, at a threshold of 0.5, `answerability_f1`, where some question is
+        unanswerable, the positive class.
     """
     check_split(
-        predictions,
-        answers,
-        answer_types=answer_types,
-        unanswerable_scores=unanswerable_scores,
-        answerable=answerable,
+        predictions, answers, answer_types=answer_types, unanswerable_scores=unanswerable_scores, answerable=answerable
     )
     scores = vqa_accuracies(predictions, answers, "vizwiz")
     metrics = {"vqa_accuracy": fmean(scores), **_by_types(scores, by_answer_type=answer_types)}
     unanswerable = _unanswerable(answer_types, answerable)
-    if unanswerable is not None and not all(unanswerable):
-        metrics["answerable_vqa_accuracy"] = fmean(
-            score for score, without in zip(scores, unanswerable, strict=True) if not without
-        )
-    if unanswerable_scores is None:
-        return metrics
+    if unanswerable is None and unanswerable_scores is not None:
+        raise ValueError("unanswerable_scores: nothing to compare them with; give `answerable` or all `answer_types`.")
+    if unanswerable is not None:
+        names = [None if cannot else "answerable_vqa_accuracy" for cannot in unanswerable]
+        metrics |= accuracy_by_type(scores, names)
+    if unanswerable_scores is not None:
+        check_probabilities("unanswerable_scores", unanswerable_scores)
+        if any(unanswerable):
+            # Here, since it takes most of a second, and no other benchmark needs it.
+            from sklearn.metrics import average_precision_score, f1_score
 
-    if unanswerable is None:
-        raise ValueError(
-            "unanswerable_scores: nothing to compare them with; give `answerable`, or `answer_types` without None."
-        )
-    wrong = next((score for score in unanswerable_scores if not 0 <= score <= 1), None)
-    if wrong is not None:
-        raise ValueError(f"unanswerable_scores: expected probabilities in [0, 1], got {wrong}.")
-    if any(unanswerable):
-        # Here, since it takes most of a second, and no other benchmark needs it.
-        from sklearn.metrics import average_precision_score, f1_score
-
-        metrics["answerability_average_precision"] = float(average_precision_score(unanswerable, unanswerable_scores))
-        metrics["answerability_f1"] = float(f1_score(unanswerable, [score > 0.5 for score in unanswerable_scores]))
+            precision = average_precision_score(unanswerable, unanswerable_scores)
+            metrics["answerability_average_precision"] = float(precision)
+            metrics["answerability_f1"] = float(f1_score(unanswerable, [score > 0.5 for score in unanswerable_scores]))
     return metrics
 
 
@@ -179,13 +154,10 @@ def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]
 
     Args:
         predictions: one a question.
-        answers: for each question what people said.
+        answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
 
     Returns:
         `vqa_accuracy`, with MMF's normalization.
-
-    Raises:
-        TypeError, ValueError: as `vqa_accuracies`, or there is no question; names the argument.
     """
     check_split(predictions, answers)
     return {"vqa_accuracy": fmean(vqa_accuracies(predictions, answers, "mmf"))}
@@ -201,11 +173,7 @@ def vqa_rad_metrics(
         answer_types: "OPEN" or "CLOSED" for each question; spaces around it, as in the released file, do no harm.
 
     Returns:
-        `accuracy`; `open_accuracy` and `closed_accuracy`, where there are such questions; `num_open`, `num_closed`.
-
-    Raises:
-        TypeError, ValueError: the lengths differ, there is no question, one has no string, or a type is another one;
-            names the argument.
+        `accuracy`, `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
     """
     check_split(predictions, answers, answer_types=answer_types)
     check_strings("answers", answers)
@@ -214,7 +182,7 @@ def vqa_rad_metrics(
     wrong = next((kind for kind in kinds if kind not in ("OPEN", "CLOSED")), None)
     if wrong is not None:
         raise ValueError(f"answer_types: expected 'OPEN' or 'CLOSED' for each question, got {wrong!r}.")
-    scores = _equal([canonical_answer(one) for one in predictions], [canonical_answer(one) for one in answers])
+    scores = _exact(list(map(canonical_answer, predictions)), list(map(canonical_answer, answers)))
     by_type = accuracy_by_type(scores, kinds)
     return {
         "accuracy": fmean(scores),
@@ -235,14 +203,9 @@ def clevr_metrics(
             `None` where it is not known.
 
     Returns:
-        `accuracy`, and `by_family` where families are given.
-
-    Raises:
-        TypeError, ValueError: the lengths differ, there is no question, or one has no string; names the argument.
+        `accuracy`, and `by_family`, its mean of each.
     """
-    check_split(predictions, answers, families=families)
-    check_strings("answers", answers)
-    scores = _equal(predictions, answers)
+    scores = _exact(predictions, answers, families=families)
     return {"accuracy": fmean(scores), **_by_types(scores, by_family=families)}
 
 
@@ -256,11 +219,7 @@ def daquar_metrics(
         similarity: of two words, see `hivilt.evaluation.wups.wordnet_similarity`; `None`: WUPS is left out.
 
     Returns:
-        `accuracy`, the share of predictions with the items of the answer, in any order; with `similarity` also `wups_0.9`
-        and `wups_0.0`.
-
-    Raises:
-        TypeError, ValueError: the lengths differ, there is no question, or one has no string; names the argument.
+        `accuracy`, the share of predictions with the items of the answer, in any order; `wups_0.9` and `wups_0.0`.
     """
     check_split(predictions, answers)
     check_strings("answers", answers)
@@ -272,7 +231,9 @@ def daquar_metrics(
     return metrics
 
 
-def _equal(predictions: Sequence[str], answers: Sequence[str]) -> list[float]:
+def _exact(predictions: Sequence[str], answers: Sequence[str], **types: Sequence | None) -> list[float]:
+    check_split(predictions, answers, **types)
+    check_strings("answers", answers)
     return [float(prediction == answer) for prediction, answer in zip(predictions, answers, strict=True)]
 
 

@@ -23,7 +23,7 @@ DOWNWEIGHT = 0.1
 
 
 def answer_items(answer: str) -> list[str]:
-    """The items of an answer that is a list: "chair, table".
+    """The items of an answer that is a list.
 
     >>> answer_items("chair,  table")
     ['chair', 'table']
@@ -32,20 +32,14 @@ def answer_items(answer: str) -> list[str]:
 
 
 def wups(prediction: str, answer: str, threshold: float, similarity: Similarity) -> float:
-    """WUPS of one prediction, as Malinowski's script computes it: a measure of two sets of items.
+    """WUPS of one prediction, in [0, 1], as Malinowski's script computes it: a measure of two sets of items.
+
+    Every item of one side goes by the most similar of the other; the product of these over the side that fares worse counts.
 
     Args:
-        prediction, answer: items with commas between.
-        threshold: a similarity below it counts a tenth. Papers report 0.9 and 0.0; nothing is below 0.
+        prediction, answer: items with commas between; a `TypeError` refuses what is no string.
+        threshold: a similarity below it counts a tenth. Papers report 0.9 and 0.0; out of [0, 1] is a `ValueError`.
         similarity: of two words that are not the same; see `wordnet_similarity`.
-
-    Returns:
-        A float in [0, 1]: every item of one side goes by the most similar of the other, and the product of these over
-        the side that fares worse counts.
-
-    Raises:
-        TypeError: an answer is no string.
-        ValueError: the threshold is not in [0, 1].
     """
     check_strings("prediction, answer", [prediction, answer])
     if not 0 <= threshold <= 1:
@@ -67,11 +61,10 @@ def wups(prediction: str, answer: str, threshold: float, similarity: Similarity)
 @functools.cache
 def wordnet_similarity() -> Similarity | None:
     """Wu and Palmer's similarity of two words by NLTK's WordNet: of all meanings that they have as nouns, of the two most
-    alike; 0 if one is no noun of WordNet, as "garbage_bin".
+    alike; 0 if one is no noun of WordNet, as "garbage_bin". It remembers the pairs that it was asked.
 
-    Returns:
-        The similarity, which remembers the pairs that it was asked; `None`, and a warning once, where NLTK is not installed,
-        its WordNet is missing or damaged, or is of another version than 3.0, which gives other numbers.
+    It is `None`, with one warning, where NLTK is not installed, its WordNet is missing or damaged, or is of another version
+    than 3.0, which gives other numbers.
     """
     why = "NLTK is not installed"
     if importlib.util.find_spec("nltk") is not None:

@@ -65,11 +65,11 @@ def test_a_question_that_comes_twice_is_named(submission, ids):
 
 @pytest.mark.parametrize("submission", [vqa_submission, gqa_submission, vizwiz_submission])
 def test_answers_are_one_string_a_question(submission):
-    with pytest.raises(ValueError, match="predictions: expected one a question, got 1 for 2 question_ids"):
+    with pytest.raises(ValueError, match="predictions: expected one a question, got 1 for 2 questions"):
         submission(["7", "8"], ["yes"])
-    with pytest.raises(TypeError, match="predictions: expected strings, got None for question 1"):
+    with pytest.raises(TypeError, match="predictions: expected one string a question, got None for question 1"):
         submission(["7", "8"], ["yes", None])
-    with pytest.raises(TypeError, match="question_ids: expected strings, got 8, a int"):
+    with pytest.raises(TypeError, match="question_ids: expected one string a question, got 8 for question 1"):
         submission(["7", 8], ["yes", "no"])
     with pytest.raises(ValueError, match="question_ids: got an empty list"):
         submission([], [])

@@ -253,7 +253,7 @@ def test_a_bad_question_of_a_split_is_named():
         vqa_accuracies(["yes", None], [["yes"], ["no"]])
     with pytest.raises(TypeError, match="predictions: expected a list"):
         vqa_accuracies("yes", [["yes"]] * 3)
-    with pytest.raises(ValueError, match="answers: expected one a question, got 1 for 2 predictions"):
+    with pytest.raises(ValueError, match="answers: expected one a question, got 1 for 2 questions"):
         vqa_accuracies(["yes", "no"], [["yes"]])
 
 
@@ -287,7 +287,7 @@ def test_metrics_of_a_split():
     assert several["accuracy"] == 0.5
     assert several["vqa_accuracy"] == pytest.approx(0.8)
     assert vqa_metrics([["Red"]], [["red"] * 10], "official")["vqa_accuracy"] == 0
-    with pytest.raises(ValueError, match="got 4, 1"):
+    with pytest.raises(ValueError, match="answers: expected one a question, got 1 for 4 questions"):
         vqa_metrics(predictions, [["yes"]])
 
 

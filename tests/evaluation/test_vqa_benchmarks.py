@@ -182,7 +182,7 @@ def test_every_list_has_one_entry_a_question(metrics, name):
     given = {"predictions": ["yes"] * 2, "answers": [["yes"] if lists else "yes"] * 2}
     given |= {"answer_types": ["OPEN"] * 2} if metrics is vqa_rad_metrics else {}
     one = given[name][:1] if name in given else ["OPEN"]
-    with pytest.raises(ValueError, match=f"^{name}: expected one a question, got 1 for 2 predictions"):
+    with pytest.raises(ValueError, match=f"^{name}: expected one a question, got 1 for 2 questions"):
         metrics(**{**given, name: one})
     with pytest.raises(ValueError, match="^predictions: got an empty list"):
         metrics(**{key: [] for key in given})

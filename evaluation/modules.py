@@ -1,0 +1,44 @@
+"""What the `evaluate` modules in the folders beside this file share: each calls a function of `hivilt.evaluation`.
+
+`evaluate.load` copies the file of a module alone into its cache, so all that it needs is in the installed package.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+import datasets
+import evaluate
+
+ANSWER = datasets.Features(predictions=datasets.Value("string"), references=datasets.Value("string"))
+ANSWERS = datasets.Features(
+    predictions=datasets.Value("string"), references=datasets.Sequence(datasets.Value("string"))
+)
+
+
+# Abstract, since `evaluate.load` picks the first class of a file that is not.
+class FunctionMetric(evaluate.Metric, ABC):
+    """A metric that calls `function` with predictions, references and options.
+
+    A subclass states `function`, `features`, `citation` and `reference_urls`. Its docstring is the description and, after a
+    blank line, an example; the docstring of `function` describes the arguments.
+    """
+
+    @staticmethod
+    @abstractmethod
+    def function(predictions: list, references: list, **options: Any) -> dict[str, Any]: ...
+
+    def _info(self) -> evaluate.MetricInfo:
+        description, _, example = inspect.getdoc(type(self)).partition("\n\n")
+        names = ", ".join(list(inspect.signature(self.function).parameters)[:2])
+        return evaluate.MetricInfo(
+            description=description,
+            citation=self.citation,
+            inputs_description=f"\n`predictions, references` are `{names}` of `{self.function.__name__}`:\n\n"
+            f"{inspect.getdoc(self.function)}\n\n{example}\n",
+            features=self.features,
+            reference_urls=self.reference_urls,
+        )
+
+    def _compute(self, predictions: list, references: list, **options: Any) -> dict[str, Any]:
+        return self.function(predictions, references, **options)
