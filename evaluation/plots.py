@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
@@ -49,6 +46,13 @@ class RetrievedImages(NamedTuple):
     matches: Sequence[bool] | None
 
 
+# matplotlib is imported where something is drawn: it costs a script that only prints its flags a third of a second.
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def plot_training(
     log_history: Sequence[Mapping[str, float]], path: str | os.PathLike, metric: str = "accuracy"
 ) -> None:
@@ -59,7 +63,7 @@ def plot_training(
         path: the PNG file to write.
         metric: name of a metric in [0, 1], drawn in percent.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _figure(10, 4)
     loss_axes, metric_axes = figure.subplots(1, 2)
 
     for key, label in (("loss", "training"), ("eval_loss", "held out")):
@@ -96,6 +100,8 @@ def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
     """
     scaled = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
     # Smoothly between the centers of the cells.
+    from matplotlib import colormaps
+
     colors = colormaps["inferno"](np.asarray(scaled.resize(image.size, Image.Resampling.BILINEAR)), bytes=True)
     return Image.blend(image, Image.fromarray(colors).convert("RGB"), 0.75)
 
@@ -119,7 +125,7 @@ def plot_attention(
         path: the PNG file to write.
     """
     num_words = len(words)
-    figure = Figure(figsize=(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
+    figure = _figure(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8)
     figure.suptitle(title)
     grid = figure.add_gridspec(len(stages) + 1, num_words)
     for row, (name, maps) in enumerate(stages):
@@ -166,7 +172,7 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
     shapes = [_height(one) for one in answered]
     heights = [max(shapes[start : start + columns]) for start in range(0, rows * columns, columns)]
-    figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
+    figure = _figure(4.2 * columns, sum(heights) + 0.6)
     figure.suptitle("Question and best answers with their probabilities")
     cells = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False, height_ratios=heights)).ravel()
     for cell, one in zip(cells, answered, strict=False):
@@ -228,7 +234,7 @@ def plot_retrieved(
             )
     columns = max(len(row.images) for row in rows)
     width = 2.2 + 1.5 * columns
-    figure = Figure(figsize=(width, 1.8 * len(rows) + 0.5), layout="constrained")
+    figure = _figure(width, 1.8 * len(rows) + 0.5)
     # Texts stay plain: two "$" would make a formula.
     figure.suptitle(textwrap.fill(title, int(11 * width)), parse_math=False)
     cells = figure.subplots(len(rows), 1 + columns, squeeze=False, width_ratios=[1.4] + [1] * columns)
@@ -262,7 +268,7 @@ def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLi
         collections: `num_images`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
         path: the PNG file to write.
     """
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    figure = _figure(6, 4.5)
     axes = figure.subplots()
     sizes = [one["num_images"] for one in collections]
     axes.plot(sizes, [one["seconds"] for one in collections], marker="o", label="HiViLT, two stages (measured)")
@@ -285,7 +291,7 @@ def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike)
             `"<images> x <questions an image>"`; those with the most images are drawn.
         path: the PNG file to write.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = _figure(11, 4.5)
     for axes, kind in zip(figure.subplots(1, 2), ("inference", "training"), strict=True):
         for name, row in models.items():
             settings = {
@@ -309,6 +315,8 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
             and the accuracy or recall in [0, 1] on held-out training images. Lines are means over trainings.
         path: the PNG file to write.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     # A contestant looks the same in every panel; there are fewer colors than contestants.
     names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))
     styles = {name: {"color": f"C{place}", "linestyle": "--" if place > 6 else "-"} for place, name in enumerate(names)}
@@ -316,7 +324,7 @@ def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], 
     styles["HiViLT"] = {"linewidth": 3, "color": "black", "zorder": 3}
     columns = min(3, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    figure = Figure(figsize=(4.5 * columns + 2.5, 4 * rows), layout="constrained")
+    figure = _figure(4.5 * columns + 2.5, 4 * rows)
     panes = figure.subplots(rows, columns, squeeze=False).ravel()
     drawn = {}
     for axes, (task, contestants) in zip(panes, panels.items(), strict=False):
