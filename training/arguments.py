@@ -1,20 +1,16 @@
 """What a run is told: which model, which data, how to train; flags and settings files."""
 
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    TrainingArguments,
-)
+from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-
-# From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from hivilt.configuration_hivilt import HiViLTConfig
@@ -22,197 +18,121 @@ from hivilt.training.check_arguments import check_training_arguments
 from hivilt.training.flags import Parser, flags_in_file, is_settings_file, read_mapping
 from hivilt.training.names import check_name, did_you_mean, is_path, missing_place
 
-logger = logging.getLogger(__name__)
-
-
-# What --freeze can name.
-PARTS = ("vision", "text", "fusion")
-
-
 # Fields of HiViLTConfig that fit whatever weights a checkpoint has.
-CHANGEABLE = (
-    "fusion_top_k",
-    "dropout",
-    "embedding_dropout",
-    "classification_loss_weight",
-    "contrastive_loss_weight",
-    "auxiliary_loss_weight",
-    "gather_negatives",
-)
+CHANGEABLE = ("fusion_top_k", "dropout", "embedding_dropout", "classification_loss_weight", "contrastive_loss_weight")
+CHANGEABLE += ("auxiliary_loss_weight", "gather_negatives")
 
 
 @dataclass
 class TaskArguments:
     """Which model and which data; what question answering and retrieval have in common."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "HiViLT checkpoint to go on from, a folder or a name on the Hub."}
-    )
-    vision_model: str | None = field(
-        default=None, metadata={"help": "Pretrained vision encoder for a new HiViLT. Unset: a small one from scratch."}
-    )
-    text_model: str | None = field(
-        default=None, metadata={"help": "Pretrained text encoder for a new HiViLT. Unset: a small one from scratch."}
-    )
-    fusion: dict | str | None = field(
+    model_name_or_path: str | None = HfArg(default=None, help="Checkpoint to go on from: a folder or a Hub name.")
+    vision_model: str | None = HfArg(default=None, help="Pretrained vision encoder. Unset: a small one from scratch.")
+    text_model: str | None = HfArg(default=None, help="Pretrained text encoder. Unset: a small one from scratch.")
+    fusion: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": "HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'. Of a checkpoint those that its "
-            "weights do not depend on, such as dropout and the weights of losses."
-        },
+        help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'. Of a checkpoint those that its weights "
+        "do not depend on, such as dropout and the weights of losses.",
     )
-    image_size: int = field(default=64, metadata={"help": "Side in pixels that a small vision encoder works at."})
-    image_processor: dict | str | None = field(
+    image_size: int = HfArg(default=64, help="Side in pixels that a small vision encoder works at.")
+    image_processor: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": "What a new HiViLT's image processor does otherwise than vision_model's own, as JSON: "
-            '\'{"size": {"height": 256, "width": 320}, "do_center_crop": false}\'.'
-        },
+        help="What a new HiViLT's image processor does otherwise than vision_model's own, as JSON: "
+        '\'{"size": {"height": 256, "width": 320}, "do_center_crop": false}\'.',
     )
-    freeze: list[str] = field(
+    freeze: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Parts not to train: vision, text, fusion; of an encoder with ':' and a number its embeddings and so "
-            "many first layers, as in vision:12 text:4."
-        },
+        help="Parts not to train: vision, text, fusion; of an encoder with ':' and a number its embeddings and so many "
+        "first layers, as in vision:12 text:4.",
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a tokenizer or image processor from the Hub."}
-    )
-    benchmark: str | None = field(default=None, metadata={"help": "Data set of the field, by name."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hub, or a folder of one; of a benchmark, another copy of it."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Image folder with metadata.jsonl or metadata.csv; of a benchmark, its official files."},
-    )
-    image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the images of a benchmark, if they do not lie in data_dir."}
-    )
-    train_file: str | None = field(default=None, metadata={"help": "Training data: JSON, JSONL, CSV or Parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "Data for choosing, likewise."})
-    test_file: str | None = field(default=None, metadata={"help": "Data for the final measurement, likewise."})
-    train_split: str | None = field(
-        default=None,
-        metadata={"help": "Name of the training split: 'train', or the benchmark's; 'train+val' joins two of it."},
-    )
-    validation_split: str | None = field(
-        default=None,
-        metadata={"help": "Likewise: 'validation', or the benchmark's; if absent, images are held out."},
-    )
-    test_split: str | None = field(default=None, metadata={"help": "Likewise: 'test', or the benchmark's."})
-    image_column: str = field(default="image", metadata={"help": "Column of images or of their paths."})
-    image_id_column: str | None = field(default=None, metadata={"help": "Column that tells images apart, if any."})
-    on_bad_image: str = field(
+    trust_remote_code: bool = HfArg(default=False, help="Run the Hub's code of a tokenizer or image processor.")
+    benchmark: str | None = HfArg(default=None, help="Data set of the field, by name.")
+    dataset_name: str | None = HfArg(default=None, help="Dataset on the Hub, or its folder; a benchmark's other copy.")
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of that dataset.")
+    data_dir: str | None = HfArg(default=None, help="Image folder with metadata.jsonl or .csv; a benchmark's files.")
+    image_dir: str | None = HfArg(default=None, help="Folder of a benchmark's images, if they do not lie in data_dir.")
+    train_file: str | None = HfArg(default=None, help="Training data: JSON, JSONL, CSV or Parquet.")
+    validation_file: str | None = HfArg(default=None, help="Data for choosing, likewise.")
+    test_file: str | None = HfArg(default=None, help="Data for the final measurement, likewise.")
+    train_split: str | None = HfArg(default=None, help="'train', or the benchmark's; 'train+val' joins two of it.")
+    validation_split: str | None = HfArg(default=None, help="'validation', or the benchmark's; else images held out.")
+    test_split: str | None = HfArg(default=None, help="'test', or the benchmark's.")
+    image_column: str = HfArg(default="image", help="Column of images or of their paths.")
+    image_id_column: str | None = HfArg(default=None, help="Column that tells images apart, if any.")
+    on_bad_image: str = HfArg(
         default="error",
-        metadata={
-            "help": "A missing or unreadable image stops the run, or is left out.",
-            "choices": ["error", "skip"],
-        },
+        help="A missing or unreadable image stops the run, or is left out.",
+        metadata={"choices": ["error", "skip"]},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Choose by this many at most."})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "Measure on this many at most."})
-    random_crop: float | None = field(
-        default=None, metadata={"help": "Train on random crops of at least this share of an image's area, say 0.5."}
+    max_train_samples: int | None = HfArg(default=None, help="Train on this many at most.")
+    max_eval_samples: int | None = HfArg(default=None, help="Choose by this many at most.")
+    max_predict_samples: int | None = HfArg(default=None, help="Measure on this many at most.")
+    random_crop: float | None = HfArg(
+        default=None, help="Train on random crops of at least this share of an image: 0.5."
     )
-    random_flip: str | None = field(
+    random_flip: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Mirror half of the training images: never where a text says left or right ('skip'), or with these "
-            "words swapped ('swap').",
-            "choices": ["skip", "swap"],
-        },
+        help="Mirror half of the training images: never where a text says left or right ('skip'), or with these words "
+        "swapped ('swap').",
+        metadata={"choices": ["skip", "swap"]},
     )
-    rand_augment: list[int] | None = field(
-        default=None, metadata={"help": "RandAugment of training images: how many operations, and how strong: 2 7."}
+    rand_augment: list[int] | None = HfArg(
+        default=None, help="RandAugment: the number of operations and their strength: 2 7."
     )
-    encoder_cache: bool = field(
-        default=True,
-        metadata={"help": "Encode images and texts once for all epochs and runs, where their encoder is frozen."},
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder that keeps what was encoded. Unset: hivilt in Hugging Face's cache."}
-    )
-    cache_gb: float | None = field(
-        default=50.0, metadata={"help": "Gigabytes that cache_dir may hold; what is more is encoded in every epoch."}
-    )
-    cache_dtype: str | None = field(
+    encoder_cache: bool = HfArg(default=True, help="Encode once for all epochs and runs, where the encoder is frozen.")
+    cache_dir: str | None = HfArg(default=None, help="Folder of what was encoded. Unset: $HF_HOME/hivilt.")
+    cache_gb: float | None = HfArg(default=50.0, help="Gigabytes that cache_dir may hold; the rest is encoded anew.")
+    cache_dtype: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
-            "float32.",
-            "choices": ["float32", "float16", "bfloat16"],
-        },
+        help="What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
+        "float32.",
+        metadata={"choices": ["float32", "float16", "bfloat16"]},
     )
-    calibrate: bool = field(
+    calibrate: bool = HfArg(
         default=False,
-        metadata={
-            "help": "Divide scores by one temperature, fitted on validation, so that of answers given with 80 %% about 80 %% are "
-            "right; after training, or with --do_eval of the checkpoint that model_name_or_path names, which is saved anew."
-        },
+        help="Divide scores by one temperature, fitted on validation, so that of answers given with 80 %% about 80 %% are "
+        "right; after training, or with --do_eval of the checkpoint that model_name_or_path names, which is saved anew.",
     )
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the vision encoder, if it is to differ from learning_rate."}
-    )
-    text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the text encoder, likewise."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Begin anew where output_dir holds a run that was not finished."}
-    )
-    num_threads: int | None = field(
+    vision_learning_rate: float | None = HfArg(default=None, help="Of the vision encoder. Unset: learning_rate.")
+    text_learning_rate: float | None = HfArg(default=None, help="Of the text encoder. Unset: learning_rate.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Begin anew where output_dir holds an unfinished run.")
+    num_threads: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "CPU threads of one process. Unset: one for a small model, whose tensors want few, and the process's "
-            "share of the machine for one of 10 million parameters or more."
-        },
+        help="CPU threads of one process. Unset: one for a small model, whose tensors want few, and the process's share of "
+        "the machine for one of 10 million parameters or more.",
     )
-    license: str = field(
-        default="apache-2.0", metadata={"help": "Of the weights, for the model card: the Hub's name of a license."}
-    )
-    language: list[str] = field(
-        default_factory=lambda: ["en"], metadata={"help": "Of the texts, for the model card: codes such as en, de."}
-    )
+    license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
+    language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
+
+    # Those of its fields that are numbers from one on, and files and folders to read.
+    at_least_one = ("image_size", "num_threads", "max_train_samples", "max_eval_samples", "max_predict_samples")
+    places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
 
     def __post_init__(self):
         # The Hub refuses a card with others, and with it the whole push at the end of a run.
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
-            raise ValueError(
-                f"license: expected the Hub's name of one, such as apache-2.0 or mit, got {self.license!r}."
-            )
-        wrong = [one for one in self.language if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", one)]
-        if wrong:
-            raise ValueError(f"language: expected ISO 639 codes of two or three letters, such as en, got {wrong[0]!r}.")
-        if isinstance(self.image_processor, str):
-            self.image_processor = read_mapping("image_processor", self.image_processor)
-        if not isinstance(self.image_processor, dict | None):
-            raise ValueError(
-                f"image_processor: expected fields of an image processor with their values, got {self.image_processor!r}."
-            )
-        if self.image_processor and not self.vision_model:
-            raise ValueError(
-                "image_processor: changes that of vision_model, which is not given; a checkpoint keeps its own, and a small "
-                "new encoder takes image_size."
-            )
-        if isinstance(self.fusion, str):
-            self.fusion = read_mapping("fusion", self.fusion)
-        if not isinstance(self.fusion, dict | None):
-            raise ValueError(f"fusion: expected fields of HiViLTConfig with their values, got {self.fusion!r}.")
-        known = [one.name for one in fields(HiViLTConfig)]
+            raise ValueError(f"license: expected the Hub's name of one, such as apache-2.0, got {self.license!r}.")
+        for code in self.language:
+            if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code):
+                raise ValueError(f"language: expected ISO 639 codes of two or three letters, such as en, got {code!r}.")
+        for name, kind in (("image_processor", "an image processor"), ("fusion", "HiViLTConfig")):
+            value = getattr(self, name)
+            value = read_mapping(name, value) if isinstance(value, str) else value
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{name}: expected fields of {kind} with their values, got {value!r}.")
+            setattr(self, name, value)
+        known = [field.name for field in fields(HiViLTConfig)]
         for name in self.fusion or ():
             if name not in known:  # HiViLTConfig would keep it, and do nothing with it
                 raise ValueError(f"fusion: HiViLTConfig has no field {name}{did_you_mean(name, known)}")
-        wrong = [one for one in self.freeze if not re.fullmatch(rf"{'|'.join(PARTS)}|(vision|text):\d+", one, re.ASCII)]
-        if wrong:
-            raise ValueError(
-                f"freeze: expected any of {', '.join(PARTS)}, or an encoder and a number of layers such as vision:12, with "
-                f"blanks between, got {wrong[0]!r}."
-            )
-        parts = [one.partition(":")[0] for one in self.freeze]
-        if len(set(parts)) < len(parts):
+        for part in self.freeze:
+            if not re.fullmatch(r"vision|text|fusion|(vision|text):\d+", part, re.ASCII):
+                raise ValueError(
+                    "freeze: expected any of vision, text, fusion, or an encoder and a number of layers such as vision:12, "
+                    f"with blanks between, got {part!r}."
+                )
+        if len({part.partition(":")[0] for part in self.freeze}) < len(self.freeze):
             raise ValueError(f"freeze: expected each part once, got {' '.join(self.freeze)}.")
         for name in self.at_least_one:
             value = getattr(self, name)
@@ -223,24 +143,28 @@ class TaskArguments:
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number from 0 on, got {value}.")
         if self.cache_gb is not None and not self.cache_gb > 0:
-            raise ValueError(
-                f"cache_gb: expected a number above 0, got {self.cache_gb}; --no_encoder_cache turns the cache off."
-            )
+            raise ValueError(f"cache_gb: expected more than 0, got {self.cache_gb}; --no_encoder_cache caches nothing.")
         for name in (*self.places, "cache_dir"):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 setattr(self, name, os.path.expanduser(value))  # a settings file passes no shell
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        files = self.train_file or self.validation_file or self.test_file
         sources = {
             "dataset_name": self.dataset_name,
             "data_dir": self.data_dir,
-            "train_file, validation_file, test_file": self.train_file or self.validation_file or self.test_file,
+            "train_file, validation_file, test_file": files,
         }
         given = [name for name, value in sources.items() if value]
         if len(given) > 1:
             raise ValueError(f"Data can come from one source, got {' and '.join(given)}; drop all but one.")
-        if self.benchmark and given == ["train_file, validation_file, test_file"]:
+        if self.benchmark and files:
+            raise ValueError(f"A benchmark has its own files: drop benchmark, or {given[0]}.")
+        if self.image_processor and not self.vision_model:
             raise ValueError(
-                "A benchmark has its own files: drop benchmark, or train_file, validation_file, test_file."
+                "image_processor: changes that of vision_model, which is not given; a checkpoint keeps its own, and a small "
+                "new encoder takes image_size."
             )
         if self.model_name_or_path and (self.vision_model or self.text_model):
             raise ValueError(
@@ -253,25 +177,23 @@ class TaskArguments:
                 f"checkpoint these can be changed: {', '.join(CHANGEABLE)}."
             )
 
-    # Those of its fields that are numbers from one on, and files and folders to read.
-    at_least_one = ("image_size", "num_threads", "max_train_samples", "max_eval_samples", "max_predict_samples")
-    places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
-
     def check_places(self) -> None:
         """Looks whether the files and folders to read are there.
 
         Raises:
             FileNotFoundError: one is not; names its flag.
+            ValueError: it is a folder and not a file, or the other way round.
         """
         for name in self.places:
-            value = getattr(self, name)
-            # The folders of a benchmark it looks through itself, and says which of its files they lack.
-            own = self.benchmark is None or name not in ("data_dir", "image_dir")
-            if own and value is not None and not os.path.exists(value):
-                raise missing_place(name, value)
-            if own and value is not None and os.path.isdir(value) == name.endswith("_file"):
-                here, wanted = ("folder", "file") if name.endswith("_file") else ("file", "folder")
-                raise ValueError(f"{name}: {value} is a {here}; name a {wanted}.")
+            place, is_file = getattr(self, name), name.endswith("_file")
+            # A benchmark looks through its own folders, and says which of its files they lack.
+            if place is None or (self.benchmark is not None and name in ("data_dir", "image_dir")):
+                continue
+            if not os.path.exists(place):
+                raise missing_place(name, place)
+            if os.path.isdir(place) == is_file:
+                here, wanted = ("folder", "file") if is_file else ("file", "folder")
+                raise ValueError(f"{name}: {place} is a {here}; name a {wanted}.")
         for name in ("model_name_or_path", "vision_model", "text_model"):
             if (value := getattr(self, name)) is not None:
                 check_name(name, value)
@@ -280,18 +202,17 @@ class TaskArguments:
 
     def names_data(self) -> bool:
         """Whether any data is named; else the script has its own."""
-        files = self.train_file or self.validation_file or self.test_file
-        return bool(self.benchmark or self.dataset_name or self.data_dir or files)
+        return any(
+            (self.benchmark, self.dataset_name, self.data_dir, self.train_file, self.validation_file, self.test_file)
+        )
 
 
-# What numbers of TrainingArguments are at least, which itself takes any; not one of them may be "nan" or "inf".
+# From which value on numbers of TrainingArguments have a meaning; it takes any itself. None may be "nan" or "inf".
 AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0),
     **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed", "adam_epsilon"), 0),
 }
-
-
 # And from 0 to below 1.
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
@@ -301,8 +222,8 @@ class HiViLTTrainingArguments(TrainingArguments):
     """`TrainingArguments` that do all three of training, evaluation and prediction unless told which; flags without a
     meaning here are refused (docs/training_arguments.md)."""
 
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Not here: Trainer would drop the columns that `forward` does not name."}
+    remove_unused_columns: bool = HfArg(
+        default=False, help="Not here: Trainer would drop the columns that `forward` does not name."
     )
 
     def __post_init__(self):
@@ -313,14 +234,12 @@ class HiViLTTrainingArguments(TrainingArguments):
         for name in SHARES:
             value = getattr(self, name)
             if isinstance(value, int | float) and not 0 <= value < 1:
-                raise ValueError(
-                    f"{name}: expected a number from 0 to below 1, got {value}; leave it out for the default."
-                )
+                raise ValueError(f"{name}: expected a number from 0 to below 1, got {value}; leave it out.")
         if self.max_steps == 0:  # transformers would take it for as many as num_train_epochs has
             raise ValueError("max_steps: expected at least 1, got 0; leave it out to train for num_train_epochs.")
-        # Before the parent, which makes of some what cannot be made here, and after it, when all have their types.
+        # Before the parent, which builds what some name, and after it, when all have their types.
         check_training_arguments(self)
-        # Before the parent, which sets do_eval by itself wherever there is an eval_strategy.
+        # Before the parent, which sets do_eval wherever there is an eval_strategy.
         if not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
         if self.do_train and self.num_train_epochs <= 0 and self.max_steps < 0:
@@ -358,8 +277,8 @@ class HiViLTTrainingArguments(TrainingArguments):
             # Arguments are printed and pickled; a token is found here all the same, by all that talks to the Hub.
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         # Without an accelerator there is nothing to pin for, and torch warns.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        if self.resume_from_checkpoint is not None and self.resume_from_checkpoint.lower() in ("true", "last"):
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+        if (self.resume_from_checkpoint or "").lower() in ("true", "last"):
             self.resume_from_checkpoint = True
 
     @property
@@ -398,8 +317,8 @@ def parse_arguments(
     Args:
         argv: the command line without the program's name.
         task_class: the script's own arguments.
-        defaults: the script's defaults for any of the flags, over `COMMON_DEFAULTS`.
-        benchmark_defaults: what is otherwise where `--benchmark` names one, by its name.
+        defaults: the script's own of any flags, over `COMMON_DEFAULTS`.
+        benchmark_defaults: over those, by what `--benchmark` names.
 
     Raises:
         ValueError: an argument is unknown or wrong; names it.

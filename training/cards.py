@@ -69,16 +69,14 @@ def write_model_card(
 
     Args:
         trainer: after training.
-        args: the script's arguments.
         results: as `results.json` has it; `validation` and `test` where they were measured.
         splits: the examples by split, as they were read.
-        task: what the model is for.
-        argv: its flags; `None`: those of the command line.
+        argv: the flags; `None`: those of the command line.
         metrics: the headline metrics, `{key in results: how to call it}`; those of the test split, else of validation,
             become the `model-index`.
-        tags: more of them, for the front matter.
         metric_ids: what the Hub calls `metrics`.
-        image: line that shows what the model did on the test split, in Markdown; left out if there was none.
+        tags: more of them, for the front matter.
+        image: Markdown that shows what the model did on the test split; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
         **facts: what the template says of this task.
     """
@@ -86,8 +84,7 @@ def write_model_card(
     data_name, train = _line(results["data"]["name"]) or "unnamed data", results["data"]["train"]
     title = f"HiViLT for {task.name}, trained on {data_name}"
     found = _eval_results(args, results, splits, metrics, task_type=task.pipeline_tag, dataset_name=data_name)
-    bases = [args.model_name_or_path] if args.model_name_or_path else [args.vision_model, args.text_model]
-    bases = [name for name in bases if hub_id(name)]
+    bases = [name for name in (args.model_name_or_path, args.vision_model, args.text_model) if _is_on_hub(name)]
     card_data = ModelCardData(
         library_name="transformers",
         license=args.license,
@@ -102,13 +99,14 @@ def write_model_card(
         pipeline_tag=task.pipeline_tag,
         tags=["custom_code", "hivilt", "vision-language", *tags],
     )
-    metric = trainer.args.metric_for_best_model.removeprefix("eval_")
+    metric, folder = trainer.args.metric_for_best_model.removeprefix("eval_"), Path(trainer.args.output_dir)
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         title=_escape(title),
         data_name=_escape(data_name),
-        model=python_literal(shared_name(trainer)),
+        # Where a reader finds it: on the Hub, or in a folder, not where this machine keeps that.
+        model=python_literal(trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder.as_posix())),
         parameters=_shown(results["parameters"]["all"]),
         texts=_shown(train[trainer.unit] - train.get("dropped_questions", 0)),
         images=_shown(train["images"]),
@@ -126,24 +124,7 @@ def write_model_card(
         cost=_cost_table(results),
         **facts,
     )
-    card.save(Path(trainer.args.output_dir, "README.md"))
-
-
-def shared_name(trainer: HiViLTTrainer) -> str:
-    """Where a reader of a card finds the model: its name on the Hub, or its folder, not where this machine keeps it."""
-    folder = Path(trainer.args.output_dir).as_posix()
-    return trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder)
-
-
-def hub_id(name: str | None) -> str | None:
-    """The name, if it is one on the Hub; `None` for a folder or file here, which is of no use to a reader."""
-    if name is None or Path(name).exists():
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
+    card.save(folder / "README.md")
 
 
 def python_literal(value: str | list[str]) -> str:
@@ -154,6 +135,17 @@ def python_literal(value: str | list[str]) -> str:
 # Front matter
 
 
+def _is_on_hub(name: str | None) -> bool:
+    """Whether a name can be one on the Hub; a folder or file of this machine is of no use to a reader."""
+    if name is None or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list[str]:
     """Names on the Hub of what the examples were read from; none for files and folders."""
     names = [args.dataset_name]
@@ -162,7 +154,7 @@ def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list
         tables = {id(one.image.table): one.image.table for one in examples if isinstance(one.image, TableImage)}
         pages = sorted({table.info.homepage or "" for table in tables.values()})
         names = [page.removeprefix(HUB_DATASETS) for page in pages if page.startswith(HUB_DATASETS)]
-    return [name for name in names if hub_id(name)]
+    return [name for name in names if _is_on_hub(name)]
 
 
 def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_name: str) -> list[EvalResult]:
@@ -195,14 +187,10 @@ def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_nam
 
 
 def _results_table(results: Mapping[str, Any]) -> str:
-    found = {
-        split: {name: value for name, value in results[split].items() if isinstance(value, int | float)}
-        for split in ("validation", "test")
-        if split in results
-    }
-    names = dict.fromkeys(name for of_split in found.values() for name in of_split)
-    rows = [[name.replace("_", " "), *(of_split.get(name, "") for of_split in found.values())] for name in names]
-    return _table(["metric", *found], rows) if rows else ""
+    splits = [split for split in ("validation", "test") if split in results]
+    numbers = [item for split in splits for item in results[split].items() if isinstance(item[1], int | float)]
+    rows = [[name.replace("_", " "), *(results[split].get(name, "") for split in splits)] for name in dict(numbers)]
+    return _table(["metric", *splits], rows)
 
 
 def _data_table(data: Mapping[str, Any], unit: str) -> str:
@@ -219,8 +207,7 @@ def _course_table(trainer: HiViLTTrainer, metric: str) -> str:
     # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
     evaluated = {entry["step"]: entry for entry in reversed(trainer.state.log_history) if set(keys) <= set(entry)}
     rows = [[f"{one['epoch']:.2f}", step, *(one[key] for key in keys)] for step, one in sorted(evaluated.items())]
-    names = [key.replace("eval_", "held-out ").replace("_", " ") for key in keys]
-    return _table(["epoch", "step", *names], rows) if rows else ""
+    return _table(["epoch", "step", *(key.replace("eval_", "held-out ").replace("_", " ") for key in keys)], rows)
 
 
 def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
@@ -239,25 +226,27 @@ def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
 
 
 def _cost_table(results: Mapping[str, Any]) -> str:
-    rows = [["parameters", results["parameters"]["all"]], ["parameters that train", results["parameters"]["training"]]]
-    spent = {name: value for name, value in results["train"].items() if value is not None}
-    rows += [[f"training: {name.replace('_', ' ')}", value] for name, value in spent.items()]
-    for kind in ("peak_memory_bytes", "peak_cuda_memory_bytes"):
-        if kind in results:
-            rows.append([kind.removesuffix("_bytes").replace("_", " "), f"{results[kind] / 2**30:.2f} GiB"])
-    rows += [[name.replace("_", " "), value] for name, value in results["environment"].items()]
-    return _table(["what", "value"], rows)
+    costs = {"parameters": results["parameters"]["all"], "parameters that train": results["parameters"]["training"]}
+    costs |= {f"training: {name}": value for name, value in results["train"].items() if value is not None}
+    for kind in ("peak_memory", "peak_cuda_memory"):
+        if f"{kind}_bytes" in results:
+            costs[kind] = f"{results[f'{kind}_bytes'] / 2**30:.2f} GiB"
+    costs |= results["environment"]
+    return _table(["what", "value"], [[name.replace("_", " "), value] for name, value in costs.items()])
 
 
 def _shown_calibration(results: Mapping[str, Any]) -> dict[str, str] | None:
-    found = results.get("calibration")
-    if found is None:
+    if "calibration" not in results:
         return None
+    found = results["calibration"]
     found = {**found, "num_others": found.get("num_candidates", 1) - 1}
     return {name: _shown(round(value, 4) if isinstance(value, float) else value) for name, value in found.items()}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In Markdown; an empty string where there are no rows."""
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *([_escape(_shown(cell)) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -295,8 +284,6 @@ def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
             flags.append([name + equals + without_place(value) if equals else name])
         elif flags:
             flags[-1].append(without_place(part))
-    start = (
-        ["python"] if world_size == 1 else ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
-    )
+    start = "python" if world_size == 1 else f"accelerate launch --multi_gpu --num_processes {world_size}"
     kept = [flag for flag in flags if not re.search("hub|token", flag[0].partition("=")[0])]
-    return " \\\n    ".join(map(shlex.join, [[*start, script], *kept]))
+    return " \\\n    ".join(map(shlex.join, [[*start.split(), script], *kept]))

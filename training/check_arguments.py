@@ -1,69 +1,54 @@
 """Every flag of transformers' `TrainingArguments`: whether it works with HiViLT, is refused, or is left to transformers.
 
-    python training_arguments.py > docs/training_arguments.md
-
-One table: arguments are checked by it, and docs/training_arguments.md is written from it.
+Arguments are checked by these tables, and docs/training_arguments.md is written from them.
 """
 
 import dataclasses
-from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
+
+
+def _without_note(names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), "")
+
 
 # HiViLT has a part in what these do, or changes nothing that it has not been tried with: each has a test.
 WORKS = {
     "output_dir": "A run that was not finished is not begun anew in it unasked (--overwrite_output_dir).",
     "do_train": "With none of the three, a script does all of them.",
     "do_eval": "Also implied by eval_strategy.",
-    "do_predict": "",
     "resume_from_checkpoint": "A folder, or `last`. What the checkpoint says of answers, tokens and layers holds.",
-    "num_train_epochs": "",
-    "max_steps": "",
     "per_device_train_batch_size": "Questions, or images with their captions.",
     "per_device_eval_batch_size": "Changes no prediction.",
     "gradient_accumulation_steps": "The loss is the mean over the questions of a step. Retrieval: adds no negatives.",
     "learning_rate": "Of encoders: --vision_learning_rate, --text_learning_rate.",
-    "weight_decay": "",
-    "max_grad_norm": "",
     "label_smoothing_factor": "One answer a question; in the training loss alone. Refused for several answers and retrieval.",
-    "bf16": "",
     "bf16_full_eval": "Training, saving and pushing go on with the weights as they were.",
     "activation_checkpointing": "Changes no gradient.",
     "gradient_checkpointing": "Its older name.",
-    "torch_compile": "",
-    "torch_compile_backend": "",
     "neftune_noise_alpha": "Noise on the text encoder's word embeddings, in training.",
     "auto_find_batch_size": "What is counted is counted anew.",
     "include_num_input_tokens_seen": "Counts tokens of texts.",
-    "eval_strategy": "",
-    "eval_steps": "",
-    "eval_delay": "",
-    "eval_on_start": "",
-    "save_strategy": "",
-    "save_steps": "",
     "save_total_limit": "By default 2: the best and the last.",
     "save_only_model": "Such a checkpoint is no place to resume from, and is refused there.",
-    "load_best_model_at_end": "",
     "metric_for_best_model": "One that is measured here, or refused before training.",
-    "greater_is_better": "",
-    "ignore_data_skip": "",
-    "seed": "",
     "data_seed": "Order, drawn captions and augmentation.",
-    "full_determinism": "",
-    "use_cpu": "",
     "dataloader_drop_last": "In training alone: evaluation counts every example.",
     "dataloader_num_workers": "Changes no weight.",
     "dataloader_persistent_workers": "Changes no weight.",
-    "dataloader_prefetch_factor": "",
     "train_sampling_strategy": "`random`; question answering also `sequential`. Others group by lengths that are not known yet.",
     "push_to_hub": "One commit at the end, with card and results.",
-    "hub_model_id": "",
     "hub_strategy": "`end`: checkpoints that Trainer pushes while it trains lack the model's code.",
     "hub_token": "Kept out of what is printed and saved.",
-    "disable_tqdm": "",
 }
+WORKS |= _without_note("""
+    do_predict num_train_epochs max_steps weight_decay max_grad_norm bf16 torch_compile torch_compile_backend
+    eval_strategy eval_steps eval_delay eval_on_start save_strategy save_steps load_best_model_at_end
+    greater_is_better ignore_data_skip seed full_determinism use_cpu dataloader_prefetch_factor hub_model_id
+    disable_tqdm
+""")
 
 # Without a meaning here, so that a value other than the default is refused: why, and what to do instead.
 REFUSED = {
@@ -90,53 +75,24 @@ REFUSED = {
 # Trainer's own affair: HiViLT neither reads nor changes them.
 LEFT = {
     "accelerator_config": "`dispatch_batches` is refused: it would cut images and texts, which differ in number, alike.",
-    "activation_checkpointing_kwargs": "",
-    "adam_beta1": "",
-    "adam_beta2": "",
-    "adam_epsilon": "",
-    "dataloader_in_order": "",
     "dataloader_multiprocessing_context": "Datasets and collators pickle.",
     "dataloader_pin_memory": "Off where there is no accelerator.",
-    "ddp_backend": "",
-    "ddp_broadcast_buffers": "",
-    "ddp_bucket_cap_mb": "",
     "ddp_find_unused_parameters": "By default off; on where fused matching is, without which nothing trains the fusion.",
-    "ddp_static_graph": "",
-    "ddp_timeout": "",
-    "debug": "",
     "fp16": "Needs a GPU, and is refused without one. A step that the scaler leaves out is no divergence.",
     "fp16_full_eval": "As bf16_full_eval.",
     "fsdp": "Version 2 is what is tested, by `accelerate launch --config_file runs/fsdp.yaml`.",
-    "fsdp_config": "",
-    "gradient_checkpointing_kwargs": "",
-    "hub_private_repo": "",
-    "hub_revision": "",
-    "local_rank": "",
     "log_level": "Of transformers.",
-    "log_level_replica": "",
-    "log_on_each_node": "",
-    "logging_first_step": "",
-    "logging_steps": "",
-    "logging_strategy": "",
-    "lr_scheduler_kwargs": "",
-    "lr_scheduler_type": "",
-    "optim": "",
-    "optim_args": "",
     "optim_target_modules": "Refused where `optim` does not read it.",
-    "project": "",
-    "report_to": "",
-    "restore_callback_states_from_checkpoint": "",
-    "run_name": "",
-    "save_on_each_node": "",
-    "skip_memory_metrics": "",
-    "tf32": "",
-    "torch_compile_mode": "",
-    "torch_empty_cache_steps": "",
-    "trackio_bucket_id": "",
-    "trackio_space_id": "",
-    "trackio_static_space_id": "",
-    "warmup_steps": "",
 }
+LEFT |= _without_note("""
+    activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon dataloader_in_order ddp_backend
+    ddp_broadcast_buffers ddp_bucket_cap_mb ddp_static_graph ddp_timeout debug fsdp_config
+    gradient_checkpointing_kwargs hub_private_repo hub_revision local_rank log_level_replica log_on_each_node
+    logging_first_step logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type optim optim_args project
+    report_to restore_callback_states_from_checkpoint run_name save_on_each_node skip_memory_metrics tf32
+    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+    warmup_steps
+""")
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -152,7 +108,9 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     for field in dataclasses.fields(TrainingArguments):
         value = getattr(args, field.name)
-        if field.name in REFUSED and value not in (_usual(field), None, "", []):
+        # transformers' default of one suits rows whose columns are the model's inputs.
+        usual = False if field.name == "remove_unused_columns" else field.default
+        if field.name in REFUSED and value not in (usual, None, "", []):
             raise ValueError(f"{field.name}: got {value!r}, but {REFUSED[field.name]}.")
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise ValueError(
@@ -172,13 +130,8 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
 
 
-def _usual(field: dataclasses.Field) -> Any:
-    # Not transformers' own, which suits rows whose columns are the model's inputs.
-    return False if field.name == "remove_unused_columns" else field.default
-
-
 def page() -> str:
-    """docs/training_arguments.md."""
+    """The text of docs/training_arguments.md."""
     lines = [
         "# Flags of `TrainingArguments`",
         "",

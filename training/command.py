@@ -14,18 +14,13 @@ import torch
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import StrictDataclassError
 
-# From its module: until transformers 5.18 the name above it asks for torchvision.
-
 # What a person gave and can mend; all else is a fault of ours, and keeps its traceback.
 MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError, StrictDataclassError)
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """A script's `main`; then ends the process, having left those that it trained with.
-
-    What `MISTAKES` lists ends it with status 2 and one line on stderr; `HIVILT_DEBUG=1` in the environment shows the
-    traceback instead.
-    """
+    """A script's `main`; then ends the process, having left those that it trained with. What `MISTAKES` lists ends it with
+    status 2 and one line on stderr; `HIVILT_DEBUG=1` in the environment shows the traceback instead."""
     status, mistake = None, None
     try:
         main()
@@ -71,19 +66,17 @@ def _describe(error: BaseException) -> str:
         if isinstance(error, DatasetsError) and error.__cause__ is not None:
             said = f"{said}: {error.__cause__}"
     said = " ".join(line.strip() for line in said.splitlines() if line.strip())
-    last = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-    ours = [name for name in last if name.partition(".")[0] in ("hivilt", "__main__")]
-    if isinstance(error, TypeError) or (isinstance(error, ValueError) and not ours):
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_ours = raised_in and raised_in[-1].partition(".")[0] in ("hivilt", "__main__")
+    if isinstance(error, TypeError) or (isinstance(error, ValueError) and not is_ours):
         # Perhaps a fault of ours after all.
         said += f" ({type(error).__name__}; HIVILT_DEBUG=1 shows where)"
     return f"{Path(sys.argv[0]).name}: error: {said}"
 
 
 def _tell_once(mistake: str) -> None:
-    """Writes to stderr what is wrong, of the processes that train together by one: mostly all of them find it.
-
-    The first says it. The others give it the time to, in which the launcher ends them, and say what it does not find.
-    """
+    """Writes to stderr what is wrong. Of the processes that train together mostly all meet it: the first says so, in which
+    time the launcher ends the others."""
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(10)
     print(mistake, file=sys.stderr, flush=True)
@@ -95,11 +88,7 @@ def _is_grouped() -> bool:
 
 def leave_processes() -> None:
     """Leaves the group of processes, if this is in one: its Gloo threads would abort a Python that ends under them
-    (pytorch/pytorch#190489).
-
-    The caller lets go of its model first, whose DistributedDataParallel holds the group. Were it the last to, Python would
-    wait for a thread of Gloo that waits for Python.
-    """
+    (pytorch/pytorch#190489). The caller lets go of its model first, whose DistributedDataParallel holds the group."""
     if _is_grouped():
         gc.collect()  # a model is in a cycle with its trainer
         torch.distributed.destroy_process_group()

@@ -88,11 +88,7 @@ for _tag, _words, _begins in (
 
 
 def read_mapping(name: str, text: str) -> Any:
-    """What the JSON says that is given to a flag.
-
-    Raises:
-        ValueError: it is none; names the flag.
-    """
+    """What the JSON says that is given to the flag `name`; `ValueError` if it is none."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -119,8 +115,11 @@ def flags_in_file(path: Path, parser: Parser | None = None) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 ({error}); save it as UTF-8.") from error
+    settings = (_json_settings if path.suffix.lower() == ".json" else _yaml_settings)(text, path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected names of flags with their values, got a {type(settings).__name__}.")
     flags = []
-    for name, value in (_json_settings if path.suffix.lower() == ".json" else _yaml_settings)(text, path).items():
+    for name, value in settings.items():
         if parser is not None:
             _check_setting(name, value, parser, path)
         if value is None or value == []:
@@ -133,7 +132,7 @@ def flags_in_file(path: Path, parser: Parser | None = None) -> list[str]:
     return flags
 
 
-def _json_settings(text: str, path: Path) -> dict[str, Any]:
+def _json_settings(text: str, path: Path) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict:
         for name, count in Counter(name for name, _ in pairs).items():
             if count > 1:
@@ -141,15 +140,12 @@ def _json_settings(text: str, path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        settings = json.loads(text, object_pairs_hook=once) if text.strip() else {}
+        return json.loads(text, object_pairs_hook=once) if text.strip() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: is not JSON ({error.msg}).") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected names of flags with their values, got a {type(settings).__name__}.")
-    return settings
 
 
-def _yaml_settings(text: str, path: Path) -> dict[str, Any]:
+def _yaml_settings(text: str, path: Path) -> Any:
     def read(node: yaml.Node, value: Any) -> Any:
         if isinstance(node, yaml.SequenceNode):
             return [read(one, element) for one, element in zip(node.value, value, strict=True)]
@@ -163,10 +159,8 @@ def _yaml_settings(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}, line {mark.line + 1}: is not YAML ({error.problem or error.context}).") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML ({error}).") from error
-    if settings is None:
-        return {}
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: expected names of flags with their values, got a {type(settings).__name__}.")
+        return {} if settings is None else settings
     return {key.value: read(one, settings[name]) for (key, one), name in zip(node.value, settings, strict=True)}
 
 
@@ -174,10 +168,8 @@ def _check_setting(name: str, value: Any, parser: Parser, path: Path) -> None:
     action = parser.flags.get(name.replace("-", "_"))
     if action is None:
         raise ValueError(f"{path}: {name} is no flag{parser.nearest(name)}")
-    several = action.nargs == "+"
-    expected = (
-        "true or false" if action.type is string_to_bool else "one value or a list of them" if several else "one value"
-    )
+    is_bool, several = action.type is string_to_bool, action.nargs == "+"
+    expected = "true or false" if is_bool else "one value or a list of them" if several else "one value"
     if isinstance(value, list) and (not several or not value and action.default):
         raise ValueError(f"{path}: {name}: expected {expected}, got a list of {len(value)}.")
     if isinstance(value, dict) and name not in parser.mappings:
@@ -185,7 +177,7 @@ def _check_setting(name: str, value: Any, parser: Parser, path: Path) -> None:
     for one in value if isinstance(value, list) else [value]:
         if isinstance(value, list) and (one is None or isinstance(one, list | dict)):
             raise ValueError(f"{path}: {name}: expected plain values in its list, got {json.dumps(one)}.")
-        if isinstance(one, bool) and action.type is not string_to_bool:
+        if isinstance(one, bool) and not is_bool:
             raise ValueError(f"{path}: {name}: expected {expected}, got {json.dumps(one)}; quote it if it is a word.")
         if one == "None":
             raise ValueError(f"{path}: {name}: got None; leave it out, or write null.")

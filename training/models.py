@@ -29,7 +29,6 @@ from hivilt.training.names import did_you_mean, loading
 # Parameters from which a model is not small: its tensors keep several CPU threads busy.
 SMALL = 10_000_000
 
-
 # The fusion of the small model; with two pretrained encoders HiViLTConfig's own defaults apply.
 SMALL_FUSION = {
     "hidden_size": 64,
@@ -41,10 +40,10 @@ SMALL_FUSION = {
 
 
 def small_vision_config() -> ResNetConfig:
-    """A ResNet of 0.6 M parameters, for training from scratch on a processor; 8, 16 and 32 pixels to a token.
+    """A ResNet of 0.6 M parameters, for training from scratch on a CPU; 8, 16 and 32 pixels to a token.
 
-    From a few thousand images it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms
-    see the images of one step on one process, so its loss is not quite the same when a batch is cut otherwise.
+    From a few thousand images it learns shapes in fewer epochs than a ConvNeXtV2 or a ViT of its size. Its batch norms see
+    the images of one step on one process, so its loss depends a little on how a batch is cut.
     """
     return ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic")
 
@@ -59,16 +58,12 @@ def small_text_config(vocab_size: int) -> T5Config:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer for one's own questions, lower case, with BERT's special tokens.
+    """A WordPiece tokenizer of `vocab_size` pieces at most, lower case, with BERT's special tokens; texts of more than
+    `max_length` tokens are cut.
 
-    Its pieces are the most frequent words, and all characters to spell the others with. They depend on nothing but the
-    texts, not even on their order: the trainer of `tokenizers` draws its pieces anew in every process, and processes
-    that train together must agree.
-
-    Args:
-        texts: what to learn it from.
-        vocab_size: most entries.
-        max_length: longer texts are cut.
+    Its pieces are the most frequent words, and all characters to spell the others with. They do not even depend on the
+    order of the texts: the trainer of `tokenizers` draws its pieces anew in every process, and processes that train
+    together must agree.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -109,7 +104,7 @@ def load_checkpoint(
         **config: fields of its config to change.
 
     Raises:
-        ValueError: it has another head.
+        ValueError: it has another head, is no HiViLT, or its tokenizer is of another model.
         OSError: there is none of this name.
     """
     with loading(argument, name):
@@ -128,20 +123,12 @@ def load_checkpoint(
         changed = {"config": HiViLTConfig.from_dict({**saved, **config})} if config else {}
         model = model_class.from_pretrained(name, dtype=torch.float32, **changed)
         processor = HiViLTProcessor.from_pretrained(name)
-    check_tokens(argument, name, model, processor.tokenizer)
+    _check_tokens(argument, name, model, processor.tokenizer)
     return model, processor
 
 
-def check_tokens(argument: str, name: str, model: HiViLTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Looks whether a tokenizer can be that of a model.
-
-    Args:
-        argument: what named them, for errors.
-        name: what it named.
-
-    Raises:
-        ValueError: the text encoder has no embedding for one of its tokens.
-    """
+def _check_tokens(argument: str, name: str, model: HiViLTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer with a token for which the text encoder has no embedding."""
     token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     known = getattr(model.config.text_config, "vocab_size", None)
     if known is not None and number >= known:
@@ -159,19 +146,14 @@ def load_or_build(
     resumed: str | os.PathLike | None = None,
     **config: Any,
 ) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
-    """A model with its processor: the checkpoint that is named, or a new one on the encoders that are.
+    """A model in float32 and its processor: the checkpoint that is named, or a new one on the encoders that are.
 
     Args:
-        args: `model_name_or_path`, or `vision_model` and `text_model`; an encoder that is not named is small and new,
-            and so is its tokenizer, trained on `texts`.
+        args: an encoder that they do not name is small and new, and so is its tokenizer, trained on `texts`.
         model_class: a HiViLT class with a head.
-        texts: the training texts.
         trains: whether the model is to be trained, so that a checkpoint with another head will do.
-        resumed: the checkpoint that training goes on from; its tokens hold, and none is trained on `texts`.
+        resumed: the checkpoint that training goes on from, whose tokenizer is used in place of a trained one.
         **config: fields of `HiViLTConfig` for a new model.
-
-    Returns:
-        The model in float32, and its processor.
     """
     if args.model_name_or_path:
         return load_checkpoint(
@@ -196,25 +178,21 @@ def load_or_build(
     else:
         tokenizer = train_tokenizer(texts)
 
-    small = {} if args.vision_model and args.text_model else SMALL_FUSION
+    fusion = {} if args.vision_model and args.text_model else SMALL_FUSION
     model = model_class.from_vision_text_pretrained(
         args.vision_model or small_vision_config(),
         args.text_model or small_text_config(len(tokenizer)),
-        **{**small, **config, **(args.fusion or {})},
+        **{**fusion, **config, **(args.fusion or {})},
     )
     if args.text_model:
-        check_tokens("text_model", args.text_model, model, tokenizer)
+        _check_tokens("text_model", args.text_model, model, tokenizer)
     if model.config.max_text_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     return model, HiViLTProcessor(image_processor, tokenizer)
 
 
 def change_image_processor(image_processor: BaseImageProcessor, changes: Mapping[str, Any]) -> BaseImageProcessor:
-    """An image processor like this one but for some fields.
-
-    Raises:
-        ValueError: it has no such field, or takes no such value.
-    """
+    """An image processor like this one but for some fields; `ValueError` for fields and values that it does not take."""
     fields_of = image_processor.to_dict()
     for name in changes:
         if name not in fields_of:  # transformers would drop it without a word
@@ -229,11 +207,8 @@ def change_image_processor(image_processor: BaseImageProcessor, changes: Mapping
 
 
 def freeze_parts(model: HiViLTPreTrainedModel, freeze: list[str]) -> None:
-    """Freezes what `--freeze` names: parts of a HiViLT, or of an encoder the first layers, as `text:4`.
-
-    Raises:
-        ValueError: an encoder has fewer layers.
-    """
+    """Freezes what `--freeze` names: parts of a HiViLT, or of an encoder the first layers, as `text:4`; `ValueError` where
+    it has fewer."""
     for one in freeze:
         part, _, num_layers = one.partition(":")
         try:
@@ -246,10 +221,9 @@ def parameter_table(model: HiViLTPreTrainedModel) -> str:
     """Parameters of each part of a HiViLT, and how many of them train."""
     base = model.base_model
     parts = {"vision": base.vision_model, "text": base.text_model, "fusion": base.fusion}
-    counted = {id(parameter) for part in parts.values() for parameter in part.parameters()}
-    rows = {name: list(part.parameters()) for name, part in parts.items()}
-    rows["head"] = [parameter for parameter in model.parameters() if id(parameter) not in counted]
-    rows["all"] = list(model.parameters())
+    rows = {name: set(part.parameters()) for name, part in parts.items()}
+    rows["head"] = set(model.parameters()).difference(*rows.values())
+    rows["all"] = set(model.parameters())
     lines = [f"{'part':8}{'parameters':>14}{'training':>14}"]
     for name, parameters in rows.items():
         training = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# From its module: until transformers 5.18 the name above it asks for torchvision.
-
 
 def is_path(name: str) -> bool:
     """Whether a name is that of a file or folder and not one on the Hub, which has one slash at most: `runs/x` is a path
@@ -43,23 +41,19 @@ def check_name(argument: str, name: str) -> None:
         NotADirectoryError: it is a file.
     """
     path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            inner = sorted(str(one.parent) for one in path.glob("*/config.json"))
-            hint = f"did you mean {inner[-1]}?" if inner else "give the folder that a model was saved to."
-            raise FileNotFoundError(f"{argument}: the folder {name} has no config.json, so no model is in it; {hint}")
-    elif path.exists():
+    if path.is_file():
         raise NotADirectoryError(f"{argument}: {name} is a file; give the folder that it lies in.")
-    elif is_path(name):
+    if path.is_dir() and not (path / "config.json").exists():
+        inner = sorted(str(one.parent) for one in path.glob("*/config.json"))
+        hint = f"did you mean {inner[-1]}?" if inner else "give the folder that a model was saved to."
+        raise FileNotFoundError(f"{argument}: the folder {name} has no config.json, so no model is in it; {hint}")
+    if not path.exists() and is_path(name):
         raise missing_place(argument, name)
 
 
 @contextmanager
 def loading(argument: str, name: str) -> Iterator[None]:
-    """Within it a model or what goes with it is loaded by its name; what fails names the argument.
-
-    transformers tells a folder that is not there as a failure of the network.
-    """
+    """What fails within names the argument; transformers tells a folder that is not there as a failure of the network."""
     check_name(argument, name)
     try:
         yield

@@ -16,21 +16,28 @@ import accelerate
 import torch
 import transformers
 
-# From its module: until transformers 5.18 the name above it asks for torchvision.
 import hivilt
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
 
-
-# Below it a share that was measured says little.
-FEW = 100
+# What `results.json` tells of TrainingArguments.
+SETTINGS = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+SETTINGS += (
+    "per_device_eval_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "optim",
+)
+SETTINGS += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
 
 
 def warn_of_few(split: str, count: int, unit: str) -> None:
     """Warns where a split is so small that what is measured on it says little, with the standard error of a share."""
-    if 0 < count < FEW:
+    if 0 < count < 100:
         error = 50 / math.sqrt(count)
         logger.warning(
             f"{split}: {count} {unit} are few; a share of them has a standard error of up to {error:.0f} percentage points, so "
@@ -39,15 +46,8 @@ def warn_of_few(split: str, count: int, unit: str) -> None:
 
 
 def warn_of_chance(args: TaskArguments, metric: str, value: float, chance: float, count: int, num_images: int) -> None:
-    """Warns where a run from scratch ends where it might as well not have looked, and says how to start instead.
-
-    Args:
-        args: the script's; a run from a checkpoint or on a pretrained vision encoder is left alone.
-        metric: what it is called.
-        value, chance: what the model reaches on validation, and what one without the images would; shares.
-        count: what was measured on; `value` is told from chance where it is three standard errors above.
-        num_images: that it was trained on.
-    """
+    """Warns where a vision encoder that began from scratch learned nothing: the model's `value` of a metric on validation,
+    a share of `count`, is less than three standard errors above `chance`, that of one without the images."""
     if args.model_name_or_path or args.vision_model or count == 0 or chance == 1:
         return
     if value <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
@@ -78,16 +78,8 @@ def environment() -> dict[str, Any]:
 
 
 def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
-    """Writes what a benchmark measured to `<name>-<hardware>.json`.
-
-    Args:
-        folder: where; made if need be.
-        name: of the benchmark.
-        results: with what `environment` gives under "environment".
-
-    Returns:
-        The file's path; an image of the results goes beside it, with another ending.
-    """
+    """Writes what a benchmark measured to `<name>-<hardware>.json`, and returns that path. The folder is made if need be;
+    `results` hold what `environment` gives under "environment"."""
     hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hardware}.json"
@@ -96,11 +88,7 @@ def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Pa
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is there as a whole or not at all, and what it was before until then.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON has no word for.
-    """
+    """Writes a file as a whole or not at all; `ValueError` for a number that JSON has no word for, NaN or infinite."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
@@ -108,11 +96,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _processor_name() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def peak_memory_bytes() -> int:
@@ -120,17 +107,15 @@ def peak_memory_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: what it says begins with the peak of the process that started this one.
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text(encoding="utf-8"))[1]) * 1024
     if sys.platform == "win32":
         import psutil  # which accelerate needs anyway
 
         return psutil.Process().memory_info().peak_wset
     import resource  # Windows has none
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, others in KiB.
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def without_place(value: str) -> str:
@@ -148,21 +133,14 @@ def without_place(value: str) -> str:
 def collect_results(
     trainer: HiViLTTrainer, args: TaskArguments, metrics: Mapping[str, Mapping[str, float]], **more: Any
 ) -> dict[str, Any]:
-    """What `results.json` holds: metrics and speed of each split, size, memory, settings, versions and hardware.
-
-    Args:
-        trainer: after `run`.
-        args: the script's arguments.
-        metrics: by split, as `run` returns them.
-        **more: what else to write.
-    """
+    """What `results.json` holds: metrics and speed of each split, as `run` returns them, size, memory, settings, versions,
+    hardware, and `more`."""
     results = dict(more)
-    for split, found in metrics.items():
-        if split == "train":
-            continue
-        names = {name.split("_", 1)[1]: value for name, value in found.items() if "_" in name}
-        names["seconds"], names[f"{trainer.unit}_per_second"] = names.pop("runtime"), names.pop("samples_per_second")
-        results[split] = {name: value for name, value in names.items() if name != "steps_per_second"}
+    for split in [split for split in ("validation", "test") if split in metrics]:
+        found = {name.split("_", 1)[1]: value for name, value in metrics[split].items() if "_" in name}
+        found["seconds"], found[f"{trainer.unit}_per_second"] = found.pop("runtime"), found.pop("samples_per_second")
+        found.pop("steps_per_second", None)
+        results[split] = found
     if "train" in metrics:
         # Evaluations within training are counted apart; saving is not.
         seconds = metrics["train"]["train_runtime"] - trainer.seconds_evaluating
@@ -175,28 +153,15 @@ def collect_results(
             "seconds": seconds,
             f"{trainer.unit}_per_second": trainer.num_examples_trained / seconds,
         }
-    parameters = list(trainer.model.parameters())
-    results["parameters"] = {
-        "all": sum(parameter.numel() for parameter in parameters),
-        "training": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    }
+    model = trainer.model
+    results["parameters"] = {"all": model.num_parameters(), "training": model.num_parameters(only_trainable=True)}
     results |= {name: found for name in ("calibration", "familiarity") if (found := getattr(trainer, name)) is not None}
     if trainer.encoder_cache is not None and (cached := trainer.encoder_cache.summary()):
         results["encoder_cache"] = cached
     results["peak_memory_bytes"] = peak_memory_bytes()
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
-    named = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-    named += (
-        "per_device_eval_batch_size",
-        "learning_rate",
-        "weight_decay",
-        "warmup_steps",
-        "lr_scheduler_type",
-        "optim",
-    )
-    named += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
-    settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in named}}
+    settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in SETTINGS}}
     results["settings"] = {
         name: without_place(value) if isinstance(value, str) else value for name, value in settings.items()
     }

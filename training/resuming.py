@@ -21,13 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The last checkpoint of a run that was written to its end; `None` if there is none.
+    """The last checkpoint of a run that was written to its end; `None` if there is none, or no `folder`.
 
     Trainer writes a checkpoint file by file, its state last: one whose state is not there, or not whole, was cut off. Such
     ones are named in a warning and left where they are.
-
-    Args:
-        folder: the run's `output_dir`; need not exist.
     """
     for path in reversed(checkpoints(folder)):
         if is_whole(path):
@@ -60,28 +57,24 @@ def checkpoint_to_resume(training_args: HiViLTTrainingArguments) -> str | None:
     named = training_args.resume_from_checkpoint if training_args.do_train else None
     if named is True:
         return last_checkpoint(training_args.output_dir)
-    if named is not None and not is_whole(Path(named)):
-        raise ValueError(
-            f"resume_from_checkpoint: {named} is no checkpoint that was written to its end; name another, or 'last' for "
-            "the last whole one of output_dir."
-        )
+    if named is not None:
+        _check_whole(Path(named))
     return named
 
 
-# What a config says of how it was saved and how it runs, not of what its weights mean.
-_NOT_WEIGHTS = {
-    "_attn_implementation",
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "label2id",
-    "num_hard_negatives",
-    "return_loss",
-    "transformers_version",
-    "use_cache",
-}
+def _check_whole(checkpoint: Path) -> None:
+    if not is_whole(checkpoint):
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is no checkpoint that was written to its end; name another, or 'last' "
+            "for the last whole one of output_dir."
+        )
+
+
+# What a config or an image processor says of how it was saved and how it runs, not of what weights mean; and answers,
+# which are compared by themselves.
+_NOT_WEIGHTS = {"_attn_implementation", "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id"}
+_NOT_WEIGHTS |= {"num_hard_negatives", "return_loss", "transformers_version", "use_cache"}
+_NOT_WEIGHTS |= {"image_processor_type", "processor_class", "_processor_class"}
 # The flag that makes each part of a config.
 _FLAGS = {"vision_config": "--vision_model", "text_config": "--text_model", "problem_type": "answers a question"}
 
@@ -91,18 +84,13 @@ def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, proce
 
     Args:
         checkpoint: its folder.
-        model: what is to be trained.
-        processor: its `HiViLTProcessor`; of anything else nothing is compared.
+        processor: that of the model to be trained; nothing is compared of one that is no `HiViLTProcessor`.
 
     Raises:
         ValueError: the checkpoint was cut off, has no state of the optimizer, or does not fit; names what differs.
     """
     checkpoint = Path(checkpoint)
-    if not is_whole(checkpoint):
-        raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} is no checkpoint that was written to its end; name another, or 'last' "
-            "for the last whole one of output_dir."
-        )
+    _check_whole(checkpoint)
     if not (checkpoint / SCHEDULER_NAME).exists():
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} holds the model only (save_only_model), so that optimizer and learning "
@@ -124,25 +112,19 @@ def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, proce
 
 
 def _config_differences(saved: HiViLTConfig, own: HiViLTConfig) -> Iterator[str]:
-    saved_values, own_values = dict(_flat(saved.to_dict())), dict(_flat(own.to_dict()))
     # Encoders of another kind have other fields, and `model_type` in common.
-    for name in sorted(
-        saved_values.keys() & own_values.keys(), key=lambda name: (not name.endswith("model_type"), name)
-    ):
-        before, now = saved_values[name], own_values[name]
+    differences = sorted(_differences(saved, own), key=lambda found: not found[0].endswith("model_type"))
+    for name, before, now in differences:
         # A new model learns its kind of labels from the first batch.
-        unknown = name == "problem_type" and None in (before, now)
-        if before != now and not unknown:
-            flag = _FLAGS.get(name.split(".")[0], "--fusion")
-            yield f"{name} ({flag}) was {before!r} and is {now!r}"
+        if name != "problem_type" or None not in (before, now):
+            yield f"{name} ({_FLAGS.get(name.split('.')[0], '--fusion')}) was {before!r} and is {now!r}"
     if saved.id2label != own.id2label:
-        before, now = list(saved.id2label.values()), list(own.id2label.values())
-        place = next(
-            (place for place, pair in enumerate(zip(before, now, strict=False)) if pair[0] != pair[1]),
-            min(len(before), len(now)),
+        before, now = saved.id2label, own.id2label
+        label = next(label for label in before | now if before.get(label) != now.get(label))
+        yield (
+            f"its {len(before)} answers are not the {len(now)} of this run: answer {label} was {before.get(label)!r} and is "
+            f"{now.get(label)!r}"
         )
-        at = [answers[place] if place < len(answers) else None for answers in (before, now)]
-        yield f"its {len(before)} answers are not the {len(now)} of this run: answer {place} was {at[0]!r} and is {at[1]!r}"
 
 
 def _processor_differences(saved: HiViLTProcessor, own: HiViLTProcessor) -> Iterator[str]:
@@ -155,13 +137,8 @@ def _processor_differences(saved: HiViLTProcessor, own: HiViLTProcessor) -> Iter
         )
     elif _rules(saved.tokenizer) != _rules(own.tokenizer):
         yield "its tokenizer (--text_model) cuts texts otherwise"
-    saved_values, own_values = (dict(_flat(one.image_processor.to_dict())) for one in (saved, own))
-    for name in sorted(saved_values.keys() & own_values.keys()):
-        if saved_values[name] != own_values[name]:
-            yield (
-                f"{name} of its image processor (--image_size, --vision_model) was {saved_values[name]!r} and is "
-                f"{own_values[name]!r}"
-            )
+    for name, before, now in _differences(saved.image_processor, own.image_processor):
+        yield f"{name} of its image processor (--image_size, --vision_model) was {before!r} and is {now!r}"
 
 
 def _rules(tokenizer: Any) -> dict[str, Any]:
@@ -170,9 +147,17 @@ def _rules(tokenizer: Any) -> dict[str, Any]:
     return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
+def _differences(saved: Any, own: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that both have with another value, in the order of their names."""
+    before, now = dict(_flat(saved.to_dict())), dict(_flat(own.to_dict()))
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            yield name, before[name], now[name]
+
+
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if name in _NOT_WEIGHTS or name in ("image_processor_type", "processor_class", "_processor_class"):
+        if name in _NOT_WEIGHTS:
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{name}.")

@@ -7,7 +7,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-# From its module: until transformers 5.18 the name above it asks for torchvision.
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.folders import read_folder
 from hivilt.data.tables import check_images, hold_out
@@ -15,7 +14,6 @@ from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
 from hivilt.training.resuming import checkpoint_to_resume
 
 logger = logging.getLogger(__name__)
-
 
 # What a run held out of its training data, beside its checkpoints.
 HELD_OUT = "held_out.json"
@@ -31,12 +29,11 @@ def read_splits(
     """The data that the arguments name: its name and those of the splits that there are.
 
     Args:
-        args: where the data is: of a benchmark, in files, or in tables of `datasets`.
         splits: which to read of "train", "validation" and "test".
-        read_file: examples of a file, given its path and the split.
-        read_table: examples of a table of `datasets` or a list of rows, given what to call it, the split, and the folder
-            where relative image paths start.
-        benchmark: the one to read if the arguments name no files and no tables of their own.
+        read_file: gives the examples of a file, by its path and the split.
+        read_table: those of a table of `datasets` or a list of rows, by what to call it, the split, and the folder where
+            relative image paths start.
+        benchmark: the one to read, whose copy the arguments may name.
     """
     if benchmark is not None:
         return benchmark.title, _read_benchmark(args, splits, benchmark)
@@ -81,8 +78,6 @@ def prepare_splits(
     that goes on holds out what it held out before, whatever rows came or went since.
 
     Args:
-        args: how many examples to use, and what to do about bad images.
-        training_args: what is asked for: training, evaluation, prediction.
         read: gives the name of the data and, of the splits it is asked for, those that there are.
         hold_out_by: what stays on one side when examples are held out; default: images.
 
@@ -100,7 +95,7 @@ def prepare_splits(
     }
     if args.calibrate and not needed["validation"]:
         raise ValueError("calibrate: a temperature is fitted on validation data; give --do_eval, or leave it out.")
-    # Of a checkpoint that is calibrated after training, what is familiar is measured, too, if there is what it was trained on.
+    # A checkpoint that is calibrated learns what is familiar to it, too, where its training data is.
     wanted = [split for split in needed if needed[split] or (split == "train" and args.calibrate)]
     held_out = None
     # The main process writes what is cached; the others find it there.
