@@ -5,7 +5,7 @@ import logging
 import math
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers.hf_argparser import HfArg
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import GRAY, Augmentation
@@ -41,6 +42,7 @@ from hivilt.evaluation.vqa import (
     majority_answer,
     vqa_metrics,
 )
+from hivilt.losses_hivilt import classification_loss
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.tasks.task import Task, spread, write_rows
@@ -57,33 +59,23 @@ logger = logging.getLogger("hivilt")
 class VQAArguments(TaskArguments):
     """What only question answering has."""
 
-    benchmark: str | None = field(
+    benchmark: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless "
-            "other data is named.",
-            "choices": list(VQA_BENCHMARKS),
-        },
+        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless other data "
+        "is named.",
+        metadata={"choices": list(VQA_BENCHMARKS)},
     )
-    question_column: str = field(default="question", metadata={"help": "Column of questions."})
-    question_id_column: str | None = field(default=None, metadata={"help": "Column copied to predictions.jsonl."})
-    answer_column: str = field(default="answer", metadata={"help": "Column of an answer, or of a list of them."})
-    answer_file: str | None = field(
+    question_column: str = HfArg(default="question", help="Column of questions.")
+    question_id_column: str | None = HfArg(default=None, help="Column copied to predictions.jsonl.")
+    answer_column: str = HfArg(default="answer", help="Column of an answer, or of a list of them.")
+    answer_file: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data."
-        },
+        help="Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data.",
     )
-    min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
-    max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
-    blank_images: bool = field(
-        default=False,
-        metadata={"help": "Measure once more with gray in place of every image: what is right by the question alone."},
-    )
-    reword: float | None = field(
-        default=None,
-        metadata={"help": "Share of easy-vqa's training questions that are asked in other words. Default: 0.3."},
-    )
+    min_answer_count: int = HfArg(default=1, help="Leave rarer training answers out of the vocabulary.")
+    max_answers: int | None = HfArg(default=None, help="Keep only this many most frequent answers.")
+    blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
+    reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
 
     at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
 
@@ -147,20 +139,16 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs):
         """Batches of a `VQADataset` by image; refuses to train where no question has an answer of the vocabulary."""
         if isinstance(dataset, VQADataset):
-            if is_training:
-                self._check_answers(dataset)
+            label2id = getattr(self.data_collator, "label2id", None)
+            if is_training and label2id and not drop_unknown_answers(dataset.examples, label2id):
+                answers = [answer for example in dataset.examples for answer in example.answers]
+                raise ValueError(
+                    f"train_dataset: none of its {len(dataset)} questions has an answer of the collator's label2id, so there "
+                    f"is nothing to learn. Their answers are {reprlib.repr(answers)}, those of label2id "
+                    f"{reprlib.repr(list(label2id))}."
+                )
             dataset = dataset.by_image()
         return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
-
-    def _check_answers(self, dataset: VQADataset) -> None:
-        label2id = getattr(self.data_collator, "label2id", None)
-        if label2id and not drop_unknown_answers(dataset.examples, label2id):
-            answers = [answer for example in dataset.examples for answer in example.answers]
-            raise ValueError(
-                f"train_dataset: none of its {len(dataset)} questions has an answer of the collator's label2id, so there is "
-                f"nothing to learn. Their answers are {reprlib.repr(answers)}, those of label2id "
-                f"{reprlib.repr(list(label2id))}."
-            )
 
     def count(self, inputs: Mapping[str, Any]) -> int:
         """The questions of a batch that have an answer in the vocabulary."""
@@ -232,10 +220,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             parameter.div_(temperature)
 
     def _metrics(self, predictions: list[list[dict]], examples: list[VQAExample]) -> dict[str, Any]:
-        metrics = vqa_metrics(
-            [[answer["answer"] for answer in answers] for answers in predictions],
-            [example.answers for example in examples],
-        )
+        given = [[answer["answer"] for answer in answers] for answers in predictions]
+        metrics = vqa_metrics(given, [example.answers for example in examples])
         if self.model.config.num_labels <= 3:
             metrics.pop("top3_accuracy", None)  # 1 whatever is answered
         if self.official_metrics is not None:
@@ -272,20 +258,9 @@ def _answered(labels: torch.Tensor) -> torch.BoolTensor:
 
 
 def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-    """The classification loss of each question by itself; their mean is the loss of the batch.
-
-    Args:
-        logits: (B_t, num_labels).
-        labels: (B_t,) integers with -100 for no answer, or (B_t, num_labels) soft scores, all zero for none.
-
-    Returns:
-        One number a question; `None` for those without an answer.
-    """
-    if labels.is_floating_point():
-        losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(dim=-1)
-    else:
-        losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
-    return [loss if answered else None for loss, answered in zip(losses.tolist(), _answered(labels), strict=True)]
+    """The model's loss of each question by itself, `None` for those without an answer; arguments as `classification_loss`."""
+    losses = torch.vmap(classification_loss)(logits[:, None], labels[:, None]).tolist()
+    return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
 
 # The task
@@ -299,14 +274,11 @@ class QuestionAnswering(Task):
     pipeline_tag = "visual-question-answering"
     arguments = VQAArguments
     defaults = {
+        **Task.defaults,
         "output_dir": "outputs/vqa",
         "num_train_epochs": 10,
         "per_device_train_batch_size": 8,  # images, of about ten questions each in easy-VQA
         "per_device_eval_batch_size": 32,
-        "learning_rate": 1.5e-3,
-        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
-        "weight_decay": 0.05,
-        "warmup_steps": 0.1,  # a share of all steps
         "metric_for_best_model": "accuracy",
     }
     benchmarks = VQA_BENCHMARKS

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from transformers.hf_argparser import HfArg
 from transformers.utils import ModelOutput
 
 from hivilt.data.augmentation import Augmentation
@@ -54,47 +55,28 @@ logger = logging.getLogger("hivilt")
 class RetrievalArguments(TaskArguments):
     """What only retrieval has."""
 
-    benchmark: str | None = field(
+    benchmark: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless "
-            "other data is named.",
-            "choices": list(CAPTION_BENCHMARKS),
-        },
+        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless other data "
+        "is named.",
+        metadata={"choices": list(CAPTION_BENCHMARKS)},
     )
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of a caption or of a list of them; or columns, comma between."}
+    caption_column: str = HfArg(
+        default="caption", help="Column of captions, a text or a list; or several, comma between."
     )
-    karpathy_file: str | None = field(
-        default=None, metadata={"help": "JSON in Karpathy's layout, which names its splits; images in image_dir."}
+    karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
+    captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
+    similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
+    num_hard_negatives: int = HfArg(default=3, help="Others of the batch that an image or caption is matched against.")
+    rerank_k: int = HfArg(default=16, help="Candidates of each query that fusion re-ranks; 0: by embeddings alone.")
+    contrastive_chunk_size: int | None = HfArg(
+        default=None, help="Train in chunks of this many images and captions, for batches larger than the memory."
     )
-    captions_per_image: int = field(
-        default=1, metadata={"help": "Captions of an image in one training batch, drawn anew in every epoch."}
-    )
-    similar_per_batch: int = field(
-        default=4,
-        metadata={"help": "Images with similar captions that share a training batch, as hard negatives; 1: none do."},
-    )
-    num_hard_negatives: int = field(
-        default=3, metadata={"help": "Other images of the batch to match a caption against, and captions an image."}
-    )
-    rerank_k: int = field(
-        default=16, metadata={"help": "Candidates of each query that fusion re-ranks; 0 ranks by embeddings alone."}
-    )
-    contrastive_chunk_size: int | None = field(
-        default=None,
-        metadata={"help": "Train in chunks of this many images and captions, for batches larger than the memory."},
-    )
-    index: str | None = field(default=None, metadata={"help": "Folder of images to embed for searching."})
-    index_factory: str = field(
-        default="Flat", metadata={"help": "FAISS index to search with; Flat is exact, 'IVF256,Flat' faster."}
-    )
-    query: list[str] | None = field(
-        default=None,
-        metadata={"help": "Words to search for, quoted, or the path of an image; several are several searches."},
-    )
-    top_k: int = field(default=10, metadata={"help": "Images that a search prints."})
-    rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
+    index: str | None = HfArg(default=None, help="Folder of images to embed for searching.")
+    index_factory: str = HfArg(default="Flat", help="FAISS index to search with; Flat is exact, 'IVF256,Flat' faster.")
+    query: list[str] | None = HfArg(default=None, help="Words to search for, quoted, or an image's path; or several.")
+    top_k: int = HfArg(default=10, help="Images that a search prints.")
+    rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
 
     at_least_one = (
         *TaskArguments.at_least_one,
@@ -350,21 +332,13 @@ class RetrievalTrainer(HiViLTTrainer):
 @dataclass
 class _Encoded:
     """Images or texts of a split, on the CPU. Embeddings are of all processes; states, which are far larger, stay with the
-    process that encoded them.
+    process that encoded them."""
 
-    Args:
-        places: (n,) in the split.
-        embeds: (n, projection_dim).
-        owners: (n,) the process that has an item's states.
-        rows: (n,) where they are in this process's batches, -1 elsewhere.
-        states: batches of them; none where nothing is fused.
-    """
-
-    places: torch.LongTensor
-    embeds: torch.Tensor
-    owners: torch.LongTensor
-    rows: torch.LongTensor
-    states: list[ModelOutput]
+    places: torch.LongTensor  # (n,) in the split
+    embeds: torch.Tensor  # (n, projection_dim)
+    owners: torch.LongTensor  # (n,) the process that has an item's states
+    rows: torch.LongTensor  # (n,) where they are in this process's batches, -1 elsewhere
+    states: list[ModelOutput]  # batches of them; none where nothing is fused
 
     @classmethod
     def gather(
@@ -401,14 +375,11 @@ class Retrieval(Task):
     pipeline_tag = "zero-shot-image-classification"
     arguments = RetrievalArguments
     defaults = {
+        **Task.defaults,
         "output_dir": "outputs/retrieval",
         "num_train_epochs": 12,
         "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 64,
-        "learning_rate": 1.5e-3,
-        "adam_beta2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 0.1,  # a share of all steps
         "metric_for_best_model": "mean_recall",
     }
     benchmarks = CAPTION_BENCHMARKS
@@ -465,25 +436,18 @@ class Retrieval(Task):
 
     def trainer_arguments(self) -> dict[str, Any]:
         names = ("rerank_k", "similar_per_batch", "contrastive_chunk_size")
-        return {
-            "fold_size": self.benchmark and self.benchmark.fold_size,
-            **{name: getattr(self.args, name) for name in names},
-        }
+        given = {name: getattr(self.args, name) for name in names}
+        return {**given, "fold_size": self.benchmark and self.benchmark.fold_size}
 
     def write(self, folder: Path, dataset: CaptionDataset, predictions: dict[str, torch.Tensor]) -> None:
         write_rows(folder / "predictions.jsonl", prediction_rows(dataset, predictions))
         rows = []
         for place in spread(len(dataset.captions), 8):
             best = predictions["text_to_image"][place, :8].tolist()
-            examples = [dataset.examples[image] for image in best]
-            rows.append(
-                RetrievedImages(
-                    query=dataset.captions[place],
-                    images=[open_image(example.image) for example in examples],
-                    captions=[example.captions[0] for example in examples],
-                    matches=[image == dataset.image_of_caption[place] for image in best],
-                )
-            )
+            images = [open_image(dataset.examples[image].image) for image in best]
+            captions = [dataset.examples[image].captions[0] for image in best]
+            matches = [image == dataset.image_of_caption[place] for image in best]
+            rows.append(RetrievedImages(dataset.captions[place], images, captions, matches))
         title = "Captions and the images found for them, best first; the right one is framed"
         plot_retrieved(rows, folder / "retrieval.png", title=title)
 
@@ -607,14 +571,9 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
             print(query)
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
-        shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
-        rows.append(
-            RetrievedImages(
-                query=open_image(str(query)) if isinstance(query, Path) else query,
-                images=[open_image(str(hit.path)) for hit in shown],
-                captions=[f"{hit.score:.3f}" for hit in shown],
-                matches=None,
-            )
-        )
+        hits = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
+        images, scores = [open_image(str(hit.path)) for hit in hits], [f"{hit.score:.3f}" for hit in hits]
+        shown = open_image(str(query)) if isinstance(query, Path) else query
+        rows.append(RetrievedImages(shown, images, scores, matches=None))
     plot_retrieved(rows, folder / "search.png", title="Nearest images with their scores")
     return all_hits

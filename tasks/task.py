@@ -32,7 +32,12 @@ class Task:
     script: ClassVar[str]  # the file that runs it
     pipeline_tag: ClassVar[str]  # the Hub's name of it
     arguments: ClassVar[type[TaskArguments]]
-    defaults: ClassVar[Mapping[str, Any]]  # of any flag
+    defaults: ClassVar[Mapping[str, Any]] = {  # of any flag
+        "learning_rate": 1.5e-3,
+        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
+        "weight_decay": 0.05,
+        "warmup_steps": 0.1,  # a share of all steps
+    }
     benchmarks: ClassVar[Mapping[str, Benchmark]]
     benchmark_flags: ClassVar[Mapping[str, str]] = {}  # flags that a benchmark sets, and its fields that say to what
     model_class: ClassVar[type[HiViLTPreTrainedModel]]
@@ -79,15 +84,7 @@ class Task:
         raise NotImplementedError
 
     def make_model(self, train: list | None, **config: Any) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
-        """The model and its processor.
-
-        Args:
-            train: training examples; without, the model is measured alone.
-            **config: fields of a new model's config.
-
-        Raises:
-            ValueError: there is neither a checkpoint nor training.
-        """
+        """The model and its processor, to be measured alone if there are no training examples; `config` is of a new one."""
         if train is None and not self.args.model_name_or_path:
             raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
         texts = [text for example in train or () for text in self.texts_of(example)]

@@ -111,11 +111,7 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
 
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
-    """What the arguments say to do to training images; `None` for nothing.
-
-    Raises:
-        ValueError: a value is out of range; names its flag.
-    """
+    """What the arguments say to do to training images; `None` for nothing."""
     if args.random_crop is None and args.random_flip is None and args.rand_augment is None:
         return None
     rand_augment = None if args.rand_augment is None else tuple(args.rand_augment)
@@ -125,13 +121,8 @@ def augmentation_of(args: TaskArguments) -> Augmentation | None:
 def run(
     trainer: HiViLTTrainer, test_dataset: torch.utils.data.Dataset | None, held_out: list[str] | None, calibrate: bool
 ) -> tuple[dict[str, dict], Any]:
-    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
-
-    Args:
-        trainer: with its datasets.
-        test_dataset: for `do_predict`.
-        held_out: what was held out of training, for when this run is resumed.
-        calibrate: whether to divide scores by a temperature fitted on validation; without `do_train`, too.
+    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask. What was
+    `held_out` of training is noted for when this run is resumed.
 
     Returns:
         Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.

@@ -147,10 +147,8 @@ class HiViLTTrainer(Trainer):
         goes on from are loaded by now."""
         split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
         if self.encoder_cache is not None and isinstance(split, EpochDataset):
-            parts = ["vision", "text"]
-            if self.args.neftune_noise_alpha is not None:
-                # Noise at the embeddings changes what the encoder gives.
-                parts.remove("text")
+            parts = ["vision", "text"] if self.args.neftune_noise_alpha is None else ["vision"]
+            if "text" not in parts:  # noise at the embeddings changes what the encoder gives
                 self.encoder_cache.stores.pop("text", None)
             with self._signals.paused():
                 self.encoder_cache.add(
@@ -446,7 +444,7 @@ class HiViLTTrainer(Trainer):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.callback_handler.eval_dataloader = dataloader
-        with self._measuring():
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
             batches = self._prepared(dataloader, shows_progress=True)
             predictions, metrics, num_samples = self.measure(model, batches, dataloader.dataset)
         if whole:
@@ -457,11 +455,6 @@ class HiViLTTrainer(Trainer):
             self.seconds_evaluating += time.perf_counter() - start
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, None, metrics, num_samples)
-
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
-            yield
 
     def _prepared(self, dataloader: DataLoader, shows_progress: bool = False) -> Iterator[dict[str, Any]]:
         for inputs in dataloader:
@@ -486,16 +479,10 @@ class HiViLTTrainer(Trainer):
         """Whether a temperature can be fitted on an example."""
         return True
 
-    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any] | None:
-        """Divides the model's scores by one temperature, that of the least negative log likelihood on a split that was not
-        trained on, and keeps what was measured as `calibration`. The order of answers and of images stays. To be called by
-        all processes, before the model is saved.
-
-        Args:
-            dataset: default: `eval_dataset`.
-
-        Returns:
-            What `hivilt.evaluation.calibration.calibrate` gives; `None` where the split has nothing to fit on.
+    def calibrate(self) -> None:
+        """Divides the model's scores by one temperature, that of the least negative log likelihood on `eval_dataset`, and
+        keeps what `hivilt.evaluation.calibration.calibrate` gives as `calibration`. The order of answers and of images stays;
+        so do the scores where nothing can be fitted. To be called by all processes, before the model is saved.
 
         Raises:
             ValueError: under DeepSpeed, which keeps the weights in pieces.
@@ -504,34 +491,33 @@ class HiViLTTrainer(Trainer):
             raise ValueError(
                 "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
             )
-        dataset = self.eval_dataset if dataset is None else dataset
+        dataset = self.eval_dataset
         examples = list(filter(self.is_labelled, dataset.examples)) or dataset.examples
         if len(examples) > self.most_calibrated:
             examples = random.Random(0).sample(examples, self.most_calibrated)
         dataset = type(dataset)(examples)
         dataloader = self.get_eval_dataloader(dataset)
         model = self.model.eval()
-        with self._measuring():
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
             self.calibration = self._find_temperature(model, self._prepared(dataloader), dataset)
         if self.calibration is None:
             logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
-        else:
-            with torch.no_grad():
-                self._divide_scores(self.calibration["temperature"])
-            told = [
-                f"{name.replace('_', ' ')} {self.calibration[name]:.4f}"
-                for name in ("temperature", "ece_before", "ece_after")
-            ]
-            logger.info(f"calibration: {', '.join(told)}")
-        return self.calibration
+            return
+        with torch.no_grad():
+            self._divide_scores(self.calibration["temperature"])
+        told = [
+            f"{name.replace('_', ' ')} {self.calibration[name]:.4f}"
+            for name in ("temperature", "ece_before", "ece_after")
+        ]
+        logger.info(f"calibration: {', '.join(told)}")
 
-    def measure_familiarity(self) -> dict[str, Any] | None:
-        """What `hivilt.evaluation.familiarity.measure_familiarity` gives for images of `train_dataset` and `eval_dataset`,
-        kept as `familiarity`. To be called by all processes; the main one measures, and gets it."""
+    def measure_familiarity(self) -> None:
+        """Keeps what `hivilt.evaluation.familiarity.measure_familiarity` gives for images of `train_dataset` and
+        `eval_dataset` as `familiarity`, on the main process. To be called by all."""
         splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
         images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
         if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
-            return None
+            return
         draw = random.Random(0)
         images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
         with self.whole_weights():
@@ -539,7 +525,6 @@ class HiViLTTrainer(Trainer):
                 size = self.args.per_device_eval_batch_size
                 strange = features_of_images(self.model, self.processing_class, noise(), size)
                 self.familiarity = measure_familiarity(*map(self._image_features, images), strange)
-        return self.familiarity
 
     def _image_features(self, images: list[Any]) -> torch.Tensor:
         features, size = [], self.args.per_device_eval_batch_size
@@ -555,12 +540,8 @@ class HiViLTTrainer(Trainer):
 
 
 def in_order(pairs: Iterable[tuple[int, Any]], length: int) -> list[Any]:
-    """What all processes measured of the items of a split, in its order.
-
-    Args:
-        pairs: of this process, the place of an item in the split and what was measured.
-        length: of the split. The last batches of several processes repeat items from the front; one of each is kept.
-    """
+    """What all processes measured of the items of a split, in its order, from this one's pairs of a place in the split and
+    what was measured. The last batches of several processes repeat items from the front; one of each is kept."""
     measured = dict(gather_object(list(pairs)))
     if len(measured) != length:
         raise RuntimeError(f"{len(measured)} of the {length} items of a split were measured.")
