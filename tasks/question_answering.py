@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -211,8 +212,10 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             return None
         measured = []
         for places, logits, labels in self._answer(model, batches):
-            measured += zip(places, zip(logits.float().cpu(), labels.cpu(), strict=True), strict=True)
-        logits, labels = map(torch.stack, zip(*in_order(measured, len(dataset)), strict=True))
+            rows = zip(logits.float().cpu().numpy(), labels.cpu().numpy(), strict=True)
+            measured += zip(places, rows, strict=True)
+        columns = zip(*in_order(measured, len(dataset)), strict=True)
+        logits, labels = (torch.from_numpy(np.stack(column)) for column in columns)
         return calibrate(logits, labels) if _answered(labels).any() else None
 
     def _divide_scores(self, temperature: float) -> None:

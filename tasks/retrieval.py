@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
@@ -46,7 +47,7 @@ from hivilt.training.cards import python_literal
 from hivilt.training.models import load_or_build, set_threads
 from hivilt.training.results import warn_of_few
 from hivilt.training.splits import read_splits
-from hivilt.training.trainer import HiViLTTrainer
+from hivilt.training.trainer import HiViLTTrainer, in_order
 
 logger = logging.getLogger("hivilt")
 
@@ -217,11 +218,14 @@ class RetrievalTrainer(HiViLTTrainer):
             flags = {"return_loss": True, "gather_negatives": model.config.gather_negatives}
             outputs = model(image_states=image_states, text_states=text_states, **pairs, **flags)
             losses.append((outputs.loss.item(), len(caption_index)))
-            images.append((pairs["image_ids"], outputs.image_embeds, image_states if keep_states else None))
-            texts.append((caption_index, outputs.text_embeds, text_states if keep_states else None))
+            states = [map_states(torch.Tensor.cpu, one) if keep_states else None for one in (image_states, text_states)]
+            images.append((pairs["image_ids"], outputs.image_embeds, states[0]))
+            texts.append((caption_index, outputs.text_embeds, states[1]))
         losses = gather_object(losses)
         loss = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
-        return _Encoded.gather(images, len(dataset)), _Encoded.gather(texts, len(dataset.captions)), loss
+        process = self.args.process_index
+        images = _Encoded.gather(images, len(dataset), process)
+        return images, _Encoded.gather(texts, len(dataset.captions), process), loss
 
     def _find_temperature(self, model, batches, dataset):
         """That of `logits_per_image`: of an image, a caption of its own and nine of other images, drawn at random."""
@@ -341,22 +345,16 @@ class _Encoded:
     states: list[ModelOutput]  # batches of them; none where nothing is fused
 
     @classmethod
-    def gather(
-        cls, batches: Sequence[tuple[torch.Tensor, torch.Tensor, ModelOutput | None]], length: int
-    ) -> "_Encoded":
-        """All items of a split of this length in its order, from places, embeddings and states of each batch."""
-        own = torch.cat([places.cpu() for places, _, _ in batches])
-        gathered = gather_object([(own, torch.cat([embeds.float().cpu() for _, embeds, _ in batches]))])
-        places = torch.arange(length)
-        owners, rows = torch.full_like(places, -1), torch.full_like(places, -1)
-        embeds = torch.zeros(length, gathered[0][1].shape[1])
-        # The last batches of several processes repeat items from the front.
-        for process, (numbers, values) in reversed(list(enumerate(gathered))):
-            owners[numbers], embeds[numbers] = process, values
-        if (owners < 0).any():
-            raise RuntimeError(f"{int((owners >= 0).sum())} of the {length} items of a split were encoded.")
+    def gather(cls, batches: Sequence[tuple], length: int, process: int) -> "_Encoded":
+        """All items of a split of this length, from places, embeddings and states of this process's batches."""
+        own = torch.cat([places for places, _, _ in batches]).cpu()
+        embeds = torch.cat([embeds.float() for _, embeds, _ in batches]).cpu()
+        items = in_order(zip(own.tolist(), ((process, row) for row in embeds.numpy()), strict=True), length)
+        owners, embeds = zip(*items, strict=True)
+        rows = torch.full((length,), -1)
         rows[own] = torch.arange(len(own))
-        return cls(places, embeds, owners, rows, [states for _, _, states in batches if states is not None])
+        states = [states for _, _, states in batches if states is not None]
+        return cls(torch.arange(length), torch.from_numpy(np.stack(embeds)), torch.tensor(owners), rows, states)
 
     def take(self, places: torch.LongTensor) -> "_Encoded":
         """The items at these places of the split; they share their states."""

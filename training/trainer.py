@@ -541,7 +541,8 @@ class HiViLTTrainer(Trainer):
 
 def in_order(pairs: Iterable[tuple[int, Any]], length: int) -> list[Any]:
     """What all processes measured of the items of a split, in its order, from this one's pairs of a place in the split and
-    what was measured. The last batches of several processes repeat items from the front; one of each is kept."""
+    what was measured: no row of a tensor, which is sent with the whole of it. The last batches of several processes repeat
+    items from the front; one of each is kept."""
     measured = dict(gather_object(list(pairs)))
     if len(measured) != length:
         raise RuntimeError(f"{len(measured)} of the {length} items of a split were measured.")
