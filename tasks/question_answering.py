@@ -47,7 +47,7 @@ from hivilt.losses_hivilt import classification_loss
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.tasks.task import Task, spread, write_rows
-from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.training.arguments import TaskArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.results import warn_of_few
 from hivilt.training.splits import read_splits
@@ -288,11 +288,8 @@ class QuestionAnswering(Task):
     benchmark_flags = {"metric_for_best_model": "metric", "min_answer_count": "min_answer_count"}
     model_class = HiViLTForQuestionAnswering
     trainer_class = QuestionAnsweringTrainer
-
-    def __init__(self, args: VQAArguments, training_args: HiViLTTrainingArguments | None = None):
-        super().__init__(args, training_args)
-        self.label2id: dict[str, int] = {}  # canonical answers, known once there is a model
-        self.soft_labels = False
+    label2id: dict[str, int]  # canonical answers, known once there is a model
+    soft_labels = False
 
     @property
     def metric(self) -> str:

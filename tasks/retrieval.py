@@ -273,10 +273,8 @@ class RetrievalTrainer(HiViLTTrainer):
         if self.rerank_k:
             shortlists = [ranked[:, : self.rerank_k] for ranked in candidates]
             *fused, num_pairs = self._fuse(model, images, texts, dataset.captions, *shortlists)
-            cosines = [
-                scores.gather(1, best.to(scores.device)).cpu()
-                for scores, best in zip(similarities, shortlists, strict=True)
-            ]
+            pairs = zip(similarities, shortlists, strict=True)
+            cosines = [scores.gather(1, best.to(scores.device)).cpu() for scores, best in pairs]
             rankings["fused_"] = list(map(rerank, candidates, fused))
             rankings[""] = list(map(rerank, candidates, map(model.ranking_score, cosines, fused)))
         else:
@@ -293,9 +291,7 @@ class RetrievalTrainer(HiViLTTrainer):
         }
         return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), recalls, costs
 
-    def _fuse(
-        self, model, images: "_Encoded", texts: "_Encoded", captions: Sequence[str], image_to_text, text_to_image
-    ):
+    def _fuse(self, model, images: "_Encoded", texts: "_Encoded", captions, image_to_text, text_to_image):
         """Fused similarities of both shortlists, (B_i, k) and (B_t, k), and how many were computed.
 
         A pair on both shortlists is fused once; processes share the pairs between them.
@@ -311,11 +307,8 @@ class RetrievalTrainer(HiViLTTrainer):
         fused = torch.zeros(0)
         if len(own):
             text_states, text_rows = self._text_states(model, texts, text_places[own], captions)
-            image_rows = images.rows[image_places[own]]
-            shows_progress = not self.args.disable_tqdm
-            fused = score_pairs(
-                model, images.states, text_states, image_rows, text_rows[text_places[own]], progress=shows_progress
-            )
+            rows = images.rows[image_places[own]], text_rows[text_places[own]]
+            fused = score_pairs(model, images.states, text_states, *rows, progress=not self.args.disable_tqdm)
         scores = torch.zeros(len(pairs))
         for numbers, part in gather_object([(own, fused)]):
             scores[numbers] = part

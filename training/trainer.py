@@ -227,13 +227,11 @@ class HiViLTTrainer(Trainer):
         raise NotImplementedError
 
     def _check_metric_for_best_model(self) -> None:
-        metric, splits = self.args.metric_for_best_model, self.eval_dataset
-        if metric is None or splits is None:
+        metric, dataset = self.args.metric_for_best_model, self.eval_dataset
+        if metric is None or dataset is None:
             return
-        splits = (
-            {f"{split}_": dataset for split, dataset in splits.items()} if isinstance(splits, dict) else {"": splits}
-        )
-        names = {f"{split}{name}" for split, dataset in splits.items() for name in self.metric_names(dataset)}
+        splits = dataset.items() if isinstance(dataset, dict) else [("", dataset)]
+        names = {f"{split}_{name}".removeprefix("_") for split, one in splits for name in self.metric_names(one)}
         if metric.removeprefix("eval_") not in names:
             raise ValueError(
                 f"metric_for_best_model: got {metric!r}, but what evaluation measures here is {', '.join(sorted(names))}."
