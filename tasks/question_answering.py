@@ -162,9 +162,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         if self.args.label_smoothing_factor and model.training:
             if inputs["labels"].is_floating_point():
                 raise ValueError("label_smoothing_factor: expected integer labels, got soft ones; leave it out.")
-            entropy = partial(
-                F.cross_entropy, outputs.logits.float(), inputs["labels"], ignore_index=IGNORED_LABEL, reduction="sum"
-            )
+            ways = {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
+            entropy = partial(F.cross_entropy, outputs.logits.float(), inputs["labels"], **ways)
             more = entropy(label_smoothing=self.args.label_smoothing_factor) - entropy()
             loss = loss + self.model.config.classification_loss_weight * more / max(num_questions, 1)
         if num_items_in_batch is not None:
@@ -214,8 +213,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         for places, logits, labels in self._answer(model, batches):
             rows = zip(logits.float().cpu().numpy(), labels.cpu().numpy(), strict=True)
             measured += zip(places, rows, strict=True)
-        columns = zip(*in_order(measured, len(dataset)), strict=True)
-        logits, labels = (torch.from_numpy(np.stack(column)) for column in columns)
+        logits, labels = zip(*in_order(measured, len(dataset)), strict=True)
+        logits, labels = torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(labels))
         return calibrate(logits, labels) if _answered(labels).any() else None
 
     def _divide_scores(self, temperature: float) -> None:
@@ -404,15 +403,13 @@ class QuestionAnswering(Task):
         # Images from all over the split, of each another question.
         groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]
         shown = [group[number % len(group)] for number, group in enumerate(groups)]
-        plot_predictions(
-            [drawn(dataset.examples[place], predictions[place]) for place in shown], folder / "predictions.png"
-        )
+        cells = [drawn(dataset.examples[place], predictions[place]) for place in shown]
+        plot_predictions(cells, folder / "predictions.png")
         if self.benchmark is not None and self.benchmark.submissions is not None:
+            server = f"the server of {self.benchmark.title}; it wants all of its split"
             for name, rows in self.benchmark.submissions(predictions, dataset.examples).items():
                 (folder / name).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
-                logger.info(
-                    f"{name}: {len(rows):,} answers for the server of {self.benchmark.title}; it wants all of its split"
-                )
+                logger.info(f"{name}: {len(rows):,} answers for {server}")
 
     def facts(self) -> dict[str, Any]:
         return {"num_answers": len(self.label2id)}
@@ -443,11 +440,9 @@ class QuestionAnswering(Task):
     def card(
         self, trainer: QuestionAnsweringTrainer, results: Mapping[str, Any], splits: Mapping[str, list[VQAExample]]
     ) -> dict[str, Any]:
-        measured = [
-            name for split in ("test", "validation") for name in headline_numbers(results.get(split, {}), self.metric)
-        ]
+        measured = {**results.get("test", {}), **results.get("validation", {})}
         return {
-            "metrics": {name: name.replace("_", " ") for name in measured},
+            "metrics": {name: name.replace("_", " ") for name in headline_numbers(measured, self.metric)},
             "metric_ids": [self.metric],
             "image": "![Questions and answers](predictions.png)",
             "num_answers": f"{results['num_answers']:,}",
