@@ -3,18 +3,19 @@
 import json
 import logging
 import math
-import random
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object
 from PIL import Image
+from transformers.hf_argparser import HfArg
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import GRAY, Augmentation
@@ -31,7 +32,7 @@ from hivilt.data.vqa import (
     read_file,
     read_table,
 )
-from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS, VQABenchmark
+from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.calibration import calibrate
 from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions
 from hivilt.evaluation.vqa import (
@@ -42,16 +43,15 @@ from hivilt.evaluation.vqa import (
     majority_answer,
     vqa_metrics,
 )
-from hivilt.modeling_hivilt import HiViLTForQuestionAnswering, HiViLTPreTrainedModel
+from hivilt.losses_hivilt import classification_loss
+from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.processing_hivilt import HiViLTProcessor
-from hivilt.tasks.task import Task
-from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.tasks.task import Task, spread, write_rows
+from hivilt.training.arguments import TaskArguments
 from hivilt.training.cards import python_literal
-from hivilt.training.models import load_or_build
 from hivilt.training.results import warn_of_few
-from hivilt.training.resuming import checkpoint_to_resume
 from hivilt.training.splits import read_splits
-from hivilt.training.trainer import CALIBRATION_QUESTIONS, HiViLTTrainer
+from hivilt.training.trainer import HiViLTTrainer, in_order
 
 logger = logging.getLogger("hivilt")
 
@@ -60,33 +60,23 @@ logger = logging.getLogger("hivilt")
 class VQAArguments(TaskArguments):
     """What only question answering has."""
 
-    benchmark: str | None = field(
+    benchmark: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless "
-            "other data is named.",
-            "choices": list(VQA_BENCHMARKS),
-        },
+        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless other data "
+        "is named.",
+        metadata={"choices": list(VQA_BENCHMARKS)},
     )
-    question_column: str = field(default="question", metadata={"help": "Column of questions."})
-    question_id_column: str | None = field(default=None, metadata={"help": "Column copied to predictions.jsonl."})
-    answer_column: str = field(default="answer", metadata={"help": "Column of an answer, or of a list of them."})
-    answer_file: str | None = field(
+    question_column: str = HfArg(default="question", help="Column of questions.")
+    question_id_column: str | None = HfArg(default=None, help="Column copied to predictions.jsonl.")
+    answer_column: str = HfArg(default="answer", help="Column of an answer, or of a list of them.")
+    answer_file: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data."
-        },
+        help="Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data.",
     )
-    min_answer_count: int = field(default=1, metadata={"help": "Leave rarer training answers out of the vocabulary."})
-    max_answers: int | None = field(default=None, metadata={"help": "Keep only this many most frequent answers."})
-    blank_images: bool = field(
-        default=False,
-        metadata={"help": "Measure once more with gray in place of every image: what is right by the question alone."},
-    )
-    reword: float | None = field(
-        default=None,
-        metadata={"help": "Share of easy-vqa's training questions that are asked in other words. Default: 0.3."},
-    )
+    min_answer_count: int = HfArg(default=1, help="Leave rarer training answers out of the vocabulary.")
+    max_answers: int | None = HfArg(default=None, help="Keep only this many most frequent answers.")
+    blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
+    reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
 
     at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
 
@@ -124,6 +114,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     """
 
     unit = "questions"
+    place_name = "question_index"
+    most_calibrated = 10_000
 
     def __init__(
         self,
@@ -148,50 +140,45 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs):
         """Batches of a `VQADataset` by image; refuses to train where no question has an answer of the vocabulary."""
         if isinstance(dataset, VQADataset):
-            if is_training:
-                self._check_answers(dataset)
+            label2id = getattr(self.data_collator, "label2id", None)
+            if is_training and label2id and not drop_unknown_answers(dataset.examples, label2id):
+                answers = [answer for example in dataset.examples for answer in example.answers]
+                raise ValueError(
+                    f"train_dataset: none of its {len(dataset)} questions has an answer of the collator's label2id, so there "
+                    f"is nothing to learn. Their answers are {reprlib.repr(answers)}, those of label2id "
+                    f"{reprlib.repr(list(label2id))}."
+                )
             dataset = dataset.by_image()
         return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
 
-    def _check_answers(self, dataset: VQADataset) -> None:
-        label2id = getattr(self.data_collator, "label2id", None)
-        if label2id and not drop_unknown_answers(dataset.examples, label2id):
-            answers = [answer for example in dataset.examples for answer in example.answers]
-            raise ValueError(
-                f"train_dataset: none of its {len(dataset)} questions has an answer of the collator's label2id, so there is "
-                f"nothing to learn. Their answers are {reprlib.repr(answers)}, those of label2id "
-                f"{reprlib.repr(list(label2id))}."
-            )
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step, and how many questions with an answer they hold, on all processes together."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_questions = torch.tensor([sum(int(_answered(batch["labels"]).sum()) for batch in batches)], device=device)
-        num_questions = self.accelerator.gather(num_questions).sum()
-        self.num_examples_trained += int(num_questions)
-        return batches, num_questions
+    def count(self, inputs: Mapping[str, Any]) -> int:
+        """The questions of a batch that have an answer in the vocabulary."""
+        return int(_answered(inputs["labels"]).sum())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss, weighted by the share of this batch in the questions of the step."""
-        num_questions = int(_answered(inputs["labels"]).sum())
-        inputs = {name: value for name, value in inputs.items() if name != "question_index"}
+        num_questions = self.count(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if self.args.label_smoothing_factor and model.training:
             if inputs["labels"].is_floating_point():
                 raise ValueError("label_smoothing_factor: expected integer labels, got soft ones; leave it out.")
             ways = {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
-            plain = F.cross_entropy(outputs.logits.float(), inputs["labels"], **ways)
-            smooth = F.cross_entropy(
-                outputs.logits.float(), inputs["labels"], label_smoothing=self.args.label_smoothing_factor, **ways
-            )
-            loss = loss + self.model.config.classification_loss_weight * (smooth - plain) / max(num_questions, 1)
+            entropy = partial(F.cross_entropy, outputs.logits.float(), inputs["labels"], **ways)
+            more = entropy(label_smoothing=self.args.label_smoothing_factor) - entropy()
+            loss = loss + self.model.config.classification_loss_weight * more / max(num_questions, 1)
         if num_items_in_batch is not None:
             # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
             share = num_questions / num_items_in_batch.clamp(min=1)
             loss = loss * share * self.current_gradient_accumulation_steps * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
-    def measure(self, model, dataloader, description):
+    def _answer(self, model, batches) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
+        """Of each batch where its questions stand in the split, their logits, and their labels if any is known."""
+        for inputs in batches:
+            places, labels = inputs.pop(self.place_name).tolist(), inputs.pop("labels", None)
+            yield places, model(**inputs).logits, labels
+
+    def measure(self, model, batches, dataset):
         """Answers every question of a `VQADataset`.
 
         Returns:
@@ -200,49 +187,34 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             `official_metrics`, and `loss`, the mean classification loss of the questions whose answer is in the
             vocabulary; the number of questions.
         """
-        records = []
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            question_index = inputs.pop("question_index").tolist()
-            labels = inputs.pop("labels", None)
-            logits = model(**inputs).logits
+        measured = []
+        for places, logits, labels in self._answer(model, batches):
             losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
-            records += zip(question_index, losses, self._best_answers(logits), strict=True)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            measured += zip(places, zip(self._best_answers(logits), losses, strict=True), strict=True)
+        measured = in_order(measured, len(dataset.examples))
+        predictions, losses = ([one[part] for one in measured] for part in (0, 1))
 
-        # The last batches of several processes are filled up with images from the front: keep one of each question.
-        by_index = {index: (loss, answers) for index, loss, answers in gather_object(records)}
-        examples = dataloader.dataset.examples
-        if sorted(by_index) != list(range(len(examples))):
-            raise RuntimeError(f"{description}: {len(by_index)} of {len(examples)} questions were answered.")
-        predictions = [by_index[index][1] for index in range(len(examples))]
-
-        metrics = self._metrics(predictions, examples)
-        losses = [loss for loss, _ in by_index.values() if loss is not None]
-        if losses:
+        metrics = self._metrics(predictions, dataset.examples)
+        if losses := [loss for loss in losses if loss is not None]:
             metrics["loss"] = sum(losses) / len(losses)
         elif not all(math.isfinite(answer["score"]) for answers in predictions for answer in answers):
             metrics["loss"] = math.nan
-        return predictions, metrics, len(examples)
+        return predictions, metrics, len(predictions)
 
-    def _calibration_split(self, dataset: VQADataset) -> VQADataset:
-        examples = [example for example in dataset.examples if example.answers]
-        if len(examples) > CALIBRATION_QUESTIONS:
-            examples = random.Random(0).sample(examples, CALIBRATION_QUESTIONS)
-        return VQADataset(examples) if examples else dataset
+    def is_labelled(self, example: VQAExample) -> bool:
+        """Whether its answer is known."""
+        return bool(example.answers)
 
-    def _find_temperature(self, model, dataloader):
+    def _find_temperature(self, model, batches, dataset):
         """That of the classifier's scores. A question whose answer is not to choose from counts as wrong in the errors."""
-        records = []
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            question_index, labels = inputs.pop("question_index").tolist(), inputs.pop("labels", None)
-            if labels is not None:
-                records += zip(question_index, model(**inputs).logits.float().cpu(), labels.cpu(), strict=True)
-        by_index = {index: (logits, labels) for index, logits, labels in gather_object(records)}
-        if not by_index:
+        if not any(map(self.is_labelled, dataset.examples)):
             return None
-        logits, labels = (torch.stack([by_index[index][part] for index in sorted(by_index)]) for part in (0, 1))
+        measured = []
+        for places, logits, labels in self._answer(model, batches):
+            rows = zip(logits.float().cpu().numpy(), labels.cpu().numpy(), strict=True)
+            measured += zip(places, rows, strict=True)
+        logits, labels = zip(*in_order(measured, len(dataset)), strict=True)
+        logits, labels = torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(labels))
         return calibrate(logits, labels) if _answered(labels).any() else None
 
     def _divide_scores(self, temperature: float) -> None:
@@ -250,28 +222,23 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             parameter.div_(temperature)
 
     def _metrics(self, predictions: list[list[dict]], examples: list[VQAExample]) -> dict[str, Any]:
-        metrics = vqa_metrics(
-            [[answer["answer"] for answer in answers] for answers in predictions],
-            [example.answers for example in examples],
-        )
+        given = [[answer["answer"] for answer in answers] for answers in predictions]
+        metrics = vqa_metrics(given, [example.answers for example in examples])
         if self.model.config.num_labels <= 3:
             metrics.pop("top3_accuracy", None)  # 1 whatever is answered
         if self.official_metrics is not None:
-            official = self.official_metrics(predictions, examples)
-            metrics |= {
-                name: value for name, value in official.items() if not (self.is_in_train and isinstance(value, dict))
-            }
+            metrics |= self.official_metrics(predictions, examples)
+        if self.is_in_train:
+            return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
         return metrics
 
     def metrics_of_answer(self, answer: str, dataset: VQADataset) -> dict[str, float]:
         """The metrics, as `measure` gives them and as far as they are one number each, of this answer to every question."""
-        found = self._metrics([[{"answer": answer, "score": 1.0}]] * len(dataset.examples), dataset.examples)
-        return {name: value for name, value in found.items() if isinstance(value, float)}
+        metrics = self._metrics([[{"answer": answer, "score": 1.0}]] * len(dataset.examples), dataset.examples)
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
     def metric_names(self, dataset: VQADataset) -> set[str]:
-        answer = {"answer": self.watched_answer or "", "score": 0.0}
-        found = self._metrics([[answer]] * len(dataset.examples), dataset.examples)
-        return {"loss", *(name for name, value in found.items() if isinstance(value, float))}
+        return {"loss", *self.metrics_of_answer(self.watched_answer or "", dataset)}
 
     def _best_answers(self, logits: torch.Tensor) -> list[list[dict[str, Any]]]:
         config = self.model.config
@@ -291,53 +258,9 @@ def _answered(labels: torch.Tensor) -> torch.BoolTensor:
 
 
 def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-    """The classification loss of each question by itself; their mean is the loss of the batch.
-
-    Args:
-        logits: (B_t, num_labels).
-        labels: (B_t,) integers with -100 for no answer, or (B_t, num_labels) soft scores, all zero for none.
-
-    Returns:
-        One number a question; `None` for those without an answer.
-    """
-    if labels.is_floating_point():
-        losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(dim=-1)
-    else:
-        losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
-    return [loss if answered else None for loss, answered in zip(losses.tolist(), _answered(labels), strict=True)]
-
-
-@torch.no_grad()
-def answer_examples(
-    model: HiViLTPreTrainedModel, processor: HiViLTProcessor, examples: Sequence[VQAExample], top_k: int = 3
-) -> list[AnsweredQuestion]:
-    """Answers questions, to be drawn beside their images.
-
-    Args:
-        model: a `HiViLTForQuestionAnswering`.
-        processor: its processor.
-        examples: the questions, few enough for one batch.
-        top_k: how many answers to keep for each.
-    """
-    model.eval()
-    images = [open_image(example.image) for example in examples]
-    texts = [[example.question] for example in examples]
-    logits = model(**processor(images=images, text=texts, return_tensors="pt").to(model.device)).logits
-    answers = processor.post_process_question_answering(
-        logits,
-        top_k=top_k,
-        id2label=model.config.id2label,
-        multi_label=model.config.problem_type == "multi_label_classification",
-    )
-    return [
-        AnsweredQuestion(
-            image=image,
-            question=example.question,
-            predictions=predictions,
-            answer=majority_answer(example.answers) if example.answers else None,
-        )
-        for image, example, predictions in zip(images, examples, answers, strict=True)
-    ]
+    """The model's loss of each question by itself, `None` for those without an answer; arguments as `classification_loss`."""
+    losses = torch.vmap(classification_loss)(logits[:, None], labels[:, None]).tolist()
+    return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
 
 # The task
@@ -351,37 +274,25 @@ class QuestionAnswering(Task):
     pipeline_tag = "visual-question-answering"
     arguments = VQAArguments
     defaults = {
+        **Task.defaults,
         "output_dir": "outputs/vqa",
         "num_train_epochs": 10,
         "per_device_train_batch_size": 8,  # images, of about ten questions each in easy-VQA
         "per_device_eval_batch_size": 32,
-        "learning_rate": 1.5e-3,
-        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
-        "weight_decay": 0.05,
-        "warmup_steps": 0.1,  # a share of all steps
         "metric_for_best_model": "accuracy",
     }
     benchmarks = VQA_BENCHMARKS
+    benchmark_flags = {"metric_for_best_model": "metric", "min_answer_count": "min_answer_count"}
     model_class = HiViLTForQuestionAnswering
     trainer_class = QuestionAnsweringTrainer
-
-    def __init__(self, args: VQAArguments, training_args: HiViLTTrainingArguments | None = None):
-        super().__init__(args, training_args)
-        self.label2id: dict[str, int] = {}  # canonical answers, known once there is a model
-        self.soft_labels = False
+    label2id: dict[str, int]  # canonical answers, known once there is a model
+    soft_labels = False
 
     @property
     def metric(self) -> str:
         """The metric that is printed, and that checkpoints are chosen by unless that is the loss."""
         metric = self.training_args.metric_for_best_model.removeprefix("eval_")
         return self.defaults["metric_for_best_model"] if metric == "loss" else metric
-
-    @classmethod
-    def benchmark_defaults(cls) -> dict[str, dict[str, Any]]:
-        return {
-            name: {"metric_for_best_model": benchmark.metric, "min_answer_count": benchmark.min_answer_count}
-            for name, benchmark in cls.benchmarks.items()
-        }
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args
@@ -403,67 +314,62 @@ class QuestionAnswering(Task):
         """Asks some of the training questions in other words, where the benchmark has them."""
         if not self.args.reword or "train" not in splits:
             return splits
-        return {
-            **splits,
-            "train": self.benchmark.reword(splits["train"], self.args.reword, self.training_args.draw_seed),
-        }
+        reworded = self.benchmark.reword(splits["train"], self.args.reword, self.training_args.draw_seed)
+        return {**splits, "train": reworded}
+
+    @staticmethod
+    def texts_of(example: VQAExample) -> tuple[str]:
+        return (example.question,)
 
     def make_model(self, train: list[VQAExample] | None) -> tuple[HiViLTForQuestionAnswering, HiViLTProcessor]:
         """The model and its processor; if it trains, with the answers to choose from as its classes."""
         if train is None:
-            if not self.args.model_name_or_path:
-                raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
-            return load_or_build(self.args, self.model_class)
-
-        resumed = checkpoint_to_resume(self.training_args)
-        vocabulary = answers_to_choose_from(self.args, train)
-        if resumed is not None:
-            vocabulary = answers_of_checkpoint(self.args, resumed, vocabulary)
-        questions = [example.question for example in train]
-        labels = dict(enumerate(vocabulary))
-        model, processor = load_or_build(self.args, self.model_class, questions, True, resumed, id2label=labels)
-        spell_alike(model.config, vocabulary)
-        known = list(model.config.id2label.values())
-        if set(known) != set(vocabulary) or (resumed is not None and known != vocabulary):
-            logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(set(known) & set(vocabulary))}.")
-            model.resize_answer_head(vocabulary)
-        soft = several_answers(train)
-        model.config.problem_type = "multi_label_classification" if soft else "single_label_classification"
-        return model, processor
-
-    def make_datasets(
-        self, splits: Mapping[str, list[VQAExample]], model: HiViLTForQuestionAnswering
-    ) -> tuple[dict[str, VQADataset], dict[str, dict[str, Any]]]:
+            model, processor = super().make_model(None)
+        else:
+            vocabulary = answers_to_choose_from(self.args, train)
+            if self.resumed is not None:
+                vocabulary = answers_of_checkpoint(self.args, self.resumed, vocabulary)
+            model, processor = super().make_model(train, id2label=dict(enumerate(vocabulary)))
+            spell_alike(model.config, vocabulary)
+            known = list(model.config.id2label.values())
+            if set(known) != set(vocabulary) or (self.resumed is not None and known != vocabulary):
+                logger.info(f"Of {len(vocabulary)} answers the checkpoint knows {len(set(known) & set(vocabulary))}.")
+                model.resize_answer_head(vocabulary)
+            kind = "multi_label" if several_answers(train) else "single_label"
+            model.config.problem_type = f"{kind}_classification"
         self.label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
         self.soft_labels = model.config.problem_type == "multi_label_classification"
-        datasets, data = {}, {}
-        for split, examples in splits.items():
-            data[split] = found = describe(examples, self.label2id)
-            logger.info(
-                f"{split}: {found['questions']:,} questions about {found['images']:,} images; "
-                f"{describe_coverage(found, split)} ({len(self.label2id):,} answers)"
-            )
-            if split == "train":
-                # A checkpoint that is calibrated reads what it was trained on, and does not train.
-                kept = self._with_known_answers(examples) if self.training_args.do_train else examples
-                if self.training_args.do_train:
-                    found["dropped_questions"] = len(examples) - len(kept)
-                datasets[split] = VQADataset(kept, seed=self.training_args.draw_seed)
-            else:
-                warn_of_few(split, sum(1 for example in examples if example.answers), "questions with a known answer")
-                datasets[split] = VQADataset(examples)
-        return datasets, data
+        return model, processor
 
-    def _with_known_answers(self, train: list[VQAExample]) -> list[VQAExample]:
-        kept = drop_unknown_answers(train, self.label2id)
-        if not kept:
-            raise ValueError(
-                f"answer_file: none of the {len(train):,} training questions has an answer among the "
-                f"{len(self.label2id):,} to choose from, the first being {next(iter(self.label2id))!r}; name the right file."
-            )
-        if len(kept) < len(train):
-            logger.info(f"train: dropped {len(train) - len(kept):,} questions with no answer among them")
-        return kept
+    def make_dataset(self, split: str, examples: list[VQAExample]) -> tuple[VQADataset, dict[str, Any]]:
+        answers = [example.answers for example in examples]
+        facts = {
+            "images": len({example.image_id for example in examples}),
+            "questions": len(examples),
+            "answer_coverage": answer_coverage(answers, self.label2id) if any(answers) else None,
+        }
+        if several_answers(examples):
+            facts["answer_ceiling"] = answer_ceiling(answers, self.label2id)
+        logger.info(
+            f"{split}: {facts['questions']:,} questions about {facts['images']:,} images; "
+            f"{describe_coverage(facts, split)} ({len(self.label2id):,} answers)"
+        )
+        if split != "train":
+            warn_of_few(split, sum(map(bool, answers)), "questions with a known answer")
+            return VQADataset(examples), facts
+        # A checkpoint that is calibrated reads what it was trained on, and does not train.
+        if self.training_args.do_train:
+            known = drop_unknown_answers(examples, self.label2id)
+            if not known:
+                raise ValueError(
+                    f"answer_file: none of the {len(examples):,} training questions has an answer among the "
+                    f"{len(self.label2id):,} to choose from, the first being {next(iter(self.label2id))!r}; name the right file."
+                )
+            facts["dropped_questions"] = len(examples) - len(known)
+            if facts["dropped_questions"]:
+                logger.info(f"train: dropped {facts['dropped_questions']:,} questions with no answer among them")
+            examples = known
+        return VQADataset(examples, seed=self.training_args.draw_seed), facts
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> VQACollator:
         return VQACollator(processor, self.label2id, self.soft_labels, augmentation)
@@ -478,20 +384,30 @@ class QuestionAnswering(Task):
     def measure_more(
         self, trainer: QuestionAnsweringTrainer, metrics: dict[str, dict[str, Any]], datasets: Mapping[str, VQADataset]
     ) -> None:
-        """With gray in place of every image, where the flags ask for it."""
+        """The headline numbers with the same gray in place of every image, where the flags ask for it."""
         for split, prefix in (("validation", "eval"), ("test", "test")) if self.args.blank_images else ():
             if split in metrics:
-                blank = measure_blank_images(trainer, datasets[split], self.metric)
-                metrics[split] |= {f"{prefix}_{name}": value for name, value in blank.items()}
+                with TemporaryDirectory() as folder:
+                    gray = Path(folder) / "gray.png"
+                    Image.new("RGB", (256, 256), GRAY).save(gray)
+                    blank = VQADataset([one._replace(image=str(gray)) for one in datasets[split].examples])
+                    measured = trainer.predict(blank, metric_key_prefix="blank").metrics
+                measured = {name.removeprefix("blank_"): value for name, value in measured.items()}
+                for name in headline_numbers(measured, self.metric):
+                    metrics[split][f"{prefix}_{name}_of_blank_images"] = measured[name]
 
-    def write(
-        self, trainer: QuestionAnsweringTrainer, folder: Path, dataset: VQADataset, predictions: list[list[dict]]
-    ) -> None:
-        draw_answers(folder / "predictions.png", trainer, dataset)
-        if trainer.is_world_process_zero():
-            write_predictions(folder / "predictions.jsonl", dataset.examples, predictions)
-            if self.benchmark is not None and self.benchmark.submissions is not None:
-                write_submission(folder, self.benchmark, dataset, predictions)
+    def write(self, folder: Path, dataset: VQADataset, predictions: list[list[dict]]) -> None:
+        write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
+        # Images from all over the split, of each another question.
+        groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]
+        shown = [group[number % len(group)] for number, group in enumerate(groups)]
+        cells = [drawn(dataset.examples[place], predictions[place]) for place in shown]
+        plot_predictions(cells, folder / "predictions.png")
+        if self.benchmark is not None and self.benchmark.submissions is not None:
+            server = f"the server of {self.benchmark.title}; it wants all of its split"
+            for name, rows in self.benchmark.submissions(predictions, dataset.examples).items():
+                (folder / name).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+                logger.info(f"{name}: {len(rows):,} answers for {server}")
 
     def facts(self) -> dict[str, Any]:
         return {"num_answers": len(self.label2id)}
@@ -500,12 +416,21 @@ class QuestionAnswering(Task):
         self, trainer: QuestionAnsweringTrainer, results: dict[str, Any], datasets: Mapping[str, VQADataset]
     ) -> tuple[str, float, float, int] | None:
         """Beside the training questions' most frequent answer, given to every question."""
-        measure_majority(trainer, results, datasets, self.metric)
-        found = results.get("validation", {})
-        chance = found.get(f"{self.metric}_of_majority_answer")
-        if chance is None:
+        train = datasets["train"].examples
+        answers = [example.answers for example in train]
+        answer = build_answer_vocabulary(answers, max_size=1, normalize=several_answers(train))[0]
+        for split in ("validation", "test"):
+            measured = results.get(split, {})
+            if self.metric in measured:
+                always = trainer.metrics_of_answer(answer, datasets[split])
+                for name in dict.fromkeys([self.metric, "accuracy"]):
+                    if name in always and name in measured:
+                        measured[f"{name}_of_majority_answer"] = always[name]
+                measured["majority_answer"] = answer
+        validation = results.get("validation", {})
+        if (chance := validation.get(f"{self.metric}_of_majority_answer")) is None:
             return None
-        return self.metric.replace("_", " "), found[self.metric], chance, found["num_questions"]
+        return self.metric.replace("_", " "), validation[self.metric], chance, validation["num_questions"]
 
     def summary(self, results: Mapping[str, Any], split: str) -> str:
         return summary_of(results, split, self.metric) if self.metric in results[split] else ""
@@ -513,11 +438,9 @@ class QuestionAnswering(Task):
     def card(
         self, trainer: QuestionAnsweringTrainer, results: Mapping[str, Any], splits: Mapping[str, list[VQAExample]]
     ) -> dict[str, Any]:
-        measured = [
-            name for split in ("test", "validation") for name in headline_numbers(results.get(split, {}), self.metric)
-        ]
+        measured = {**results.get("test", {}), **results.get("validation", {})}
         return {
-            "metrics": {name: name.replace("_", " ") for name in measured},
+            "metrics": {name: name.replace("_", " ") for name in headline_numbers(measured, self.metric)},
             "metric_ids": [self.metric],
             "image": "![Questions and answers](predictions.png)",
             "num_answers": f"{results['num_answers']:,}",
@@ -542,7 +465,7 @@ def answers_to_choose_from(args: VQAArguments, train: list[VQAExample]) -> list[
     """The classes: a list that is named, that of the benchmark, or the answers of the training data."""
     if (file := answers_file(args)) is not None:
         return read_answers_file(file)
-    answers = [one.answers for one in train]
+    answers = [example.answers for example in train]
     return build_answer_vocabulary(answers, args.min_answer_count, args.max_answers, normalize=several_answers(train))
 
 
@@ -561,19 +484,18 @@ def answers_of_checkpoint(args: VQAArguments, checkpoint: str, vocabulary: list[
             f"resume_from_checkpoint: {checkpoint} does not know {len(new):,} of this run's {len(vocabulary):,} answers: "
             f"{', '.join(map(repr, new[:5]))}. Leave out their rows (--min_answer_count, --max_answers), or {begin}."
         )
-    if answers_file(args) is not None and (
-        lost := [answer for answer in own if canonical_answer(answer) not in wanted]
-    ):
+    lost = [answer for answer in own if canonical_answer(answer) not in wanted]
+    if lost and (file := answers_file(args)) is not None:
         raise ValueError(
             f"answer_file: the checkpoint to resume, {checkpoint}, chooses from {len(lost):,} answers that are not in "
-            f"{answers_file(args)}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
+            f"{file}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
         )
     return own
 
 
 def several_answers(examples: list[VQAExample]) -> bool:
     """Whether questions have several answers each, so that labels are soft and VQA accuracy is what counts."""
-    return any(len(one.answers) > 1 for one in examples)
+    return any(len(example.answers) > 1 for example in examples)
 
 
 def spell_alike(config: HiViLTConfig, vocabulary: list[str]) -> None:
@@ -588,105 +510,51 @@ def spell_alike(config: HiViLTConfig, vocabulary: list[str]) -> None:
 # What is written and said
 
 
-def describe(examples: list[VQAExample], label2id: dict[str, int]) -> dict:
-    """What a split holds, for the log and for `results.json`."""
-    answers = [one.answers for one in examples]
-    found = {
-        "images": len({one.image_id for one in examples}),
-        "questions": len(examples),
-        "answer_coverage": answer_coverage(answers, label2id) if any(answers) else None,
-    }
-    return found | ({"answer_ceiling": answer_ceiling(answers, label2id)} if several_answers(examples) else {})
-
-
-def describe_coverage(found: dict, split: str) -> str:
-    """What `describe` found about the answers, in words."""
-    if found["answer_coverage"] is None:
+def describe_coverage(facts: dict, split: str) -> str:
+    """How many questions the answers to choose from cover, in words."""
+    if facts["answer_coverage"] is None:
         return "their answers are not known"
-    text = f"the answers to choose from cover {found['answer_coverage']:.2%} of the questions"
-    if "answer_ceiling" in found:
-        return f"{text}, for {found['answer_ceiling']:.2%} VQA accuracy at most"
+    text = f"the answers to choose from cover {facts['answer_coverage']:.2%} of the questions"
+    if "answer_ceiling" in facts:
+        return f"{text}, for {facts['answer_ceiling']:.2%} VQA accuracy at most"
     return text if split == "train" else f"{text}, which no accuracy can pass"
 
 
-def write_predictions(path: Path, examples: list[VQAExample], predictions: list[list[dict]]) -> None:
-    """One JSON object a question, in the order of the data."""
-    # A file's name may be no Unicode; written so, it is an escape of JSON.
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for one, best in zip(examples, predictions, strict=True):
-            row = {
-                "question_id": one.question_id,
-                "image": one.image_id,
-                "question": one.question,
-                "answer": one.answers[0] if len(one.answers) == 1 else list(one.answers),
-                "predictions": best,
-                "correct": exact_match(best[0]["answer"], one.answers) if one.answers else None,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def prediction_row(example: VQAExample, best: list[dict]) -> dict[str, Any]:
+    """A question of predictions.jsonl."""
+    return {
+        "question_id": example.question_id,
+        "image": example.image_id,
+        "question": example.question,
+        "answer": example.answers[0] if len(example.answers) == 1 else list(example.answers),
+        "predictions": best,
+        "correct": exact_match(best[0]["answer"], example.answers) if example.answers else None,
+    }
 
 
-def draw_answers(path: Path, trainer: QuestionAnsweringTrainer, test: VQADataset) -> None:
-    """A grid of images from all over the split, of each another question with its answers.
-
-    All processes call it, for their shares of the weights; the main one draws.
-    """
-    num_images = len(test.groups)
-    shown = [test.groups[place] for place in torch.linspace(0, num_images - 1, min(12, num_images)).int().tolist()]
-    shown = [test.examples[group[place % len(group)]] for place, group in enumerate(shown)]
-    with trainer.whole_weights():
-        if trainer.is_world_process_zero():
-            plot_predictions(answer_examples(trainer.model, trainer.processing_class, shown), path)
+def drawn(example: VQAExample, best: list[dict]) -> AnsweredQuestion:
+    """A question of predictions.png."""
+    answer = majority_answer(example.answers) if example.answers else None
+    return AnsweredQuestion(open_image(example.image), example.question, best[:3], answer)
 
 
-def write_submission(folder: Path, benchmark: VQABenchmark, test: VQADataset, predictions: list[list[dict]]) -> None:
-    """The files that the benchmark's server takes."""
-    for name, rows in benchmark.submissions(predictions, test.examples).items():
-        (folder / name).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
-        logger.info(f"{name}: {len(rows):,} answers for the server of {benchmark.title}; it wants all of its split")
-
-
-def headline_numbers(found: dict, metric: str) -> list[str]:
+def headline_numbers(measured: dict, metric: str) -> list[str]:
     """The metric that counts and the others beside it that are one number each, of those that were measured."""
-    others = (name for name in found if name.endswith(("accuracy", "precision", "f1")) or name.startswith("wups"))
-    return [name for name in dict.fromkeys([metric, *others]) if name in found]
-
-
-def measure_majority(
-    trainer: QuestionAnsweringTrainer, results: dict, datasets: dict[str, VQADataset], metric: str
-) -> None:
-    """Writes beside what was measured what the training questions' most frequent answer would reach, given to every question."""
-    train = datasets["train"].examples
-    answer = build_answer_vocabulary([one.answers for one in train], max_size=1, normalize=several_answers(train))[0]
-    for split in ("validation", "test"):
-        if metric in results.get(split, {}):
-            found = trainer.metrics_of_answer(answer, datasets[split])
-            names = [name for name in dict.fromkeys([metric, "accuracy"]) if name in found and name in results[split]]
-            results[split] |= {f"{name}_of_majority_answer": found[name] for name in names}
-            results[split]["majority_answer"] = answer
-
-
-def measure_blank_images(trainer: QuestionAnsweringTrainer, dataset: VQADataset, metric: str) -> dict[str, float]:
-    """The headline numbers of a split whose images are all the same gray, each by its name with `_of_blank_images`."""
-    with TemporaryDirectory() as folder:
-        gray = Path(folder) / "gray.png"
-        Image.new("RGB", (256, 256), GRAY).save(gray)
-        blank = VQADataset([one._replace(image=str(gray)) for one in dataset.examples])
-        found = trainer.predict(blank, metric_key_prefix="blank").metrics
-    found = {name.removeprefix("blank_"): value for name, value in found.items()}
-    return {f"{name}_of_blank_images": found[name] for name in headline_numbers(found, metric)}
+    others = (name for name in measured if name.endswith(("accuracy", "precision", "f1")) or name.startswith("wups"))
+    return [name for name in dict.fromkeys([metric, *others]) if name in measured]
 
 
 def summary_of(results: dict, split: str, metric: str) -> str:
     """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
-    found = results[split]
-    lines = [f"{split} {metric.replace('_', ' ')}: {found[metric]:.4f} on {found['num_questions']:,} questions"]
-    if (baseline := found.get(f"{metric}_of_majority_answer")) is not None:
-        lines.append(f"  always {found['majority_answer']!r}, the most frequent training answer: {baseline:.4f}")
-    if (baseline := found.get(f"{metric}_of_blank_images")) is not None:
+    measured = results[split]
+    lines = [f"{split} {metric.replace('_', ' ')}: {measured[metric]:.4f} on {measured['num_questions']:,} questions"]
+    if (baseline := measured.get(f"{metric}_of_majority_answer")) is not None:
+        lines.append(f"  always {measured['majority_answer']!r}, the most frequent training answer: {baseline:.4f}")
+    if (baseline := measured.get(f"{metric}_of_blank_images")) is not None:
         lines.append(f"  with gray in place of every image: {baseline:.4f}")
-    if others := headline_numbers(found, metric)[1:]:
-        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.4f}" for name in others))
-    for name, accuracies in found.items():
+    if others := headline_numbers(measured, metric)[1:]:
+        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {measured[name]:.4f}" for name in others))
+    for name, accuracies in measured.items():
         if isinstance(accuracies, dict):
             shown = ", ".join(f"{kind} {accuracy:.4f}" for kind, accuracy in accuracies.items())
             lines.append(f"  {name.replace('_', ' ')}: {shown}")

@@ -1,22 +1,21 @@
 """Retrieval: its data, its trainer, what it measures and reports; and the search of folders of images."""
 
-import json
 import logging
 import math
 import os
-import random
 import re
 import time
-from collections.abc import Collection, Mapping
-from copy import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from transformers.hf_argparser import HfArg
 from transformers.utils import ModelOutput
 
 from hivilt.data.augmentation import Augmentation
@@ -37,19 +36,18 @@ from hivilt.evaluation.calibration import calibrate, draw_candidates
 from hivilt.evaluation.plots import RetrievedImages, plot_retrieved
 from hivilt.evaluation.retrieval import best_first, chance_recall, recall_table, rerank, retrieval_metrics
 from hivilt.fusion_hivilt import map_states
-from hivilt.losses_hivilt import MAX_LOGIT_SCALE
+from hivilt.losses_hivilt import MAX_LOGIT_SCALE, inverse_temperature
 from hivilt.modeling_hivilt import HiViLTForRetrieval
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import ImageIndex
 from hivilt.search.scoring import score_pairs
-from hivilt.tasks.task import Task
+from hivilt.tasks.task import Task, spread, write_rows
 from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.models import load_or_build, set_threads
 from hivilt.training.results import warn_of_few
-from hivilt.training.resuming import checkpoint_to_resume
 from hivilt.training.splits import read_splits
-from hivilt.training.trainer import CALIBRATION_IMAGES, HiViLTTrainer
+from hivilt.training.trainer import HiViLTTrainer, in_order
 
 logger = logging.getLogger("hivilt")
 
@@ -58,54 +56,32 @@ logger = logging.getLogger("hivilt")
 class RetrievalArguments(TaskArguments):
     """What only retrieval has."""
 
-    benchmark: str | None = field(
+    benchmark: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless "
-            "other data is named.",
-            "choices": list(CAPTION_BENCHMARKS),
-        },
+        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless other data "
+        "is named.",
+        metadata={"choices": list(CAPTION_BENCHMARKS)},
     )
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of a caption or of a list of them; or columns, comma between."}
+    caption_column: str = HfArg(
+        default="caption", help="Column of captions, a text or a list; or several, comma between."
     )
-    karpathy_file: str | None = field(
-        default=None, metadata={"help": "JSON in Karpathy's layout, which names its splits; images in image_dir."}
+    karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
+    captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
+    similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
+    num_hard_negatives: int = HfArg(default=3, help="Others of the batch that an image or caption is matched against.")
+    rerank_k: int = HfArg(default=16, help="Candidates of each query that fusion re-ranks; 0: by embeddings alone.")
+    contrastive_chunk_size: int | None = HfArg(
+        default=None, help="Train in chunks of this many images and captions, for batches larger than the memory."
     )
-    captions_per_image: int = field(
-        default=1, metadata={"help": "Captions of an image in one training batch, drawn anew in every epoch."}
-    )
-    similar_per_batch: int = field(
-        default=4,
-        metadata={"help": "Images with similar captions that share a training batch, as hard negatives; 1: none do."},
-    )
-    num_hard_negatives: int = field(
-        default=3, metadata={"help": "Other images of the batch to match a caption against, and captions an image."}
-    )
-    rerank_k: int = field(
-        default=16, metadata={"help": "Candidates of each query that fusion re-ranks; 0 ranks by embeddings alone."}
-    )
-    contrastive_chunk_size: int | None = field(
-        default=None,
-        metadata={"help": "Train in chunks of this many images and captions, for batches larger than the memory."},
-    )
-    index: str | None = field(default=None, metadata={"help": "Folder of images to embed for searching."})
-    index_factory: str = field(
-        default="Flat", metadata={"help": "FAISS index to search with; Flat is exact, 'IVF256,Flat' faster."}
-    )
-    query: list[str] | None = field(
-        default=None,
-        metadata={"help": "Words to search for, quoted, or the path of an image; several are several searches."},
-    )
-    top_k: int = field(default=10, metadata={"help": "Images that a search prints."})
-    rerank: bool = field(default=False, metadata={"help": "Let fusion re-rank the best rerank_k of a search."})
+    index: str | None = HfArg(default=None, help="Folder of images to embed for searching.")
+    index_factory: str = HfArg(default="Flat", help="FAISS index to search with; Flat is exact, 'IVF256,Flat' faster.")
+    query: list[str] | None = HfArg(default=None, help="Words to search for, quoted, or an image's path; or several.")
+    top_k: int = HfArg(default=10, help="Images that a search prints.")
+    rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
 
     at_least_one = (
         *TaskArguments.at_least_one,
-        "captions_per_image",
-        "contrastive_chunk_size",
-        "similar_per_batch",
-        "top_k",
+        *("captions_per_image", "contrastive_chunk_size", "num_hard_negatives", "similar_per_batch", "top_k"),
     )
     places = (*TaskArguments.places, "karpathy_file", "index")
 
@@ -125,8 +101,6 @@ class RetrievalArguments(TaskArguments):
             )
         if self.rerank_k < 0:
             raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
-        if self.num_hard_negatives < 1:
-            raise ValueError(f"num_hard_negatives: expected at least 1, got {self.num_hard_negatives}.")
 
 
 # Training
@@ -151,6 +125,7 @@ class RetrievalTrainer(HiViLTTrainer):
     """
 
     unit = "captions"
+    place_name = "caption_index"
 
     def __init__(
         self,
@@ -185,19 +160,10 @@ class RetrievalTrainer(HiViLTTrainer):
     def _get_train_sampler(self, train_dataset=None):
         return SimilarCaptionsSampler(train_dataset or self.train_dataset, self.similar_per_batch)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step; counts their captions."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_captions = torch.tensor([sum(len(batch["input_ids"]) for batch in batches)], device=device)
-        self.num_examples_trained += int(self.accelerator.gather(num_captions).sum())
-        return batches, num_items
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; its parts go to the log."""
-        inputs = {name: value for name, value in inputs.items() if name != "caption_index"}
-        loss, outputs = super().compute_loss(
-            model, {**inputs, "chunk_size": self.contrastive_chunk_size}, return_outputs=True
-        )
+        inputs = {**inputs, "chunk_size": self.contrastive_chunk_size}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         for name in ("contrastive_loss", "auxiliary_loss"):
             if outputs.get(name) is not None:
                 self._losses.setdefault(name, []).append(outputs[name])
@@ -215,7 +181,7 @@ class RetrievalTrainer(HiViLTTrainer):
         stages = ("embedding_", "fused_", "") if self.rerank_k else ("embedding_", "")
         return {"loss", *(f"{stage}{name}" for stage in stages for name in retrieval_metrics(only, only, [0]))}
 
-    def measure(self, model, dataloader, description):
+    def measure(self, model, batches, dataset):
         """Ranks all captions for every image and all images for every caption of a `CaptionDataset`.
 
         Returns:
@@ -226,95 +192,72 @@ class RetrievalTrainer(HiViLTTrainer):
             while seconds and pairs are those of the split and its folds together; the number of captions.
         """
         start = time.perf_counter()
-        images, texts, losses = _Encoded(), _Encoded(), []
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
-            flags = {"return_loss": True, "gather_negatives": model.config.gather_negatives}
-            caption_index = inputs.pop("caption_index")
-            shown = {name: inputs.pop(name) for name in ("pixel_values", "feature_maps") if name in inputs}
-            image_states, text_states = model.encode_images(**shown), model.encode_texts(**inputs)
-            outputs = model(image_states=image_states, text_states=text_states, **pairs, **flags)
-            losses.append((outputs.loss.item(), len(caption_index)))
-            images.add(pairs["image_ids"], outputs.image_embeds, image_states if self.rerank_k else None)
-            texts.add(caption_index, outputs.text_embeds, text_states if self.rerank_k else None)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        dataset, losses = dataloader.dataset, gather_object(losses)
-        self._captions = dataset.captions
-        images.gather(len(dataset), f"{description}: images")
-        texts.gather(len(dataset.captions), f"{description}: captions")
+        images, texts, loss = self._encode(model, batches, dataset, keep_states=self.rerank_k > 0)
         encoded = time.perf_counter()
-
-        rankings, recalls, costs = self._rank(model, images, texts, dataset.image_of_caption)
-        metrics = {"loss": sum(loss * count for loss, count in losses) / sum(count for _, count in losses), **recalls}
+        rankings, recalls, costs = self._rank(model, images, texts, dataset)
+        metrics = {"loss": loss, **recalls}
         if self.fold_size is not None and not self.is_in_train and len(dataset) >= 2 * self.fold_size:
             folds = []
-            for fold in self._folds(images, texts, dataset.image_of_caption):
-                _, found, more = self._rank(model, *fold)
-                folds.append(found)
+            for fold in self._folds(images, texts, dataset):
+                _, fold_recalls, more = self._rank(model, *fold, dataset)
+                folds.append(fold_recalls)
                 costs = {name: cost + more[name] for name, cost in costs.items()}
-            metrics |= {f"fold_{name}": sum(found[name] for found in folds) / len(folds) for name in recalls}
+            metrics |= {f"fold_{name}": sum(one[name] for one in folds) / len(folds) for name in recalls}
             metrics |= {"num_folds": len(folds), "fold_size": self.fold_size}
-        metrics |= {
-            "num_images": len(dataset),
-            "num_captions": len(dataset.captions),
-            "encode_seconds": encoded - start,
-            **costs,
-        }
-        return rankings, metrics, len(dataset.captions)
+        counts = {"num_images": len(dataset), "num_captions": len(dataset.captions)}
+        return rankings, {**metrics, **counts, "encode_seconds": encoded - start, **costs}, len(dataset.captions)
 
-    def _calibration_split(self, dataset: CaptionDataset) -> CaptionDataset:
-        examples = dataset.examples
-        if len(examples) > CALIBRATION_IMAGES:
-            examples = random.Random(0).sample(examples, CALIBRATION_IMAGES)
-        return CaptionDataset(examples)
+    def _encode(self, model, batches, dataset, keep_states: bool) -> tuple["_Encoded", "_Encoded", float]:
+        """Images and captions of a split, encoded once each, and its loss."""
+        images, texts, losses = [], [], []
+        for inputs in batches:
+            pairs = {name: inputs.pop(name, None) for name in ("image_index", "image_ids")}
+            caption_index = inputs.pop(self.place_name)
+            shown = {name: inputs.pop(name) for name in ("pixel_values", "feature_maps") if name in inputs}
+            image_states, text_states = model.encode_images(**shown), model.encode_texts(**inputs)
+            flags = {"return_loss": True, "gather_negatives": model.config.gather_negatives}
+            outputs = model(image_states=image_states, text_states=text_states, **pairs, **flags)
+            losses.append((outputs.loss.item(), len(caption_index)))
+            states = [map_states(torch.Tensor.cpu, one) if keep_states else None for one in (image_states, text_states)]
+            images.append((pairs["image_ids"], outputs.image_embeds, states[0]))
+            texts.append((caption_index, outputs.text_embeds, states[1]))
+        losses = gather_object(losses)
+        loss = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+        process = self.args.process_index
+        images = _Encoded.gather(images, len(dataset), process)
+        return images, _Encoded.gather(texts, len(dataset.captions), process), loss
 
-    def _scales(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse temperatures of `logits_per_image` and of fused matching, as the model bounds them."""
-        parameters = (self.model.logit_scale, self.model.matching_logit_scale)
-        return tuple(one.detach().double().clamp(0.0, MAX_LOGIT_SCALE).exp().cpu() for one in parameters)
-
-    def _find_temperature(self, model, dataloader):
+    def _find_temperature(self, model, batches, dataset):
         """That of `logits_per_image`: of an image, a caption of its own and nine of other images, drawn at random."""
-        images, texts = _Encoded(), _Encoded()
-        for inputs in dataloader:
-            inputs = self._prepare_inputs(inputs)
-            image_ids, caption_index = inputs.pop("image_ids"), inputs.pop("caption_index")
-            inputs.pop("image_index", None)
-            outputs = model(**inputs, return_loss=False)
-            images.add(image_ids, outputs.image_embeds, None)
-            texts.add(caption_index, outputs.text_embeds, None)
-        dataset = dataloader.dataset
-        images.gather(len(dataset), "calibrate: images")
-        texts.gather(len(dataset.captions), "calibrate: captions")
+        images, texts, _ = self._encode(model, batches, dataset, keep_states=False)
         candidates = draw_candidates(dataset.captions, dataset.image_of_caption)
         if candidates is None:
             return None
         # (B_t, 1, d), (B_t, candidates, d) -> (B_t, candidates)
         similarity = (images.embeds[dataset.image_of_caption][:, None] * texts.embeds[candidates]).sum(dim=-1)
-        scale, matching = map(float, self._scales())
+        scale, matching = (inverse_temperature(one).item() for one in self._logit_scales())
         # Both are divided, which leaves the ranking by their weighted mean as it is, and both stay within their bounds.
         least, most = max(scale, matching) / math.exp(MAX_LOGIT_SCALE), min(scale, matching)
         labels = torch.zeros(len(similarity), dtype=torch.long)
-        found = calibrate(scale * similarity, labels, least=min(least, 1.0), most=max(most, 1.0))
-        return {**found, "num_candidates": candidates.shape[1]}
+        fitted = calibrate(scale * similarity, labels, least=min(least, 1.0), most=max(most, 1.0))
+        return {**fitted, "num_candidates": candidates.shape[1]}
+
+    def _logit_scales(self) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+        return self.model.logit_scale, self.model.matching_logit_scale
 
     def _divide_scores(self, temperature: float) -> None:
-        for parameter, scale in zip(
-            (self.model.logit_scale, self.model.matching_logit_scale), self._scales(), strict=True
-        ):
-            parameter.fill_((scale / temperature).log().item())
+        for parameter in self._logit_scales():
+            parameter.copy_((inverse_temperature(parameter) / temperature).log())
 
-    def _folds(self, images, texts, image_of_caption):
-        """Consecutive `fold_size` images, their captions, and for each of these its image's place in the fold."""
-        owners = torch.tensor(image_of_caption)
-        for start in range(0, len(images.places) - self.fold_size + 1, self.fold_size):
-            stop = start + self.fold_size
-            places = ((owners >= start) & (owners < stop)).nonzero().squeeze(1)
-            yield images.take(torch.arange(start, stop)), texts.take(places), (owners[places] - start).tolist()
+    def _folds(self, images: "_Encoded", texts: "_Encoded", dataset) -> Iterator[tuple["_Encoded", "_Encoded"]]:
+        """Consecutive `fold_size` images and their captions."""
+        fold_of_text = torch.tensor(dataset.image_of_caption) // self.fold_size
+        for fold, places in enumerate(torch.arange(len(dataset)).split(self.fold_size)):
+            if len(places) == self.fold_size:
+                yield images.take(places), texts.take((fold_of_text == fold).nonzero().squeeze(1))
 
-    def _rank(self, model, images, texts, image_of_caption):
-        """Ranks all texts for every image and all images for every text, from what was encoded.
+    def _rank(self, model, images: "_Encoded", texts: "_Encoded", dataset):
+        """Ranks all these texts for every image and all these images, consecutive ones, for every text.
 
         Returns:
             The final rankings, as `measure` gives them; the recalls of every stage; pairs that were fused and seconds.
@@ -322,30 +265,25 @@ class RetrievalTrainer(HiViLTTrainer):
         start = time.perf_counter()
         # (B_i, projection_dim), (B_t, projection_dim) -> (B_i, B_t)
         similarity = images.embeds.to(self.args.device) @ texts.embeds.to(self.args.device).t()
-        shortlist = max(10, self.rerank_k)
-        rankings = {
-            "embedding_": (best_first(similarity, shortlist).cpu(), best_first(similarity.t(), shortlist).cpu())
-        }
+        similarities = similarity, similarity.t()
+        candidates = [best_first(scores, max(10, self.rerank_k)).cpu() for scores in similarities]
         searched = time.perf_counter()
 
-        num_pairs = 0
+        rankings, num_pairs = {"embedding_": candidates}, 0
         if self.rerank_k:
-            candidates = rankings["embedding_"]
-            *fused, num_pairs = self._fuse_shortlists(model, images, texts, *candidates)
-            cosines = [
-                scores.gather(1, best[:, : self.rerank_k].to(scores.device)).cpu()
-                for scores, best in zip((similarity, similarity.t()), candidates, strict=True)
-            ]
-            combined = map(model.ranking_score, cosines, fused)
-            rankings["fused_"] = tuple(map(rerank, candidates, fused))
-            rankings[""] = tuple(map(rerank, candidates, combined))
+            shortlists = [ranked[:, : self.rerank_k] for ranked in candidates]
+            *fused, num_pairs = self._fuse(model, images, texts, dataset.captions, *shortlists)
+            pairs = zip(similarities, shortlists, strict=True)
+            cosines = [scores.gather(1, best.to(scores.device)).cpu() for scores, best in pairs]
+            rankings["fused_"] = list(map(rerank, candidates, fused))
+            rankings[""] = list(map(rerank, candidates, map(model.ranking_score, cosines, fused)))
         else:
-            rankings[""] = rankings["embedding_"]
+            rankings[""] = candidates
 
+        image_of_text = (torch.tensor(dataset.image_of_caption)[texts.places] - images.places[0]).tolist()
         recalls = {}
-        for name, (image_to_text, text_to_image) in rankings.items():
-            found = retrieval_metrics(image_to_text, text_to_image, image_of_caption)
-            recalls |= {f"{name}{metric}": value for metric, value in found.items()}
+        for stage, ranked in rankings.items():
+            recalls |= {f"{stage}{name}": value for name, value in retrieval_metrics(*ranked, image_of_text).items()}
         costs = {
             "num_fused_pairs": num_pairs,
             "search_seconds": searched - start,
@@ -353,99 +291,68 @@ class RetrievalTrainer(HiViLTTrainer):
         }
         return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), recalls, costs
 
-    def _fuse_shortlists(self, model, images, texts, image_to_text, text_to_image):
-        """Fused similarities of the first `rerank_k` of both rankings, (B_i, k) and (B_t, k), and how many were computed.
+    def _fuse(self, model, images: "_Encoded", texts: "_Encoded", captions, image_to_text, text_to_image):
+        """Fused similarities of both shortlists, (B_i, k) and (B_t, k), and how many were computed.
 
         A pair on both shortlists is fused once; processes share the pairs between them.
         """
-        image_to_text, text_to_image = image_to_text[:, : self.rerank_k], text_to_image[:, : self.rerank_k]
-        image_index = torch.arange(len(image_to_text))[:, None].expand_as(image_to_text)
-        text_index = torch.arange(len(text_to_image))[:, None].expand_as(text_to_image)
-        keys = torch.cat(
-            [
-                (image_index * len(text_to_image) + image_to_text).flatten(),
-                (text_to_image * len(text_to_image) + text_index).flatten(),
-            ]
-        )
-        keys, places = keys.unique(return_inverse=True)
-        image_places, text_places = keys // len(text_to_image), keys % len(text_to_image)
+        num_images, num_texts = len(image_to_text), len(text_to_image)
+        # Pairs by their number, counted row by row of a matrix of all images and all texts.
+        of_images = torch.arange(num_images)[:, None] * num_texts + image_to_text
+        of_texts = text_to_image * num_texts + torch.arange(num_texts)[:, None]
+        pairs, places = torch.cat([of_images.flatten(), of_texts.flatten()]).unique(return_inverse=True)
+        image_places, text_places = pairs // num_texts, pairs % num_texts
         # Each process fuses the images that it encoded.
         own = (images.owners[image_places] == self.args.process_index).nonzero().squeeze(1)
         fused = torch.zeros(0)
         if len(own):
-            text_states, text_rows = self._text_states(model, texts, text_places[own])
-            fused = score_pairs(
-                model,
-                images.states,
-                text_states,
-                images.rows[image_places[own]],
-                text_rows,
-                progress=not self.args.disable_tqdm,
-            )
-        scores = torch.zeros(len(keys))
-        for pairs, part in gather_object([(own, fused)]):
-            scores[pairs] = part
-        scores = scores[places]
-        by_image, by_text = scores.tensor_split([image_to_text.numel()])
-        return by_image.view_as(image_to_text), by_text.view_as(text_to_image), len(keys)
+            text_states, text_rows = self._text_states(model, texts, text_places[own], captions)
+            rows = images.rows[image_places[own]], text_rows[text_places[own]]
+            fused = score_pairs(model, images.states, text_states, *rows, progress=not self.args.disable_tqdm)
+        scores = torch.zeros(len(pairs))
+        for numbers, part in gather_object([(own, fused)]):
+            scores[numbers] = part
+        by_image, by_text = scores[places].tensor_split([image_to_text.numel()])
+        return by_image.view_as(image_to_text), by_text.view_as(text_to_image), len(pairs)
 
-    def _text_states(self, model, texts: "_Encoded", places: torch.LongTensor):
-        """States of the captions at these places, batch by batch, and the row of each; those of others are encoded here."""
+    def _text_states(self, model, texts: "_Encoded", needed: torch.LongTensor, captions: Sequence[str]):
+        """States of texts, batch by batch, and the row of each; those that other processes have are encoded here, if needed."""
         states, rows = list(texts.states), texts.rows.clone()
-        missing = places[rows[places] < 0].unique()
-        if len(missing):
-            first = sum(len(batch.global_state) for batch in states)
-            rows[missing] = first + torch.arange(len(missing))
-            captions = self._captions
-            for part in texts.places[missing].split(self.args.per_device_eval_batch_size):
-                inputs = self._prepare_inputs(self.data_collator.texts([captions[place] for place in part.tolist()]))
-                states.append(map_states(torch.Tensor.cpu, model.encode_texts(**inputs)))
-        return states, rows[places]
+        missing = needed[rows[needed] < 0].unique()
+        rows[missing] = sum(len(batch.global_state) for batch in states) + torch.arange(len(missing))
+        for part in texts.places[missing].split(self.args.per_device_eval_batch_size) if len(missing) else ():
+            inputs = self._prepare_inputs(self.data_collator.texts([captions[place] for place in part.tolist()]))
+            states.append(map_states(torch.Tensor.cpu, model.encode_texts(**inputs)))
+        return states, rows
 
 
+@dataclass
 class _Encoded:
-    """
-    Embeddings and states of one modality, as evaluation finds them batch by batch. On several processes embeddings are
-    gathered, and states, which are far larger, stay with the process that encoded them.
-    """
+    """Images or texts of a split, on the CPU. Embeddings are of all processes; states, which are far larger, stay with the
+    process that encoded them."""
 
-    def __init__(self):
-        self.numbers: list[torch.Tensor] = []
-        self.batches: list[torch.Tensor] = []
-        self.states: list[ModelOutput] = []
+    places: torch.LongTensor  # (n,) in the split
+    embeds: torch.Tensor  # (n, projection_dim)
+    owners: torch.LongTensor  # (n,) the process that has an item's states
+    rows: torch.LongTensor  # (n,) where they are in this process's batches, -1 elsewhere
+    states: list[ModelOutput]  # batches of them; none where nothing is fused
 
-    def add(self, numbers: torch.Tensor, embeds: torch.Tensor, states: ModelOutput | None) -> None:
-        """A batch: places in the split (B,), embeddings (B, projection_dim) and, if they are to be fused, states."""
-        self.numbers.append(numbers.cpu())
-        self.batches.append(embeds.float().cpu())
-        if states is not None:
-            self.states.append(map_states(torch.Tensor.cpu, states))
-
-    def gather(self, length: int, what: str) -> None:
-        """
-        Sets, for all items of the split in its order, `embeds` (length, projection_dim) and `owners` (length,), the
-        process that has an item's states; and `rows` (length,), where they lie in this process's batches, -1 elsewhere.
-        The last batches of several processes repeat items from the front.
-        """
-        own = torch.cat(self.numbers) if self.numbers else torch.zeros(0, dtype=torch.long)
-        gathered = gather_object([(own, torch.cat(self.batches) if self.batches else None)])
-        self.owners = torch.full((length,), -1)
-        self.embeds = torch.zeros(length, next(embeds.shape[1] for _, embeds in gathered if embeds is not None))
-        for process, (numbers, embeds) in reversed(list(enumerate(gathered))):
-            if embeds is not None:
-                self.owners[numbers], self.embeds[numbers] = process, embeds
-        if (self.owners < 0).any():
-            raise RuntimeError(f"{what}: {int((self.owners >= 0).sum())} of {length} were encoded.")
-        self.rows = torch.full((length,), -1)
-        self.rows[own] = torch.arange(len(own))
-        self.places = torch.arange(length)
+    @classmethod
+    def gather(cls, batches: Sequence[tuple], length: int, process: int) -> "_Encoded":
+        """All items of a split of this length, from places, embeddings and states of this process's batches."""
+        own = torch.cat([places for places, _, _ in batches]).cpu()
+        embeds = torch.cat([embeds.float() for _, embeds, _ in batches]).cpu()
+        items = in_order(zip(own.tolist(), ((process, row) for row in embeds.numpy()), strict=True), length)
+        owners, embeds = zip(*items, strict=True)
+        rows = torch.full((length,), -1)
+        rows[own] = torch.arange(len(own))
+        states = [states for _, _, states in batches if states is not None]
+        return cls(torch.arange(length), torch.from_numpy(np.stack(embeds)), torch.tensor(owners), rows, states)
 
     def take(self, places: torch.LongTensor) -> "_Encoded":
         """The items at these places of the split; they share their states."""
-        taken = copy(self)
-        for name in ("embeds", "owners", "rows", "places"):
-            setattr(taken, name, getattr(self, name)[places])
-        return taken
+        columns = (self.places, self.embeds, self.owners, self.rows)
+        return _Encoded(*(column[places] for column in columns), self.states)
 
 
 # The task
@@ -459,27 +366,17 @@ class Retrieval(Task):
     pipeline_tag = "zero-shot-image-classification"
     arguments = RetrievalArguments
     defaults = {
+        **Task.defaults,
         "output_dir": "outputs/retrieval",
         "num_train_epochs": 12,
         "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 64,
-        "learning_rate": 1.5e-3,
-        "adam_beta2": 0.98,
-        "weight_decay": 0.05,
-        "warmup_steps": 0.1,  # a share of all steps
         "metric_for_best_model": "mean_recall",
     }
     benchmarks = CAPTION_BENCHMARKS
+    benchmark_flags = {"rerank_k": "rerank_k"}
     model_class = HiViLTForRetrieval
     trainer_class = RetrievalTrainer
-
-    @classmethod
-    def benchmark_defaults(cls) -> dict[str, dict[str, Any]]:
-        return {
-            name: {"rerank_k": benchmark.rerank_k}
-            for name, benchmark in cls.benchmarks.items()
-            if benchmark.rerank_k is not None
-        }
 
     def instead(self) -> list | None:
         if self.args.index is None and self.args.query is None:
@@ -492,7 +389,7 @@ class Retrieval(Task):
             path = Path(args.karpathy_file)
             return path.stem, {split: read_karpathy(path, split, args.image_dir) for split in splits}
         if args.benchmark == "openmoji":
-            # Drawn at the size that they are looked at.
+            # Drawn at the size that the model sees.
             benchmark = replace(benchmark, read_package=partial(read_openmoji, size=args.image_size))
         columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
         return read_splits(
@@ -503,66 +400,60 @@ class Retrieval(Task):
             benchmark,
         )
 
+    @staticmethod
+    def texts_of(example: CaptionedImage) -> tuple[str, ...]:
+        return example.captions
+
     def make_model(self, train: list[CaptionedImage] | None) -> tuple[HiViLTForRetrieval, HiViLTProcessor]:
-        if train is None and not self.args.model_name_or_path:
-            raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
-        captions = [caption for example in train or () for caption in example.captions]
-        resumed = checkpoint_to_resume(self.training_args)
-        model, processor = load_or_build(self.args, self.model_class, captions, train is not None, resumed)
+        model, processor = super().make_model(train)
         model.config.num_hard_negatives = self.args.num_hard_negatives
         # Without fused matching nothing trains the fusion.
         self.training_args.ddp_find_unused_parameters |= model.config.auxiliary_loss_weight == 0
         return model, processor
 
-    def make_datasets(
-        self, splits: Mapping[str, list[CaptionedImage]], model: HiViLTForRetrieval
-    ) -> tuple[dict[str, CaptionDataset], dict[str, dict[str, Any]]]:
-        datasets, data = {}, {}
-        for split, examples in splits.items():
+    def make_dataset(self, split: str, examples: list[CaptionedImage]) -> tuple[CaptionDataset, dict[str, Any]]:
+        if split == "train":
             drawn = {"captions_per_image": self.args.captions_per_image, "seed": self.training_args.draw_seed}
-            datasets[split] = dataset = CaptionDataset(examples, **(drawn if split == "train" else {}))
-            counts = [len(example.captions) for example in examples]
-            data[split] = {
-                "images": len(dataset),
-                "captions": len(dataset.captions),
-                "chance": chance_recall(len(dataset), counts),  # of a random ranking
-            }
-            logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
-            if split != "train":
-                warn_of_few(split, len(dataset), "images")
-        return datasets, data
+            dataset = CaptionDataset(examples, **drawn)
+        else:
+            dataset = CaptionDataset(examples)
+            warn_of_few(split, len(dataset), "images")
+        logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
+        chance = chance_recall(len(dataset), [len(example.captions) for example in examples])
+        return dataset, {"images": len(dataset), "captions": len(dataset.captions), "chance": chance}
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> CaptionCollator:
         return CaptionCollator(processor, augmentation)
 
     def trainer_arguments(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "fold_size": self.benchmark and self.benchmark.fold_size,
-            "rerank_k": args.rerank_k,
-            "similar_per_batch": args.similar_per_batch,
-            "contrastive_chunk_size": args.contrastive_chunk_size,
-        }
+        names = ("rerank_k", "similar_per_batch", "contrastive_chunk_size")
+        given = {name: getattr(self.args, name) for name in names}
+        return {**given, "fold_size": self.benchmark and self.benchmark.fold_size}
 
-    def write(
-        self, trainer: RetrievalTrainer, folder: Path, dataset: CaptionDataset, predictions: dict[str, torch.Tensor]
-    ) -> None:
-        if trainer.is_world_process_zero():
-            write_predictions(folder / "predictions.jsonl", dataset, predictions)
-            draw_retrieval(folder / "retrieval.png", dataset, predictions)
+    def write(self, folder: Path, dataset: CaptionDataset, predictions: dict[str, torch.Tensor]) -> None:
+        write_rows(folder / "predictions.jsonl", prediction_rows(dataset, predictions))
+        rows = []
+        for place in spread(len(dataset.captions), 8):
+            best = predictions["text_to_image"][place, :8].tolist()
+            images = [open_image(dataset.examples[image].image) for image in best]
+            captions = [dataset.examples[image].captions[0] for image in best]
+            matches = [image == dataset.image_of_caption[place] for image in best]
+            rows.append(RetrievedImages(dataset.captions[place], images, captions, matches))
+        title = "Captions and the images found for them, best first; the right one is framed"
+        plot_retrieved(rows, folder / "retrieval.png", title=title)
 
     def compare(
         self, trainer: RetrievalTrainer, results: dict[str, Any], datasets: Mapping[str, CaptionDataset]
     ) -> tuple[str, float, float, int] | None:
         if "validation" not in results:
             return None
-        found = results["data"]["validation"]
-        return "mean recall", results["validation"]["mean_recall"], found["chance"]["mean_recall"], found["images"]
+        data = results["data"]["validation"]
+        return "mean recall", results["validation"]["mean_recall"], data["chance"]["mean_recall"], data["images"]
 
     def summary(self, results: Mapping[str, Any], split: str) -> str:
-        found = results["data"][split]
+        data = results["data"][split]
         return (
-            f"{split}: R@K in percent, {found['images']:,} images and {found['captions']:,} captions\n"
+            f"{split}: R@K in percent, {data['images']:,} images and {data['captions']:,} captions\n"
             f"{tables_of(results)[split]}"
         )
 
@@ -596,57 +487,33 @@ class Retrieval(Task):
 # What is written and said
 
 
-def write_predictions(path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], top_k: int = 10) -> None:
-    """One JSON object a query: every caption with its best images, then every image with its best captions."""
-    ids = [one.image_id for one in dataset.examples]
-    # A file's name may be no Unicode; written so, it is an escape of JSON.
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for caption, best in enumerate(rankings["text_to_image"][:, :top_k].tolist()):
-            own = dataset.image_of_caption[caption]
-            row = {"caption": dataset.captions[caption], "image": ids[own], "images": [ids[place] for place in best]}
-            file.write(json.dumps({**row, "correct": own in best[:1]}, ensure_ascii=False) + "\n")
-        for image, best in enumerate(rankings["image_to_text"][:, :top_k].tolist()):
-            row = {"image": ids[image], "captions": [dataset.captions[place] for place in best]}
-            correct = dataset.image_of_caption[best[0]] == image
-            file.write(json.dumps({**row, "correct": correct}, ensure_ascii=False) + "\n")
-
-
-def draw_retrieval(
-    path: Path, dataset: CaptionDataset, rankings: dict[str, torch.Tensor], num_queries: int = 8
-) -> None:
-    """A grid of captions from all over the split with the images found for them."""
-    places = torch.linspace(0, len(dataset.captions) - 1, min(num_queries, len(dataset.captions))).int().tolist()
-    rows = []
-    for place in places:
-        best = rankings["text_to_image"][place, :8].tolist()
-        rows.append(
-            RetrievedImages(
-                query=dataset.captions[place],
-                images=[open_image(dataset.examples[image].image) for image in best],
-                captions=[dataset.examples[image].captions[0] for image in best],
-                matches=[image == dataset.image_of_caption[place] for image in best],
-            )
-        )
-    plot_retrieved(rows, path, title="Captions and the images found for them, best first; the right one is framed")
+def prediction_rows(dataset: CaptionDataset, rankings: dict[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
+    """The rows of predictions.jsonl: every caption with its ten best images, then every image with its ten best captions."""
+    ids = [example.image_id for example in dataset.examples]
+    for caption, best in enumerate(rankings["text_to_image"][:, :10].tolist()):
+        own = dataset.image_of_caption[caption]
+        row = {"caption": dataset.captions[caption], "image": ids[own], "images": [ids[place] for place in best]}
+        yield {**row, "correct": best[0] == own}
+    for image, best in enumerate(rankings["image_to_text"][:, :10].tolist()):
+        row = {"image": ids[image], "captions": [dataset.captions[place] for place in best]}
+        yield {**row, "correct": dataset.image_of_caption[best[0]] == image}
 
 
 def tables_of(results: dict) -> dict[str, str]:
     """Markdown table of recall for each split that was evaluated."""
     tables = {}
-    for split in ("validation", "test"):
-        if split in results:
-            found = results[split]
-            chance = results["data"][split]["chance"]
-            stages = {"embeddings": "embedding_"}
-            if "fused_mean_recall" in found:
-                stages |= {"fusion alone": "fused_", "re-ranked": ""}
-            rows = {name: {key: found[f"{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
-            tables[split] = recall_table({"chance": chance, **rows})
-            if "num_folds" in found:
-                rows = {name: {key: found[f"fold_{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
-                tables[split] += (
-                    f"\n\nMean over {found['num_folds']} folds of {found['fold_size']:,} images:\n\n{recall_table(rows)}"
-                )
+    for split in [split for split in ("validation", "test") if split in results]:
+        measured, chance = results[split], results["data"][split]["chance"]
+        stages = {"embeddings": "embedding_"}
+        if "fused_mean_recall" in measured:
+            stages |= {"fusion alone": "fused_", "re-ranked": ""}
+        rows = {name: {key: measured[f"{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
+        tables[split] = recall_table({"chance": chance, **rows})
+        if "num_folds" in measured:
+            rows = {name: {key: measured[f"fold_{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
+            tables[split] += (
+                f"\n\nMean over {measured['num_folds']} folds of {measured['fold_size']:,} images:\n\n{recall_table(rows)}"
+            )
     return tables
 
 
@@ -654,13 +521,11 @@ def tables_of(results: dict) -> dict[str, str]:
 
 
 def read_query(query: str) -> str | Path:
-    """Words as they are, an image as a path. One word is a word, though a folder here may have its name.
+    """Words as they are, an image as a path. A single word is a word, though a folder here may have its name.
 
     Raises:
-        ValueError: it is empty, a web address or the path of a folder.
+        ValueError: it is a web address or the path of a folder.
     """
-    if not query.strip():
-        raise ValueError("query: the text is empty; say what to look for.")
     if re.match(r"[A-Za-z][\w+.-]+://", query):
         raise ValueError(f"query: {query!r} is a web address, and images are not fetched; give words or a file.")
     if os.path.isdir(query) and len(Path(query).parts) > 1:
@@ -670,47 +535,36 @@ def read_query(query: str) -> str | Path:
 
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
-    """Embeds the images of a folder, or finds some among those embedded before; gives what each query found."""
+    """Embeds the images of a folder, or searches those embedded before; gives the hits of each query."""
     if training_args.world_size > 1:
         raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
+    queries = [read_query(query) for query in args.query or ()]
     folder = Path(training_args.output_dir)
     if args.model_name_or_path is None:
         args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else Retrieval.defaults["output_dir"]
     model, processor = load_or_build(args, HiViLTForRetrieval)
     set_threads(args, model)
     model = model.to(training_args.device).eval()
-    if args.index is not None:
-        index = ImageIndex.build(
-            args.index,
-            model,
-            processor,
-            folder,
-            batch_size=training_args.per_device_eval_batch_size,
-            on_bad_image=args.on_bad_image,
-            index_factory=args.index_factory,
-        )
-        print(f"{len(index):,} images of {args.index} in {folder}")
-        if args.query is None:
-            return []
-    else:
+    if args.index is None:
         index = ImageIndex.load(folder, model, processor)
-    queries = [read_query(query) for query in args.query]
-    found, rows = [], []
+    else:
+        options = {"on_bad_image": args.on_bad_image, "index_factory": args.index_factory}
+        batch_size = training_args.per_device_eval_batch_size
+        index = ImageIndex.build(args.index, model, processor, folder, batch_size, **options)
+        print(f"{len(index):,} images of {args.index} in {folder}")
+    if args.query is None:
+        return []
+    all_hits, rows = [], []
     for query in queries:
         hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)
+        all_hits.append(hits)
         if len(queries) > 1:
             print(query)
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3}  {hit.score:7.4f}  {hit.path}")
-        shown = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
-        rows.append(
-            RetrievedImages(
-                query=open_image(str(query)) if isinstance(query, Path) else query,
-                images=[open_image(str(hit.path)) for hit in shown],
-                captions=[f"{hit.score:.3f}" for hit in shown],
-                matches=None,
-            )
-        )
-        found.append(hits)
+        hits = [hit for hit in hits if hit.path.is_file()]  # the search has told what is gone
+        images, scores = [open_image(str(hit.path)) for hit in hits], [f"{hit.score:.3f}" for hit in hits]
+        shown = open_image(str(query)) if isinstance(query, Path) else query
+        rows.append(RetrievedImages(shown, images, scores, matches=None))
     plot_retrieved(rows, folder / "search.png", title="Nearest images with their scores")
-    return found
+    return all_hits

@@ -1,9 +1,12 @@
 """The noun of the workshop: what a head learns from, how a batch of it is made, what is measured, drawn and reported."""
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch.utils.data import Dataset
 
 from hivilt.data.augmentation import Augmentation
@@ -11,6 +14,8 @@ from hivilt.data.benchmarks import Benchmark
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.training.models import load_or_build
+from hivilt.training.resuming import checkpoint_to_resume
 from hivilt.training.trainer import HiViLTTrainer
 
 
@@ -27,8 +32,14 @@ class Task:
     script: ClassVar[str]  # the file that runs it
     pipeline_tag: ClassVar[str]  # the Hub's name of it
     arguments: ClassVar[type[TaskArguments]]
-    defaults: ClassVar[Mapping[str, Any]]  # of any flag
+    defaults: ClassVar[Mapping[str, Any]] = {  # of any flag
+        "learning_rate": 1.5e-3,
+        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
+        "weight_decay": 0.05,
+        "warmup_steps": 0.1,  # a share of all steps
+    }
     benchmarks: ClassVar[Mapping[str, Benchmark]]
+    benchmark_flags: ClassVar[Mapping[str, str]] = {}  # flags that a benchmark sets, and its fields that say to what
     model_class: ClassVar[type[HiViLTPreTrainedModel]]
     trainer_class: ClassVar[type[HiViLTTrainer]]
 
@@ -39,8 +50,17 @@ class Task:
 
     @classmethod
     def benchmark_defaults(cls) -> dict[str, dict[str, Any]]:
-        """Flags that a benchmark sets by itself, by its name; resolution, learning rates and epochs are in runs/."""
-        return {}
+        """Flags that each benchmark sets by itself, by its name; resolution, learning rates and epochs are in runs/."""
+        defaults = {}
+        for name, benchmark in cls.benchmarks.items():
+            values = {flag: getattr(benchmark, field) for flag, field in cls.benchmark_flags.items()}
+            defaults[name] = {flag: value for flag, value in values.items() if value is not None}
+        return defaults
+
+    @cached_property
+    def resumed(self) -> str | None:
+        """The checkpoint that training goes on from; `None` where it begins."""
+        return checkpoint_to_resume(self.training_args)
 
     def instead(self) -> Any:
         """Does what the flags ask for in place of training and measuring, and returns what came of it; `None`: nothing."""
@@ -58,14 +78,20 @@ class Task:
         """The splits as they are used, training examples drawn or worded anew."""
         return splits
 
-    def make_model(self, train: list | None) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
-        """The model and its processor; without training examples, to be measured alone."""
+    @staticmethod
+    def texts_of(example: Any) -> Sequence[str]:
+        """What a new tokenizer learns from of a training example."""
         raise NotImplementedError
 
-    def make_datasets(
-        self, splits: Mapping[str, list], model: HiViLTPreTrainedModel
-    ) -> tuple[dict[str, Dataset], dict[str, dict[str, Any]]]:
-        """The data sets, and what each holds, as `results.json` has it."""
+    def make_model(self, train: list | None, **config: Any) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
+        """The model and its processor, to be measured alone if there are no training examples; `config` is of a new one."""
+        if train is None and not self.args.model_name_or_path:
+            raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
+        texts = [text for example in train or () for text in self.texts_of(example)]
+        return load_or_build(self.args, self.model_class, texts, train is not None, self.resumed, **config)
+
+    def make_dataset(self, split: str, examples: list) -> tuple[Dataset, dict[str, Any]]:
+        """The data set of a split, and what it holds, as `results.json` has it."""
         raise NotImplementedError
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> Any:
@@ -81,8 +107,8 @@ class Task:
     ) -> None:
         """Adds to the metrics of the splits, as `hivilt.training.main.run` gives them, what is asked for beside them."""
 
-    def write(self, trainer: HiViLTTrainer, folder: Path, dataset: Dataset, predictions: Any) -> None:
-        """Writes and draws the predictions of the test split; all processes call it, the main one writes."""
+    def write(self, folder: Path, dataset: Dataset, predictions: Any) -> None:
+        """Writes and draws the predictions of the test split, on the main process."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -106,3 +132,15 @@ class Task:
     def try_next(self, folder: Path) -> str:
         """The command to try a trained checkpoint with."""
         raise NotImplementedError
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes predictions, one JSON object a line."""
+    # A file's name may be no Unicode; written so, it is an escape of JSON.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def spread(length: int, most: int) -> list[int]:
+    """Places from all over a split of this length, to be drawn."""
+    return torch.linspace(0, length - 1, min(most, length)).int().tolist()

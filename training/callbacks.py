@@ -66,23 +66,22 @@ class SaveOnSignal(TrainerCallback):
             # Not by logging, which the signal may have come into the midst of.
             os.write(2, b"\nCtrl-C: saves after this step and ends; once more ends at once, without saving.\n")
 
-    def asked_anywhere(self, args) -> signal.Signals | None:
+    def asked_anywhere(self) -> signal.Signals | None:
         """What one of the processes was asked by, if one was; to be called by all."""
-        asked = [self.asked] if args.world_size == 1 else gather_object([self.asked])
-        return next((one for one in asked if one is not None), None)
+        return next(filter(None, gather_object([self.asked])), None)
 
     def on_step_end(self, args, state, control, **kwargs):
         ends_epoch = state.global_step >= state.max_steps or state.epoch == int(state.epoch)
         # To ask other processes is to wait for them.
-        if not ends_epoch and (args.world_size == 1 or state.global_step % 10 == 0) and self.asked_anywhere(args):
+        if not ends_epoch and (args.world_size == 1 or state.global_step % 10 == 0) and self.asked_anywhere():
             control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.asked_anywhere(args):
+        if self.asked_anywhere():
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        if asked := self.asked_anywhere(args):
+        if asked := self.asked_anywhere():
             logger.warning(
                 f"{asked.name}: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; the same command "
                 "with --resume_from_checkpoint last goes on from there."

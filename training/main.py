@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    TrainerCallback,
-    set_seed,
-)
+from transformers import TrainerCallback, set_seed
 
 # From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.trainer import TRAINER_STATE_NAME
@@ -32,23 +29,6 @@ from hivilt.training.splits import HELD_OUT, prepare_splits
 from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
-
-
-def check_unfinished(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
-    """Asks before a training begins anew over one that was not finished.
-
-    Raises:
-        ValueError: `output_dir` holds checkpoints of a run that did not come to its end, which writes its state.
-    """
-    folder = Path(training_args.output_dir)
-    if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
-        return
-    whole = [path for path in checkpoints(folder) if is_whole(path)]
-    if whole and not (folder / TRAINER_STATE_NAME).exists():
-        raise ValueError(
-            f"output_dir: {folder} holds a run that was not finished, up to {whole[-1].name}. Go on with "
-            "--resume_from_checkpoint last, name another --output_dir, or begin anew with --overwrite_output_dir."
-        )
 
 
 class _BeginsAnew(TrainerCallback):
@@ -81,6 +61,7 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
 
     Raises:
         ValueError: an argument is unknown, or the launcher started several processes that do not know of each other.
+        OSError, ValueError: see `check_output_dir`.
     """
     argv = sys.argv[1:] if argv is None else argv
     args, training_args = parse_arguments(
@@ -93,8 +74,7 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
             "give --use_cpu to train together on the CPU."
         )
     args.check_places()
-    check_output_dir(training_args.output_dir)
-    check_unfinished(args, training_args)
+    check_output_dir(args, training_args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads or 1)
@@ -102,16 +82,16 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
     return args, training_args
 
 
-def check_output_dir(folder: str) -> None:
-    """Looks whether a run can write what it makes, before it makes it; leaves nothing there.
+def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
+    """Refuses an `output_dir` in which a run cannot write what it makes, before it makes it; leaves nothing there.
 
     Raises:
         NotADirectoryError: it is a file, or in one.
         PermissionError: nothing can be written there.
+        ValueError: it holds checkpoints of a run that was not finished, and this one would begin anew over it unasked.
     """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
+    folder = Path(training_args.output_dir)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"output_dir: {folder} cannot be a folder, since {place} is a file; name another.")
     try:
@@ -120,22 +100,18 @@ def check_output_dir(folder: str) -> None:
         raise PermissionError(
             f"output_dir: nothing can be written in {place} ({error.strerror}); name another."
         ) from error
-
-
-def encoder_cache_of(args: TaskArguments) -> EncoderCache | None:
-    """Where the arguments say that what frozen encoders give is kept; `None` for nowhere."""
-    if not args.encoder_cache:
-        return None
-    max_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
-    return EncoderCache(args.cache_dir, max_bytes, args.cache_dtype)
+    if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
+        return
+    whole = [path for path in checkpoints(folder) if is_whole(path)]
+    if whole and not (folder / TRAINER_STATE_NAME).exists():  # which a run writes last
+        raise ValueError(
+            f"output_dir: {folder} holds a run that was not finished, up to {whole[-1].name}. Go on with "
+            "--resume_from_checkpoint last, name another --output_dir, or begin anew with --overwrite_output_dir."
+        )
 
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
-    """What the arguments say to do to training images; `None` for nothing.
-
-    Raises:
-        ValueError: a value is out of range; names its flag.
-    """
+    """What the arguments say to do to training images; `None` for nothing."""
     if args.random_crop is None and args.random_flip is None and args.rand_augment is None:
         return None
     rand_augment = None if args.rand_augment is None else tuple(args.rand_augment)
@@ -143,24 +119,15 @@ def augmentation_of(args: TaskArguments) -> Augmentation | None:
 
 
 def run(
-    trainer: HiViLTTrainer,
-    test_dataset: torch.utils.data.Dataset | None = None,
-    held_out: list[str] | None = None,
-    calibrate: bool = False,
-) -> tuple[dict[str, dict], list | None]:
-    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask.
-
-    Args:
-        trainer: with its datasets.
-        test_dataset: for `do_predict`.
-        held_out: what was held out of training, for when this run is resumed.
-        calibrate: whether to divide scores by a temperature fitted on validation; without `do_train`, too.
+    trainer: HiViLTTrainer, test_dataset: torch.utils.data.Dataset | None, held_out: list[str] | None, calibrate: bool
+) -> tuple[dict[str, dict], Any]:
+    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask. What was
+    `held_out` of training is noted for when this run is resumed.
 
     Returns:
         Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.
     """
     args, metrics, predictions = trainer.args, {}, None
-    folder = Path(args.output_dir)
     if args.do_train:
         if not args.resume_from_checkpoint:
             trainer.add_callback(_BeginsAnew(trainer, held_out))
@@ -171,7 +138,7 @@ def run(
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         trainer.measure_familiarity()
     if args.do_train and trainer.is_world_process_zero():
-        plot_training(trainer.state.log_history, folder / "training.png", args.metric_for_best_model)
+        plot_training(trainer.state.log_history, Path(args.output_dir, "training.png"), args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
         metrics["validation"] = trainer.evaluate()
     if args.do_predict and test_dataset is not None:
@@ -195,8 +162,8 @@ def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
     start = time.perf_counter()
     args, training_args = begin_run(argv, task_class)
     task = task_class(args, training_args)
-    if (found := task.instead()) is not None:
-        return found
+    if (done := task.instead()) is not None:
+        return done
 
     name, splits, bad_images, held_out = prepare_splits(args, training_args, task.read, task.hold_out_by)
     splits = task.prepare(splits)
@@ -204,10 +171,12 @@ def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
     freeze_parts(model, args.freeze)
     logger.info(parameter_table(model))
     set_threads(args, model)
-    datasets, data = task.make_datasets(splits, model)
-    for split, found in data.items():
-        found["bad_images"] = bad_images[split]
+    datasets, data = {}, {}
+    for split, examples in splits.items():
+        datasets[split], facts = task.make_dataset(split, examples)
+        data[split] = {**facts, "bad_images": bad_images[split]}
 
+    cache_bytes = None if args.cache_gb is None else int(args.cache_gb * 1e9)
     trainer = task.trainer_class(
         model=model,
         args=training_args,
@@ -217,18 +186,18 @@ def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
         processing_class=processor,
         vision_learning_rate=args.vision_learning_rate,
         text_learning_rate=args.text_learning_rate,
-        encoder_cache=encoder_cache_of(args),
+        encoder_cache=EncoderCache(args.cache_dir, cache_bytes, args.cache_dtype) if args.encoder_cache else None,
         **task.trainer_arguments(),
     )
     metrics, predictions = run(trainer, datasets.get("test"), held_out, args.calibrate)
     task.measure_more(trainer, metrics, datasets)
 
-    folder = Path(training_args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if predictions is not None:
-        task.write(trainer, folder, datasets["test"], predictions)
     results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
+        folder = Path(training_args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            task.write(folder, datasets["test"], predictions)
         results = collect_results(trainer, args, metrics, data={"name": name, **data}, **task.facts())
         if training_args.do_train and (compared := task.compare(trainer, results, datasets)) is not None:
             warn_of_chance(args, *compared, num_images=data["train"]["images"])

@@ -5,12 +5,12 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -38,22 +38,22 @@ logger = logging.getLogger(__name__)
 SMALLEST_LOSS_SCALE = 1e-4
 
 
-# Of a validation split, what a temperature is fitted on at most; and images of a split that familiarity looks at.
-CALIBRATION_QUESTIONS, CALIBRATION_IMAGES, FAMILIARITY_IMAGES = 10_000, 1_000, 1_000
+# Images of a split that familiarity is measured on at most.
+FAMILIARITY_IMAGES = 1_000
 
 
 class HiViLTTrainer(Trainer):
-    """What both heads ask of `Trainer`. It leaves the model card alone: the scripts write their own, from measured values.
+    """What all heads ask of `Trainer`. It writes no model card: `hivilt.training.cards` does, from measured values.
 
-    The trainer of a head has a method `measure(model, dataloader, description)` that gives the predictions, metrics and
-    number of examples of a split. `num_examples_trained` counts what the head is trained on, on all processes together;
-    `seconds_evaluating` is the part of training that went into evaluation.
+    A head's trainer has `measure` and `metric_names`, and to be calibrated `_find_temperature` and `_divide_scores`.
+    `num_examples_trained` counts what the head is trained on, on all processes together; `seconds_evaluating` is the part
+    of training that went into evaluation.
 
     Args:
         vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
         encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
-            batches come from it. Default: the collator's own, and where that has none, encoders run in every epoch. FSDP and
+            batches come from it. Default: the collator's own; without either, encoders run in every epoch. FSDP and
             DeepSpeed, whose weights lie in pieces, and `bf16_full_eval` or `fp16_full_eval` do without.
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
@@ -62,7 +62,9 @@ class HiViLTTrainer(Trainer):
             docs/training_arguments.md.
     """
 
-    unit: str  # what the head is trained and measured on, in the plural
+    unit: ClassVar[str]  # what the head is trained and measured on, in the plural
+    place_name: ClassVar[str] = ""  # what a batch calls the places of its texts in their split; no input of the model
+    most_calibrated: ClassVar[int] = 1_000  # examples that a temperature is fitted on at most
 
     def __init__(
         self,
@@ -76,21 +78,27 @@ class HiViLTTrainer(Trainer):
         if (arguments := kwargs.get("args", args[1] if len(args) > 1 else None)) is not None:
             check_training_arguments(arguments)
         super().__init__(*args, **kwargs)
-        if self.args.bf16 or self.args.fp16:
-            # Convolutions of half precision are made for it, on CPUs and GPUs.
-            self.model.to(memory_format=torch.channels_last)
+        if self.args.n_gpu > 1:
+            # nn.DataParallel cuts every tensor into as many pieces, but images and texts differ in number.
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
+                "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
+            )
         if self.compute_metrics is not None or self.preprocess_logits_for_metrics is not None:
             raise ValueError(
                 f"compute_metrics, preprocess_logits_for_metrics: expected None; {type(self).__name__} measures whole "
                 "splits by itself. Compute others from what predict() returns."
             )
+        if self.args.bf16 or self.args.fp16:
+            # Convolutions of half precision are made for it, on CPUs and GPUs.
+            self.model.to(memory_format=torch.channels_last)
         rates = {"vision_model": vision_learning_rate, "text_model": text_learning_rate}
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
+        if encoder_cache is None:
+            encoder_cache = getattr(self.data_collator, "encoder_cache", None)
         in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
         # States are of the model that trains, and not of one that evaluation casts.
         casts = self.args.bf16_full_eval or self.args.fp16_full_eval
-        if encoder_cache is None:
-            encoder_cache = getattr(self.data_collator, "encoder_cache", None)
         self.encoder_cache = None if in_pieces or casts else encoder_cache
         if encoder_cache is not None:
             # A copy: the states are of this trainer's model, and the collator may go to another one.
@@ -104,11 +112,9 @@ class HiViLTTrainer(Trainer):
         for usual, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortPrinter)):
             if self.pop_callback(usual) is not None:
                 self.add_callback(short)
-        self.add_callback(NewDraws)
-        self._begins = TrainingBegins(self)
-        self.add_callback(self._begins)
-        self._signals = SaveOnSignal()
-        self.add_callback(self._signals)
+        self._begins, self._signals = TrainingBegins(self), SaveOnSignal()
+        for callback in (NewDraws, self._begins, self._signals):
+            self.add_callback(callback)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
             whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
@@ -116,30 +122,6 @@ class HiViLTTrainer(Trainer):
             for scalar in whole:
                 if scalar.requires_grad:
                     scalar.register_hook(partial(self.accelerator.reduce, reduction="mean"))
-        if self.args.n_gpu > 1:
-            # nn.DataParallel cuts every tensor into as many pieces, but images and texts differ in number.
-            raise ValueError(
-                f"This process sees {self.args.n_gpu} devices. Start one process for each (accelerate launch or "
-                "torchrun), or show it one: CUDA_VISIBLE_DEVICES=0."
-            )
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Trainer's optimizer; an encoder that has a learning rate of its own is a group of its own."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and self.encoder_learning_rates:
-            rates = {}
-            for name, parameter in (self.model if model is None else model).named_parameters():
-                # "base_model.model.hivilt.vision_model.encoder.weight", whatever wraps it
-                encoder = next((part for part in name.split(".") if part in self.encoder_learning_rates), None)
-                rates[id(parameter)] = self.encoder_learning_rates.get(encoder, self.args.learning_rate)
-            optimizer.param_groups[:] = [
-                {**group, "params": params, "lr": rate}
-                for group in optimizer.param_groups
-                for rate in sorted(set(rates.values()))
-                if (params := [parameter for parameter in group["params"] if rates[id(parameter)] == rate])
-            ]
-        return optimizer
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
@@ -157,6 +139,66 @@ class HiViLTTrainer(Trainer):
                 reshards = self.accelerator.state.fsdp_plugin.reshard_after_forward and module is not self.model
                 module.set_reshard_after_forward(reshards, recurse=False)
                 module.reshard()
+
+    # Batches
+
+    def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs) -> DataLoader:
+        """As Trainer's; encodes first what is not in the cache: each time, since weights may have changed. Those that training
+        goes on from are loaded by now."""
+        split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
+        if self.encoder_cache is not None and isinstance(split, EpochDataset):
+            parts = ["vision", "text"] if self.args.neftune_noise_alpha is None else ["vision"]
+            if "text" not in parts:  # noise at the embeddings changes what the encoder gives
+                self.encoder_cache.stores.pop("text", None)
+            with self._signals.paused():
+                self.encoder_cache.add(
+                    split,
+                    self.model,
+                    self.data_collator.processor,
+                    parts=parts,
+                    augmentation=getattr(self.data_collator, "augmentation", None),
+                    batch_size=self.args.per_device_eval_batch_size,
+                    num_workers=self.args.dataloader_num_workers,
+                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+                )
+        usual = self.args
+        if not is_training:
+            self.args = copy(usual)
+            self.args.dataloader_drop_last = False  # evaluation counts every example
+            # A loader that is kept has workers that know nothing of weights that changed since.
+            self.args.dataloader_persistent_workers &= self.encoder_cache is None
+        try:
+            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        finally:
+            self.args = usual
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's.
+
+        Raises:
+            ValueError: with `dataloader_drop_last` nothing is left to train on.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_drop_last and len(loader) == 0:
+            raise ValueError(
+                f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
+                f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
+            )
+        return loader
+
+    def count(self, inputs: Mapping[str, Any]) -> int:
+        """How many of what `unit` names a batch trains: its texts."""
+        return len(inputs["input_ids"])
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step, and what they `count` on all processes together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor([sum(map(self.count, batches))], device=device)
+        count = self.accelerator.gather(count).sum()
+        self.num_examples_trained += int(count)
+        return batches, count
+
+    # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
@@ -185,18 +227,14 @@ class HiViLTTrainer(Trainer):
         raise NotImplementedError
 
     def _check_metric_for_best_model(self) -> None:
-        if self.args.metric_for_best_model is None or self.eval_dataset is None:
+        metric, dataset = self.args.metric_for_best_model, self.eval_dataset
+        if metric is None or dataset is None:
             return
-        splits = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        names = {
-            f"{split}_{name}" if split else name
-            for split, dataset in splits.items()
-            for name in self.metric_names(dataset)
-        }
-        if self.args.metric_for_best_model.removeprefix("eval_") not in names:
+        splits = dataset.items() if isinstance(dataset, dict) else [("", dataset)]
+        names = {f"{split}_{name}".removeprefix("_") for split, one in splits for name in self.metric_names(one)}
+        if metric.removeprefix("eval_") not in names:
             raise ValueError(
-                f"metric_for_best_model: got {self.args.metric_for_best_model!r}, but what evaluation measures here is "
-                f"{', '.join(sorted(names))}."
+                f"metric_for_best_model: got {metric!r}, but what evaluation measures here is {', '.join(sorted(names))}."
             )
 
     def _expect_noise(self) -> None:
@@ -209,65 +247,23 @@ class HiViLTTrainer(Trainer):
 
         hook = self.model.get_input_embeddings().register_forward_hook(note)
 
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        """As Trainer's; encodes first what is not in the cache. Training has loaded the weights it goes on from by now."""
-        split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
-        # Each time, since weights may have changed.
-        if self.encoder_cache is not None and isinstance(split, EpochDataset):
-            parts = ["vision", "text"]
-            if self.args.neftune_noise_alpha is not None:
-                # Noise at the embeddings changes what the encoder gives.
-                parts.remove("text")
-                self.encoder_cache.stores.pop("text", None)
-            with self._signals.paused():
-                self.encoder_cache.add(
-                    split,
-                    self.model,
-                    self.data_collator.processor,
-                    parts=parts,
-                    augmentation=getattr(self.data_collator, "augmentation", None),
-                    batch_size=self.args.per_device_eval_batch_size,
-                    num_workers=self.args.dataloader_num_workers,
-                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
-                )
-        return super()._get_dataloader(dataset, *args, **kwargs)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's.
-
-        Raises:
-            ValueError: with `dataloader_drop_last` nothing is left to train on.
-        """
-        loader = super().get_train_dataloader()
-        if self.args.dataloader_drop_last and len(loader) == 0:
-            raise ValueError(
-                f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
-                f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
-            )
-        return loader
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As Trainer's; `dataloader_drop_last` is of training alone, since evaluation counts every example."""
-        with self._evaluating():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As `get_eval_dataloader`."""
-        with self._evaluating():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        names = ["dataloader_drop_last"]
-        if self.encoder_cache is not None:
-            # A loader that is kept has workers that know nothing of weights that changed since.
-            names.append("dataloader_persistent_workers")
-        usual = {name: getattr(self.args, name) for name in names}
-        vars(self.args).update(dict.fromkeys(names, False))
-        try:
-            yield
-        finally:
-            vars(self.args).update(usual)
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Trainer's optimizer; an encoder that has a learning rate of its own is a group of its own."""
+        is_new, rates = self.optimizer is None, self.encoder_learning_rates
+        optimizer = super().create_optimizer(model)
+        if is_new and rates:
+            rate_of = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                # "base_model.model.hivilt.vision_model.encoder.weight", whatever wraps it
+                encoder = next((part for part in name.split(".") if part in rates), None)
+                rate_of[parameter] = rates.get(encoder, self.args.learning_rate)
+            optimizer.param_groups[:] = [
+                {**group, "params": params, "lr": rate}
+                for group in optimizer.param_groups
+                for rate in sorted(set(rate_of.values()))
+                if (params := [parameter for parameter in group["params"] if rate_of[parameter] == rate])
+            ]
+        return optimizer
 
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -275,6 +271,11 @@ class HiViLTTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """As Trainer's, without what is no input of the model."""
+        inputs = {name: value for name, value in inputs.items() if name != self.place_name}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         try:
@@ -296,21 +297,21 @@ class HiViLTTrainer(Trainer):
         if self.args.neftune_noise_alpha is not None and not self._runs_embeddings:
             raise ValueError(
                 f"neftune_noise_alpha: got {self.args.neftune_noise_alpha}, but {type(self.model).__name__} does not run what "
-                "its get_input_embeddings() gives, so no noise would come in; leave it out, or take another --text_model."
+                "its get_input_embeddings() gives, so no noise would come in; leave it out, or name another --text_model."
             )
         whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-        found = torch.tensor([float(self._step_loss), float(whole)], device=self.args.device)
+        sums = torch.tensor([float(self._step_loss), float(whole)], device=self.args.device)
         self._step_loss = 0.0
         if self.args.world_size > 1:
-            found = self.accelerator.reduce(found)
+            sums = self.accelerator.reduce(sums)
         scaler, step = self.accelerator.scaler, self.state.global_step + 1
         if scaler is not None:
             # Where float16 overflows, the scaler leaves out the step and halves its scale: usual, but not time after time.
             if scaler.get_scale() < SMALLEST_LOSS_SCALE:
                 self._stop_diverged(step, f"the scale of the loss fell below {SMALLEST_LOSS_SCALE:g}")
-        elif not found.isfinite().all():
-            what = "gradients are" if found[0].isfinite() else "loss is"
-            self._stop_diverged(step, f"its {what} {next(float(one) for one in found if not one.isfinite())}")
+        elif not sums.isfinite().all():
+            what = "gradients are" if sums[0].isfinite() else "loss is"
+            self._stop_diverged(step, f"its {what} {next(float(one) for one in sums if not one.isfinite())}")
         return grad_norm
 
     def _stop_diverged(self, step: int, what: str) -> NoReturn:
@@ -326,6 +327,8 @@ class HiViLTTrainer(Trainer):
             f"{out}. Nothing was saved after it{kept}."
         )
 
+    # Checkpoints
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's, but not over good weights: to be called by all processes.
 
@@ -339,16 +342,12 @@ class HiViLTTrainer(Trainer):
         if self.is_fsdp_enabled:  # each process has a part of them
             bad = sum(gather_object([bad]), [])
         if bad:
-            self._stop_diverged(
-                self.state.global_step, f"{len(set(bad))} of its weights are not finite, such as {bad[0]}"
-            )
+            what = f"{len(set(bad))} of its weights are not finite, such as {bad[0]}"
+            self._stop_diverged(self.state.global_step, what)
         super().save_model(output_dir, _internal_call)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        names = {"initial_lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
-        names |= {"betas": "adam_beta1, adam_beta2"}
-        asked = [{name: group.get(name) for name in names} for group in self.optimizer.param_groups]
-        settings = {name for group in self.optimizer.param_groups for name in group}
+        before = [dict(group) for group in self.optimizer.param_groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:  # of torch, where the parameters that train are others
@@ -356,17 +355,20 @@ class HiViLTTrainer(Trainer):
                 f"resume_from_checkpoint: the optimizer in {checkpoint} trains other parameters ({error}). Give the same "
                 "--freeze, --optim and learning rates of encoders as it was trained with."
             ) from error
-        if lost := sorted(settings - {name for group in self.optimizer.param_groups for name in group}):
+        after = self.optimizer.param_groups
+        if lost := sorted(set().union(*before) - set().union(*after)):
             raise ValueError(
                 f"resume_from_checkpoint: the optimizer in {checkpoint} is another than --optim "
                 f"{OptimizerNames(self.args.optim).value}, whose {lost[0]} it does not have. Give the same --optim as it was trained with."
             )
-        # What torch loads takes the place of what was asked for, without a word.
-        for before, group in zip(asked, self.optimizer.param_groups, strict=True):
-            for name, flag in names.items():
-                if before[name] is not None and before[name] != group[name]:
+        # What torch loads replaces what was asked for, without a word.
+        flags = {"initial_lr": "learning_rate", "weight_decay": "weight_decay"}
+        flags |= {"eps": "adam_epsilon", "betas": "adam_beta1, adam_beta2"}
+        for asked, loaded in zip(before, after, strict=True):
+            for name, flag in flags.items():
+                if asked.get(name) is not None and asked[name] != loaded[name]:
                     logger.warning(
-                        f"{flag}: goes on with {group[name]} as in {checkpoint}, not with {before[name]}; to train with "
+                        f"{flag}: goes on with {loaded[name]} as in {checkpoint}, not with {asked[name]}; to train with "
                         f"that, begin anew from its weights with --model_name_or_path {checkpoint} and another --output_dir."
                     )
 
@@ -404,12 +406,26 @@ class HiViLTTrainer(Trainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes nothing; Trainer's own would replace README.md, front matter and all, on every push."""
 
+    # Evaluation
+
+    def measure(
+        self, model: nn.Module, batches: Iterable[dict[str, Any]], dataset: Dataset
+    ) -> tuple[Any, dict[str, Any], int]:
+        """Predictions of a split, its metrics and its number of examples.
+
+        Args:
+            model: in evaluation mode.
+            batches: of this process, on its device.
+            dataset: the split that they are of.
+        """
+        raise NotImplementedError
+
     def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
         """Evaluates a whole split; replaces the loop of `Trainer`, whose gathering counts batch rows in the dataset's
         units and would cut the last batch to a number of images.
 
         Returns:
-            What `measure` found, as an `EvalLoopOutput`.
+            What `measure` gives, as an `EvalLoopOutput`.
         """
         start = time.perf_counter()
         model = self.model.eval()
@@ -427,7 +443,8 @@ class HiViLTTrainer(Trainer):
                 torch.distributed.broadcast(buffer, src=0)
         self.callback_handler.eval_dataloader = dataloader
         with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
-            predictions, metrics, num_samples = self.measure(model, dataloader, description)
+            batches = self._prepared(dataloader, shows_progress=True)
+            predictions, metrics, num_samples = self.measure(model, batches, dataloader.dataset)
         if whole:
             for name, one in (*model.named_parameters(), *model.named_buffers()):
                 one.data = whole[name].to(self.args.device)
@@ -437,67 +454,11 @@ class HiViLTTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, None, metrics, num_samples)
 
-    def calibrate(self, dataset: Dataset | None = None) -> dict[str, Any] | None:
-        """Divides the model's scores by one temperature, that of the least negative log likelihood on a split that was not
-        trained on, and keeps what was found as `calibration`. No answer or image moves before another. To be called by all
-        processes, before the model is saved.
-
-        Args:
-            dataset: default: `eval_dataset`.
-
-        Returns:
-            What `hivilt.evaluation.calibration.calibrate` gives; `None` where the split has nothing to fit on.
-
-        Raises:
-            ValueError: under DeepSpeed, which keeps the weights in pieces.
-        """
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
-            )
-        dataset = self._calibration_split(self.eval_dataset if dataset is None else dataset)
-        dataloader = self.get_eval_dataloader(dataset)
-        model = self.model.eval()
-        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
-            self.calibration = self._find_temperature(model, dataloader)
-        if self.calibration is None:
-            logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
-        else:
-            with torch.no_grad():
-                self._divide_scores(self.calibration["temperature"])
-            told = {name: self.calibration[name] for name in ("temperature", "ece_before", "ece_after")}
-            logger.info(
-                "calibration: " + ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in told.items())
-            )
-        return self.calibration
-
-    def measure_familiarity(self) -> dict[str, Any] | None:
-        """What `hivilt.evaluation.familiarity.measure_familiarity` finds of images of `train_dataset` and `eval_dataset`, which
-        is kept as `familiarity`. To be called by all processes; the main one looks, and gets it."""
-        splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
-        images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
-        if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
-            return None
-        draw = random.Random(0)
-        images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
-        with self.whole_weights():
-            if self.is_world_process_zero():
-                size = self.args.per_device_eval_batch_size
-                strange = features_of_images(self.model, self.processing_class, noise(), size)
-                self.familiarity = measure_familiarity(*map(self._image_features, images), strange)
-        return self.familiarity
-
-    def _image_features(self, images: list[Any]) -> torch.Tensor:
-        found, size = [], self.args.per_device_eval_batch_size
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            maps = None if self.encoder_cache is None else self.encoder_cache.feature_maps(batch)
-            if maps is None:
-                opened = [self.processing_class.resize(open_image(image)) for image in batch]
-                found.append(features_of_images(self.model, self.processing_class, opened, size))
-            else:
-                found.append(image_features(maps).cpu())
-        return torch.cat(found)
+    def _prepared(self, dataloader: DataLoader, shows_progress: bool = False) -> Iterator[dict[str, Any]]:
+        for inputs in dataloader:
+            yield self._prepare_inputs(inputs)
+            if shows_progress:
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def _check_finite(self, metrics: Mapping[str, Any]) -> None:
         bad = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
@@ -509,3 +470,78 @@ class HiViLTTrainer(Trainer):
         half = next((name for name in ("fp16_full_eval", "bf16_full_eval") if getattr(self.args, name)), None)
         out = f"drop --{half}" if half else "its weights are broken, or an image holds values that are not finite"
         raise ValueError(f"{what}: {out}.")
+
+    # After training
+
+    def is_labelled(self, example: Any) -> bool:
+        """Whether a temperature can be fitted on an example."""
+        return True
+
+    def calibrate(self) -> None:
+        """Divides the model's scores by one temperature, that of the least negative log likelihood on `eval_dataset`, and
+        keeps what `hivilt.evaluation.calibration.calibrate` gives as `calibration`. The order of answers and of images stays;
+        so do the scores where nothing can be fitted. To be called by all processes, before the model is saved.
+
+        Raises:
+            ValueError: under DeepSpeed, which keeps the weights in pieces.
+        """
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
+            )
+        dataset = self.eval_dataset
+        examples = list(filter(self.is_labelled, dataset.examples)) or dataset.examples
+        if len(examples) > self.most_calibrated:
+            examples = random.Random(0).sample(examples, self.most_calibrated)
+        dataset = type(dataset)(examples)
+        dataloader = self.get_eval_dataloader(dataset)
+        model = self.model.eval()
+        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+            self.calibration = self._find_temperature(model, self._prepared(dataloader), dataset)
+        if self.calibration is None:
+            logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
+            return
+        with torch.no_grad():
+            self._divide_scores(self.calibration["temperature"])
+        told = [
+            f"{name.replace('_', ' ')} {self.calibration[name]:.4f}"
+            for name in ("temperature", "ece_before", "ece_after")
+        ]
+        logger.info(f"calibration: {', '.join(told)}")
+
+    def measure_familiarity(self) -> None:
+        """Keeps what `hivilt.evaluation.familiarity.measure_familiarity` gives for images of `train_dataset` and
+        `eval_dataset` as `familiarity`, on the main process. To be called by all."""
+        splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
+        images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
+        if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
+            return
+        draw = random.Random(0)
+        images = [draw.sample(some, min(len(some), FAMILIARITY_IMAGES)) for some in images]
+        with self.whole_weights():
+            if self.is_world_process_zero():
+                size = self.args.per_device_eval_batch_size
+                strange = features_of_images(self.model, self.processing_class, noise(), size)
+                self.familiarity = measure_familiarity(*map(self._image_features, images), strange)
+
+    def _image_features(self, images: list[Any]) -> torch.Tensor:
+        features, size = [], self.args.per_device_eval_batch_size
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            maps = None if self.encoder_cache is None else self.encoder_cache.feature_maps(batch)
+            if maps is None:
+                opened = [self.processing_class.resize(open_image(image)) for image in batch]
+                features.append(features_of_images(self.model, self.processing_class, opened, size))
+            else:
+                features.append(image_features(maps).cpu())
+        return torch.cat(features)
+
+
+def in_order(pairs: Iterable[tuple[int, Any]], length: int) -> list[Any]:
+    """What all processes measured of the items of a split, in its order, from this one's pairs of a place in the split and
+    what was measured: no row of a tensor, which is sent with the whole of it. The last batches of several processes repeat
+    items from the front; one of each is kept."""
+    measured = dict(gather_object(list(pairs)))
+    if len(measured) != length:
+        raise RuntimeError(f"{len(measured)} of the {length} items of a split were measured.")
+    return [measured[place] for place in range(length)]

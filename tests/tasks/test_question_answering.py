@@ -4,12 +4,13 @@ import weakref
 
 import pytest
 import torch
+from PIL import Image
 from trainers import ANSWERS, COUNTS, Recorder, make_trainer
 
 from hivilt.data.vqa import VQADataset
 from hivilt.evaluation.vqa import majority_answer
 from hivilt.losses_hivilt import classification_loss
-from hivilt.tasks.question_answering import answer_examples, question_losses
+from hivilt.tasks.question_answering import drawn, question_losses
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -156,13 +157,10 @@ def test_evaluation_holds_one_batch_at_a_time(tmp_path, dataset):
     assert len(batches) == len(COUNTS) and max(alive) <= 2
 
 
-def test_answers_to_be_drawn_are_those_of_each_question_alone(tmp_path, dataset):
-    trainer = make_trainer(tmp_path, dataset)
-    model, processor = trainer.model, trainer.processing_class
-    shown = answer_examples(model, processor, dataset.examples[:3], top_k=2)
-    for one, example in zip(shown, dataset.examples[:3], strict=True):
-        assert (one.question, one.answer) == (example.question, majority_answer(example.answers))
-        (alone,) = answer_examples(model, processor, [example], top_k=2)
-        assert [best["answer"] for best in one.predictions] == [best["answer"] for best in alone.predictions]
-        scores = [best["score"] for best in one.predictions]
-        assert scores == pytest.approx([best["score"] for best in alone.predictions], abs=1e-5)
+def test_answers_to_be_drawn_are_the_three_best_predictions(tmp_path, dataset):
+    predictions = make_trainer(tmp_path, dataset, top_k=4).predict(dataset).predictions
+    for example, best in zip(dataset.examples, predictions, strict=True):
+        shown = drawn(example, best)
+        assert (shown.question, shown.answer) == (example.question, majority_answer(example.answers))
+        assert shown.predictions == best[:3] and shown.image.size == Image.open(example.image).size
+    assert drawn(dataset.examples[0]._replace(answers=()), predictions[0]).answer is None
