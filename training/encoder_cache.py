@@ -58,6 +58,9 @@ _PATIENCE_SECONDS = 600
 # What is left of a disk for checkpoints and others.
 _LEFT_FREE_BYTES = 2**30
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 class CacheFull(Exception):
     """The cache may not, or cannot, hold what is to be put into it."""
@@ -76,13 +79,14 @@ class StateStore:
     Args:
         folder: made when something is written.
         dtype: that they are stored in; `None`: their own.
+        max_bytes: that `folder` and those beside it may hold; `None`: what the disk has room for.
 
     Attributes:
         num_encoded: items that this object had encoded.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None):
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
+        self.folder, self.dtype, self.max_bytes = folder, dtype, max_bytes
         self.num_encoded = 0
         # Of each key the file and its row there; of each file that was not read yet its checksum; of mapped files the
         # parts, and where in them each item begins and the last one ends.
@@ -160,7 +164,6 @@ class StateStore:
         sizes: Mapping[str, int],
         encode: Callable[[list[str]], Iterator[Sequence[torch.Tensor]]],
         per_file: int,
-        check_room: Callable[[int], None],
         describe: str | None = None,
     ) -> None:
         """Encodes what is missing, part by part; leaves to other processes what they are at, and takes it from them.
@@ -169,18 +172,18 @@ class StateStore:
             sizes: by the keys of all items, what the bytes of each are in proportion to.
             encode: gives the tensors of the items of these keys, one item after the other.
             per_file: items of a part, which is one file.
-            check_room: is told how many bytes all that is missing takes, when the first of it is encoded.
             describe: what the progress bar is called; `None`: there is none.
 
         Raises:
-            CacheFull: as `check_room`, or the disk is full.
+            CacheFull: not all has room, for which nothing is written, or the system refuses to write.
             ValueError: a number is too large for float16.
         """
         keys = list(sizes)
+        self.refresh()
         self.open(keys)
         parts = [keys[start : start + per_file] for start in range(0, len(keys), per_file)]
         room_checked = False
-        with tqdm(total=len(keys), desc=describe, disable=describe is None) as bar:
+        with tqdm(total=len(keys), desc=describe, disable=describe is None or not self.missing(keys)) as bar:
             # First what nobody works on; then the rest, for which those who do are waited.
             for patience in (0, _PATIENCE_SECONDS):
                 busy = []
@@ -197,7 +200,7 @@ class StateStore:
                             bar.update()
                             if not room_checked:
                                 left = sum(sizes[key] for key in self.missing(keys))
-                                check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[key])
+                                self._check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[key])
                                 room_checked = True
                         if items:
                             self._write(missing, items)
@@ -220,7 +223,7 @@ class StateStore:
             return
         # The system frees the lock of a process that was killed.
         lock = filelock.FileLock(self.folder / f"{_digest(keys)}.lock")
-        with _written(self.folder), suppress(filelock.Timeout):
+        with _writing(self.folder), suppress(filelock.Timeout):
             lock.acquire(timeout=patience)
         try:
             self.refresh()
@@ -234,37 +237,44 @@ class StateStore:
     def _write(self, keys: list[str], items: list[list[torch.Tensor]]) -> None:
         sizes = torch.tensor([[len(tensor) for tensor in item] for item in items])
         parts = {f"part_{n}": torch.cat(tensors) for n, tensors in enumerate(zip(*items, strict=True))}
-        header = json.dumps(keys)
+        header, name = json.dumps(keys), f"{_digest(keys)}.safetensors"
         metadata = {"keys": header, "checksum": _checksum(parts.values(), sizes, header)}
-        name = f"{_digest(keys)}.safetensors"
-        new = self.folder / f".{name}.new"
-        try:
-            with _written(self.folder):
-                new.touch()
-                mode = new.stat().st_mode
-                save_file({**parts, "sizes": sizes}, new, metadata=metadata)
-                new.chmod(mode)  # safetensors leaves what its writer alone may read
-                with open(new, "rb") as file:
-                    os.fsync(file.fileno())
-                new.replace(self.folder / name)
-                self._seen.add(name)
-                # Where one lay there that was cut off or damaged.
-                self._open.pop(name, None)
-                self._unchecked.pop(name, None)
-                self._map(name)
-        finally:
-            new.unlink(missing_ok=True)
+        with _writing(self.folder):
+            # safetensors writes a file as a whole or not at all, but leaves it to its writer alone.
+            save_file({**parts, "sizes": sizes}, self.folder / name, metadata)
+            (self.folder / name).chmod(0o666 & ~_UMASK)
+            # Where one lay there that was cut off or damaged.
+            self._open.pop(name, None)
+            self._unchecked.pop(name, None)
+            self._map(name)
+        self._seen.add(name)
         self._places |= {key: (name, row) for row, key in enumerate(keys)}
         self.num_encoded += len(keys)
 
-    @property
-    def nbytes(self) -> int:
-        """What its files take."""
-        return _file_bytes(self.folder.glob("*.safetensors"))
+    def _check_room(self, need: int) -> None:
+        """Whether this and the folders beside it may hold so many bytes more.
+
+        Raises:
+            CacheFull: they may not, or the disk has no room.
+        """
+        cache = self.folder.parent
+        used = _file_bytes(cache.glob("*/*.safetensors"))
+        with _writing(cache):
+            free = shutil.disk_usage(cache).free
+        if self.max_bytes is not None and used + need > self.max_bytes:
+            where = f"{cache} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb)"
+        elif need + _LEFT_FREE_BYTES > free:
+            where = f"the disk of {cache} (--cache_dir) has {_size(free)} left"
+        else:
+            return
+        raise CacheFull(
+            f"{where}, but {_size(need)} are to come; allow more, name another disk, store less (--cache_dtype float16), or "
+            "delete what is old there"
+        )
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     """Makes a folder, which may have been deleted meanwhile; what the system refuses then is a `CacheFull`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -458,7 +468,7 @@ class EncoderCache:
         return {
             part: {
                 "cached": len(store),
-                "bytes": store.nbytes,
+                "bytes": _file_bytes(store.folder.glob("*.safetensors")),
                 "encoded": store.num_encoded,
                 "seconds": self._seconds[part],
             }
@@ -471,13 +481,11 @@ class EncoderCache:
     ) -> None:
         start, folder = time.perf_counter(), self._folders[part]
         if part not in self.stores:
-            self.stores[part] = StateStore(folder, self.dtype)
+            self.stores[part] = StateStore(folder, self.dtype, self.max_bytes)
         store = self.stores[part]
-        store.refresh()
-        before = store.num_encoded
-        title = f"Encoding {part}" if progress and store.missing(items) else None
+        before, title = store.num_encoded, f"Encoding {part}" if progress else None
         try:
-            store.fill(sizes, lambda keys: encode([items[key] for key in keys]), per_file, self._check_room, title)
+            store.fill(sizes, lambda keys: encode([items[key] for key in keys]), per_file, title)
         except CacheFull as error:
             self._tell(f"{part}: {error}, so what is missing is encoded in every epoch.", logging.WARNING)
             return
@@ -488,23 +496,8 @@ class EncoderCache:
         took = f", in {seconds:.0f} s" if encoded else ""
         # Every evaluation looks, and says it once.
         self._tell(
-            f"{part}: {len(items):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(store.nbytes)} "
+            f"{part}: {len(items):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(_file_bytes(folder.glob('*.safetensors')))} "
             f"in {folder}"
-        )
-
-    def _check_room(self, need: int) -> None:
-        used = _file_bytes(self.folder.glob("*/*.safetensors"))
-        with _written(self.folder):
-            free = shutil.disk_usage(self.folder).free
-        if self.max_bytes is not None and used + need > self.max_bytes:
-            where = f"{self.folder} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb)"
-        elif need + _LEFT_FREE_BYTES > free:
-            where = f"the disk of {self.folder} (--cache_dir) has {_size(free)} left"
-        else:
-            return
-        raise CacheFull(
-            f"{where}, but {_size(need)} are to come; allow more, name another disk, store less (--cache_dtype float16), or "
-            "delete what is old there"
         )
 
     def _tell(self, what: str, level: int = logging.INFO) -> None:

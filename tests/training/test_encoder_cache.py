@@ -341,8 +341,8 @@ def encode(keys):
         yield torch.full((1 + place % 3, 2), float(place)), torch.full((2, 3), -float(place))
 
 
-def fill_store(store, keys, encode=encode, room=lambda need: None):
-    store.fill(dict.fromkeys(keys, 1), encode, 4, room)
+def fill_store(store, keys, encode=encode):
+    store.fill(dict.fromkeys(keys, 1), encode, 4)
 
 
 def assert_holds(store, keys):
