@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -48,8 +48,7 @@ class Hit(NamedTuple):
 
     Args:
         path: its file.
-        score: what it was ranked by, in [-1, 1]: `HiViLTForRetrieval.ranking_score`, of which fused similarity is a
-            part, if it was re-ranked, else `embedding_score`.
+        score: what it was ranked by, in [-1, 1]: `HiViLTForRetrieval.ranking_score` if re-ranked, else `embedding_score`.
         embedding_score: cosine of its embedding and the query's.
     """
 
@@ -90,10 +89,8 @@ class ImageIndex:
         self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor
     ) -> None:
         check_evaluates(model)
-        self.dataset = dataset
-        self.folder = folder
-        self.model = model
-        self.processor = processor
+        self.dataset, self.folder = dataset, folder
+        self.model, self.processor = model, processor
         # States of images met in re-ranking, on the CPU, least recently used first.
         self._image_states: OrderedDict[str, HiViLTImageStates] = OrderedDict()
 
@@ -115,8 +112,8 @@ class ImageIndex:
     ) -> "ImageIndex":
         """Embeds the images below a folder, or only those that are new or have changed since an earlier build.
 
-        A build that was cut off goes on where it stopped when it is run again, and an index that is already there
-        serves until the new one is complete. Written are
+        A build that was cut off goes on where it stopped, and an index that is already there serves until the new one is
+        complete. Written are
 
         - `embeddings/`: a `datasets` folder with columns `image` (path below `images`), `size` (bytes), `mtime_ns`
           and `embedding` (`projection_dim` float32 numbers), sorted by path;
@@ -124,11 +121,10 @@ class ImageIndex:
         - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
 
         Args:
-            images: the folder. Every file below it with an ending that Pillow reads is taken (HEIC where the extra `heif`
-                is installed), all others are skipped; hidden ones are not looked at, links to folders not followed.
-            model: in evaluation mode.
-            processor: of the same checkpoint.
-            output_dir: where the index goes; made if missing.
+            images: the folder. Files below it are images if Pillow reads their ending (HEIC with the extra `heif`); hidden
+                files and links to folders are left out.
+            model, processor: a checkpoint, `model` in evaluation mode.
+            output_dir: where the index goes.
             batch_size: images that are encoded at a time.
             on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
@@ -138,8 +134,7 @@ class ImageIndex:
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it has no readable image, an image is bad and `on_bad_image` is "error", or an argument is
-                out of range.
+            ValueError: no image is readable, one is not and `on_bad_image` is "error", or an argument is out of range.
         """
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
@@ -151,21 +146,17 @@ class ImageIndex:
             faiss_index = faiss.index_factory(width, index_factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise ValueError(
-                f"index_factory: FAISS cannot make {index_factory!r} of {width} dimensions; "
-                f'"Flat" always works. ({error})'
+                f'index_factory: FAISS cannot make {index_factory!r} of {width} dimensions; "Flat" always works. ({error})'
             ) from error
         if not Path(images).is_dir():
             raise FileNotFoundError(f"images: there is no folder {os.fspath(images)!r}; check the path.")
         folder, output_dir = Path(os.path.realpath(images)), Path(os.path.realpath(output_dir))
         if output_dir == folder:
-            raise ValueError(
-                f"output_dir: {folder} is the folder of the images itself; name another, such as {folder}/index."
-            )
+            raise ValueError(f"output_dir: {folder} is the folder of the images itself; name {folder}/index, say.")
         found, skipped = _find_images(folder, output_dir)
         if not found:
-            raise ValueError(
-                f"images: there is no image file below {folder}{_count_endings(skipped)}.{heif_hint(skipped)}"
-            )
+            counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
+            raise ValueError(f"images: there is no image file below {folder}{counted}")
 
         checkpoint = model.name_or_path
         info = {
@@ -177,10 +168,9 @@ class ImageIndex:
         }
         _publish(output_dir)
         old = _read_info(output_dir)
-        embedding = datasets.List(datasets.Value("float32"), length=width)
         columns = {"image": "string", "size": "int64", "mtime_ns": "int64"}
         features = datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()})
-        features["embedding"] = embedding
+        features["embedding"] = datasets.List(datasets.Value("float32"), length=width)
         if old is not None and all(old[name] == info[name] for name in ("fingerprint", "images")):
             complete = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
         else:
@@ -190,10 +180,8 @@ class ImageIndex:
 
         def embedded() -> tuple[datasets.Dataset, dict[tuple[str, int, int], int]]:
             """What there is by now, and the row of each image, as it was when it was embedded."""
-            paths = sorted((output_dir / _SHARDS).glob(f"{key}-*.arrow"))
-            table = datasets.concatenate_datasets(
-                [complete, *(datasets.Dataset.from_file(str(path)) for path in paths)]
-            )
+            paths = map(str, sorted((output_dir / _SHARDS).glob(f"{key}-*.arrow")))
+            table = datasets.concatenate_datasets([complete, *map(datasets.Dataset.from_file, paths)])
             images = table.select_columns([*columns]).to_pandas().itertuples(index=False, name=None)
             return table, {image: row for row, image in enumerate(images)}
 
@@ -207,18 +195,17 @@ class ImageIndex:
                 )
             table, known = embedded()
         if skipped:
-            every, where = len({**found, **skipped}), output_dir / _INFO
             logger.warning(
-                f"{len(skipped)} of {every} files are no readable images{_count_endings(skipped)}; {where} lists them."
-                f"{heif_hint(skipped)}"
+                f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
+                f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
             )
 
         rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
         if not rows:
-            image = next(image for image in found)
+            image = next(iter(found))
             raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
-        info["num_images"] = len(rows)
-        info["skipped"] = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
+        reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
+        info |= {"num_images": len(rows), "skipped": reasons}
         if info != old or rows != list(range(len(complete))):
             _stage(output_dir, table.select(rows), faiss_index, info)
             _publish(output_dir)
@@ -227,11 +214,7 @@ class ImageIndex:
 
     @classmethod
     def load(cls, output_dir: str | os.PathLike, model: HiViLTForRetrieval, processor: HiViLTProcessor) -> "ImageIndex":
-        """Opens what [`ImageIndex.build`] has made.
-
-        Args:
-            output_dir: where it is.
-            model, processor: the checkpoint that it was built with, `model` in evaluation mode.
+        """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode.
 
         Raises:
             FileNotFoundError: there is no complete index, or the images' folder is gone.
@@ -258,9 +241,7 @@ class ImageIndex:
         """
         checkpoint = _complete_info(Path(os.path.realpath(output_dir)))["checkpoint"]
         if not checkpoint:
-            raise ValueError(
-                f"The index in {output_dir} was built with a model that had not been saved; name its checkpoint."
-            )
+            raise ValueError(f"The index in {output_dir} is of a model that had not been saved; name its checkpoint.")
         return checkpoint
 
     @classmethod
@@ -282,16 +263,16 @@ class ImageIndex:
         Args:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
             top_k: how many images to give; fewer only if the index has, or finds, no more.
-            rerank_k: fuse this many of the nearest with the query and order them anew; the others follow by embedding. Texts
-                only: fusion needs two modalities. An image is encoded when it is met; the states of the most recently used
-                ones stay in memory, up to 512 MiB (2.6 MB an image with the base model).
+            rerank_k: order this many of the nearest anew, by fusion with the query, which is a text then; the others follow
+                by embedding. An image is encoded when it is met; the states of the most recently used ones stay in memory,
+                up to 512 MiB (2.6 MB an image with the base model).
 
         Returns:
             Best first; equal scores by path.
 
         Raises:
-            ValueError: the text is empty, the image (the query, or one to re-rank) cannot be read, `rerank_k` is
-                given for an image, or a number is out of range.
+            ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, or a number is out of
+                range.
             FileNotFoundError: the query is an image that is not there.
             TypeError: it is something else.
         """
@@ -304,9 +285,7 @@ class ImageIndex:
             tokenizer = self.processor.tokenizer
             unknown = {tokenizer.unk_token_id}
             if {*inputs["input_ids"][0].tolist()} - ({*tokenizer.all_special_ids} - unknown) == unknown:
-                logger.warning(
-                    f"query: {query!r} has no word that the model knows, so any order is as good as another."
-                )
+                logger.warning(f"query: {query!r} has no word that the model knows; any order is as good as another.")
             text_states = self.model.encode_texts(**inputs)
             embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
@@ -409,17 +388,9 @@ def _read_images(
 
 
 def _embed_images(
-    folder: Path,
-    todo: dict[str, tuple[int, int]],
-    model,
-    processor,
-    batch_size: int,
-    skip: bool,
-    shard_size: int,
-    save: Callable[[list[tuple]], None],
-    bar: tqdm,
+    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size: int, save, bar
 ) -> dict[str, str]:
-    """Hands rows to `save`, every `shard_size` or so and at the end, whatever ends it. Gives reasons why images were skipped."""
+    """Hands rows to `save`, every `shard_size` or so and whatever ends it; gives the images that were skipped, and why."""
     images, skipped, pending = list(todo), {}, []
     try:
         # Whole batches between saves, so that a resumed build forms the same batches.
@@ -481,9 +452,7 @@ def _publish(output_dir: Path) -> None:
     if (staging / _INFO).is_file():
         for name in (_EMBEDDINGS, _FAISS, _INFO):
             if (staging / name).exists():
-                shutil.rmtree(
-                    output_dir / name, ignore_errors=True
-                )  # of a file it leaves alone what `replace` replaces
+                shutil.rmtree(output_dir / name, ignore_errors=True)  # folders; files are replaced
                 os.replace(staging / name, output_dir / name)
     shutil.rmtree(staging, ignore_errors=True)
 

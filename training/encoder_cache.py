@@ -4,9 +4,9 @@
     cache_dir/text-93be.../77d1....safetensors      states of some texts, likewise
 
 A folder belongs to one encoder, with its weights, its processor and the precision stored; an item goes by its content:
-the bytes of an image's file, the tokens of a text. So nothing stale is ever found, whatever is renamed, edited or
-exchanged. Files come as a whole or not at all, are read memory-mapped, and are shared by processes and runs: some that
-fill the same cache at once share the work, and one that was killed has left all that it finished.
+the bytes of an image's file, the tokens of a text. So nothing stale is ever read. Files come as a whole or not at all,
+are memory-mapped, and are shared by processes and runs: those that fill a cache at once share the work, and one that was
+killed has left all that it finished.
 """
 
 import hashlib
@@ -50,24 +50,19 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Items of one file: what a kill loses, and what one process of several encodes at a time.
-_IMAGES_PER_FILE, _TEXTS_PER_FILE = 128, 2048
-
+_ITEMS_PER_FILE = {"vision": 128, "text": 2048}
 # Another process that holds a part this long is taken to be stuck; its part is encoded twice then.
 _PATIENCE_SECONDS = 600
-
 # What is left of a disk for checkpoints and others.
 _LEFT_FREE_BYTES = 2**30
-
+# What reading a file raises that was cut off, damaged or made by others.
+_NOT_WHOLE = (SafetensorError, OSError, TypeError, KeyError, IndexError, ValueError)
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
 class CacheFull(Exception):
     """The cache may not, or cannot, hold what is to be put into it."""
-
-
-# What reading a file raises that was cut off, damaged or made by others.
-_NOT_WHOLE = (SafetensorError, OSError, TypeError, KeyError, IndexError, ValueError)
 
 
 class StateStore:
@@ -83,6 +78,7 @@ class StateStore:
 
     Attributes:
         num_encoded: items that this object had encoded.
+        nbytes: what the files take.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
@@ -102,6 +98,10 @@ class StateStore:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def nbytes(self) -> int:
+        return _file_bytes(self.folder.glob("*.safetensors"))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that it does not hold."""
@@ -252,11 +252,7 @@ class StateStore:
         self.num_encoded += len(keys)
 
     def _check_room(self, need: int) -> None:
-        """Whether this and the folders beside it may hold so many bytes more.
-
-        Raises:
-            CacheFull: they may not, or the disk has no room.
-        """
+        """Raises `CacheFull` unless this folder, and those beside it, may hold so many bytes more."""
         cache = self.folder.parent
         used = _file_bytes(cache.glob("*/*.safetensors"))
         with _writing(cache):
@@ -323,14 +319,14 @@ class EncoderCache:
 
     Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
     them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
-    adapter, is not. A cache serves one model, as its encoders are: where they changed, take a new one.
+    adapter, is not. A cache serves one model; where its encoders changed, make a new one.
 
     Args:
         folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
-        max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
-            every epoch, and a warning says so. Default: no bound but the disk.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them: losses
-            are those without the cache. Encoders run in the precision of their weights, in mixed precision too.
+        max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded in every
+            epoch, with a warning. Default: no bound but the disk.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, by the
+            precision of its weights (in mixed precision, too); losses then are those without the cache.
 
     Attributes:
         stores: `"vision"` and `"text"`, those that hold something.
@@ -369,15 +365,12 @@ class EncoderCache:
         """Encodes the images and texts of a data set, as far as their encoders are frozen and it was not done before.
 
         Args:
-            dataset: of questions or captions.
-            model: whose encoders they are, on the device where they run.
-            processor: its processor.
+            model, processor: the encoders, on the device where they run, and what they read.
             parts: the encoders to do it for. What the cache held of one that is not frozen is not read any more.
             augmentation: of the collator. What it changes is not cached: the images of a training split, and its texts
                 where `random_flip="swap"` exchanges their words.
             batch_size: images or texts that are encoded at a time.
             num_workers: processes that open images.
-            progress: whether to show it.
 
         Raises:
             FileNotFoundError, ValueError: an image cannot be read.
@@ -400,21 +393,6 @@ class EncoderCache:
                     f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
                 )
 
-        @torch.no_grad()
-        def encode_images(images: list[str | TableImage]) -> Iterator[tuple[torch.Tensor, ...]]:
-            # With a generator of its own: training draws the same as without a cache.
-            own = {"generator": torch.Generator(), "num_workers": num_workers}
-            for pixel_values in DataLoader(images, batch_size, collate_fn=partial(_pixel_values, processor), **own):
-                yield from zip(*base.get_feature_maps(pixel_values.to(base.device)), strict=True)
-
-        @torch.no_grad()
-        def encode_texts(texts: list[str]) -> Iterator[tuple[torch.Tensor]]:
-            for start in range(0, len(texts), batch_size):
-                batch = processor(text=texts[start : start + batch_size], return_tensors="pt", padding=True)
-                mask = batch["attention_mask"].bool()
-                for row, kept in zip(base.get_token_states(**batch.to(base.device)).cpu(), mask, strict=True):
-                    yield (row[kept],)
-
         if "vision" in frozen & {*parts}:
             if augments:
                 self._tell("vision: not cached in training, since augmentation changes the images each time.")
@@ -423,18 +401,35 @@ class EncoderCache:
                     # Anew each time: a file may have changed.
                     self._image_keys[image] = _digest([image_bytes(image)]), _stamp(image)
                 images = {self._image_keys[example.image][0]: example.image for example in dataset.examples}
-                self._fill("vision", images, dict.fromkeys(images, 1), encode_images, _IMAGES_PER_FILE, progress)
+
+                @torch.no_grad()
+                def encode_images(keys: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+                    # With a generator of its own: training draws the same as without a cache.
+                    own = {"generator": torch.Generator(), "collate_fn": partial(_pixel_values, processor)}
+                    for batch in DataLoader([images[key] for key in keys], batch_size, num_workers=num_workers, **own):
+                        yield from zip(*base.get_feature_maps(batch.to(base.device)), strict=True)
+
+                self._fill("vision", dict.fromkeys(images, 1), encode_images, progress)
         if "text" in frozen & {*parts}:
             if augments and augmentation.random_flip == "swap":
                 self._tell("text: not cached in training, since random_flip exchanges words.")
             else:
                 tokens = processor(text=dataset.texts, padding=False)
-                lengths = map(len, tokens["input_ids"])
-                found = zip(_text_keys(tokens), dataset.texts, lengths, strict=True)
+                keys = _text_keys(tokens)
+                texts = dict(zip(keys, dataset.texts, strict=True))
+                lengths = dict(zip(keys, map(len, tokens["input_ids"]), strict=True))
+
+                @torch.no_grad()
+                def encode_texts(keys: list[str]) -> Iterator[tuple[torch.Tensor]]:
+                    for start in range(0, len(keys), batch_size):
+                        some = [texts[key] for key in keys[start : start + batch_size]]
+                        batch = processor(text=some, return_tensors="pt", padding=True)
+                        mask = batch["attention_mask"].bool()
+                        for row, kept in zip(base.get_token_states(**batch.to(base.device)).cpu(), mask, strict=True):
+                            yield (row[kept],)
+
                 # Texts of like length are encoded together, so that little is padded.
-                found = sorted(found, key=itemgetter(2))
-                texts, sizes = {key: text for key, text, _ in found}, {key: length for key, _, length in found}
-                self._fill("text", texts, sizes, encode_texts, _TEXTS_PER_FILE, progress)
+                self._fill("text", dict(sorted(lengths.items(), key=itemgetter(1))), encode_texts, progress)
 
     def feature_maps(self, images: Sequence[str | TableImage]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
@@ -468,7 +463,7 @@ class EncoderCache:
         return {
             part: {
                 "cached": len(store),
-                "bytes": _file_bytes(store.folder.glob("*.safetensors")),
+                "bytes": store.nbytes,
                 "encoded": store.num_encoded,
                 "seconds": self._seconds[part],
             }
@@ -476,29 +471,24 @@ class EncoderCache:
             if len(store)
         }
 
-    def _fill(
-        self, part: str, items: dict[str, Any], sizes: dict[str, int], encode, per_file: int, progress: bool
-    ) -> None:
+    def _fill(self, part: str, sizes: dict[str, int], encode: Callable, progress: bool) -> None:
         start, folder = time.perf_counter(), self._folders[part]
         if part not in self.stores:
             self.stores[part] = StateStore(folder, self.dtype, self.max_bytes)
         store = self.stores[part]
-        before, title = store.num_encoded, f"Encoding {part}" if progress else None
+        before = store.num_encoded
         try:
-            store.fill(sizes, lambda keys: encode([items[key] for key in keys]), per_file, title)
+            store.fill(sizes, encode, _ITEMS_PER_FILE[part], f"Encoding {part}" if progress else None)
         except CacheFull as error:
             self._tell(f"{part}: {error}, so what is missing is encoded in every epoch.", logging.WARNING)
             return
         finally:
             seconds = time.perf_counter() - start
             self._seconds[part] += seconds
-        unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
-        took = f", in {seconds:.0f} s" if encoded else ""
+        unit, encoded = "images" if part == "vision" else "texts", store.num_encoded - before
+        took = f"{encoded:,} of them encoded now" + (f", in {seconds:.0f} s" if encoded else "")
         # Every evaluation looks, and says it once.
-        self._tell(
-            f"{part}: {len(items):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(_file_bytes(folder.glob('*.safetensors')))} "
-            f"in {folder}"
-        )
+        self._tell(f"{part}: {len(sizes):,} {unit} from the cache, {took}; {_size(store.nbytes)} in {folder}")
 
     def _tell(self, what: str, level: int = logging.INFO) -> None:
         if what not in self._told:
