@@ -85,9 +85,7 @@ class ImageIndex:
         model, processor: the checkpoint that made the embeddings, `model` in evaluation mode.
     """
 
-    def __init__(
-        self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor
-    ) -> None:
+    def __init__(self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor):
         check_evaluates(model)
         self.dataset, self.folder = dataset, folder
         self.model, self.processor = model, processor
@@ -369,10 +367,8 @@ def _count_endings(images: Iterable[str]) -> str:
     return f" ({listed})" if listed else ""
 
 
-def _read_images(
-    folder: Path, processor: HiViLTProcessor, images: list[str]
-) -> tuple[dict[str, torch.Tensor], dict[str, Exception]]:
-    """`pixel_values` (1, channels, height, width) of images, and why others have none."""
+def _read_images(folder: Path, processor: HiViLTProcessor, images: list[str]) -> tuple[dict, dict]:
+    """`pixel_values` (1, channels, height, width) by image; by image that cannot be read the exception that says why."""
 
     def read(image: str) -> torch.Tensor | Exception:
         try:

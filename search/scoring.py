@@ -16,10 +16,9 @@ def take_rows(
 ) -> HiViLTImageStates | HiViLTTextStates:
     """Rows of states that were encoded in several batches, as one batch; only the tensors that fusion reads.
 
-    Texts of batches of different lengths are padded with zeros, masked, to the longest batch that a row comes from.
-
     Args:
-        batches: states of images of one size, or of texts of any length, all on one device.
+        batches: states of images of one size, or of texts, which are padded to the longest batch that a row comes from;
+            all on one device.
         index: (rows,), row numbers counted over all batches; any order, repetitions too.
 
     Raises:
@@ -63,19 +62,17 @@ def score_pairs(
     """`model.score` of pairs of images and texts that were encoded in batches: fusion alone, each pair once.
 
     Args:
-        model: in evaluation mode. The states may lie elsewhere: they are moved to `model.device` an image batch, and
-            the texts of `batch_size` pairs, at a time.
-        image_batches, text_batches: what `encode_images` and `encode_texts` gave.
+        model: in evaluation mode.
+        image_batches, text_batches: what `encode_images` and `encode_texts` gave, on any device: an image batch, and the
+            texts of `batch_size` pairs, are moved to `model.device` at a time.
         image_index, text_index: (pairs,), row numbers counted over all batches.
         batch_size: pairs that are fused at a time.
-        progress: show a bar.
 
     Returns:
         (pairs,) float32 on the CPU, in the order of the pairs.
 
     Raises:
-        ValueError: an index does not fit the batches or the other index, there is no batch, or `model` is in training
-            mode.
+        ValueError: an index does not fit the batches or the other one, there is no batch, or `model` is in training mode.
     """
     check_evaluates(model)
     check_at_least("batch_size", batch_size, 1)

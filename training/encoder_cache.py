@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from functools import partial
 from glob import glob
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,12 @@ class CacheFull(Exception):
 class StateStore:
     """Tensors by keys in the safetensors files of a folder, which several processes may write and read at once.
 
-    A file holds each tensor of its items in one part, one item behind the other, and `sizes`: the rows of each item in
-    each part. Its header holds the keys, and a checksum, which is compared when the file is read first.
+    A file holds parts, each of one tensor of all its items, one item behind the other; `sizes`, the rows of each item in
+    each part; the keys; and a checksum, which is compared when the file is read first.
 
     Args:
         folder: made when something is written.
-        dtype: that they are stored in; `None`: their own.
+        dtype: that tensors are stored in; `None`: their own.
         max_bytes: that `folder` and those beside it may hold; `None`: what the disk has room for.
 
     Attributes:
@@ -84,11 +85,12 @@ class StateStore:
     def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
         self.folder, self.dtype, self.max_bytes = folder, dtype, max_bytes
         self.num_encoded = 0
-        # Of each key the file and its row there; of each file that was not read yet its checksum; of mapped files the
-        # parts, and where in them each item begins and the last one ends.
+        # The file of a key, and which of its items it is.
         self._places: dict[str, tuple[str, int]] = {}
         self._seen: set[str] = set()
+        # The checksums of files that were not read yet.
         self._unchecked: dict[str, str] = {}
+        # The parts of mapped files, and where in them each item begins and the last one ends.
         self._open: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
         self.refresh()
 
@@ -104,7 +106,7 @@ class StateStore:
         return _file_bytes(self.folder.glob("*.safetensors"))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that it does not hold."""
+        """The keys that it does not hold."""
         return [key for key in keys if key not in self._places]
 
     def refresh(self) -> None:
@@ -166,45 +168,39 @@ class StateStore:
         per_file: int,
         describe: str | None = None,
     ) -> None:
-        """Encodes what is missing, part by part; leaves to other processes what they are at, and takes it from them.
+        """Encodes what is missing, file by file; leaves to other processes what they are at, and reads it from theirs.
 
         Args:
             sizes: by the keys of all items, what the bytes of each are in proportion to.
-            encode: gives the tensors of the items of these keys, one item after the other.
-            per_file: items of a part, which is one file.
+            encode: gives the tensors of each of some keys, one key after the other.
+            per_file: items of a file.
             describe: what the progress bar is called; `None`: there is none.
 
         Raises:
-            CacheFull: not all has room, for which nothing is written, or the system refuses to write.
+            CacheFull: there is no room for all, so that nothing is written, or the system refuses to write.
             ValueError: a number is too large for float16.
         """
         keys = list(sizes)
         self.refresh()
         self.open(keys)
+        done = len(keys) - len(self.missing(keys))
         parts = [keys[start : start + per_file] for start in range(0, len(keys), per_file)]
         room_checked = False
-        with tqdm(total=len(keys), desc=describe, disable=describe is None or not self.missing(keys)) as bar:
-            # First what nobody works on; then the rest, for which those who do are waited.
-            for patience in (0, _PATIENCE_SECONDS):
-                busy = []
-                for part in parts:
-                    with self._claim(part, patience) as claimed:
-                        missing = self.missing(part)
-                        if missing and not claimed:
-                            busy.append(part)
-                            continue
-                        bar.update(len(part) - len(missing))
-                        items = []
-                        for key, item in zip(missing, encode(missing) if missing else (), strict=True):
-                            items.append([self._stored(tensor) for tensor in item])
-                            bar.update()
-                            if not room_checked:
-                                left = sum(sizes[key] for key in self.missing(keys))
-                                self._check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[key])
-                                room_checked = True
-                        if items:
-                            self._write(missing, items)
-                parts = busy
+        with tqdm(total=len(keys), initial=done, desc=describe, disable=describe is None or done == len(keys)) as bar:
+            # First what no other process works on; then it waits for the rest.
+            for patience, part in product((0, _PATIENCE_SECONDS), parts):
+                with self._claim(part, patience) as missing:
+                    items = []
+                    for key, item in zip(missing, encode(missing) if missing else (), strict=True):
+                        items.append([self._stored(tensor) for tensor in item])
+                        bar.update()
+                        if not room_checked:
+                            left = sum(sizes[key] for key in self.missing(keys))
+                            self._check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[key])
+                            room_checked = True
+                    if items:
+                        self._write(missing, items)
+            bar.update(bar.total - bar.n)  # what others encoded
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         stored = tensor.to("cpu", self.dtype or tensor.dtype)
@@ -216,10 +212,10 @@ class StateStore:
         return stored
 
     @contextmanager
-    def _claim(self, keys: list[str], patience: float) -> Iterator[bool]:
-        """Whether this process may encode these, which no other one does meanwhile; also, patiently, where one is stuck."""
+    def _claim(self, keys: list[str], patience: float) -> Iterator[list[str]]:
+        """What this process is to encode of these, while no other one does; with patience also what one is stuck at."""
         if not self.missing(keys):
-            yield True
+            yield []
             return
         # The system frees the lock of a process that was killed.
         lock = filelock.FileLock(self.folder / f"{_digest(keys)}.lock")
@@ -228,7 +224,7 @@ class StateStore:
         try:
             self.refresh()
             self.open(keys)
-            yield lock.is_locked or patience > 0
+            yield self.missing(keys) if lock.is_locked or patience else []
         finally:
             if lock.is_locked:
                 Path(lock.lock_file).unlink(missing_ok=True)
@@ -254,9 +250,8 @@ class StateStore:
     def _check_room(self, need: int) -> None:
         """Raises `CacheFull` unless this folder, and those beside it, may hold so many bytes more."""
         cache = self.folder.parent
-        used = _file_bytes(cache.glob("*/*.safetensors"))
         with _writing(cache):
-            free = shutil.disk_usage(cache).free
+            used, free = _file_bytes(cache.glob("*/*.safetensors")), shutil.disk_usage(cache).free
         if self.max_bytes is not None and used + need > self.max_bytes:
             where = f"{cache} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb)"
         elif need + _LEFT_FREE_BYTES > free:
@@ -310,14 +305,8 @@ def _digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
 class EncoderCache:
     """What the frozen encoders of a model give of the images and texts of data sets, as their collators take it.
 
-    `HiViLTTrainer(..., encoder_cache=EncoderCache())` fills it and gives it to its collator. In a loop of one's own:
-
-        model.freeze("vision")
-        cache = EncoderCache("cache")
-        cache.add(dataset, model, processor)
-        collator = VQACollator(processor, model.config.label2id, encoder_cache=cache)
-
-    Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
+    `HiViLTTrainer(..., encoder_cache=EncoderCache())` fills it and gives it to its collator; docs/training.md has a loop of
+    one's own. Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
     them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
     adapter, is not. A cache serves one model; where its encoders changed, make a new one.
 
@@ -458,8 +447,7 @@ class EncoderCache:
         return padded
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each encoder of which something is cached: the items that there are, their bytes, and how many of them this
-        object encoded in how many seconds."""
+        """For each encoder its items, their bytes, and how many of them this object encoded in how many seconds."""
         return {
             part: {
                 "cached": len(store),
