@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from functools import partial
 from glob import glob
-from itertools import product
+from itertools import compress, product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class StateStore:
 
     @property
     def nbytes(self) -> int:
-        return _file_bytes(self.folder.glob("*.safetensors"))
+        return _file_bytes(self.folder, "*.safetensors")
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys that it does not hold."""
@@ -251,7 +251,7 @@ class StateStore:
         """Raises `CacheFull` unless this folder, and those beside it, may hold so many bytes more."""
         cache = self.folder.parent
         with _writing(cache):
-            used, free = _file_bytes(cache.glob("*/*.safetensors")), shutil.disk_usage(cache).free
+            used, free = _file_bytes(cache, "*/*.safetensors"), shutil.disk_usage(cache).free
         if self.max_bytes is not None and used + need > self.max_bytes:
             where = f"{cache} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb)"
         elif need + _LEFT_FREE_BYTES > free:
@@ -274,11 +274,11 @@ def _writing(folder: Path) -> Iterator[None]:
         raise CacheFull(f"{folder} cannot be written to ({error})") from error
 
 
-def _file_bytes(paths: Iterable[Path]) -> int:
+def _file_bytes(folder: Path, pattern: str) -> int:
     total = 0
-    for path in paths:
+    for name in glob(pattern, root_dir=folder):
         with suppress(FileNotFoundError):  # deleted meanwhile
-            total += path.stat().st_size
+            total += (folder / name).stat().st_size
     return total
 
 
@@ -382,43 +382,44 @@ class EncoderCache:
                     f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
                 )
 
-        if "vision" in frozen & {*parts}:
-            if augments:
-                self._tell("vision: not cached in training, since augmentation changes the images each time.")
-            else:
-                for image in dict.fromkeys(example.image for example in dataset.examples):
-                    # Anew each time: a file may have changed.
-                    self._image_keys[image] = _digest([image_bytes(image)]), _stamp(image)
-                images = {self._image_keys[example.image][0]: example.image for example in dataset.examples}
+        wanted = frozen & {*parts}
+        if augments and "vision" in wanted:
+            wanted.remove("vision")
+            self._tell("vision: not cached in training, since augmentation changes the images each time.")
+        if augments and augmentation.random_flip == "swap" and "text" in wanted:
+            wanted.remove("text")
+            self._tell("text: not cached in training, since random_flip exchanges words.")
+        if "vision" in wanted:
+            for image in dict.fromkeys(example.image for example in dataset.examples):
+                # Anew each time: a file may have changed.
+                self._image_keys[image] = _digest([image_bytes(image)]), _stamp(image)
+            images = {self._image_keys[example.image][0]: example.image for example in dataset.examples}
 
-                @torch.no_grad()
-                def encode_images(keys: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
-                    # With a generator of its own: training draws the same as without a cache.
-                    own = {"generator": torch.Generator(), "collate_fn": partial(_pixel_values, processor)}
-                    for batch in DataLoader([images[key] for key in keys], batch_size, num_workers=num_workers, **own):
-                        yield from zip(*base.get_feature_maps(batch.to(base.device)), strict=True)
+            @torch.no_grad()
+            def encode_images(keys: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+                # With a generator of its own: training draws the same as without a cache.
+                own = {"generator": torch.Generator(), "collate_fn": partial(_pixel_values, processor)}
+                for batch in DataLoader([images[key] for key in keys], batch_size, num_workers=num_workers, **own):
+                    yield from zip(*base.get_feature_maps(batch.to(base.device)), strict=True)
 
-                self._fill("vision", dict.fromkeys(images, 1), encode_images, progress)
-        if "text" in frozen & {*parts}:
-            if augments and augmentation.random_flip == "swap":
-                self._tell("text: not cached in training, since random_flip exchanges words.")
-            else:
-                tokens = processor(text=dataset.texts, padding=False)
-                keys = _text_keys(tokens)
-                texts = dict(zip(keys, dataset.texts, strict=True))
-                lengths = dict(zip(keys, map(len, tokens["input_ids"]), strict=True))
+            self._fill("vision", dict.fromkeys(images, 1), encode_images, progress)
+        if "text" in wanted:
+            tokens = processor(text=dataset.texts, padding=False)
+            keys = _text_keys(tokens)
+            texts = dict(zip(keys, dataset.texts, strict=True))
+            lengths = dict(zip(keys, map(len, tokens["input_ids"]), strict=True))
 
-                @torch.no_grad()
-                def encode_texts(keys: list[str]) -> Iterator[tuple[torch.Tensor]]:
-                    for start in range(0, len(keys), batch_size):
-                        some = [texts[key] for key in keys[start : start + batch_size]]
-                        batch = processor(text=some, return_tensors="pt", padding=True)
-                        mask = batch["attention_mask"].bool()
-                        for row, kept in zip(base.get_token_states(**batch.to(base.device)).cpu(), mask, strict=True):
-                            yield (row[kept],)
+            @torch.no_grad()
+            def encode_texts(keys: list[str]) -> Iterator[tuple[torch.Tensor]]:
+                for start in range(0, len(keys), batch_size):
+                    some = [texts[key] for key in keys[start : start + batch_size]]
+                    batch = processor(text=some, return_tensors="pt", padding=True)
+                    mask = batch["attention_mask"].bool()
+                    for row, kept in zip(base.get_token_states(**batch.to(base.device)).cpu(), mask, strict=True):
+                        yield (row[kept],)
 
-                # Texts of like length are encoded together, so that little is padded.
-                self._fill("text", dict(sorted(lengths.items(), key=itemgetter(1))), encode_texts, progress)
+            # Texts of like length are encoded together, so that little is padded.
+            self._fill("text", dict(sorted(lengths.items(), key=itemgetter(1))), encode_texts, progress)
 
     def feature_maps(self, images: Sequence[str | TableImage]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
@@ -523,9 +524,9 @@ def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TableImage]
 
 def _text_keys(texts: Mapping[str, Any]) -> list[str]:
     """Names each tokenized text by what the encoder reads of it: its tokens and their types, without padding."""
-    read = [texts[name] for name in ("input_ids", "token_type_ids") if name in texts]
-    keys = []
-    for *row, mask in zip(*read, texts["attention_mask"], strict=True):
-        kept = torch.as_tensor(mask).bool()
-        keys.append(_digest([repr([torch.as_tensor(values)[kept].tolist() for values in row])]))
-    return keys
+    given = (texts[name] for name in ("input_ids", "token_type_ids", "attention_mask") if name in texts)
+    *fields, masks = (value.tolist() if isinstance(value, torch.Tensor) else value for value in given)
+    return [
+        _digest([repr([list(compress(values, mask)) for values in row])])
+        for *row, mask in zip(*fields, masks, strict=True)
+    ]

@@ -356,7 +356,7 @@ def test_whatever_order_and_stops_each_item_is_encoded_once_and_found(data):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        folder = __import__("pathlib").Path(folder)
+        folder = Path(folder, "store")
         encoded = []
         for _ in range(data.draw(st.integers(1, 4), "runs")):
             keys = [*map(str, data.draw(st.lists(st.integers(0, 30), unique=True), "keys"))]
