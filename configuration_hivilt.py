@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers.utils.versions import require_version
 
@@ -19,9 +20,9 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .encoders_hivilt import (
-    VisionState,
     check_encoder,
     default_levels,
+    is_hierarchical,
     max_text_length,
     vision_states,
     without_unread_parts,
@@ -40,18 +41,14 @@ AUTO_MAP = {
 @contextmanager
 def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
     """
-    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
-    transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
+    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps transformers
+    from copying that code onto itself, which is an error (`shutil.SameFileError`).
     """
     code_file = getattr(sys.modules[type(saved).__module__], "__file__", None)  # a notebook has none
-    in_place = (
-        code_file is not None
-        and os.path.isdir(save_directory)
-        and os.path.samefile(os.path.dirname(os.path.abspath(code_file)), save_directory)
-    )
     # Of the class and not of the object: transformers asks either.
     auto_class = type(saved)._auto_class
-    if in_place:
+    folder = Path(save_directory)
+    if code_file is not None and folder.is_dir() and folder.samefile(Path(code_file).parent):
         type(saved)._auto_class = None
     try:
         yield
@@ -86,81 +83,56 @@ def _by_number(label2id) -> dict:
 
 @strict
 class HiViLTConfig(PreTrainedConfig):
-    r"""
+    """
     Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
-    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. Arguments go by keyword.
-
-    Three stages, both fusions and positions are the default after `benchmarks/fusion_study.py` (docs/fusion.md has the
-    tables, three seeds each): on Sort-of-CLEVR's relational questions, 89.6 ± 3.0 % right, one stage costs 16.2 ± 3.4
-    points and no local fusion 16.3 ± 2.5; on easy-VQA one stage costs 5.3 ± 4.4 points and sparse fusion 6.3 ± 3.7; on
-    VQA-RAD nothing could be left out for the better. Without global fusion OpenMoji retrieval was behind in each seed, by
-    2.4 ± 2.8 points of mean recall; in answering questions no difference can be told, with as many parameters and up to a
-    fifth fewer FLOPs than without, nor on photographs in either. Without positions Sort-of-CLEVR was behind in each seed, by 6.7 ± 16.2 points.
+    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py` compares these
+    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
 
     Args:
-        vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
-            Config of a transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
-            hierarchical (Swin, ConvNeXt, MobileNet). `docs/encoders.md` lists all. A `dict` names its `model_type`.
-        text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base):
-            Config of a transformers text encoder (BERT, RoBERTa, DistilBERT, T5, CLIP text, ...); see there.
-        hidden_size (`int`, defaults to 768):
-            Width *d* that every level of both modalities is projected to.
-        num_attention_heads (`int`, defaults to 8):
-            Heads of local and of global cross-attention; divides `hidden_size`.
-        num_fusion_stages (`int`, defaults to 3):
-            Number of levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
-        vision_levels (`list[int]`, *optional*):
-            For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
-            evenly spaced layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers past
-            the last one named are computed for nothing and never train: give the encoder fewer of them.
-        vision_strides (`list[int]`, *optional*):
-            For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ...
-            for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
-        fusion_top_k (`int`, *optional*):
-            Sparse fusion: only this many most similar vision tokens take part for each text token. Unset: all do.
-        fusion_intermediate_size (`int`, defaults to 256):
-            Width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so this width
-            decides what fusion costs; 256 keeps the base model's fusion to a few percent of its encoders.
-        use_local_fusion (`bool`, defaults to `True`):
-            Ablation: `False` leaves out the local stages; global fusion then pools the unfused levels.
-        use_global_fusion (`bool`, defaults to `True`):
-            Ablation: `False` leaves out global cross-attention; the pooled local states take its place.
-        use_position_embeddings (`bool`, defaults to `True`):
-            Adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv, arXiv
-            1807.03247). Encoders that convolve know places from their padding alone.
-        hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the fusion MLPs.
-        dropout (`float`, defaults to 0.1):
-            Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
-        embedding_dropout (`float`, defaults to 0.0):
-            Retrieval: dropout on `V_g` and `T_g`, or what stands in for them, before they are embedded. With frozen
-            encoders and few images, 0.3.
-        embed_encoder_states (`bool`, defaults to `False`):
-            Retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`. Embeddings are
-            then as wide as `projection_dim` says, however narrow the fusion is.
-        layer_norm_eps (`float`, defaults to 1e-6):
-            Epsilon of the level norms.
-        initializer_range (`float`, *optional*):
-            Standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset, each
-            linear layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size
-            at any width: with a fixed 0.02 a narrow model stays on its first plateau for epochs.
-        projection_dim (`int`, defaults to 256):
-            Width of `image_embeds`, `text_embeds` and of the space in which fused similarity is measured.
-        logit_scale_init_value (`float`, defaults to 2.6592):
-            Initial natural logarithm of the inverse temperature, ln(1/0.07) as in CLIP (arXiv 2103.00020).
-        classification_loss_weight, contrastive_loss_weight (`float`, defaults to 1.0):
-            Weights lambda_1 and lambda_2 of the classification and contrastive losses.
-        auxiliary_loss_weight (`float`, *optional*):
-            Weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset means 1.0, and a
-            contrastive term on the unfused embeddings in question answering, where unset means none.
-        num_hard_negatives (`int`, defaults to 1):
-            Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from
-            the batch. Fused matching costs as many pairs.
-        gather_negatives (`bool`, defaults to `True`):
-            Retrieval: take negatives in training from every process when `torch.distributed` runs, with gradient.
-        return_loss (`bool`, defaults to `False`):
-            Retrieval: compute the losses in evaluation mode, too, where a call does not say `return_loss`. In training
-            they always are.
+        vision_config (defaults to ViT-B/16 at 224): config of a transformers vision encoder, isotropic (ViT, DINOv2, CLIP or
+            SigLIP vision towers) or hierarchical (Swin, ConvNeXt, MobileNet); a `dict` of its fields names its
+            `model_type`. `docs/encoders.md` lists all.
+        text_config (defaults to BERT-base): config of a transformers text encoder (BERT, RoBERTa, T5, CLIP text, ...).
+        hidden_size (defaults to 768): width *d* that every level of both modalities is projected to.
+        num_attention_heads (defaults to 8): heads of local and of global cross-attention; divides `hidden_size`.
+        num_fusion_stages (defaults to 3): levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
+        vision_levels (*optional*): for each stage the index into the vision encoder's hidden states (0 is the embeddings'
+            output). Unset: evenly spaced layers that end with the last one, or the last state of each grid of a hierarchical
+            encoder. Layers past the last one named are computed for nothing and never train: give the encoder fewer of them.
+        vision_strides (*optional*): for each stage the side, in grid cells, of the squares that are averaged into one token.
+            Unset: 1, 2, 4, ... for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
+        fusion_top_k (*optional*): sparse fusion: only this many most similar vision tokens take part for each text token.
+            Unset: all do.
+        fusion_intermediate_size (defaults to 256): width inside the MLPs of local fusion. They read `3 * hidden_size`
+            features of every token, so it decides what fusion costs; 256 is a few percent of the base model's encoders.
+        use_local_fusion (defaults to `True`): ablation: `False` leaves out the local stages; global fusion then pools the
+            unfused levels.
+        use_global_fusion (defaults to `True`): ablation: `False` leaves out global cross-attention; the pooled local states
+            take its place.
+        use_position_embeddings (defaults to `True`): adds to the vision tokens of every level a linear map of their place on
+            its grid (as CoordConv, arXiv 1807.03247). Encoders that convolve know places from their padding alone.
+        hidden_act (defaults to `"gelu"`): activation of the fusion MLPs.
+        dropout (defaults to 0.1): on the fusion's attention weights and inside its MLPs. The encoders keep their own.
+        embedding_dropout (defaults to 0.0): retrieval: on `V_g` and `T_g`, or what stands in for them, before they are
+            embedded. With frozen encoders and few images, 0.3.
+        embed_encoder_states (defaults to `False`): retrieval: embeds the pooled last states of the encoders, normalised, in
+            place of `V_g` and `T_g`, so that embeddings are as wide as `projection_dim` however narrow the fusion is.
+        layer_norm_eps (defaults to 1e-6): epsilon of the level norms.
+        initializer_range (*optional*): standard deviation of the fusion's and the heads' initial weights; the encoders keep
+            their own. Unset, each linear layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients
+            keep their size at any width: with a fixed 0.02 a narrow model stays on its first plateau for epochs.
+        projection_dim (defaults to 256): width of `image_embeds`, `text_embeds` and of the space of fused similarity.
+        logit_scale_init_value (defaults to 2.6592): initial natural logarithm of the inverse temperature, ln(1/0.07) as in
+            CLIP (arXiv 2103.00020).
+        classification_loss_weight, contrastive_loss_weight (defaults to 1.0): weights lambda_1 and lambda_2.
+        auxiliary_loss_weight (*optional*): weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset
+            means 1.0, and a contrastive term on the unfused embeddings in question answering, where unset means none.
+        num_hard_negatives (defaults to 1): retrieval: images that each text, and texts that each image, is matched against
+            besides its own, drawn from the batch. Fused matching costs as many pairs.
+        gather_negatives (defaults to `True`): retrieval: take negatives in training from every process when
+            `torch.distributed` runs, with gradient.
+        return_loss (defaults to `False`): retrieval: compute the losses in evaluation mode, too, where a call does not say
+            `return_loss`. In training they always are.
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
@@ -171,26 +143,13 @@ class HiViLTConfig(PreTrainedConfig):
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer would otherwise gather and keep all of these for every evaluation batch.
     keys_to_ignore_at_inference = [
-        "local_fusion_state",
-        "global_fusion_state",
-        "vision_global_state",
-        "text_global_state",
-        "vision_last_hidden_state",
-        "text_last_hidden_state",
-        "hidden_states",
-        "cross_attentions",
-        "vision_cross_attentions",
-        "global_cross_attentions",
-        "vision_hidden_states",
-        "text_hidden_states",
-        "vision_attentions",
-        "text_attentions",
-        "contrastive_loss",
-        "auxiliary_loss",
-        "num_dropped_anchors",
+        *("local_fusion_state", "global_fusion_state", "vision_global_state", "text_global_state"),
+        *("vision_last_hidden_state", "text_last_hidden_state", "hidden_states"),
+        *("cross_attentions", "vision_cross_attentions", "global_cross_attentions"),
+        *("vision_hidden_states", "text_hidden_states", "vision_attentions", "text_attentions"),
+        *("contrastive_loss", "auxiliary_loss", "num_dropped_anchors"),
         # Square matrices of one batch; stacking them over batches means nothing. Recall comes from the embeddings.
-        "logits_per_image",
-        "logits_per_text",
+        *("logits_per_image", "logits_per_text"),
     ]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -221,7 +180,10 @@ class HiViLTConfig(PreTrainedConfig):
     return_loss: bool = False
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelt(kwargs)
+        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
+        for key in kwargs:
+            if meant := self._misspelt(key):
+                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
         if self.id2label is None and self.label2id:
             self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
@@ -235,7 +197,7 @@ class HiViLTConfig(PreTrainedConfig):
         self._name_labels()
 
     def _name_labels(self):
-        # One map from the other, so that they cannot disagree.
+        """One map from the other, so that they cannot disagree."""
         if self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
@@ -243,7 +205,7 @@ class HiViLTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """
         As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
-        A field that this version does not know, of a later one or set by hand before saving, is kept, however it is spelt.
+        A field that this version does not know is kept, however it is spelt.
         """
         if kwargs.get("id2label") is None and kwargs.get("label2id"):
             kwargs["id2label"] = _by_number(kwargs["label2id"])
@@ -253,13 +215,12 @@ class HiViLTConfig(PreTrainedConfig):
             # transformers sets it after the config is made, with whatever keys it has.
             kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
             kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
-        named = "id2label" in kwargs
         unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in unknown.items():
             setattr(config, key, value)
-        if named:
+        if "id2label" in kwargs:
             config.validate()
         return loaded
 
@@ -272,16 +233,7 @@ class HiViLTConfig(PreTrainedConfig):
     def from_vision_text_configs(
         cls, vision_config: PreTrainedConfig | dict, text_config: PreTrainedConfig | dict, **fusion
     ) -> "HiViLTConfig":
-        """
-        Config for two encoders.
-
-        Args:
-            vision_config (`PreTrainedConfig` or `dict`): the vision encoder's; a CLIP-like config lends its own
-                `vision_config`.
-            text_config (`PreTrainedConfig` or `dict`): the text encoder's; a CLIP-like config lends its own
-                `text_config`.
-            **fusion: any other argument of [`HiViLTConfig`].
-        """
+        """Config for two encoders, of which a CLIP-like config lends its own; `fusion` are other arguments of this class."""
         return cls(
             vision_config=getattr(vision_config, "vision_config", vision_config),
             text_config=getattr(text_config, "text_config", text_config),
@@ -292,21 +244,14 @@ class HiViLTConfig(PreTrainedConfig):
     def vision_level_layout(self) -> list[tuple[int, int, int]]:
         """For each stage, fine to coarse: index into the vision hidden states, pooling stride, channels."""
         states = vision_states(self.vision_config)
-        indices = self.vision_levels or self._default_vision_levels(states)
-        is_hierarchical = len({state.side for state in states}) > 1
-        strides = self.vision_strides or [1 if is_hierarchical else 2**stage for stage in range(len(indices))]
+        indices = self.vision_levels or default_levels(states, self.num_fusion_stages)
+        strides = self.vision_strides or [1 if is_hierarchical(states) else 2**stage for stage in range(len(indices))]
         return [(index, stride, states[index].channels) for index, stride in zip(indices, strides, strict=True)]
 
     @property
     def max_text_length(self) -> int | None:
-        """Most tokens the text encoder takes; `None` where positions are relative (T5) and there is no limit."""
+        """Most tokens that the text encoder takes; `None` where there is no limit (T5)."""
         return max_text_length(self.text_config)
-
-    def _default_vision_levels(self, states: list[VisionState]) -> list[int]:
-        if len({state.side for state in states}) > 1:
-            return default_levels(states)[-self.num_fusion_stages :]
-        last = len(states) - 1
-        return [last * (stage + 1) // self.num_fusion_stages for stage in range(self.num_fusion_stages)]
 
     @staticmethod
     def _misspelt(key: str) -> str | None:
@@ -314,13 +259,6 @@ class HiViLTConfig(PreTrainedConfig):
         own = [name for name in HiViLTConfig.__annotations__ if not name.startswith("_")]
         close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
         return close[0] if close and key not in own and not hasattr(PreTrainedConfig, key) else None
-
-    def _refuse_misspelt(self, kwargs: dict) -> None:
-        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
-        for key in kwargs:
-            meant = self._misspelt(key)
-            if meant is not None:
-                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
 
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.
@@ -333,14 +271,8 @@ class HiViLTConfig(PreTrainedConfig):
 
     def validate_fusion(self):
         """Checks every fusion field against the encoders; runs on construction and on save."""
-        for name in (
-            "hidden_size",
-            "num_attention_heads",
-            "num_fusion_stages",
-            "fusion_intermediate_size",
-            "projection_dim",
-            "num_hard_negatives",
-        ):
+        counts = ("hidden_size", "num_attention_heads", "num_fusion_stages", "fusion_intermediate_size")
+        for name in (*counts, "projection_dim", "num_hard_negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
@@ -374,8 +306,8 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError("`id2label` must not name the same answer twice.")
 
     def _validate_levels(self):
-        described = vision_states(self.vision_config)
-        states = len(described)
+        states = vision_states(self.vision_config)
+        encoder = f"this `{self.vision_config.model_type}` encoder"
         for name in ("vision_levels", "vision_strides"):
             values = getattr(self, name)
             if values is not None and len(values) != self.num_fusion_stages:
@@ -383,22 +315,18 @@ class HiViLTConfig(PreTrainedConfig):
                     f"`{name}` must have one entry for each of the {self.num_fusion_stages} fusion stages "
                     f"(`num_fusion_stages`), got {list(values)}."
                 )
-        if self.vision_levels is not None and not all(0 <= index < states for index in self.vision_levels):
+        if self.vision_levels is not None and not all(0 <= index < len(states) for index in self.vision_levels):
             raise ValueError(
-                f"`vision_levels` must lie in 0..{states - 1}, the hidden states of this "
-                f"`{self.vision_config.model_type}` encoder, got {list(self.vision_levels)}."
+                f"`vision_levels` must lie in 0..{len(states) - 1}, the hidden states of {encoder}, got "
+                f"{list(self.vision_levels)}."
             )
         if self.vision_strides is not None and min(self.vision_strides) < 1:
             raise ValueError(f"`vision_strides` must be at least 1, got {list(self.vision_strides)}.")
-        if self.vision_levels is None and self.num_fusion_stages > states:
+        most = len(default_levels(states, len(states)))
+        if self.vision_levels is None and self.num_fusion_stages > most:
             raise ValueError(
-                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
-                f"encoder has hidden states ({states}); lower it or name `vision_levels`."
-            )
-        if self.vision_levels is None and len(self._default_vision_levels(described)) < self.num_fusion_stages:
-            raise ValueError(
-                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
-                "encoder has stages; lower it or name `vision_levels`."
+                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than the {most} levels that {encoder} has; "
+                "lower it or name `vision_levels`."
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):

@@ -624,7 +624,9 @@ def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates)
 
 
 def cat_states(batches: list[HiViLTImageStates] | list[HiViLTTextStates]) -> HiViLTImageStates | HiViLTTextStates:
-    """States of batches of one shape, as those of one batch; of the tensors that fusion reads, as [`map_states`]."""
+    """States of batches of one shape, as those of one batch; of several, the tensors that fusion reads alone."""
+    if len(batches) == 1:
+        return batches[0]
     return with_tensors(batches[0], [torch.cat(parts) for parts in zip(*map(tensors_of, batches), strict=True)])
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import image_size, takes_one_size, text_width
+from .encoders_hivilt import has_values, image_size, takes_one_size, text_width
 
 logger = logging.get_logger(__name__)
 
@@ -51,11 +51,6 @@ def check_given_once(
         )
     if text_states is not None and any(value is not None for value in (input_ids, inputs_embeds, token_states)):
         raise ValueError("Give the texts as either `input_ids` or `text_states` (or `token_states`), not both.")
-
-
-def has_values(tensor: torch.Tensor) -> bool:
-    """Whether its values can be asked for: not in a graph, nor on the meta device, where it has none."""
-    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
 
 
 def is_integer(tensor: torch.Tensor) -> bool:

@@ -6,10 +6,12 @@ processes may share.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_hivilt import HiViLTConfig
@@ -262,26 +264,19 @@ def retrieval_losses(
     return {"loss": loss, **losses}
 
 
-def in_chunks(function: Callable, chunk_size: int, *inputs: torch.Tensor | None) -> list:
+def in_chunks(function: Callable, chunk_size: int | None, *inputs) -> list:
     """
-    What `function` gives for `chunk_size` rows of its inputs at a time. Nothing is kept for the backward pass, which
-    computes each chunk once more, under the same random state, just before it uses it: gradients are those of one large
-    batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
-
-    Args:
-        function: takes rows of the inputs.
-        chunk_size (`int`): rows at a time.
-        *inputs (`torch.Tensor` of shape `(rows, ...)`): `None` stays `None`.
+    What `function` gives for `chunk_size` rows of its inputs at a time, or for all without. Nothing is kept for the
+    backward pass, which computes each chunk once more, under the same random state, just before it uses it: gradients are
+    those of one large batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
+    Inputs are tensors of shape `(rows, ...)` or sequences of them; others go to each call as they are.
     """
-    rows = next(len(rows) for rows in inputs if rows is not None)
-    return [
-        checkpoint(
-            function,
-            *(None if x is None else x[start : start + chunk_size] for x in inputs),
-            use_reentrant=False,
-        )
-        for start in range(0, rows, chunk_size)
-    ]
+    if chunk_size is None:
+        return [function(*inputs)]
+    rows = next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    parts = [slice(start, start + chunk_size) for start in range(0, rows, chunk_size)]
+    chunks = [tree_map_only(torch.Tensor, itemgetter(part), inputs) for part in parts]
+    return [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
 
 
 # Several processes

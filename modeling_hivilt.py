@@ -20,6 +20,7 @@ Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N
 
 import inspect
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,7 @@ from .encoders_hivilt import (
     first_layers,
     image_inputs,
     image_maps,
+    is_hierarchical,
     layers_of,
     move_tokens,
     places_without_gaps,
@@ -109,11 +111,10 @@ class HiViLTQuestionAnsweringOutput(ModelOutput):
     Output of [`HiViLTForQuestionAnswering`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, returned with `labels`): weighted sum of the losses.
-        logits (`torch.FloatTensor` of shape `(B_t, num_labels)`): one score for each answer, before softmax (integer
-            labels) or sigmoid (soft labels).
-        hidden_states, cross_attentions, vision_cross_attentions, global_cross_attentions, vision_hidden_states,
-            text_hidden_states, vision_attentions, text_attentions: as in [`HiViLTModelOutput`].
+        loss: with `labels`, the weighted sum of the losses.
+        logits: a score for each answer before softmax (integer labels) or sigmoid (soft labels), `(B_t, num_labels)`.
+
+    The others are those of [`HiViLTModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -134,16 +135,14 @@ class HiViLTRetrievalOutput(ModelOutput):
     Output of [`HiViLTForRetrieval`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, returned in training and with `return_loss=True`): weighted sum, 0 at best.
-        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): `exp(logit_scale)` times the cosine of the
-            embeddings; `logits_per_text` is its transpose.
-        image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`): L2-normalised, of the images alone.
-        text_embeds (`torch.FloatTensor` of shape `(B_t, projection_dim)`): L2-normalised, of the texts alone.
-        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting; the
-            former less [`contrastive_floor`].
-        num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
-            every candidate of the batch matched them.
-        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
+        loss: in training and with `return_loss=True`, the weighted sum of the losses, 0 at best.
+        logits_per_image: `exp(logit_scale)` times the cosine of the embeddings, `(B_i, B_t)`; `logits_per_text` is its
+            transpose.
+        image_embeds: of the images alone, L2-normalised, `(B_i, projection_dim)`.
+        text_embeds: of the texts alone, L2-normalised, `(B_t, projection_dim)`.
+        contrastive_loss, auxiliary_loss: the terms of `loss` before weighting; the former less [`contrastive_floor`].
+        num_dropped_anchors: how many took no part in fused matching, since every candidate of the batch matched them.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions: the encoders' own.
     """
 
     loss: torch.FloatTensor | None = None
@@ -200,41 +199,21 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.text_model.set_input_embeddings(value)
 
-    def get_feature_maps(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, ...]:
+    def get_feature_maps(self, *args, **kwargs) -> tuple[torch.Tensor, ...]:
         """See [`HiViLTModel.get_feature_maps`]."""
-        return self.base_model.get_feature_maps(pixel_values, interpolate_pos_encoding, **kwargs)
+        return self.base_model.get_feature_maps(*args, **kwargs)
 
-    def get_token_states(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    def get_token_states(self, *args, **kwargs) -> torch.Tensor:
         """See [`HiViLTModel.get_token_states`]."""
-        return self.base_model.get_token_states(input_ids, attention_mask, **kwargs)
+        return self.base_model.get_token_states(*args, **kwargs)
 
-    def encode_images(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        feature_maps: Sequence[torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> HiViLTImageStates:
+    def encode_images(self, *args, **kwargs) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, feature_maps=feature_maps, **kwargs
-        )
+        return self.base_model.encode_images(*args, **kwargs)
 
-    def encode_texts(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> HiViLTTextStates:
+    def encode_texts(self, *args, **kwargs) -> HiViLTTextStates:
         """See [`HiViLTModel.encode_texts`]."""
-        return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
+        return self.base_model.encode_texts(*args, **kwargs)
 
     def freeze(self, part: str, num_layers: int | None = None) -> None:
         """
@@ -242,11 +221,10 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         evaluation mode (no dropout) until the model is made anew.
 
         Args:
-            part (`str`): `"vision"` or `"text"` (the encoders) or `"fusion"`.
-            num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers, in the order
-                of computation: of one in stages (Swin, ConvNeXt, ResNet) the blocks of all stages are counted through,
-                and what lies between two stages freezes with the blocks before it. The batch norms of the other layers
-                train, but by the statistics that they have: those of a batch differ from what the encoder has learned.
+            part: `"vision"` or `"text"` (the encoders) or `"fusion"`.
+            num_layers: of an encoder, only its embeddings and this many first layers in the order of computation, see
+                [`layers_of`]. What lies between two stages freezes with the blocks before it. The batch norms of the other
+                layers train, but by the statistics that they have: those of a batch differ.
 
         Raises:
             ValueError: an unknown part, or `num_layers` where there are no such layers.
@@ -284,10 +262,7 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         saved, it never asks for those checkpoints again.
 
         Args:
-            vision (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a vision encoder, or of a CLIP-like
-                model, whose vision tower is taken; or a config, for a new encoder.
-            text (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a text encoder, or of a CLIP-like
-                model, whose text tower is taken; or a config, for a new encoder.
+            vision, text: name or folder of an encoder, or of a CLIP-like model that has one; or a config, for a new encoder.
             **fusion: any argument of [`HiViLTConfig`] but the encoders' configs.
 
         Returns:
@@ -327,11 +302,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
 
 class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     """
-    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4).
-
-    Args:
-        config ([`HiViLTConfig`]): the architecture.
-        add_global_mlp (`bool`, defaults to `True`): whether to compute `global_fusion_state`.
+    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4). `add_global_mlp` says
+    whether to compute `global_fusion_state`.
     """
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
@@ -346,8 +318,8 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         self._vision_levels = config.vision_level_layout[-len(self.fusion.vision_levels) :]
         self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
         # Isotropic encoders with learned positions take another size than their own where these are interpolated.
-        is_hierarchical = len({state.side for state in self._vision_states}) > 1
-        self._interpolates = "interpolate_pos_encoding" in self._vision_arguments and not is_hierarchical
+        takes_flag = "interpolate_pos_encoding" in self._vision_arguments
+        self._interpolates = takes_flag and not is_hierarchical(self._vision_states)
         self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
         self.install_capturing_hooks()
         self.post_init()
@@ -362,18 +334,10 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, ...]:
         """
-        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`. A frozen
-        encoder gives the same in every epoch: keep it, and train at the cost of fusion alone.
-
-        Args:
-            pixel_values, interpolate_pos_encoding: see [`HiViLTModel.encode_images`].
-
-        Returns:
-            A tensor `(B_i, height, width, channels)` for each level, fine to coarse: a hidden state of the encoder,
-            averaged over squares of the level's stride.
-
-        Raises:
-            ValueError: as [`HiViLTModel.encode_images`].
+        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for each
+        level, fine to coarse, a hidden state averaged over squares of the level's stride, `(B_i, height, width, channels)`.
+        A frozen encoder gives the same in every epoch: keep it, and train at the cost of fusion alone. Arguments and
+        errors as in [`HiViLTModel.encode_images`].
         """
         return self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
 
@@ -402,16 +366,15 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         All that depends on images alone, to be used for any number of texts.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): as the processor gives them.
-            interpolate_pos_encoding (`bool`, defaults to `False`): let an encoder with learned positions take images
-                of another size than it was made for. Encoders without them take any size.
-            feature_maps (*optional*): what [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`: the vision
-                encoder does not run, and `last_hidden_state` and what else it records are `None`. Of any float dtype.
+            pixel_values: images as the processor gives them, `(B_i, channels, height, width)`.
+            interpolate_pos_encoding: let an encoder with learned positions take images of another size than it was made
+                for. Encoders without them take any size.
+            feature_maps: what [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`, of any float dtype: the
+                vision encoder does not run, and `last_hidden_state` and what else it records are `None`.
 
         Raises:
-            ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size; maps are not
-                those of this model's levels, or come without a gradient in training although the encoder is not frozen; or
-                neither or both are given.
+            ValueError: images are not floats or not of the encoder's size; maps are not those of this model's levels, or
+                come without a gradient in training although the encoder is not frozen; or neither or both are given.
         """
         if (pixel_values is None) == (feature_maps is None):
             raise ValueError("Give the images as either `pixel_values` or `feature_maps`, exactly one of them.")
@@ -440,16 +403,12 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             inputs = image_inputs(self.config.vision_config, pixel_values.to(self.vision_model.dtype))
             flags = self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             outputs = self.vision_model(**inputs, **flags)
-            return self._vision_maps(outputs, pixel_values), outputs
-
-    def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
-        indices = [index for index, _, _ in self._vision_levels]
-        maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, indices)
-        norm = vision_norm(self.vision_model)
-        if norm is not None:
-            maps[-1] = norm(maps[-1])
-        return tuple(pool(states, stride) for states, (_, stride, _) in zip(maps, self._vision_levels, strict=True))
+            indices, strides, _ = zip(*self._vision_levels, strict=True)
+            maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, indices)
+            norm = vision_norm(self.vision_model)
+            if norm is not None:
+                maps[-1] = norm(maps[-1])
+            return tuple(map(pool, maps, strides)), outputs
 
     def encode_texts(
         self,
@@ -464,13 +423,12 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         All that depends on texts alone, to be used for any number of images.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): tokens.
-            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding; unset, nothing is padding.
-            token_type_ids (`torch.LongTensor` of shape `(B_t, N_t)`, *optional*): used where the encoder has types.
-            inputs_embeds (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): in place of `input_ids`.
-            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
-                [`HiViLTModel.get_token_states`] gave: the text encoder does not run. Of any float dtype. `input_ids` may be
-                given beside them, by which losses know equal texts.
+            input_ids: tokens, `(B_t, N_t)`.
+            attention_mask: 0 at padding, `(B_t, N_t)`; unset, nothing is padding.
+            token_type_ids: `(B_t, N_t)`, used where the encoder has types.
+            inputs_embeds: in place of `input_ids`, `(B_t, N_t, text width)`.
+            token_states: what [`HiViLTModel.get_token_states`] gave, of any float dtype: the text encoder does not run.
+                `input_ids` may be given beside them, by which losses know equal texts.
 
         Raises:
             ValueError: texts longer than the encoder takes, a mask of another shape, `token_states` without a gradient in
@@ -488,7 +446,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
         )
         states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
-        states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
+        (states.input_ids,) = batched_texts(input_ids)
         states.last_hidden_state = last_hidden_state
         hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
         states.hidden_states = selected_states(hidden_states or None, kwargs["output_hidden_states"])
@@ -501,10 +459,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     def _run_text_encoder(
         self, input_ids, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput, torch.LongTensor | None]:
-        """
-        The states of [`HiViLTModel.get_token_states`], the mask of their texts, all that the encoder gave, and where it
-        has each token.
-        """
+        """What [`HiViLTModel.get_token_states`] gives, the texts' mask, all that the encoder gave, and where each token is."""
         complete_flags(kwargs, self.config)
         input_ids, attention_mask, token_type_ids = batched_texts(input_ids, attention_mask, token_type_ids)
         check_texts(input_ids, inputs_embeds, self.config)
@@ -554,42 +509,33 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
 
     def encode(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        images: tuple,
+        texts: tuple,
         image_states: HiViLTImageStates | None = None,
         text_states: HiViLTTextStates | None = None,
-        interpolate_pos_encoding: bool = False,
-        feature_maps: Sequence[torch.Tensor] | None = None,
-        token_states: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[HiViLTImageStates, HiViLTTextStates]:
         """
-        The states of a call's images and texts, whichever way these were given: what every head begins with. Arguments and
-        errors as in [`HiViLTModel.forward`]; with `chunk_size` so many rows at a time, see [`in_chunks`].
+        The states of a call's images and texts, whichever way these were given: what every head begins with.
+
+        Args:
+            images, texts: the arguments of `encode_images` and of `encode_texts`, in their order.
+            image_states, text_states: what these gave, in their place.
+            image_index: each text's image, to tell of images without a text.
+            chunk_size: rows to encode at a time, see [`in_chunks`].
+
+        Raises:
+            ValueError: as [`HiViLTModel.forward`].
         """
+        (pixel_values, _, feature_maps), (input_ids, _, _, inputs_embeds, token_states) = images, texts
         check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
         if image_states is None:
-            encode_images = partial(self.encode_images, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            if chunk_size is None:
-                image_states = encode_images(pixel_values, feature_maps=feature_maps)
-            elif feature_maps is None:
-                image_states = cat_states(in_chunks(encode_images, chunk_size, pixel_values))
-            else:
-                chunks = in_chunks(lambda *maps: encode_images(feature_maps=maps), chunk_size, *feature_maps)
-                image_states = cat_states(chunks)
+            image_states = cat_states(in_chunks(partial(self.encode_images, **kwargs), chunk_size, *images))
         if text_states is None:
-            encode_texts = partial(self.encode_texts, **kwargs)
-            texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
-            if chunk_size is None:
-                text_states = encode_texts(*texts)
-            else:
-                text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
-                (text_states.input_ids,) = batched_texts(input_ids)
+            text_states = cat_states(in_chunks(partial(self.encode_texts, **kwargs), chunk_size, *texts))
+            (text_states.input_ids,) = batched_texts(input_ids)
         if pixel_values is not None:
             num_images = image_states.global_state.shape[0]
             warn_of_joined(check_index("image_index", image_index, num_images, "images"), num_images)
@@ -604,12 +550,8 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTModelOutput:
         """
-        Fuses pairs of encoded images and texts.
-
-        Args:
-            image_states, text_states: what `encode_images` and `encode_texts` returned.
-            image_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's image; unset, row by row.
-            text_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's text; unset, row by row.
+        Fuses pairs of encoded images and texts: what `encode_images` and `encode_texts` returned. `image_index` and
+        `text_index`, both `(pairs,)`, say which image and text a pair is of; unset, row by row.
 
         Raises:
             ValueError: an index out of range, or images and texts that do not pair up.
@@ -656,42 +598,23 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     ) -> HiViLTModelOutput | tuple:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the texts.
-            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding.
-            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): the images, each once.
-            image_index (`torch.LongTensor` of shape `(B_t,)`, *optional*): the image that each text belongs to; unset,
-                there must be as many images as texts.
-            token_type_ids, inputs_embeds: see [`HiViLTModel.encode_texts`].
-            image_states ([`HiViLTImageStates`], *optional*): of `encode_images`, in place of `pixel_values`.
-            text_states ([`HiViLTTextStates`], *optional*): of `encode_texts`, in place of the texts.
-            interpolate_pos_encoding (`bool`, defaults to `False`): see [`HiViLTModel.encode_images`].
-            feature_maps (`tuple` of tensors of shape `(B_i, height, width, channels)`, *optional*): what
-                [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`; see [`HiViLTModel.encode_images`].
-            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
-                [`HiViLTModel.get_token_states`] gave, so that the texts are not encoded; goes with `attention_mask`, and
-                with `input_ids` where a loss is to know equal texts. See [`HiViLTModel.encode_texts`].
-            output_attentions, output_hidden_states, return_dict (`bool`, *optional*): as in every transformers model;
-                attention weights need `attn_implementation="eager"`, else transformers warns once and they are `None`.
-                `output_hidden_states` may also name the indices to keep, of the encoders' states and of the stages'.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, token_states: the texts, see
+                [`HiViLTModel.encode_texts`].
+            pixel_values, interpolate_pos_encoding, feature_maps: the images, each once, see [`HiViLTModel.encode_images`].
+            image_index: the image that each text belongs to, integers `(B_t,)`; unset, there must be as many images as texts.
+            image_states: of `encode_images`, in place of the images.
+            text_states: of `encode_texts`, in place of the texts.
+            output_attentions, output_hidden_states, return_dict: as in every transformers model. Attention weights need
+                `attn_implementation="eager"`, else transformers warns once and they are `None`. `output_hidden_states`
+                may also name the indices to keep, of the encoders' states and of the stages'.
 
         Raises:
             ValueError: inputs are missing, given twice, or do not fit together.
         """
         complete_flags(kwargs, self.config)
-        image_states, text_states = self.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_index,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            **kwargs,
-        )
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
+        image_states, text_states = self.encode(images, texts, image_states, text_states, image_index, **kwargs)
         outputs = self.fuse(image_states, text_states, image_index, **kwargs)
         return HiViLTModelOutput(
             **outputs,
@@ -718,9 +641,8 @@ def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
 
 class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
     """
-    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4).
-
-    With `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
+    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
+    `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
     """
 
     _custom_pipelines = {
@@ -762,33 +684,19 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
     ) -> HiViLTQuestionAnsweringOutput | tuple:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(B_t,)` or `torch.FloatTensor` of shape `(B_t, num_labels)`,
-                *optional*): the answer of each question, or soft scores of all answers; see
-                [`classification_loss`]. The first ones set `config.problem_type`, where it is `None`, to
-                `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
-            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
-                [`HiViLTModel.forward`].
+            labels: the answer of each question, integers `(B_t,)`, or soft scores of all answers, floats
+                `(B_t, num_labels)`; see [`classification_loss`]. The first ones set `config.problem_type`, where it is
+                `None`, to `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
+            others: see [`HiViLTModel.forward`].
 
         Raises:
             ValueError: inputs are missing or do not fit together, a label names no answer, or labels are not of the
                 kind that `config.problem_type` says.
         """
         complete_flags(kwargs, self.config)
-        image_states, text_states = self.model.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_index,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            **kwargs,
-        )
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
+        image_states, text_states = self.model.encode(images, texts, image_states, text_states, image_index, **kwargs)
         outputs = self.model.fuse(image_states, text_states, image_index, **kwargs)
         logits = self.classifier(outputs.global_fusion_state)
 
@@ -816,12 +724,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         return contrastive_loss(similarity, positives) - contrastive_floor(positives)
 
     def _follow_labels(self, labels: torch.Tensor) -> None:
-        """
-        Writes into the config what labels say of the scores, as transformers' heads do: softmax or sigmoid.
-
-        Raises:
-            ValueError: the config says otherwise.
-        """
+        """Writes into the config what labels say of the scores, softmax or sigmoid; refuses them if it says otherwise."""
         soft = labels.is_floating_point()
         problem_type = "multi_label_classification" if soft else "single_label_classification"
         if self.config.problem_type is None:
@@ -836,10 +739,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
     def resize_answer_head(self, answers: list[str]) -> None:
         """
-        Gives the classifier a new list of answers; those it already knew keep their weights.
-
-        Args:
-            answers (`list[str]`): the new answers, in the order of their labels.
+        Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
 
         Raises:
             ValueError: the list is empty or names an answer twice.
@@ -863,22 +763,16 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 # Retrieval
 
 
-class HiViLTEmbedding(nn.Module):
-    """What embeds an encoder's pooled states: a norm, dropout and a projection."""
-
-    def __init__(self, config: HiViLTConfig, in_features: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(in_features, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.embedding_dropout)
-        self.projection = nn.Linear(in_features, config.projection_dim)
-
-    def forward(self, pooled_state: torch.Tensor) -> torch.Tensor:
-        return self.projection(self.dropout(self.norm(pooled_state)))
+def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:
+    """What embeds an encoder's pooled states `(B, in_features)`."""
+    norm, dropout = nn.LayerNorm(in_features, eps=config.layer_norm_eps), nn.Dropout(config.embedding_dropout)
+    projection = nn.Linear(in_features, config.projection_dim)
+    return nn.Sequential(OrderedDict(norm=norm, dropout=dropout, projection=projection))
 
 
 class HiViLTForRetrieval(HiViLTPreTrainedModel):
     """
-    HiViLT for finding images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
+    HiViLT for retrieving images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
     modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
     by (design note, sections 3.4 and 3.5). Both project by the same two matrices, so that fused states start from what
     the embeddings know; with `config.embed_encoder_states` embeddings have matrices of their own.
@@ -890,8 +784,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         super().__init__(config)
         self.model = HiViLTModel(config, add_global_mlp=False)
         if config.embed_encoder_states:
-            self.visual_embedding = HiViLTEmbedding(config, config.vision_level_layout[-1][2])
-            self.text_embedding = HiViLTEmbedding(config, text_width(config.text_config))
+            self.visual_embedding = encoder_embedding(config, config.vision_level_layout[-1][2])
+            self.text_embedding = encoder_embedding(config, text_width(config.text_config))
         else:
             self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
@@ -925,21 +819,15 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self,
-        pixel_values: torch.FloatTensor,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """
         Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
         `last_hidden_state` is the vision encoder's. Arguments as in [`HiViLTModel.encode_images`].
         """
-        states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        states = self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states.last_hidden_state,
-            pooler_output=self.embed_images(states),
-            hidden_states=states.hidden_states,
-            attentions=states.attentions,
+            states.last_hidden_state, self.embed_images(states), states.hidden_states, states.attentions
         )
 
     @can_return_tuple
@@ -955,10 +843,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         """
         states = self.encode_texts(input_ids, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states.last_hidden_state,
-            pooler_output=self.embed_texts(states),
-            hidden_states=states.hidden_states,
-            attentions=states.attentions,
+            states.last_hidden_state, self.embed_texts(states), states.hidden_states, states.attentions
         )
 
     def score(
@@ -985,8 +870,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         logits (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
 
         Args:
-            similarity (`torch.Tensor` of any shape): cosines of `image_embeds` and `text_embeds`.
-            fused_similarity (`torch.Tensor` of the same shape): what [`HiViLTForRetrieval.score`] gives for these pairs.
+            similarity: cosines of `image_embeds` and `text_embeds`, of any shape.
+            fused_similarity: what [`HiViLTForRetrieval.score`] gives for these pairs, of the same shape.
         """
         weight = torch.stack([inverse_temperature(self.logit_scale), inverse_temperature(self.matching_logit_scale)])
         weight = (weight / weight.sum()).to(similarity.device)
@@ -1015,23 +900,19 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     ) -> HiViLTRetrievalOutput | tuple:
         """
         Args:
-            image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): which rows of `pixel_values` show the same
-                image; the texts of one are positives of the other, never negatives. Unset, all differ.
-            text_ids (`torch.LongTensor` of shape `(B_t,)`, *optional*): which texts are the same; the image of one is a
-                positive of the other, never a negative. Unset, texts of the same tokens are, whatever their padding;
-                those given as `inputs_embeds` all differ.
-            return_loss (`bool`, *optional*): compute the losses. Unset, in training, and wherever
-                `config.return_loss` says so. Which image each text belongs to is known from `image_index`, or row by
-                row where there are as many images as texts. A plain `Trainer` finds an `eval_loss` where the batch
-                holds `return_loss=True`, which its collator adds, as in transformers' example for CLIP.
-            gather_negatives (`bool`, *optional*): compute the losses over the batches of all processes, each of which
-                has to call this. Unset, in training if `config.gather_negatives`, and never in evaluation mode.
-            chunk_size (`int`, *optional*): encode and match this many images, texts and pairs at a time, see
-                [`in_chunks`]: the loss and gradients of the whole batch in the memory of a chunk, for one more forward
-                pass. Encoders with batch norm see the statistics of a chunk. Leaves out what encoders record.
-            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
-                [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
+            image_ids: integers `(B_i,)`, the same for rows of `pixel_values` that show the same image; the texts of one are
+                positives of the other, never negatives. Unset, all differ.
+            text_ids: integers `(B_t,)`, the same for equal texts; the image of one is a positive of the other, never a
+                negative. Unset, texts of the same tokens are equal, whatever their padding; `inputs_embeds` all differ.
+            return_loss: compute the losses. Unset, in training, and wherever `config.return_loss` says so. Texts belong to
+                images by `image_index`, or row by row where there are as many images as texts. A plain `Trainer` gets
+                an `eval_loss` if its collator adds `return_loss=True`, as in transformers' example for CLIP.
+            gather_negatives: compute the losses over the batches of all processes, each of which has to call this. Unset, in
+                training if `config.gather_negatives`, and never in evaluation mode.
+            chunk_size: encode and match this many images, texts and pairs at a time, see [`in_chunks`]: the loss and
+                gradients of the whole batch in the memory of a chunk, for one more forward pass. Encoders with batch
+                norm see the statistics of a chunk. Leaves out what encoders record.
+            others: see [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
 
         Raises:
             ValueError: inputs are missing or do not fit together, or a loss is asked for and the pairs are not known.
@@ -1045,20 +926,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
         image_states, text_states = self.model.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            None,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            chunk_size,
-            **kwargs,
+            images, texts, image_states, text_states, chunk_size=chunk_size, **kwargs
         )
         image_embeds = self.embed_images(image_states)
         text_embeds = self.embed_texts(text_states).to(image_embeds.device)
@@ -1075,6 +946,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         if return_loss is None and self.config.return_loss:
             # One image with many captions to choose from is no batch of pairs, and has no loss.
             asked = num_paired == num_texts
+
+        def score(image_states, text_states, *pairs):
+            return torch.cat(in_chunks(partial(self.score, image_states, text_states, **kwargs), chunk_size, *pairs))
+
         losses = {}
         if asked:
             device = text_embeds.device
@@ -1085,7 +960,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
                 self.config,
                 self.logit_scale,
                 self.matching_logit_scale,
-                partial(self._score_in_chunks, chunk_size, **kwargs),
+                score,
                 sample=self.training,
                 gather=self.training and self.config.gather_negatives if gather_negatives is None else gather_negatives,
             )
@@ -1097,10 +972,6 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             **losses,
             **_of_encoders(image_states, text_states, kwargs),
         )
-
-    def _score_in_chunks(self, chunk_size: int | None, image_states, text_states, *pairs, **kwargs) -> torch.Tensor:
-        score = partial(self.score, image_states, text_states, **kwargs)
-        return score(*pairs) if chunk_size is None else torch.cat(in_chunks(score, chunk_size, *pairs))
 
 
 def pair_batch(
