@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,14 +38,12 @@ class VisionFamily:
         states: how its hidden states lie. `"patches"`: one grid of `patch_size`. `"stages"`: one of `hidden_sizes` a
             stage, after the embeddings. `"merging"`: as Swin, which halves the grid after each stage but the last.
             `"run"`: the config does not say, so the encoder is run once on the meta device.
-        model: the class where `AutoModel` has none.
         last_norm: a norm that the encoder applies to its pooled output alone; here it normalises the last map.
         channels_last: its 4-dimensional states are `(images, height, width, channels)`.
         one_size: it takes images of no other size than the config names.
     """
 
     states: str = "patches"
-    model: str | None = None
     last_norm: str | None = None
     channels_last: bool = False
     one_size: bool = False
@@ -57,22 +55,24 @@ class TextFamily:
     What is particular to a family of text encoders.
 
     Args:
-        model: the class where the Auto classes have none.
         position_offset: it numbers positions from `pad_token_id + 1`, so its longest text is shorter than its table.
         width: the field of the config that says how wide its token states are.
     """
 
-    model: str | None = None
     position_offset: bool = False
     width: str = "hidden_size"
 
 
 _BY_RUN = VisionFamily("run")
-_CLIP = VisionFamily(last_norm="post_layernorm")
 
 _PATCHES = (
-    *("aimv2_vision_model", "beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
-    *("ijepa", "siglip2_vision_model", "siglip_vision_model", "vit", "vit_msn"),
+    *("aimv2_vision_model", "beit", "blip_vision_model", "data2vec-vision", "deit", "dinov2"),
+    *("dinov2_with_registers", "dinov3_vit", "ijepa", "siglip2_vision_model", "siglip_vision_model"),
+    *("vit", "vit_msn"),
+)
+_CLIP = (
+    *("altclip_vision_model", "chinese_clip_vision_model", "clip_vision_model", "clipseg_vision_model"),
+    *("metaclip_2_vision_model", "mlcd_vision_model"),
 )
 _RUN = (
     *("bit", "cvt", "dinov3_convnext", "efficientnet", "focalnet", "glpn", "mobilenet_v1", "mobilenet_v2"),
@@ -81,24 +81,22 @@ _RUN = (
 )
 VISION_FAMILIES = {
     **dict.fromkeys(_PATCHES, VisionFamily()),
-    **dict.fromkeys(_RUN, _BY_RUN),
+    **dict.fromkeys(_CLIP, VisionFamily(last_norm="post_layernorm")),
     **dict.fromkeys(("regnet", "resnet"), VisionFamily("stages")),
     **dict.fromkeys(("convnext", "convnextv2"), VisionFamily("stages", last_norm="layernorm")),
     **dict.fromkeys(("donut-swin", "swin", "swinv2"), VisionFamily("merging")),
-    **dict.fromkeys(("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model"), _CLIP),
-    "altclip_vision_model": replace(_CLIP, model="AltCLIPVisionModel"),
-    "clipseg_vision_model": replace(_CLIP, model="CLIPSegVisionModel"),
-    "metaclip_2_vision_model": replace(_CLIP, model="MetaClip2VisionModel"),
-    "blip_vision_model": VisionFamily(model="BlipVisionModel"),
+    **dict.fromkeys(_RUN, _BY_RUN),
     "hiera": VisionFamily("run", channels_last=True),
     "levit": VisionFamily("run", one_size=True),
 }
 
 _PLAIN_TEXT = (
-    *("albert", "bert", "bert-generation", "big_bird", "bloom", "clip_text_model", "deberta", "deberta-v2"),
-    *("distilbert", "electra", "ernie", "eurobert", "flaubert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox"),
-    *("gte", "jina_embeddings_v3", "llama", "megatron-bert", "mistral", "modernbert", "mt5", "nomic_bert", "olmo2"),
-    *("openai-gpt", "phi", "qwen2", "qwen3", "rembert", "roformer", "smollm3", "t5", "umt5", "xlm"),
+    *("albert", "bert", "bert-generation", "big_bird", "blip_text_model", "bloom", "chinese_clip_text_model"),
+    *("clip_text_model", "clipseg_text_model", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
+    *("flaubert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gte", "jina_embeddings_v3", "llama"),
+    *("megatron-bert", "metaclip_2_text_model", "mistral", "modernbert", "mt5", "nomic_bert", "olmo2", "openai-gpt"),
+    *("phi", "qwen2", "qwen3", "rembert", "roformer", "siglip2_text_model", "siglip_text_model", "smollm3", "t5"),
+    *("umt5", "xlm"),
 )
 _OFFSET = (
     *("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm"),
@@ -107,14 +105,8 @@ _OFFSET = (
 TEXT_FAMILIES = {
     **dict.fromkeys(_PLAIN_TEXT, TextFamily()),
     **dict.fromkeys(_OFFSET, TextFamily(position_offset=True)),
-    "altclip_text_model": TextFamily("AltCLIPTextModel", position_offset=True, width="project_dim"),
-    "blip_text_model": TextFamily("BlipTextModel"),
-    "chinese_clip_text_model": TextFamily("ChineseCLIPTextModel"),
-    "clipseg_text_model": TextFamily("CLIPSegTextModel"),
-    "metaclip_2_text_model": TextFamily("MetaClip2TextModel"),
+    "altclip_text_model": TextFamily(position_offset=True, width="project_dim"),
     "opt": TextFamily(width="word_embed_proj_dim"),
-    "siglip2_text_model": TextFamily("Siglip2TextModel"),
-    "siglip_text_model": TextFamily("SiglipTextModel"),
 }
 
 _PADDING = "padding changes what it makes of a text"
@@ -201,14 +193,13 @@ def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
     The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
     implementation that it does not have leaves it with its own, and is warned of once.
     """
-    family = VISION_FAMILIES.get(config.model_type) or TEXT_FAMILIES.get(config.model_type)
     # By way of the package, which imports its models when they are asked for: a config alone needs none of them.
     is_text = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
     auto_class = transformers.AutoModelForTextEncoding if is_text else transformers.AutoModel
-    if family is not None and family.model is not None:
-        build = model_class = getattr(transformers, family.model)
-    else:
-        build, model_class = auto_class.from_config, auto_class._model_mapping.get(type(config), None)
+    build, model_class = auto_class.from_config, auto_class._model_mapping.get(type(config), None)
+    own_class = getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
+    if model_class is None and own_class is not None:
+        build = model_class = own_class  # the Auto classes lack the towers of some CLIP-like models
     has_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
     without = {"add_pooling_layer": False} if has_pooler else {}
     wanted = config._attn_implementation
