@@ -207,13 +207,16 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         """See [`HiViLTModel.get_token_states`]."""
         return self.base_model.get_token_states(*args, **kwargs)
 
-    def encode_images(self, *args, **kwargs) -> HiViLTImageStates:
+    # These two name their arguments, since torch.export reads them from the signature.
+    def encode_images(
+        self, pixel_values=None, interpolate_pos_encoding=False, feature_maps=None, **kwargs
+    ) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(*args, **kwargs)
+        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
 
-    def encode_texts(self, *args, **kwargs) -> HiViLTTextStates:
+    def encode_texts(self, input_ids=None, attention_mask=None, **kwargs) -> HiViLTTextStates:
         """See [`HiViLTModel.encode_texts`]."""
-        return self.base_model.encode_texts(*args, **kwargs)
+        return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
 
     def freeze(self, part: str, num_layers: int | None = None) -> None:
         """
