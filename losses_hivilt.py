@@ -305,17 +305,18 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
     if batch.image_states is not None:
         image_states, (*text_states, mask) = tensors_of(batch.image_states), tensors_of(batch.text_states)
         grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]]
-    num_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
-    sizes = [len(batch.image_embeds), len(batch.text_embeds), num_tokens, mask.shape[1], *grids]
+    own_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
+    sizes = [len(batch.image_embeds), len(batch.text_embeds), own_tokens, mask.shape[1], *grids]
     sizes = [one.tolist() for one in _AllGather.apply(torch.tensor(sizes, device=device))]
     if any(one[4:] != grids for one in sizes):
         raise ValueError(
             "`pixel_values`: the images of the processes differ in size, so that their levels cannot be batched together. "
             "Give all the same size, or `gather_negatives=False`."
         )
-    images, texts = [(one[0],) for one in sizes], [(one[1],) for one in sizes]
-    rows, words = [(one[1], one[2]) for one in sizes], [(one[1], one[3]) for one in sizes]
-    first_image, first_text = sum(one[0] for one in sizes[:rank]), sum(one[1] for one in sizes[:rank])
+    num_images, num_texts, num_tokens, num_words = zip(*(one[:4] for one in sizes), strict=True)
+    images, texts = [(count,) for count in num_images], [(count,) for count in num_texts]
+    rows, words = list(zip(num_texts, num_tokens, strict=True)), list(zip(num_texts, num_words, strict=True))
+    first_image, first_text = sum(num_images[:rank]), sum(num_texts[:rank])
     batch = replace(batch, first_image=first_image, first_text=first_text).numbered()
 
     tensors = [batch.image_index + first_image, batch.image_ids, batch.tokens, mask.long(), batch.image_embeds]
@@ -330,4 +331,4 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
     if image_states:
         gathered["image_states"] = with_tensors(batch.image_states, states[: len(image_states)])
         gathered["text_states"] = with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()])
-    return replace(batch, **gathered), [one[1] for one in sizes]
+    return replace(batch, **gathered), list(num_texts)
