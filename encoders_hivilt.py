@@ -31,36 +31,25 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """
-    What is particular to a family of vision encoders.
+    """What is particular to a family of vision encoders."""
 
-    Args:
-        states: how its hidden states lie. `"patches"`: one grid of `patch_size`. `"stages"`: one of `hidden_sizes` a
-            stage, after the embeddings. `"merging"`: as Swin, which halves the grid after each stage but the last.
-            `"run"`: the config does not say, so the encoder is run once on the meta device.
-        last_norm: a norm that the encoder applies to its pooled output alone; here it normalises the last map.
-        channels_last: its 4-dimensional states are `(images, height, width, channels)`.
-        one_size: it takes images of no other size than the config names.
-    """
-
+    # How its hidden states lie. "patches": one grid of `patch_size`. "stages": one of `hidden_sizes` a stage, after the
+    # embeddings. "merging": as Swin, which halves the grid after each stage but the last. "run": the config does not say,
+    # so the encoder is run once on the meta device.
     states: str = "patches"
-    last_norm: str | None = None
-    channels_last: bool = False
-    one_size: bool = False
+    last_norm: str | None = (
+        None  # which the encoder applies to its pooled output alone; here it normalises the last map
+    )
+    channels_last: bool = False  # its 4-dimensional states are (images, height, width, channels)
+    one_size: bool = False  # it accepts images of no other size than the config names
 
 
 @dataclass(frozen=True)
 class TextFamily:
-    """
-    What is particular to a family of text encoders.
+    """What is particular to a family of text encoders."""
 
-    Args:
-        position_offset: it numbers positions from `pad_token_id + 1`, so its longest text is shorter than its table.
-        width: the field of the config that says how wide its token states are.
-    """
-
-    position_offset: bool = False
-    width: str = "hidden_size"
+    position_offset: bool = False  # it numbers positions from `pad_token_id + 1`: its longest text is shorter by that
+    width: str = "hidden_size"  # the field of the config that says how wide its token states are
 
 
 _BY_RUN = VisionFamily("run")
@@ -247,18 +236,11 @@ def attention_for(encoder: "PreTrainedModel", wanted: str) -> str:
 
 @dataclass(frozen=True)
 class VisionState:
-    """
-    One hidden state of a vision encoder.
-
-    Args:
-        channels: its width.
-        side: cells a side at the size that the config names; it orders states from fine to coarse.
-        others: tokens before those of the grid, where that is known.
-    """
+    """One hidden state of a vision encoder."""
 
     channels: int
-    side: int
-    others: int = 0
+    side: int  # cells a side at the size that the config names; it orders states from fine to coarse
+    others: int = 0  # tokens before those of the grid, where that is known
 
 
 def vision_states(config: PreTrainedConfig) -> list[VisionState]:
@@ -368,8 +350,10 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int] | None:
     size = getattr(config, "image_size", None)
     if config.model_type == "siglip2_vision_model":
         size = math.isqrt(config.num_patches) * config.patch_size
-    if size is None:
-        return None
+    return None if size is None else _both_sides(size)
+
+
+def _both_sides(size) -> tuple[int, int]:
     return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
 
@@ -413,7 +397,7 @@ def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.T
 
 
 def image_maps(
-    config: PreTrainedConfig,
+    encoder: "PreTrainedModel",
     outputs: ModelOutput,
     pixel_values: torch.Tensor,
     states: list[VisionState],
@@ -422,9 +406,12 @@ def image_maps(
     """
     The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` is what [`vision_states`] says.
 
+    The last one is normalised where the encoder normalises only its pooled output.
+
     Raises:
         ValueError: a state is missing, or its tokens do not fill the images' grid.
     """
+    config = encoder.config
     given = image_states(config, outputs)
     maps = []
     for index in indices:
@@ -438,6 +425,9 @@ def image_maps(
             # Class and register tokens come first and have no place on the grid.
             state = state[:, state.shape[1] - grid[0] * grid[1] :].unflatten(1, grid)
         maps.append(state)
+    last_norm = VISION_FAMILIES.get(config.model_type, _BY_RUN).last_norm
+    if last_norm is not None:
+        maps[-1] = getattr(encoder, last_norm)(maps[-1])
     return maps
 
 
@@ -445,8 +435,7 @@ def _grid(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Te
     """Rows and columns that the tokens `(B_i, N, channels)` of images lie on."""
     height, width = pixel_values.shape[2:]
     if VISION_FAMILIES.get(config.model_type, _BY_RUN).states == "patches":
-        patch = config.patch_size
-        patch_height, patch_width = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+        patch_height, patch_width = _both_sides(config.patch_size)
         grid = (height // patch_height, width // patch_width)
         if grid[0] * grid[1] <= tokens.shape[1]:
             return grid
@@ -461,12 +450,6 @@ def _grid(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Te
         f"This `{config.model_type}` encoder gave {tokens.shape[1]} tokens for images of {height} by {width} pixels, "
         f"which fill no grid; give images of {image_size(config) or 'a multiple of its stride'}."
     )
-
-
-def vision_norm(encoder: "PreTrainedModel") -> nn.Module | None:
-    """The norm that the last map wants and has not had, if there is one."""
-    family = VISION_FAMILIES.get(encoder.config.model_type, _BY_RUN)
-    return getattr(encoder, family.last_norm) if family.last_norm is not None else None
 
 
 # Text: one state a token

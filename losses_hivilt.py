@@ -131,26 +131,16 @@ def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class PairBatch:
-    """
-    What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`]).
+    """What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`])."""
 
-    Args:
-        image_embeds, text_embeds: L2-normalised, `(B_i, projection_dim)` and `(B_t, projection_dim)`.
-        image_index: each text's image, `(B_t,)`.
-        image_ids: the same number for rows that show the same image, `(B_i,)`; unset, all differ.
-        tokens: equal rows for equal texts, `(B_t, N)`, see [`left_aligned`]; unset, all differ.
-        image_states, text_states: what pairs are fused from; unset where none are.
-        first_image, first_text: where the images and texts of this process begin in a batch of all.
-    """
-
-    image_embeds: torch.Tensor
-    text_embeds: torch.Tensor
-    image_index: torch.Tensor
-    image_ids: torch.Tensor | None
-    tokens: torch.Tensor | None
-    image_states: HiViLTImageStates | None
+    image_embeds: torch.Tensor  # (B_i, projection_dim), L2-normalised
+    text_embeds: torch.Tensor  # (B_t, projection_dim), L2-normalised
+    image_index: torch.Tensor  # (B_t,), each text's image
+    image_ids: torch.Tensor | None  # (B_i,), the same number for rows that show the same image; unset, all differ
+    tokens: torch.Tensor | None  # (B_t, N), equal rows for equal texts, see `left_aligned`; unset, all differ
+    image_states: HiViLTImageStates | None  # what pairs are fused from, as the texts'; unset where none are
     text_states: HiViLTTextStates | None
-    first_image: int = 0
+    first_image: int = 0  # where the images of this process begin in a batch of all, as the texts
     first_text: int = 0
 
     def numbered(self) -> "PairBatch":

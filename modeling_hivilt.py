@@ -49,7 +49,6 @@ from .encoders_hivilt import (
     move_tokens,
     places_without_gaps,
     text_width,
-    vision_norm,
     vision_states,
     word_embeddings,
 )
@@ -108,13 +107,8 @@ _RECORDED = ("hidden_states", "cross_attentions", "vision_cross_attentions", "gl
 @dataclass
 class HiViLTQuestionAnsweringOutput(ModelOutput):
     """
-    Output of [`HiViLTForQuestionAnswering`].
-
-    Args:
-        loss: with `labels`, the weighted sum of the losses.
-        logits: a score for each answer before softmax (integer labels) or sigmoid (soft labels), `(B_t, num_labels)`.
-
-    The others are those of [`HiViLTModelOutput`].
+    Output of [`HiViLTForQuestionAnswering`]: with `labels` the weighted sum of the losses, and a score for each answer
+    before softmax (integer labels) or sigmoid (soft labels), `(B_t, num_labels)`. The others as in [`HiViLTModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -136,10 +130,8 @@ class HiViLTRetrievalOutput(ModelOutput):
 
     Args:
         loss: in training and with `return_loss=True`, the weighted sum of the losses, 0 at best.
-        logits_per_image: `exp(logit_scale)` times the cosine of the embeddings, `(B_i, B_t)`; `logits_per_text` is its
-            transpose.
-        image_embeds: of the images alone, L2-normalised, `(B_i, projection_dim)`.
-        text_embeds: of the texts alone, L2-normalised, `(B_t, projection_dim)`.
+        logits_per_image, logits_per_text: `exp(logit_scale)` times the cosine of the embeddings, `(B_i, B_t)`, `(B_t, B_i)`.
+        image_embeds, text_embeds: of each modality alone, L2-normalised, `(B_i, projection_dim)`, `(B_t, projection_dim)`.
         contrastive_loss, auxiliary_loss: the terms of `loss` before weighting; the former less [`contrastive_floor`].
         num_dropped_anchors: how many took no part in fused matching, since every candidate of the batch matched them.
         vision_hidden_states, text_hidden_states, vision_attentions, text_attentions: the encoders' own.
@@ -255,10 +247,7 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
-        vision: str | os.PathLike | PreTrainedConfig,
-        text: str | os.PathLike | PreTrainedConfig,
-        **fusion,
+        cls, vision: str | os.PathLike | PreTrainedConfig, text: str | os.PathLike | PreTrainedConfig, **fusion
     ) -> "HiViLTPreTrainedModel":
         """
         A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained: once
@@ -407,10 +396,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             flags = self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             outputs = self.vision_model(**inputs, **flags)
             indices, strides, _ = zip(*self._vision_levels, strict=True)
-            maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, indices)
-            norm = vision_norm(self.vision_model)
-            if norm is not None:
-                maps[-1] = norm(maps[-1])
+            maps = image_maps(self.vision_model, outputs, pixel_values, self._vision_states, indices)
             return tuple(map(pool, maps, strides)), outputs
 
     def encode_texts(
@@ -442,15 +428,15 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             check_token_states(token_states, input_ids, inputs_embeds, self.config)
             self._check_not_trained("text", "token_states", "input_ids", [token_states])
             attention_mask = text_mask(attention_mask, token_states, input_ids, self.config)
-            states = self.fusion("encode_texts", token_states.to(self.dtype), attention_mask.bool())
-            states.input_ids, states.last_hidden_state = input_ids, token_states
-            return states
-        last_hidden_state, attention_mask, outputs, places = self._run_text_encoder(
-            input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
-        )
-        states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
+            read, outputs, places = token_states.to(self.dtype), {}, None
+        else:
+            token_states, attention_mask, outputs, places = self._run_text_encoder(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
+            )
+            read = token_states
+        states = self.fusion("encode_texts", read, attention_mask.bool())
         (states.input_ids,) = batched_texts(input_ids)
-        states.last_hidden_state = last_hidden_state
+        states.last_hidden_state = token_states
         hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
         states.hidden_states = selected_states(hidden_states or None, kwargs["output_hidden_states"])
         attentions = attention_weights(outputs.get("attentions") or None)
@@ -471,7 +457,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         tokens = input_ids if input_ids is not None else inputs_embeds
         attention_mask = text_mask(attention_mask, tokens, input_ids, self.config)
 
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if "token_type_ids" in self._text_arguments:
             inputs["token_type_ids"] = token_type_ids
         if "position_ids" in kwargs:
@@ -482,11 +468,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         inputs = {name: move_tokens(value, places) for name, value in inputs.items() if value is not None}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
             flags = {**kwargs, "output_hidden_states": bool(kwargs["output_hidden_states"])}
-            outputs = self.text_model(
-                **inputs,
-                attention_mask=move_tokens(attention_mask, places),
-                **self._taken(self._text_arguments, flags),
-            )
+            outputs = self.text_model(**inputs, **self._taken(self._text_arguments, flags))
             last_hidden_state = fetch_tokens(outputs.last_hidden_state, places)
         return last_hidden_state, attention_mask, outputs, places
 
@@ -521,16 +503,9 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[HiViLTImageStates, HiViLTTextStates]:
         """
-        The states of a call's images and texts, whichever way these were given: what every head begins with.
-
-        Args:
-            images, texts: the arguments of `encode_images` and of `encode_texts`, in their order.
-            image_states, text_states: what these gave, in their place.
-            image_index: each text's image, to tell of images without a text.
-            chunk_size: rows to encode at a time, see [`in_chunks`].
-
-        Raises:
-            ValueError: as [`HiViLTModel.forward`].
+        The states of a call's images and texts, whichever way these were given: what every head begins with. `images` and
+        `texts` are the arguments of `encode_images` and of `encode_texts`, in their order; the others are those of
+        [`HiViLTModel.forward`]. With `chunk_size` so many rows are encoded at a time, see [`in_chunks`].
         """
         (pixel_values, _, feature_maps), (input_ids, _, _, inputs_embeds, token_states) = images, texts
         check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
