@@ -299,10 +299,8 @@ class HiViLTLevel(nn.Module):
 class HiViLTFusionStage(GradientCheckpointingLayer):
     """
     Local fusion (equation L): each token is joined with what it attended to in the other modality and with their product,
-    `F_x = x + MLP([x; x~; x * x~])`.
-
-    With `fusion_top_k` fusion is sparse: each text token and only the vision tokens most similar to it attend to each
-    other. Vision tokens that no text token chose pass through unchanged.
+    `F_x = x + MLP([x; x~; x * x~])`. With `fusion_top_k` it is sparse: each text token and only the vision tokens most
+    similar to it attend to each other. Vision tokens that no text token chose pass through unchanged.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -332,18 +330,18 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             Fused vision tokens, fused text tokens, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
             `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
         """
-        vision_projections, text_projections = projections[:3], projections[3:]
         top_k, num_rows = self.config.fusion_top_k, vision.shape[1]
         if top_k is None or top_k >= num_rows:
-            words = text_mask[:, None, None, :]
-            return self._fuse(vision, text, vision_projections, text_projections, words, None, **kwargs)
+            return self._fuse(vision, text, text_mask[:, None, None, :], None, *projections, **kwargs)
 
         # The same over the rows that any text token chose, between the pairs that were chosen.
-        rows, pairs = most_similar(text_projections[0], vision_projections[1], text_mask, top_k)
+        _, vision_key, _, text_query, *_ = projections
+        rows, pairs = most_similar(text_query, vision_key, text_mask, top_k)
         index = rows[:, :, None].expand(-1, -1, vision.shape[2])  # (B_t, R, d)
-        near, *near_projections = (states.gather(1, index) for states in (vision, *vision_projections))
+        near, *near_projections = (states.gather(1, index) for states in (vision, *projections[:3]))
+        words, regions = pairs.transpose(1, 2)[:, None], pairs[:, None]
         fused, text, text_to_image, image_to_text = self._fuse(
-            near, text, near_projections, text_projections, pairs.transpose(1, 2)[:, None], pairs[:, None], **kwargs
+            near, text, words, regions, *near_projections, *projections[3:], **kwargs
         )
         # Rows that only fill the batch up to its largest example stay as they are.
         fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
@@ -356,13 +354,10 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             text_to_image = zeros.scatter(3, place, text_to_image)
         return vision, text, text_to_image, image_to_text
 
-    def _fuse(self, vision, text, vision_projections, text_projections, words, regions, **kwargs):
+    def _fuse(self, vision, text, words, regions, v_query, v_key, v_value, t_query, t_key, t_value, **kwargs):
         """Equation L; `words` and `regions` are the text and vision tokens that may be attended to, as in [`cross_attend`]."""
-        vision_query, vision_key, vision_value = vision_projections
-        text_query, text_key, text_value = text_projections
-
-        vision_attended, image_to_text = cross_attend(self, vision_query, text_key, text_value, words, **kwargs)
-        text_attended, text_to_image = cross_attend(self, text_query, vision_key, vision_value, regions, **kwargs)
+        vision_attended, image_to_text = cross_attend(self, v_query, t_key, t_value, words, **kwargs)
+        text_attended, text_to_image = cross_attend(self, t_query, v_key, v_value, regions, **kwargs)
 
         vision = vision + self.vision_mlp(torch.cat([vision, vision_attended, vision * vision_attended], dim=-1))
         text = text + self.text_mlp(torch.cat([text, text_attended, text * text_attended], dim=-1))

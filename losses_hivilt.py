@@ -135,13 +135,22 @@ class PairBatch:
 
     image_embeds: torch.Tensor  # (B_i, projection_dim), L2-normalised
     text_embeds: torch.Tensor  # (B_t, projection_dim), L2-normalised
-    image_index: torch.Tensor  # (B_t,), each text's image
-    image_ids: torch.Tensor | None  # (B_i,), the same number for rows that show the same image; unset, all differ
-    tokens: torch.Tensor | None  # (B_t, N), equal rows for equal texts, see `left_aligned`; unset, all differ
-    image_states: HiViLTImageStates | None  # what pairs are fused from, as the texts'; unset where none are
-    text_states: HiViLTTextStates | None
+    image_index: torch.Tensor | None  # (B_t,), each text's image; unset, row by row
+    image_ids: torch.Tensor | None = (
+        None  # (B_i,), the same number for rows that show the same image; unset, all differ
+    )
+    tokens: torch.Tensor | None = None  # (B_t, N), equal rows for equal texts; unset, those of `text_states`
+    image_states: HiViLTImageStates | None = None  # what pairs are fused from, as the texts'; unset where none are
+    text_states: HiViLTTextStates | None = None
     first_image: int = 0  # where the images of this process begin in a batch of all, as the texts
     first_text: int = 0
+
+    def __post_init__(self):
+        device, texts = self.text_embeds.device, self.text_states
+        rows = torch.arange(len(self.text_embeds), device=device) if self.image_index is None else self.image_index
+        self.image_index = rows.to(device)
+        if self.tokens is None and texts is not None and texts.input_ids is not None:
+            self.tokens = left_aligned(texts.input_ids, texts.attention_mask).to(device)
 
     def numbered(self) -> "PairBatch":
         """With numbers for the images and texts that nothing is known of."""

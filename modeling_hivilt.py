@@ -87,7 +87,6 @@ from .losses_hivilt import (
     contrastive_loss,
     in_chunks,
     inverse_temperature,
-    left_aligned,
     retrieval_losses,
 )
 from .upstream_hivilt import RecordingEncodersMixin, UpstreamMixin
@@ -697,7 +696,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         """Contrast of images and questions before they are fused."""
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
-        positives = pair_batch(image_states, text_states, image_embeds, text_embeds, image_index).positives()
+        positives = PairBatch(image_embeds, text_embeds, image_index, text_states=text_states).positives()
         similarity = inverse_temperature(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
         return contrastive_loss(similarity, positives) - contrastive_floor(positives)
 
@@ -843,13 +842,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
     def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.FloatTensor:
         """
-        What to order a shortlist by: the mean of both similarities, weighted by their inverse temperatures, in [-1, 1].
-        Hard negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their
-        logits (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
-
-        Args:
-            similarity: cosines of `image_embeds` and `text_embeds`, of any shape.
-            fused_similarity: what [`HiViLTForRetrieval.score`] gives for these pairs, of the same shape.
+        What to order a shortlist by: the mean, weighted by their inverse temperatures, of cosines of `image_embeds` and
+        `text_embeds` and of what [`HiViLTForRetrieval.score`] gives for these pairs, of any one shape, in [-1, 1]. Hard
+        negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their logits
+        (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
         """
         weight = torch.stack([inverse_temperature(self.logit_scale), inverse_temperature(self.matching_logit_scale)])
         weight = (weight / weight.sum()).to(similarity.device)
@@ -878,13 +874,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     ) -> HiViLTRetrievalOutput | tuple:
         """
         Args:
-            image_ids: integers `(B_i,)`, the same for rows of `pixel_values` that show the same image; the texts of one are
-                positives of the other, never negatives. Unset, all differ.
-            text_ids: integers `(B_t,)`, the same for equal texts; the image of one is a positive of the other, never a
-                negative. Unset, texts of the same tokens are equal, whatever their padding; `inputs_embeds` all differ.
-            return_loss: compute the losses. Unset, in training, and wherever `config.return_loss` says so. Texts belong to
-                images by `image_index`, or row by row where there are as many images as texts. A plain `Trainer` gets
-                an `eval_loss` if its collator adds `return_loss=True`, as in transformers' example for CLIP.
+            image_ids: integers `(B_i,)`, the same for rows of `pixel_values` that show the same image; the texts of one match
+                the other. Unset, all differ.
+            text_ids: integers `(B_t,)`, the same for equal texts; the image of one matches the other. Unset, texts of the
+                same tokens are equal, whatever their padding; `inputs_embeds` all differ.
+            return_loss: compute the losses. Unset, in training, and wherever `config.return_loss` says so. Without
+                `image_index` texts pair row by row. A plain `Trainer` gets an `eval_loss` if its collator adds it.
             gather_negatives: compute the losses over the batches of all processes, each of which has to call this. Unset, in
                 training if `config.gather_negatives`, and never in evaluation mode.
             chunk_size: encode and match this many images, texts and pairs at a time, see [`in_chunks`]: the loss and
@@ -933,8 +928,9 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             device = text_embeds.device
             image_ids = check_ids("image_ids", image_ids, num_images, "images", device)
             text_ids = check_ids("text_ids", text_ids, num_texts, "texts", device)
+            tokens = None if text_ids is None else text_ids[:, None]
             losses = retrieval_losses(
-                pair_batch(image_states, text_states, image_embeds, text_embeds, image_index, image_ids, text_ids),
+                PairBatch(image_embeds, text_embeds, image_index, image_ids, tokens, image_states, text_states),
                 self.config,
                 self.logit_scale,
                 self.matching_logit_scale,
@@ -950,28 +946,6 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             **losses,
             **_of_encoders(image_states, text_states, kwargs),
         )
-
-
-def pair_batch(
-    image_states: HiViLTImageStates,
-    text_states: HiViLTTextStates,
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    image_index: torch.Tensor | None,
-    image_ids: torch.Tensor | None = None,
-    text_ids: torch.Tensor | None = None,
-) -> PairBatch:
-    """What losses compare of a call; see [`HiViLTForRetrieval.forward`] for how equal images and texts are known."""
-    device = text_embeds.device
-    if image_index is None:
-        image_index = torch.arange(len(text_embeds), device=device)
-    if text_ids is not None:
-        tokens = text_ids[:, None]
-    elif text_states.input_ids is not None:
-        tokens = left_aligned(text_states.input_ids, text_states.attention_mask).to(device)
-    else:
-        tokens = None
-    return PairBatch(image_embeds, text_embeds, image_index.to(device), image_ids, tokens, image_states, text_states)
 
 
 HiViLTModel.register_for_auto_class("AutoModel")
