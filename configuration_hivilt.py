@@ -68,11 +68,6 @@ def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_t
     return AutoConfig.for_model(**fields)
 
 
-def _foreign_labels(labels) -> str:
-    way_out = "; write id2label=dict(enumerate(answers))" if isinstance(labels, (list, tuple)) else ""
-    return f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
-
-
 def _by_number(label2id) -> dict:
     """`id2label` from `label2id`, which stands alone."""
     numbers = label2id.values() if isinstance(label2id, dict) else ()
@@ -184,7 +179,7 @@ class HiViLTConfig(PreTrainedConfig):
         for key in kwargs:
             if meant := self._misspelt(key):
                 raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
-        if self.id2label is None and self.label2id:
+        if self.id2label is None and self.label2id is not None:
             self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -207,21 +202,15 @@ class HiViLTConfig(PreTrainedConfig):
         As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
         A field that this version does not know is kept, however it is spelt.
         """
-        if kwargs.get("id2label") is None and kwargs.get("label2id"):
-            kwargs["id2label"] = _by_number(kwargs["label2id"])
-        if kwargs.get("id2label") is not None:
-            if not isinstance(kwargs["id2label"], dict):
-                raise ValueError(_foreign_labels(kwargs["id2label"]))
-            # transformers sets it after the config is made, with whatever keys it has.
-            kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
-            kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
+        # transformers would set them after the config is made and checked.
+        labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
+        if labels:
+            config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
         unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in unknown.items():
             setattr(config, key, value)
-        if "id2label" in kwargs:
-            config.validate()
         return loaded
 
     @classmethod
@@ -262,10 +251,14 @@ class HiViLTConfig(PreTrainedConfig):
 
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.
-        if self.id2label is not None:
-            numbered = isinstance(self.id2label, dict) and all(str(label).isdecimal() for label in self.id2label)
-            if not numbered or not all(isinstance(answer, str) for answer in self.id2label.values()):
-                raise ValueError(_foreign_labels(self.id2label))
+        labels = self.id2label
+        if labels is not None:
+            numbered = isinstance(labels, dict) and all(str(label).isdecimal() for label in labels)
+            if not numbered or not all(isinstance(answer, str) for answer in labels.values()):
+                way_out = "; write id2label=dict(enumerate(answers))" if isinstance(labels, (list, tuple)) else ""
+                raise ValueError(
+                    f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
+                )
         if type(num_labels) is not int or num_labels < 0:
             raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
 

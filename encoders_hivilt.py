@@ -12,7 +12,7 @@ import inspect
 import itertools
 import json
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,11 +222,9 @@ def attention_for(encoder: "PreTrainedModel", wanted: str) -> str:
     own = encoder.config._attn_implementation
     if wanted == own:
         return own
-    try:
+    with suppress(ValueError):
         if encoder._can_set_attn_implementation():
             return encoder.get_correct_attn_implementation(wanted)
-    except ValueError:
-        pass
     _warn_of_attention(encoder, wanted)
     return own
 

@@ -87,8 +87,11 @@ def described(value) -> str:
     return f"got a {type(value).__name__}"
 
 
-def batched_images(pixel_values: torch.Tensor) -> torch.Tensor:
-    """`(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined."""
+def batched_images(pixel_values: torch.Tensor, config: HiViLTConfig, any_size: bool) -> torch.Tensor:
+    """
+    `(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined. Refuses images of a
+    size that the encoder was not made for; `any_size` where its positions are interpolated.
+    """
     if is_floats(pixel_values, 5) and pixel_values.shape[1] == 1:
         pixel_values = pixel_values.flatten(0, 1)
     if not is_floats(pixel_values, 4):
@@ -96,19 +99,14 @@ def batched_images(pixel_values: torch.Tensor) -> torch.Tensor:
             "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor gives "
             f"it, of one image alone, too; {described(pixel_values)}."
         )
-    return pixel_values
-
-
-def check_image_size(pixel_values: torch.Tensor, config: HiViLTConfig, any_size: bool) -> None:
-    """Refuses images of a size that the encoder was not made for; `any_size` where its positions are interpolated."""
     size, one_size = image_size(config.vision_config), takes_one_size(config.vision_config)
-    if size is None or (any_size and not one_size) or tuple(pixel_values.shape[2:]) == tuple(size):
-        return
-    way_out = "resize them" if one_size else "resize them, or give `interpolate_pos_encoding=True`"
-    raise ValueError(
-        f"This `{config.vision_config.model_type}` encoder was made for images of {size[0]} by {size[1]} pixels, got "
-        f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
-    )
+    if size is not None and (one_size or not any_size) and tuple(pixel_values.shape[2:]) != size:
+        way_out = "resize them" if one_size else "resize them, or give `interpolate_pos_encoding=True`"
+        raise ValueError(
+            f"This `{config.vision_config.model_type}` encoder was made for images of {size[0]} by {size[1]} pixels, got "
+            f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
+        )
+    return pixel_values
 
 
 def check_feature_maps(feature_maps: Sequence[torch.Tensor], widths: Sequence[int]) -> None:

@@ -14,8 +14,7 @@ text once however many images. What they give is cut into levels, fine to coarse
                         |
     answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
 
-Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N_t` text tokens, `d` hidden size,
-`S` fusion stages, `H` heads. "Equation L, P, G" are those of the design note, sections 3.2, 7.2 and 3.3.
+Letters in shapes and "Equation L, P, G" are those of `fusion_hivilt.py`.
 """
 
 import inspect
@@ -70,7 +69,6 @@ from .inputs_hivilt import (
     check_feature_maps,
     check_given_once,
     check_ids,
-    check_image_size,
     check_index,
     check_labels,
     check_pairs,
@@ -386,8 +384,8 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     ) -> tuple[tuple[torch.Tensor, ...], ModelOutput]:
         """The maps of [`HiViLTModel.get_feature_maps`], and all that the encoder gave."""
         complete_flags(kwargs, self.config)
-        pixel_values = batched_images(pixel_values)
-        check_image_size(pixel_values, self.config, any_size=interpolate_pos_encoding or not self._interpolates)
+        any_size = interpolate_pos_encoding or not self._interpolates
+        pixel_values = batched_images(pixel_values, self.config, any_size)
         if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
