@@ -383,11 +383,10 @@ def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.T
     """
     family = VISION_FAMILIES.get(config.model_type, _BY_RUN)
     spatial = outputs.get("reshaped_hidden_states")
-    states = list(spatial if spatial is not None else outputs.hidden_states)
-    last = outputs.last_hidden_state
+    states = [*(spatial if spatial is not None else outputs.hidden_states), outputs.last_hidden_state]
     if not family.channels_last:
         states = [state.permute(0, 2, 3, 1) if state.dim() == 4 else state for state in states]
-        last = last.permute(0, 2, 3, 1) if last.dim() == 4 else last
+    *states, last = states
     if last.dim() == 3 and states[-1].dim() == 4:
         height, width = states[-1].shape[1:3]
         last = last[:, last.shape[1] - height * width :].unflatten(1, (height, width))
