@@ -135,7 +135,7 @@ class HiViLTConfig(PreTrainedConfig):
     # a fixed 0.02 a narrow model stays on its first plateau for epochs.
     initializer_range: float | None = None
     projection_dim: int = 256  # of `image_embeds`, `text_embeds` and the space in which fused similarity is measured
-    logit_scale_init_value: float | int = 2.6592  # of the inverse temperature, ln(1/0.07) as in CLIP, arXiv 2103.00020
+    logit_scale_init_value: float | int = 2.6592  # ln(1/0.07) as in CLIP, arXiv 2103.00020
     classification_loss_weight: float | int = 1.0  # lambda_1
     contrastive_loss_weight: float | int = 1.0  # lambda_2
     # lambda_3, of fused matching in retrieval, where unset means 1.0, and of a contrastive term on the unfused embeddings in
@@ -242,11 +242,9 @@ class HiViLTConfig(PreTrainedConfig):
         for name in (*counts, "projection_dim", "num_hard_negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})."
-            )
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % heads:
+            raise ValueError(f"`hidden_size` ({width}) must be a multiple of `num_attention_heads` ({heads}).")
         if self.fusion_top_k is not None and self.fusion_top_k < 1:
             raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
         for name in ("dropout", "embedding_dropout"):
@@ -264,36 +262,29 @@ class HiViLTConfig(PreTrainedConfig):
         if self.hidden_act not in known:
             raise ValueError(f"`hidden_act` must be one of {', '.join(known)}, got {self.hidden_act!r}.")
         self._validate_levels()
-        if sorted(self.id2label or {}) != list(range(len(self.id2label or {}))):
-            raise ValueError(
-                f"`id2label` must number its {len(self.id2label)} answers from 0, without gaps; got "
-                f"{min(self.id2label)}..{max(self.id2label)}."
-            )
-        if len(self.label2id or {}) != len(self.id2label or {}):
+        labels = self.id2label or {}
+        if sorted(labels) != list(range(len(labels))):
+            got = f"{min(labels)}..{max(labels)}"
+            raise ValueError(f"`id2label` must number its {len(labels)} answers from 0, without gaps; got {got}.")
+        if len(self.label2id or {}) != len(labels):
             raise ValueError("`id2label` must not name the same answer twice.")
 
     def _validate_levels(self):
-        states = vision_states(self.vision_config)
+        states, levels, stages = vision_states(self.vision_config), self.vision_levels, self.num_fusion_stages
         encoder = f"this `{self.vision_config.model_type}` encoder"
         for name in ("vision_levels", "vision_strides"):
             values = getattr(self, name)
-            if values is not None and len(values) != self.num_fusion_stages:
-                raise ValueError(
-                    f"`{name}` must have one entry for each of the {self.num_fusion_stages} fusion stages "
-                    f"(`num_fusion_stages`), got {list(values)}."
-                )
-        if self.vision_levels is not None and not all(0 <= index < len(states) for index in self.vision_levels):
-            raise ValueError(
-                f"`vision_levels` must lie in 0..{len(states) - 1}, the hidden states of {encoder}, got "
-                f"{list(self.vision_levels)}."
-            )
+            if values is not None and len(values) != stages:
+                raise ValueError(f"`{name}` must have {stages} entries (`num_fusion_stages`), got {list(values)}.")
+        last, most = len(states) - 1, len(default_levels(states, len(states)))
+        if levels is not None and not all(0 <= index <= last for index in levels):
+            raise ValueError(f"`vision_levels` must lie in 0..{last}, the states of {encoder}, got {list(levels)}.")
         if self.vision_strides is not None and min(self.vision_strides) < 1:
             raise ValueError(f"`vision_strides` must be at least 1, got {list(self.vision_strides)}.")
-        most = len(default_levels(states, len(states)))
-        if self.vision_levels is None and self.num_fusion_stages > most:
+        if levels is None and stages > most:
             raise ValueError(
-                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than the {most} levels that {encoder} has; "
-                "lower it or name `vision_levels`."
+                f"`num_fusion_stages` ({stages}) is more than the {most} levels that {encoder} has; lower it or name "
+                "`vision_levels`."
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):

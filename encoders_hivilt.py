@@ -102,28 +102,20 @@ _PADDING = "padding changes what it makes of a text"
 _UNTRAINED = "some of its parameters would never get a gradient"
 
 # Families of which it is known why they cannot be right here.
-REFUSED_FAMILIES = {
-    "canine": _PADDING,
-    "convbert": _PADDING,
+_REFUSED = {
+    **dict.fromkeys(("canine", "convbert", "mobilebert", "nystromformer", "yoso"), _PADDING),
+    **dict.fromkeys(("lilt", "luke", "markuplm", "mra", "squeezebert"), _UNTRAINED),
     "fnet": f"it takes no attention mask, so {_PADDING}",
-    "lilt": _UNTRAINED,
     "longformer": f"{_UNTRAINED}: those of its global attention, which no token has",
-    "luke": _UNTRAINED,
-    "markuplm": _UNTRAINED,
-    "mobilebert": _PADDING,
-    "mra": _UNTRAINED,
-    "nystromformer": _PADDING,
     "roc_bert": f"{_UNTRAINED}: those of shapes and pronunciations, which tokens here do not have",
-    "squeezebert": _UNTRAINED,
     "timm_backbone": "it has no last hidden state; `TimmWrapperConfig(architecture=...)` takes the same models of timm",
     "vit_mae": (
         "it drops random patches, in evaluation too. Its weights are those of a `vit`: save them once by "
         "`ViTModel.from_pretrained(name).save_pretrained(folder)`, and name that folder"
     ),
     "yolos": "its detection tokens leave no grid of patches",
-    "yoso": _PADDING,
 }
-
+REFUSED_FAMILIES = dict(sorted(_REFUSED.items()))
 
 # Fields that switch off what nothing here reads of a family.
 _SWITCHES = {
@@ -414,7 +406,7 @@ def image_maps(
     for index in indices:
         if index >= len(given):
             raise ValueError(
-                f"This `{config.model_type}` encoder gave {len(given)} hidden states, but level {index} is asked for."
+                f"This `{config.model_type}` encoder gave {len(given)} hidden states, none of index {index}."
             )
         state = given[index]
         if state.dim() == 3:

@@ -30,10 +30,7 @@ def complete_flags(kwargs: dict, config: HiViLTConfig) -> None:
             raise ValueError(f"There is no argument `{name}`; did you mean `{meant[0]}`?")
     pixel_mask = kwargs.get("pixel_mask")
     if pixel_mask is not None and not torch.compiler.is_compiling() and not torch.as_tensor(pixel_mask).all():
-        raise ValueError(
-            "`pixel_mask` has zeros, but padding of images is not masked here: give images of one size, as the processor "
-            "makes them, without `pixel_mask`."
-        )
+        raise ValueError("`pixel_mask` has zeros, but padding is not masked here: give images of one size, without it.")
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name) is None:
             kwargs[name] = getattr(config, name)
@@ -169,10 +166,7 @@ def text_mask(
         raise ValueError(f"`attention_mask` must have the texts' shape {shape}, got {tuple(attention_mask.shape)}.")
     may_be_added = attention_mask.dtype != torch.bool and has_values(attention_mask)
     if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise ValueError(
-            "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
-            "attention scores is `(mask == 0).long()` here."
-        )
+        raise ValueError("`attention_mask` must be 1 at tokens and 0 at padding; of an additive one give `mask == 0`.")
     return attention_mask
 
 

@@ -188,13 +188,26 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.text_model.set_input_embeddings(value)
 
-    def get_feature_maps(self, *args, **kwargs) -> tuple[torch.Tensor, ...]:
-        """See [`HiViLTModel.get_feature_maps`]."""
-        return self.base_model.get_feature_maps(*args, **kwargs)
+    def get_feature_maps(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for each
+        level, fine to coarse, a hidden state averaged over squares of the level's stride, `(B_i, height, width, channels)`.
+        A frozen encoder gives the same in every epoch: keep it, and train at the cost of fusion alone. Arguments and
+        errors as there.
+        """
+        return self.base_model._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
 
-    def get_token_states(self, *args, **kwargs) -> torch.Tensor:
-        """See [`HiViLTModel.get_token_states`]."""
-        return self.base_model.get_token_states(*args, **kwargs)
+    def get_token_states(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
+    ) -> torch.Tensor:
+        """
+        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
+        hidden state `(B_t, N_t, text width)`. Arguments and errors as there.
+        """
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        return self.base_model._run_text_encoder(*texts, **kwargs)[0]
 
     # These two name their arguments, since torch.export reads them from the signature.
     def encode_images(
@@ -232,9 +245,7 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
             return
         layers = layers_of(module) if part != "fusion" else []
         if part == "fusion" or not 0 <= num_layers <= len(layers):
-            raise ValueError(
-                f"`num_layers` must lie in 0..{len(layers)} and name layers of an encoder, got {num_layers}."
-            )
+            raise ValueError(f"`num_layers` must lie in 0..{len(layers)}, layers of an encoder, got {num_layers}.")
         parameters, through = first_layers(module, num_layers)
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -319,31 +330,6 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             self.get_submodule(name).eval()
         return self
 
-    def get_feature_maps(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, ...]:
-        """
-        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for each
-        level, fine to coarse, a hidden state averaged over squares of the level's stride, `(B_i, height, width, channels)`.
-        A frozen encoder gives the same in every epoch: keep it, and train at the cost of fusion alone. Arguments and
-        errors as in [`HiViLTModel.encode_images`].
-        """
-        return self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
-
-    def get_token_states(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """
-        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
-        hidden state `(B_t, N_t, text width)`. Arguments and errors as in [`HiViLTModel.encode_texts`].
-        """
-        return self._run_text_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)[0]
-
     def encode_images(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -382,7 +368,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     def _run_vision_encoder(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], ModelOutput]:
-        """The maps of [`HiViLTModel.get_feature_maps`], and all that the encoder gave."""
+        """The maps of `get_feature_maps`, and all that the encoder gave."""
         complete_flags(kwargs, self.config)
         any_size = interpolate_pos_encoding or not self._interpolates
         pixel_values = batched_images(pixel_values, self.config, any_size)
@@ -443,9 +429,9 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         return states
 
     def _run_text_encoder(
-        self, input_ids, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
+        self, input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput, torch.LongTensor | None]:
-        """What [`HiViLTModel.get_token_states`] gives, the texts' mask, all that the encoder gave, and where each token is."""
+        """The states of `get_token_states`, the texts' mask, all that the encoder gave, and where it has each token."""
         complete_flags(kwargs, self.config)
         input_ids, attention_mask, token_type_ids = batched_texts(input_ids, attention_mask, token_type_ids)
         check_texts(input_ids, inputs_embeds, self.config)
