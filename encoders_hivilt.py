@@ -12,7 +12,7 @@ import inspect
 import itertools
 import json
 import math
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import ModelOutput, logging
 
@@ -536,10 +537,8 @@ def first_layers(encoder: "PreTrainedModel", num_layers: int) -> tuple[list[nn.P
         ended[module] = next(clock)
 
     training = {module: module.training for module in encoder.modules()}
-    with ExitStack() as hooks, torch.no_grad():
-        for module in encoder.eval().modules():
-            hooks.enter_context(module.register_forward_pre_hook(begin))
-            hooks.enter_context(module.register_forward_hook(end))
+    encoder.eval()
+    with register_module_forward_pre_hook(begin), register_module_forward_hook(end), torch.no_grad():
         if encoder.main_input_name == "pixel_values":
             encoder(**_blank_images(encoder, 1))
         else:
