@@ -136,9 +136,7 @@ class PairBatch:
     image_embeds: torch.Tensor  # (B_i, projection_dim), L2-normalised
     text_embeds: torch.Tensor  # (B_t, projection_dim), L2-normalised
     image_index: torch.Tensor | None  # (B_t,), each text's image; unset, row by row
-    image_ids: torch.Tensor | None = (
-        None  # (B_i,), the same number for rows that show the same image; unset, all differ
-    )
+    image_ids: torch.Tensor | None = None  # (B_i,), the same for rows that show one image; unset, all differ
     tokens: torch.Tensor | None = None  # (B_t, N), equal rows for equal texts; unset, those of `text_states`
     image_states: HiViLTImageStates | None = None  # what pairs are fused from, as the texts'; unset where none are
     text_states: HiViLTTextStates | None = None

@@ -518,12 +518,11 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             ValueError: an index out of range, or images and texts that do not pair up.
         """
         complete_flags(kwargs, self.config)
-        num_images, num_texts = image_states.global_state.shape[0], text_states.global_state.shape[0]
-        image_index = check_index("image_index", image_index, num_images, "images")
-        text_index = check_index("text_index", text_index, num_texts, "texts")
-        num_left = num_images if image_index is None else image_index.shape[0]
-        num_right = num_texts if text_index is None else text_index.shape[0]
-        check_pairs(num_left, num_right)
+        images, texts = image_states.global_state, text_states.global_state
+        image_index = check_index("image_index", image_index, images.shape[0], "images")
+        text_index = check_index("text_index", text_index, texts.shape[0], "texts")
+        num_pairs = (images if image_index is None else image_index).shape[0]
+        check_pairs(num_pairs, (texts if text_index is None else text_index).shape[0])
 
         def fuse_rows(rows: slice) -> HiViLTModelOutput:
             texts = text_index[rows] if text_index is not None else None
@@ -532,13 +531,13 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
                 return self.fusion("fuse", map_states(lambda x: x[rows], image_states), texts, **kwargs)
             return self.fusion("fuse", image_states, texts, image_index[rows], **kwargs)
 
-        finest, at_once = image_states.level_states[0], num_left
+        finest, at_once = image_states.level_states[0], num_pairs
         is_plain = not (kwargs["output_hidden_states"] or kwargs["output_attentions"] or torch.compiler.is_compiling())
         if is_plain and finest.device.type == "cpu":
             at_once = max(1, _BYTES_AT_ONCE // finest[:1].nbytes)
-        if num_left <= at_once:
+        if num_pairs <= at_once:
             return fuse_rows(slice(None))
-        parts = [fuse_rows(slice(start, start + at_once)) for start in range(0, num_left, at_once)]
+        parts = [fuse_rows(slice(start, start + at_once)) for start in range(0, num_pairs, at_once)]
         return HiViLTModelOutput(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     @can_return_tuple
@@ -793,10 +792,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Embeds texts. `pooler_output` of the result is `text_embeds`, `(B_t, projection_dim)`, L2-normalised;
