@@ -214,7 +214,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         self, pixel_values=None, interpolate_pos_encoding=False, feature_maps=None, **kwargs
     ) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(pixel_values, interpolate_pos_encoding, feature_maps, **kwargs)
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "feature_maps": feature_maps}
+        return self.base_model.encode_images(pixel_values, **kwargs)
 
     def encode_texts(self, input_ids=None, attention_mask=None, **kwargs) -> HiViLTTextStates:
         """See [`HiViLTModel.encode_texts`]."""
@@ -785,7 +786,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
         `last_hidden_state` is the vision encoder's. Arguments as in [`HiViLTModel.encode_images`].
         """
-        states = self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)
+        states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         return BaseModelOutputWithPooling(
             states.last_hidden_state, self.embed_images(states), states.hidden_states, states.attentions
         )
