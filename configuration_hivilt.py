@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers.utils.versions import require_version
 
@@ -19,9 +20,9 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .encoders_hivilt import (
-    VisionState,
     check_encoder,
     default_levels,
+    is_hierarchical,
     max_text_length,
     vision_states,
     without_unread_parts,
@@ -40,18 +41,14 @@ AUTO_MAP = {
 @contextmanager
 def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
     """
-    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
-    transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
+    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps transformers
+    from copying that code onto itself, which is an error (`shutil.SameFileError`).
     """
     code_file = getattr(sys.modules[type(saved).__module__], "__file__", None)  # a notebook has none
-    in_place = (
-        code_file is not None
-        and os.path.isdir(save_directory)
-        and os.path.samefile(os.path.dirname(os.path.abspath(code_file)), save_directory)
-    )
     # Of the class and not of the object: transformers asks either.
     auto_class = type(saved)._auto_class
-    if in_place:
+    folder = Path(save_directory)
+    if code_file is not None and folder.is_dir() and folder.samefile(Path(code_file).parent):
         type(saved)._auto_class = None
     try:
         yield
@@ -71,11 +68,6 @@ def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_t
     return AutoConfig.for_model(**fields)
 
 
-def _foreign_labels(labels) -> str:
-    way_out = "; write id2label=dict(enumerate(answers))" if isinstance(labels, (list, tuple)) else ""
-    return f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
-
-
 def _by_number(label2id) -> dict:
     """`id2label` from `label2id`, which stands alone."""
     numbers = label2id.values() if isinstance(label2id, dict) else ()
@@ -86,81 +78,10 @@ def _by_number(label2id) -> dict:
 
 @strict
 class HiViLTConfig(PreTrainedConfig):
-    r"""
+    """
     Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
-    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. Arguments go by keyword.
-
-    Three stages, both fusions and positions are the default after `benchmarks/fusion_study.py` (docs/fusion.md has the
-    tables, three seeds each): on Sort-of-CLEVR's relational questions, 89.6 ± 3.0 % right, one stage costs 16.2 ± 3.4
-    points and no local fusion 16.3 ± 2.5; on easy-VQA one stage costs 5.3 ± 4.4 points and sparse fusion 6.3 ± 3.7; on
-    VQA-RAD nothing could be left out for the better. Without global fusion OpenMoji retrieval was behind in each seed, by
-    2.4 ± 2.8 points of mean recall; in answering questions no difference can be told, with as many parameters and up to a
-    fifth fewer FLOPs than without, nor on photographs in either. Without positions Sort-of-CLEVR was behind in each seed, by 6.7 ± 16.2 points.
-
-    Args:
-        vision_config (`PreTrainedConfig` or `dict`, defaults to ViT-B/16 at 224):
-            Config of a transformers vision encoder: isotropic (ViT, DINOv2, CLIP or SigLIP vision towers) or
-            hierarchical (Swin, ConvNeXt, MobileNet). `docs/encoders.md` lists all. A `dict` names its `model_type`.
-        text_config (`PreTrainedConfig` or `dict`, defaults to BERT-base):
-            Config of a transformers text encoder (BERT, RoBERTa, DistilBERT, T5, CLIP text, ...); see there.
-        hidden_size (`int`, defaults to 768):
-            Width *d* that every level of both modalities is projected to.
-        num_attention_heads (`int`, defaults to 8):
-            Heads of local and of global cross-attention; divides `hidden_size`.
-        num_fusion_stages (`int`, defaults to 3):
-            Number of levels, fine to coarse, each fused by a stage of its own. 1 is single-level fusion.
-        vision_levels (`list[int]`, *optional*):
-            For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
-            evenly spaced layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers past
-            the last one named are computed for nothing and never train: give the encoder fewer of them.
-        vision_strides (`list[int]`, *optional*):
-            For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ...
-            for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
-        fusion_top_k (`int`, *optional*):
-            Sparse fusion: only this many most similar vision tokens take part for each text token. Unset: all do.
-        fusion_intermediate_size (`int`, defaults to 256):
-            Width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so this width
-            decides what fusion costs; 256 keeps the base model's fusion to a few percent of its encoders.
-        use_local_fusion (`bool`, defaults to `True`):
-            Ablation: `False` leaves out the local stages; global fusion then pools the unfused levels.
-        use_global_fusion (`bool`, defaults to `True`):
-            Ablation: `False` leaves out global cross-attention; the pooled local states take its place.
-        use_position_embeddings (`bool`, defaults to `True`):
-            Adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv, arXiv
-            1807.03247). Encoders that convolve know places from their padding alone.
-        hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the fusion MLPs.
-        dropout (`float`, defaults to 0.1):
-            Dropout on the fusion's attention weights and inside its MLPs. The encoders keep their own.
-        embedding_dropout (`float`, defaults to 0.0):
-            Retrieval: dropout on `V_g` and `T_g`, or what stands in for them, before they are embedded. With frozen
-            encoders and few images, 0.3.
-        embed_encoder_states (`bool`, defaults to `False`):
-            Retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`. Embeddings are
-            then as wide as `projection_dim` says, however narrow the fusion is.
-        layer_norm_eps (`float`, defaults to 1e-6):
-            Epsilon of the level norms.
-        initializer_range (`float`, *optional*):
-            Standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset, each
-            linear layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size
-            at any width: with a fixed 0.02 a narrow model stays on its first plateau for epochs.
-        projection_dim (`int`, defaults to 256):
-            Width of `image_embeds`, `text_embeds` and of the space in which fused similarity is measured.
-        logit_scale_init_value (`float`, defaults to 2.6592):
-            Initial natural logarithm of the inverse temperature, ln(1/0.07) as in CLIP (arXiv 2103.00020).
-        classification_loss_weight, contrastive_loss_weight (`float`, defaults to 1.0):
-            Weights lambda_1 and lambda_2 of the classification and contrastive losses.
-        auxiliary_loss_weight (`float`, *optional*):
-            Weight lambda_3 of the auxiliary loss: fused matching in retrieval, where unset means 1.0, and a
-            contrastive term on the unfused embeddings in question answering, where unset means none.
-        num_hard_negatives (`int`, defaults to 1):
-            Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from
-            the batch. Fused matching costs as many pairs.
-        gather_negatives (`bool`, defaults to `True`):
-            Retrieval: take negatives in training from every process when `torch.distributed` runs, with gradient.
-        return_loss (`bool`, defaults to `False`):
-            Retrieval: compute the losses in evaluation mode, too, where a call does not say `return_loss`. In training
-            they always are.
+    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py` compares these
+    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments are the fields below, by keyword.
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
@@ -171,58 +92,68 @@ class HiViLTConfig(PreTrainedConfig):
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer would otherwise gather and keep all of these for every evaluation batch.
     keys_to_ignore_at_inference = [
-        "local_fusion_state",
-        "global_fusion_state",
-        "vision_global_state",
-        "text_global_state",
-        "vision_last_hidden_state",
-        "text_last_hidden_state",
-        "hidden_states",
-        "cross_attentions",
-        "vision_cross_attentions",
-        "global_cross_attentions",
-        "vision_hidden_states",
-        "text_hidden_states",
-        "vision_attentions",
-        "text_attentions",
-        "contrastive_loss",
-        "auxiliary_loss",
-        "num_dropped_anchors",
+        *("local_fusion_state", "global_fusion_state", "vision_global_state", "text_global_state"),
+        *("vision_last_hidden_state", "text_last_hidden_state", "hidden_states"),
+        *("cross_attentions", "vision_cross_attentions", "global_cross_attentions"),
+        *("vision_hidden_states", "text_hidden_states", "vision_attentions", "text_attentions"),
+        *("contrastive_loss", "auxiliary_loss", "num_dropped_anchors"),
         # Square matrices of one batch; stacking them over batches means nothing. Recall comes from the embeddings.
-        "logits_per_image",
-        "logits_per_text",
+        *("logits_per_image", "logits_per_text"),
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    hidden_size: int = 768
-    num_attention_heads: int = 8
-    num_fusion_stages: int = 3
+    # Config of a transformers encoder, or a `dict` of its fields with its `model_type`; `docs/encoders.md` lists all.
+    vision_config: dict | PreTrainedConfig | None = None  # isotropic or hierarchical; unset, ViT-B/16 at 224 pixels
+    text_config: dict | PreTrainedConfig | None = None  # unset, BERT-base
+    hidden_size: int = 768  # width *d* that every level of both modalities is projected to
+    num_attention_heads: int = 8  # of local and of global cross-attention; divides `hidden_size`
+    num_fusion_stages: int = 3  # levels, fine to coarse, each fused by a stage of its own; 1 is single-level fusion
+    # For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset: evenly spaced
+    # layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers past the last one
+    # named are computed for nothing and never train: give the encoder fewer of them.
     vision_levels: list[int] | tuple[int, ...] | None = None
+    # For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ... for an
+    # isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
     vision_strides: list[int] | tuple[int, ...] | None = None
-    fusion_top_k: int | None = None
+    fusion_top_k: int | None = None  # sparse fusion: vision tokens, the most similar, that each text token meets
+    # Width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so it decides what fusion
+    # costs: 256 is a few percent of the base model's encoders.
     fusion_intermediate_size: int = 256
-    use_local_fusion: bool = True
-    use_global_fusion: bool = True
+    use_local_fusion: bool = True  # ablation: without the stages, global fusion pools the unfused levels
+    use_global_fusion: bool = True  # ablation: without it, the pooled local states stand for global cross-attention
+    # Adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv, arXiv 1807.03247).
+    # Encoders that convolve know places from their padding alone.
     use_position_embeddings: bool = True
-    hidden_act: str = "gelu"
-    dropout: float | int = 0.1
-    embedding_dropout: float | int = 0.0
+    hidden_act: str = "gelu"  # of the fusion's MLPs
+    dropout: float | int = 0.1  # on the fusion's attention weights and inside its MLPs; the encoders keep their own
+    embedding_dropout: float | int = 0.0  # retrieval: before embedding; with frozen encoders and few images, 0.3
+    # Retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`, so that embeddings
+    # are as wide as `projection_dim` says, however narrow the fusion is.
     embed_encoder_states: bool = False
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-6  # of the level norms
+    # Standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset, each linear
+    # layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size at any width: with
+    # a fixed 0.02 a narrow model stays on its first plateau for epochs.
     initializer_range: float | None = None
-    projection_dim: int = 256
-    logit_scale_init_value: float | int = 2.6592
-    classification_loss_weight: float | int = 1.0
-    contrastive_loss_weight: float | int = 1.0
+    projection_dim: int = 256  # of `image_embeds`, `text_embeds` and the space in which fused similarity is measured
+    logit_scale_init_value: float | int = 2.6592  # ln(1/0.07) as in CLIP, arXiv 2103.00020
+    classification_loss_weight: float | int = 1.0  # lambda_1
+    contrastive_loss_weight: float | int = 1.0  # lambda_2
+    # lambda_3, of fused matching in retrieval, where unset means 1.0, and of a contrastive term on the unfused embeddings in
+    # question answering, where unset means none.
     auxiliary_loss_weight: float | int | None = None
+    # Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from the batch.
+    # Fused matching costs as many pairs.
     num_hard_negatives: int = 1
-    gather_negatives: bool = True
+    gather_negatives: bool = True  # retrieval: negatives in training come from all processes, with gradient
+    # Retrieval: compute the losses in evaluation mode, too, where a call does not say `return_loss`; in training always.
     return_loss: bool = False
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelt(kwargs)
-        if self.id2label is None and self.label2id:
+        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
+        for key in kwargs:
+            if meant := self._misspelt(key):
+                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
+        if self.id2label is None and self.label2id is not None:
             self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -235,7 +166,7 @@ class HiViLTConfig(PreTrainedConfig):
         self._name_labels()
 
     def _name_labels(self):
-        # One map from the other, so that they cannot disagree.
+        """One map from the other, so that they cannot disagree."""
         if self.id2label is not None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
@@ -243,24 +174,17 @@ class HiViLTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """
         As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
-        A field that this version does not know, of a later one or set by hand before saving, is kept, however it is spelt.
+        A field that this version does not know is kept, however it is spelt.
         """
-        if kwargs.get("id2label") is None and kwargs.get("label2id"):
-            kwargs["id2label"] = _by_number(kwargs["label2id"])
-        if kwargs.get("id2label") is not None:
-            if not isinstance(kwargs["id2label"], dict):
-                raise ValueError(_foreign_labels(kwargs["id2label"]))
-            # transformers sets it after the config is made, with whatever keys it has.
-            kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
-            kwargs["label2id"] = {label: index for index, label in kwargs["id2label"].items()}
-        named = "id2label" in kwargs
+        # transformers would set them after the config is made and checked.
+        labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
+        if labels:
+            config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
         unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
         loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in unknown.items():
             setattr(config, key, value)
-        if named:
-            config.validate()
         return loaded
 
     @classmethod
@@ -272,16 +196,7 @@ class HiViLTConfig(PreTrainedConfig):
     def from_vision_text_configs(
         cls, vision_config: PreTrainedConfig | dict, text_config: PreTrainedConfig | dict, **fusion
     ) -> "HiViLTConfig":
-        """
-        Config for two encoders.
-
-        Args:
-            vision_config (`PreTrainedConfig` or `dict`): the vision encoder's; a CLIP-like config lends its own
-                `vision_config`.
-            text_config (`PreTrainedConfig` or `dict`): the text encoder's; a CLIP-like config lends its own
-                `text_config`.
-            **fusion: any other argument of [`HiViLTConfig`].
-        """
+        """Config for two encoders, of which a CLIP-like config lends its own; `fusion` are other arguments of this class."""
         return cls(
             vision_config=getattr(vision_config, "vision_config", vision_config),
             text_config=getattr(text_config, "text_config", text_config),
@@ -292,21 +207,14 @@ class HiViLTConfig(PreTrainedConfig):
     def vision_level_layout(self) -> list[tuple[int, int, int]]:
         """For each stage, fine to coarse: index into the vision hidden states, pooling stride, channels."""
         states = vision_states(self.vision_config)
-        indices = self.vision_levels or self._default_vision_levels(states)
-        is_hierarchical = len({state.side for state in states}) > 1
-        strides = self.vision_strides or [1 if is_hierarchical else 2**stage for stage in range(len(indices))]
+        indices = self.vision_levels or default_levels(states, self.num_fusion_stages)
+        strides = self.vision_strides or [1 if is_hierarchical(states) else 2**stage for stage in range(len(indices))]
         return [(index, stride, states[index].channels) for index, stride in zip(indices, strides, strict=True)]
 
     @property
     def max_text_length(self) -> int | None:
-        """Most tokens the text encoder takes; `None` where positions are relative (T5) and there is no limit."""
+        """Most tokens that the text encoder takes; `None` where there is no limit (T5)."""
         return max_text_length(self.text_config)
-
-    def _default_vision_levels(self, states: list[VisionState]) -> list[int]:
-        if len({state.side for state in states}) > 1:
-            return default_levels(states)[-self.num_fusion_stages :]
-        last = len(states) - 1
-        return [last * (stage + 1) // self.num_fusion_stages for stage in range(self.num_fusion_stages)]
 
     @staticmethod
     def _misspelt(key: str) -> str | None:
@@ -315,39 +223,28 @@ class HiViLTConfig(PreTrainedConfig):
         close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
         return close[0] if close and key not in own and not hasattr(PreTrainedConfig, key) else None
 
-    def _refuse_misspelt(self, kwargs: dict) -> None:
-        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
-        for key in kwargs:
-            meant = self._misspelt(key)
-            if meant is not None:
-                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
-
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.
-        if self.id2label is not None:
-            numbered = isinstance(self.id2label, dict) and all(str(label).isdecimal() for label in self.id2label)
-            if not numbered or not all(isinstance(answer, str) for answer in self.id2label.values()):
-                raise ValueError(_foreign_labels(self.id2label))
+        labels = self.id2label
+        if labels is not None:
+            numbered = isinstance(labels, dict) and all(str(label).isdecimal() for label in labels)
+            if not numbered or not all(isinstance(answer, str) for answer in labels.values()):
+                way_out = "; write id2label=dict(enumerate(answers))" if isinstance(labels, (list, tuple)) else ""
+                raise ValueError(
+                    f"`id2label` must map numbers from 0 on to answers as text, got {labels!r:.200}{way_out}."
+                )
         if type(num_labels) is not int or num_labels < 0:
             raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
 
     def validate_fusion(self):
         """Checks every fusion field against the encoders; runs on construction and on save."""
-        for name in (
-            "hidden_size",
-            "num_attention_heads",
-            "num_fusion_stages",
-            "fusion_intermediate_size",
-            "projection_dim",
-            "num_hard_negatives",
-        ):
+        counts = ("hidden_size", "num_attention_heads", "num_fusion_stages", "fusion_intermediate_size")
+        for name in (*counts, "projection_dim", "num_hard_negatives"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})."
-            )
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % heads:
+            raise ValueError(f"`hidden_size` ({width}) must be a multiple of `num_attention_heads` ({heads}).")
         if self.fusion_top_k is not None and self.fusion_top_k < 1:
             raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
         for name in ("dropout", "embedding_dropout"):
@@ -365,40 +262,29 @@ class HiViLTConfig(PreTrainedConfig):
         if self.hidden_act not in known:
             raise ValueError(f"`hidden_act` must be one of {', '.join(known)}, got {self.hidden_act!r}.")
         self._validate_levels()
-        if sorted(self.id2label or {}) != list(range(len(self.id2label or {}))):
-            raise ValueError(
-                f"`id2label` must number its {len(self.id2label)} answers from 0, without gaps; got "
-                f"{min(self.id2label)}..{max(self.id2label)}."
-            )
-        if len(self.label2id or {}) != len(self.id2label or {}):
+        labels = self.id2label or {}
+        if sorted(labels) != list(range(len(labels))):
+            got = f"{min(labels)}..{max(labels)}"
+            raise ValueError(f"`id2label` must number its {len(labels)} answers from 0, without gaps; got {got}.")
+        if len(self.label2id or {}) != len(labels):
             raise ValueError("`id2label` must not name the same answer twice.")
 
     def _validate_levels(self):
-        described = vision_states(self.vision_config)
-        states = len(described)
+        states, levels, stages = vision_states(self.vision_config), self.vision_levels, self.num_fusion_stages
+        encoder = f"this `{self.vision_config.model_type}` encoder"
         for name in ("vision_levels", "vision_strides"):
             values = getattr(self, name)
-            if values is not None and len(values) != self.num_fusion_stages:
-                raise ValueError(
-                    f"`{name}` must have one entry for each of the {self.num_fusion_stages} fusion stages "
-                    f"(`num_fusion_stages`), got {list(values)}."
-                )
-        if self.vision_levels is not None and not all(0 <= index < states for index in self.vision_levels):
-            raise ValueError(
-                f"`vision_levels` must lie in 0..{states - 1}, the hidden states of this "
-                f"`{self.vision_config.model_type}` encoder, got {list(self.vision_levels)}."
-            )
+            if values is not None and len(values) != stages:
+                raise ValueError(f"`{name}` must have {stages} entries (`num_fusion_stages`), got {list(values)}.")
+        last, most = len(states) - 1, len(default_levels(states, len(states)))
+        if levels is not None and not all(0 <= index <= last for index in levels):
+            raise ValueError(f"`vision_levels` must lie in 0..{last}, the states of {encoder}, got {list(levels)}.")
         if self.vision_strides is not None and min(self.vision_strides) < 1:
             raise ValueError(f"`vision_strides` must be at least 1, got {list(self.vision_strides)}.")
-        if self.vision_levels is None and self.num_fusion_stages > states:
+        if levels is None and stages > most:
             raise ValueError(
-                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
-                f"encoder has hidden states ({states}); lower it or name `vision_levels`."
-            )
-        if self.vision_levels is None and len(self._default_vision_levels(described)) < self.num_fusion_stages:
-            raise ValueError(
-                f"`num_fusion_stages` ({self.num_fusion_stages}) is more than this `{self.vision_config.model_type}` "
-                "encoder has stages; lower it or name `vision_levels`."
+                f"`num_fusion_stages` ({stages}) is more than the {most} levels that {encoder} has; lower it or name "
+                "`vision_levels`."
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):

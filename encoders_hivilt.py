@@ -1,20 +1,18 @@
 """
 How a borrowed encoder becomes what fusion reads: a vision encoder a pyramid of maps, a text encoder one state a token.
 
-Everything that differs from one family of encoders to the next is in this file: which are taken and which refused, how
-they are built, which hidden states there are and on which grid, where class and register tokens stand, which norm the
-last map wants, how long a text may be. `docs/encoders.md` lists the families, as the tests do.
-
-A family of transformers that is in neither table is refused, since nobody has seen it be right. An encoder that a
-program registers itself (`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the meta device,
-and refused where it gives no maps or leaves parameters without a gradient.
+Everything that differs from one family of encoders to the next is in this file. `docs/encoders.md` lists the families. One
+of transformers that is in neither table is refused, since it is not tested. An encoder that a program registers itself
+(`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the meta device, and refused where it gives
+no maps or leaves parameters without a gradient.
 """
 
 import copy
 import inspect
+import itertools
 import json
 import math
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import ModelOutput, logging
 
@@ -33,195 +32,109 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """
-    What is particular to a family of vision encoders.
+    """What is particular to a family of vision encoders."""
 
-    Args:
-        states: how its hidden states lie. `"patches"`: one grid of `patch_size`. `"stages"`: one of `hidden_sizes` a
-            stage, after the embeddings. `"merging"`: as Swin, which halves the grid after each stage but the last.
-            `"run"`: nothing in the config says it, so the encoder is run once on the meta device.
-        model: the class where `AutoModel` has none.
-        last_norm: a norm that the encoder applies to its pooled output alone; here it normalises the last map.
-        channels_last: its 4-dimensional states are `(images, height, width, channels)`.
-        one_size: it takes images of no other size than the config names.
-    """
-
+    # How its hidden states lie. "patches": one grid of `patch_size`. "stages": one of `hidden_sizes` a stage, after the
+    # embeddings. "merging": as Swin, which halves the grid after each stage but the last. "run": the config does not say,
+    # so the encoder is run once on the meta device.
     states: str = "patches"
-    model: str | None = None
-    last_norm: str | None = None
-    channels_last: bool = False
-    one_size: bool = False
+    last_norm: str | None = (
+        None  # which the encoder applies to its pooled output alone; here it normalises the last map
+    )
+    channels_last: bool = False  # its 4-dimensional states are (images, height, width, channels)
+    one_size: bool = False  # it accepts images of no other size than the config names
 
 
 @dataclass(frozen=True)
 class TextFamily:
-    """
-    What is particular to a family of text encoders.
+    """What is particular to a family of text encoders."""
 
-    Args:
-        model: the class where the Auto classes have none.
-        position_offset: it numbers positions from `pad_token_id + 1`, so its table holds fewer texts than it has rows.
-        width: the field of the config that says how wide its token states are.
-    """
-
-    model: str | None = None
-    position_offset: bool = False
-    width: str = "hidden_size"
+    position_offset: bool = False  # it numbers positions from `pad_token_id + 1`: its longest text is shorter by that
+    width: str = "hidden_size"  # the field of the config that says how wide its token states are
 
 
 _BY_RUN = VisionFamily("run")
 
+_PATCHES = (
+    *("aimv2_vision_model", "beit", "blip_vision_model", "data2vec-vision", "deit", "dinov2"),
+    *("dinov2_with_registers", "dinov3_vit", "ijepa", "siglip2_vision_model", "siglip_vision_model"),
+    *("vit", "vit_msn"),
+)
+_CLIP = (
+    *("altclip_vision_model", "chinese_clip_vision_model", "clip_vision_model", "clipseg_vision_model"),
+    *("metaclip_2_vision_model", "mlcd_vision_model"),
+)
+_RUN = (
+    *("bit", "cvt", "dinov3_convnext", "efficientnet", "focalnet", "glpn", "mobilenet_v1", "mobilenet_v2"),
+    *("mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "segformer", "swiftformer"),
+    *("textnet", "timm_wrapper"),
+)
 VISION_FAMILIES = {
-    "aimv2_vision_model": VisionFamily(),
-    "altclip_vision_model": VisionFamily(model="AltCLIPVisionModel", last_norm="post_layernorm"),
-    "beit": VisionFamily(),
-    "bit": _BY_RUN,
-    "blip_vision_model": VisionFamily(model="BlipVisionModel"),
-    "chinese_clip_vision_model": VisionFamily(last_norm="post_layernorm"),
-    "clip_vision_model": VisionFamily(last_norm="post_layernorm"),
-    "clipseg_vision_model": VisionFamily(model="CLIPSegVisionModel", last_norm="post_layernorm"),
-    "convnext": VisionFamily("stages", last_norm="layernorm"),
-    "convnextv2": VisionFamily("stages", last_norm="layernorm"),
-    "cvt": _BY_RUN,
-    "data2vec-vision": VisionFamily(),
-    "deit": VisionFamily(),
-    "dinov2": VisionFamily(),
-    "dinov2_with_registers": VisionFamily(),
-    "dinov3_convnext": _BY_RUN,
-    "dinov3_vit": VisionFamily(),
-    "donut-swin": VisionFamily("merging"),
-    "efficientnet": _BY_RUN,
-    "focalnet": _BY_RUN,
-    "glpn": _BY_RUN,
+    **dict.fromkeys(_PATCHES, VisionFamily()),
+    **dict.fromkeys(_CLIP, VisionFamily(last_norm="post_layernorm")),
+    **dict.fromkeys(("regnet", "resnet"), VisionFamily("stages")),
+    **dict.fromkeys(("convnext", "convnextv2"), VisionFamily("stages", last_norm="layernorm")),
+    **dict.fromkeys(("donut-swin", "swin", "swinv2"), VisionFamily("merging")),
+    **dict.fromkeys(_RUN, _BY_RUN),
     "hiera": VisionFamily("run", channels_last=True),
-    "ijepa": VisionFamily(),
     "levit": VisionFamily("run", one_size=True),
-    "metaclip_2_vision_model": VisionFamily(model="MetaClip2VisionModel", last_norm="post_layernorm"),
-    "mlcd_vision_model": VisionFamily(last_norm="post_layernorm"),
-    "mobilenet_v1": _BY_RUN,
-    "mobilenet_v2": _BY_RUN,
-    "mobilevit": _BY_RUN,
-    "mobilevitv2": _BY_RUN,
-    "poolformer": _BY_RUN,
-    "pvt": _BY_RUN,
-    "pvt_v2": _BY_RUN,
-    "regnet": VisionFamily("stages"),
-    "resnet": VisionFamily("stages"),
-    "segformer": _BY_RUN,
-    "siglip2_vision_model": VisionFamily(),
-    "siglip_vision_model": VisionFamily(),
-    "swiftformer": _BY_RUN,
-    "swin": VisionFamily("merging"),
-    "swinv2": VisionFamily("merging"),
-    "textnet": _BY_RUN,
-    "timm_wrapper": _BY_RUN,
-    "vit": VisionFamily(),
-    "vit_msn": VisionFamily(),
 }
 
-_OFFSET = TextFamily(position_offset=True)
-
+_PLAIN_TEXT = (
+    *("albert", "bert", "bert-generation", "big_bird", "blip_text_model", "bloom", "chinese_clip_text_model"),
+    *("clip_text_model", "clipseg_text_model", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
+    *("flaubert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gte", "jina_embeddings_v3", "llama"),
+    *("megatron-bert", "metaclip_2_text_model", "mistral", "modernbert", "mt5", "nomic_bert", "olmo2", "openai-gpt"),
+    *("phi", "qwen2", "qwen3", "rembert", "roformer", "siglip2_text_model", "siglip_text_model", "smollm3", "t5"),
+    *("umt5", "xlm"),
+)
+_OFFSET = (
+    *("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl"),
+)
 TEXT_FAMILIES = {
-    "albert": TextFamily(),
-    "altclip_text_model": TextFamily("AltCLIPTextModel", position_offset=True, width="project_dim"),
-    "bert": TextFamily(),
-    "bert-generation": TextFamily(),
-    "big_bird": TextFamily(),
-    "blip_text_model": TextFamily("BlipTextModel"),
-    "bloom": TextFamily(),
-    "camembert": _OFFSET,
-    "chinese_clip_text_model": TextFamily("ChineseCLIPTextModel"),
-    "clip_text_model": TextFamily(),
-    "clipseg_text_model": TextFamily("CLIPSegTextModel"),
-    "data2vec-text": _OFFSET,
-    "deberta": TextFamily(),
-    "deberta-v2": TextFamily(),
-    "distilbert": TextFamily(),
-    "electra": TextFamily(),
-    "ernie": TextFamily(),
-    "eurobert": TextFamily(),
-    "flaubert": TextFamily(),
-    "gemma": TextFamily(),
-    "gemma2": TextFamily(),
-    "gemma3_text": TextFamily(),
-    "gpt2": TextFamily(),
-    "gpt_neox": TextFamily(),
-    "gte": TextFamily(),
-    "ibert": _OFFSET,
-    "jina_embeddings_v3": TextFamily(),
-    "llama": TextFamily(),
-    "megatron-bert": TextFamily(),
-    "metaclip_2_text_model": TextFamily("MetaClip2TextModel"),
-    "mistral": TextFamily(),
-    "modernbert": TextFamily(),
-    "mpnet": _OFFSET,
-    "mt5": TextFamily(),
-    "nomic_bert": TextFamily(),
-    "olmo2": TextFamily(),
-    "openai-gpt": TextFamily(),
+    **dict.fromkeys(_PLAIN_TEXT, TextFamily()),
+    **dict.fromkeys(_OFFSET, TextFamily(position_offset=True)),
+    "altclip_text_model": TextFamily(position_offset=True, width="project_dim"),
     "opt": TextFamily(width="word_embed_proj_dim"),
-    "phi": TextFamily(),
-    "qwen2": TextFamily(),
-    "qwen3": TextFamily(),
-    "rembert": TextFamily(),
-    "roberta": _OFFSET,
-    "roberta-prelayernorm": _OFFSET,
-    "roformer": TextFamily(),
-    "siglip2_text_model": TextFamily("Siglip2TextModel"),
-    "siglip_text_model": TextFamily("SiglipTextModel"),
-    "smollm3": TextFamily(),
-    "t5": TextFamily(),
-    "umt5": TextFamily(),
-    "xlm": TextFamily(),
-    "xlm-roberta": _OFFSET,
-    "xlm-roberta-xl": _OFFSET,
 }
 
 _PADDING = "padding changes what it makes of a text"
 _UNTRAINED = "some of its parameters would never get a gradient"
 
 # Families of which it is known why they cannot be right here.
-REFUSED_FAMILIES = {
-    "canine": _PADDING,
-    "convbert": _PADDING,
+_REFUSED = {
+    **dict.fromkeys(("canine", "convbert", "mobilebert", "nystromformer", "yoso"), _PADDING),
+    **dict.fromkeys(("lilt", "luke", "markuplm", "mra", "squeezebert"), _UNTRAINED),
     "fnet": f"it takes no attention mask, so {_PADDING}",
-    "lilt": _UNTRAINED,
     "longformer": f"{_UNTRAINED}: those of its global attention, which no token has",
-    "luke": _UNTRAINED,
-    "markuplm": _UNTRAINED,
-    "mobilebert": _PADDING,
-    "mra": _UNTRAINED,
-    "nystromformer": _PADDING,
     "roc_bert": f"{_UNTRAINED}: those of shapes and pronunciations, which tokens here do not have",
-    "squeezebert": _UNTRAINED,
     "timm_backbone": "it has no last hidden state; `TimmWrapperConfig(architecture=...)` takes the same models of timm",
     "vit_mae": (
         "it drops random patches, in evaluation too. Its weights are those of a `vit`: save them once by "
         "`ViTModel.from_pretrained(name).save_pretrained(folder)`, and name that folder"
     ),
     "yolos": "its detection tokens leave no grid of patches",
-    "yoso": _PADDING,
+}
+REFUSED_FAMILIES = dict(sorted(_REFUSED.items()))
+
+# Fields that switch off what nothing here reads of a family.
+_SWITCHES = {
+    "aimv2_vision_model": {"use_head": False},
+    "big_bird": {"attention_type": "original_full"},  # as it is for short texts; sparse blocks are drawn at random
+    "blip_text_model": {"is_decoder": False},  # which has cross-attention
+    "siglip_vision_model": {"vision_use_head": False},
+    "siglip2_vision_model": {"vision_use_head": False},
 }
 
 
 def check_encoder(name: str, config: PreTrainedConfig) -> None:
-    """
-    Refuses what cannot be, or is not known to be, right as an encoder.
-
-    Args:
-        name (`str`): the field, `"vision_config"` or `"text_config"`.
-        config (`PreTrainedConfig`): of the encoder.
-
-    Raises:
-        ValueError: names the field, the family, why not, and the way out.
-    """
+    """Refuses (`ValueError`) a `"vision_config"` or `"text_config"` that is not known to be right as an encoder."""
     families = VISION_FAMILIES if name == "vision_config" else TEXT_FAMILIES
-    kind = name.removesuffix("_config")
-    family = config.model_type
+    kind, family = name.removesuffix("_config"), config.model_type
     if family in families and family != "timm_wrapper":
         return
-    tower = getattr(config, name, None)
-    if tower is not None:
+    if getattr(config, name, None) is not None:
         why = f"it is of a whole model: give its `{name}`, or `HiViLTConfig.from_vision_text_configs`, which takes it"
     elif family in REFUSED_FAMILIES:
         why = REFUSED_FAMILIES[family]
@@ -231,34 +144,23 @@ def check_encoder(name: str, config: PreTrainedConfig) -> None:
         why = _foreign_fault(name, config)
     if why is not None:
         raise ValueError(
-            f"`{name}`: a `{family}` cannot be the {kind} encoder: {why}. Those that can: {', '.join(families)}."
+            f"`{name}`: a `{family}` cannot be the {kind} encoder: {why}. Those that can: {', '.join(sorted(families))}."
         )
 
 
 def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
     """
-    The config with those parts switched off that nothing here reads, so that no weight is left without a gradient, and
-    without its own classes and the path of the folder it came from: a copy, since the config that was handed in may belong
-    to a model of its own.
+    The config with those parts switched off that nothing here reads, so that every weight gets a gradient, and without its
+    own classes and the path of its folder: a copy, since the config may belong to another model.
     """
-    switches = {"add_cross_attention": False, "use_mask_token": False}
+    switches = {"add_cross_attention": False, "use_mask_token": False, **_SWITCHES.get(config.model_type, {})}
     # An encoder's own classes, 1,000 of ImageNet's, give way to the two that transformers fills in.
     switches |= {"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    if config.model_type in ("siglip_vision_model", "siglip2_vision_model"):
-        # The model asks for its switch even where its config, in older versions, has no such field.
-        switches["vision_use_head"] = False
-    elif config.model_type == "aimv2_vision_model":
-        switches["use_head"] = False
-    elif config.model_type == "blip_text_model":
-        switches["is_decoder"] = False  # has cross-attention
-    elif config.model_type == "big_bird":
-        # What it falls back to for texts of up to about 700 tokens; sparse blocks are drawn at random.
-        switches["attention_type"] = "original_full"
     origin = Path(str(config.name_or_path))
     if origin.is_absolute():
-        # Of a folder its name: the rest of the path is of one machine, and a checkpoint is shared.
-        switches["_name_or_path"] = origin.name
+        switches["_name_or_path"] = origin.name  # the rest of the path is of one machine, and a checkpoint is shared
     for field, value in switches.items():
+        # SigLIP's model asks for its switch even where its config, in older versions, has no such field.
         if getattr(config, field, field == "vision_use_head") != value:
             config = copy.deepcopy(config)
             setattr(config, field, value)
@@ -270,21 +172,18 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
     """
-    The encoder of a config, without the parts that only its own pooled output or pre-training reads.
-
-    An attention implementation that it does not have leaves it with its own, and is warned of once.
+    The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
+    implementation that it does not have leaves it with its own, and is warned of once.
     """
-    family = VISION_FAMILIES.get(config.model_type) or TEXT_FAMILIES.get(config.model_type)
     # By way of the package, which imports its models when they are asked for: a config alone needs none of them.
     is_text = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
     auto_class = transformers.AutoModelForTextEncoding if is_text else transformers.AutoModel
-    if family is not None and family.model is not None:
-        build = model_class = getattr(transformers, family.model)
-    else:
-        build, model_class = auto_class.from_config, auto_class._model_mapping.get(type(config), None)
-    without = {}
-    if model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters:
-        without = {"add_pooling_layer": False}
+    build, model_class = auto_class.from_config, auto_class._model_mapping.get(type(config), None)
+    own_class = getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
+    if model_class is None and own_class is not None:
+        build = model_class = own_class  # the Auto classes lack the towers of some CLIP-like models
+    has_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    without = {"add_pooling_layer": False} if has_pooler else {}
     wanted = config._attn_implementation
     try:
         encoder = build(config, **without)
@@ -316,11 +215,9 @@ def attention_for(encoder: "PreTrainedModel", wanted: str) -> str:
     own = encoder.config._attn_implementation
     if wanted == own:
         return own
-    try:
+    with suppress(ValueError):
         if encoder._can_set_attn_implementation():
             return encoder.get_correct_attn_implementation(wanted)
-    except ValueError:
-        pass
     _warn_of_attention(encoder, wanted)
     return own
 
@@ -330,18 +227,11 @@ def attention_for(encoder: "PreTrainedModel", wanted: str) -> str:
 
 @dataclass(frozen=True)
 class VisionState:
-    """
-    One hidden state of a vision encoder.
-
-    Args:
-        channels: its width.
-        side: cells a side at the size that the config names, which orders states from fine to coarse.
-        others: tokens before those of the grid, where that is known.
-    """
+    """One hidden state of a vision encoder."""
 
     channels: int
-    side: int
-    others: int = 0
+    side: int  # cells a side at the size that the config names; it orders states from fine to coarse
+    others: int = 0  # tokens before those of the grid, where that is known
 
 
 def vision_states(config: PreTrainedConfig) -> list[VisionState]:
@@ -367,14 +257,17 @@ def vision_states(config: PreTrainedConfig) -> list[VisionState]:
     return list(_run_once(config))
 
 
-def default_levels(states: list[VisionState]) -> list[int]:
-    """The last state of each grid, fine to coarse: each stage of an encoder that coarsens by itself."""
-    following = [*states[1:], None]
-    return [
-        i
-        for i, (own, other) in enumerate(zip(states, following, strict=True))
-        if other is None or other.side < own.side
-    ]
+def is_hierarchical(states: list[VisionState]) -> bool:
+    """Whether an encoder coarsens by itself: its hidden states lie on several grids."""
+    return len({state.side for state in states}) > 1
+
+
+def default_levels(states: list[VisionState], count: int) -> list[int]:
+    """Evenly spaced states that end with the last one; of a hierarchical encoder the last of each of its coarsest grids."""
+    if is_hierarchical(states):
+        sides = [state.side for state in states] + [0]
+        return [index for index in range(len(states)) if sides[index + 1] < sides[index]][-count:]
+    return [(len(states) - 1) * (stage + 1) // count for stage in range(count)]
 
 
 _RUNS = {}
@@ -395,15 +288,19 @@ def _run(config: PreTrainedConfig) -> "tuple[PreTrainedModel, list[torch.Tensor]
     """A vision encoder without weights, and the states that it gives for two images."""
     config = copy.deepcopy(config)
     config.dtype, config._attn_implementation = torch.float32, None
-    size = image_size(config) or (224, 224)
     try:
         # What is drawn on the meta device must not move the random numbers of who asks.
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             encoder = build_encoder(config).eval()
-            inputs = image_inputs(config, torch.zeros(2, getattr(config, "num_channels", 3), *size))
-            return encoder, image_states(config, encoder(**inputs, output_hidden_states=True, return_dict=True))
+            outputs = encoder(**_blank_images(encoder, 2), output_hidden_states=True, return_dict=True)
+            return encoder, image_states(config, outputs)
     except (ImportError, TypeError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"a `{config.model_type}` gives no hidden states for images: {error}") from error
+
+
+def _blank_images(encoder: "PreTrainedModel", count: int) -> dict[str, torch.Tensor]:
+    shape = (count, getattr(encoder.config, "num_channels", 3), *(image_size(encoder.config) or (224, 224)))
+    return image_inputs(encoder.config, torch.zeros(shape, dtype=encoder.dtype, device=encoder.device))
 
 
 def _describe(config: PreTrainedConfig, state: torch.Tensor) -> VisionState:
@@ -444,8 +341,10 @@ def image_size(config: PreTrainedConfig) -> tuple[int, int] | None:
     size = getattr(config, "image_size", None)
     if config.model_type == "siglip2_vision_model":
         size = math.isqrt(config.num_patches) * config.patch_size
-    if size is None:
-        return None
+    return None if size is None else _both_sides(size)
+
+
+def _both_sides(size) -> tuple[int, int]:
     return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
 
@@ -459,11 +358,10 @@ def image_inputs(config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict[s
     if config.model_type != "siglip2_vision_model":
         return {"pixel_values": pixel_values}
     patch = config.patch_size
-    grid = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
-    pixel_values = pixel_values[:, :, : grid[0] * patch, : grid[1] * patch]
-    # (B_i, channels, height, width) -> (B_i, channels, rows, patch, columns, patch) -> (B_i, patches, patch * patch * channels)
-    patches = pixel_values.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))
-    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    # (B_i, channels, height, width) -> (B_i, channels, rows, columns, patch, patch) -> (B_i, patches, patch * patch * channels)
+    patches = pixel_values.unfold(2, patch, patch).unfold(3, patch, patch)
+    grid = tuple(patches.shape[2:4])
+    patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     return {
         "pixel_values": patches,
         "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device),
@@ -478,11 +376,10 @@ def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.T
     """
     family = VISION_FAMILIES.get(config.model_type, _BY_RUN)
     spatial = outputs.get("reshaped_hidden_states")
-    states = list(spatial if spatial is not None else outputs.hidden_states)
-    last = outputs.last_hidden_state
+    states = [*(spatial if spatial is not None else outputs.hidden_states), outputs.last_hidden_state]
     if not family.channels_last:
         states = [state.permute(0, 2, 3, 1) if state.dim() == 4 else state for state in states]
-        last = last.permute(0, 2, 3, 1) if last.dim() == 4 else last
+    *states, last = states
     if last.dim() == 3 and states[-1].dim() == 4:
         height, width = states[-1].shape[1:3]
         last = last[:, last.shape[1] - height * width :].unflatten(1, (height, width))
@@ -490,45 +387,45 @@ def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.T
 
 
 def image_maps(
-    config: PreTrainedConfig,
+    encoder: "PreTrainedModel",
     outputs: ModelOutput,
     pixel_values: torch.Tensor,
     states: list[VisionState],
     indices: list[int],
 ) -> list[torch.Tensor]:
     """
-    The hidden states of these indices as maps `(B_i, height, width, channels)`.
+    The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` is what [`vision_states`] says.
 
-    Args:
-        states: what [`vision_states`] says of them.
+    The last one is normalised where the encoder normalises only its pooled output.
 
     Raises:
         ValueError: a state is missing, or its tokens do not fill the images' grid.
     """
-    found = image_states(config, outputs)
+    config = encoder.config
+    given = image_states(config, outputs)
     maps = []
     for index in indices:
-        if index >= len(found):
+        if index >= len(given):
             raise ValueError(
-                f"This `{config.model_type}` encoder gave {len(found)} hidden states, but level {index} is asked for."
+                f"This `{config.model_type}` encoder gave {len(given)} hidden states, none of index {index}."
             )
-        state = found[index]
+        state = given[index]
         if state.dim() == 3:
             grid = _grid(config, pixel_values, state, states[index])
             # Class and register tokens come first and have no place on the grid.
             state = state[:, state.shape[1] - grid[0] * grid[1] :].unflatten(1, grid)
         maps.append(state)
+    last_norm = VISION_FAMILIES.get(config.model_type, _BY_RUN).last_norm
+    if last_norm is not None:
+        maps[-1] = getattr(encoder, last_norm)(maps[-1])
     return maps
 
 
-def _grid(
-    config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Tensor, state: VisionState
-) -> tuple[int, int]:
+def _grid(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Tensor, state: VisionState):
     """Rows and columns that the tokens `(B_i, N, channels)` of images lie on."""
     height, width = pixel_values.shape[2:]
     if VISION_FAMILIES.get(config.model_type, _BY_RUN).states == "patches":
-        patch = config.patch_size
-        patch_height, patch_width = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+        patch_height, patch_width = _both_sides(config.patch_size)
         grid = (height // patch_height, width // patch_width)
         if grid[0] * grid[1] <= tokens.shape[1]:
             return grid
@@ -545,13 +442,12 @@ def _grid(
     )
 
 
-def vision_norm(encoder: "PreTrainedModel") -> nn.Module | None:
-    """The norm that the last map wants and has not had, if there is one."""
-    family = VISION_FAMILIES.get(encoder.config.model_type, _BY_RUN)
-    return getattr(encoder, family.last_norm) if family.last_norm is not None else None
-
-
 # Text: one state a token
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether its values can be asked for: not in a graph, nor on the meta device, where it has none."""
+    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
 
 
 def text_width(config: PreTrainedConfig) -> int:
@@ -569,14 +465,11 @@ def max_text_length(config: PreTrainedConfig) -> int | None:
 
 def places_without_gaps(attention_mask: torch.Tensor) -> torch.LongTensor | None:
     """
-    For each token of `(B_t, N_t)` where it goes if all that count come first, in their order, and padding after them;
-    `None` if they do. Encoders number positions from the first column on, padding or not: only so is a text padded on the
-    left the same text.
+    Where each token of `(B_t, N_t)` goes so that padding comes last; `None` if it does. Encoders number positions from the
+    first column on, padding or not: only so is a text padded on the left the same text.
     """
     counts = attention_mask.bool()
-    # A graph may not ask what the mask holds, and on the meta device it holds nothing.
-    may_ask = not torch.compiler.is_compiling() and counts.device.type != "meta"
-    if may_ask and not (counts[:, 1:] & ~counts[:, :-1]).any():
+    if has_values(counts) and not (counts[:, 1:] & ~counts[:, :-1]).any():
         return None
     behind = counts.sum(dim=1, keepdim=True) + (~counts).cumsum(dim=1) - 1
     return torch.where(counts, counts.cumsum(dim=1) - 1, behind)
@@ -604,10 +497,7 @@ def fetch_tokens(states: torch.Tensor, places: torch.LongTensor | None, dim: int
 
 
 def layers_of(encoder: "PreTrainedModel") -> list[nn.Module]:
-    """
-    The layers of an encoder in the order of computation. Of an encoder in stages (Swin, ConvNeXt, ResNet) these are the
-    blocks of all its stages, one after the other.
-    """
+    """The layers of an encoder in the order of computation; of one in stages (Swin, ResNet) the blocks of all its stages."""
     in_stages = encoder.main_input_name == "pixel_values"
 
     def outermost(module: nn.Module) -> list[nn.ModuleList]:
@@ -631,33 +521,26 @@ def layers_of(encoder: "PreTrainedModel") -> list[nn.Module]:
 
 def first_layers(encoder: "PreTrainedModel", num_layers: int) -> tuple[list[nn.Parameter], list[str]]:
     """
-    What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and
-    what lies between their stages. It runs once, on an empty input, to see its order.
+    What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and what
+    lies between their stages. It runs once, on an empty input, to see its order.
 
     Returns:
         The parameters, and the names of the modules that are through by then.
     """
     layers = layers_of(encoder)
-    began, ended, order = {}, {}, []
+    began, ended, clock = {}, {}, itertools.count()
 
     def begin(module, *_):
-        order.append(module)
-        began.setdefault(module, len(order))
+        began.setdefault(module, next(clock))
 
     def end(module, *_):
-        order.append(module)
-        ended[module] = len(order)
+        ended[module] = next(clock)
 
     training = {module: module.training for module in encoder.modules()}
-    with ExitStack() as hooks, torch.no_grad():
-        for module in encoder.eval().modules():
-            hooks.enter_context(module.register_forward_pre_hook(begin))
-            hooks.enter_context(module.register_forward_hook(end))
+    encoder.eval()
+    with register_module_forward_pre_hook(begin), register_module_forward_hook(end), torch.no_grad():
         if encoder.main_input_name == "pixel_values":
-            size = image_size(encoder.config) or (224, 224)
-            shape = (1, getattr(encoder.config, "num_channels", 3), *size)
-            pixel_values = torch.zeros(shape, dtype=encoder.dtype, device=encoder.device)
-            encoder(**image_inputs(encoder.config, pixel_values))
+            encoder(**_blank_images(encoder, 1))
         else:
             input_ids = torch.full((1, 2), 1, device=encoder.device)
             encoder(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
@@ -679,8 +562,5 @@ def first_layers(encoder: "PreTrainedModel", num_layers: int) -> tuple[list[nn.P
 
 def word_embeddings(encoder: "PreTrainedModel") -> nn.Module:
     """The embeddings that a text encoder runs: T5's own stand beside the ones of its stack, which have their weights."""
-    own = encoder.get_input_embeddings()
     inner = encoder.get_encoder()
-    if inner is not encoder and isinstance(inner, transformers.PreTrainedModel):
-        return inner.get_input_embeddings()
-    return own
+    return (inner if isinstance(inner, transformers.PreTrainedModel) else encoder).get_input_embeddings()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,55 +28,25 @@ from .encoders_hivilt import text_width
 
 
 @dataclass
-class HiViLTImageStates(ModelOutput):
+class HiViLTStates(ModelOutput):
     """
-    What [`HiViLTModel.encode_images`] leaves of `B_i` images: all that depends on the images alone.
+    All that depends on `B` images or texts alone. Means leave out padding.
 
     Args:
-        global_state (`torch.FloatTensor` of shape `(B_i, d)`): `V_g`, the mean of the coarsest level.
-        pooled_state (`torch.FloatTensor` of shape `(B_i, channels)`): the mean of the encoder's map that this level is of.
-        level_states (`tuple` of `S` tensors of shape `(B_i, height, width, d)`): the levels, fine to coarse.
-        query, key, value (`torch.FloatTensor` of shape `(B_i, N_v, d)`): the first stage's projections of level 1;
-            `None` without local fusion.
-        last_hidden_state (`torch.FloatTensor`): the vision encoder's own.
-        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the vision encoder's own, on request.
+        global_state: `V_g` or `T_g`, the mean of the coarsest level, `(B, d)`.
+        pooled_state: the mean of the encoder's states that this level is of, `(B, channels)`.
+        level_states: the `S` levels, fine to coarse: of images `(B_i, height, width, d)`, of texts `(B_t, N_t, d)`.
+        projections: query, key and value of level 1 in the first stage, each `(B, N, d)`; `None` without local fusion.
+        attention_mask: of texts, `False` at padding, `(B_t, N_t)`.
+        input_ids: of texts, the tokens `(B_t, N_t)`, by which losses know equal ones; `None` for `inputs_embeds`.
+        last_hidden_state: the encoder's own.
+        hidden_states, attentions: the encoder's own, on request.
     """
 
     global_state: torch.FloatTensor | None = None
     pooled_state: torch.FloatTensor | None = None
     level_states: tuple[torch.FloatTensor, ...] | None = None
-    query: torch.FloatTensor | None = None
-    key: torch.FloatTensor | None = None
-    value: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class HiViLTTextStates(ModelOutput):
-    """
-    What [`HiViLTModel.encode_texts`] leaves of `B_t` texts: all that depends on the texts alone.
-
-    Args:
-        global_state (`torch.FloatTensor` of shape `(B_t, d)`): `T_g`, the mean of the coarsest level without padding.
-        pooled_state (`torch.FloatTensor` of shape `(B_t, text width)`): the mean of the encoder's states without padding.
-        level_states (`tuple` of `S` tensors of shape `(B_t, N_t, d)`): the levels, words to clauses.
-        query, key, value (`torch.FloatTensor` of shape `(B_t, N_t, d)`): the first stage's projections of level 1;
-            `None` without local fusion.
-        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
-        input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the tokens, by which losses know equal texts; `None` where
-            the texts came as `inputs_embeds`.
-        last_hidden_state (`torch.FloatTensor`): the text encoder's own.
-        hidden_states, attentions (`tuple` of `torch.FloatTensor`, *optional*): the text encoder's own, on request.
-    """
-
-    global_state: torch.FloatTensor | None = None
-    pooled_state: torch.FloatTensor | None = None
-    level_states: tuple[torch.FloatTensor, ...] | None = None
-    query: torch.FloatTensor | None = None
-    key: torch.FloatTensor | None = None
-    value: torch.FloatTensor | None = None
+    projections: tuple[torch.FloatTensor, ...] | None = None
     attention_mask: torch.BoolTensor | None = None
     input_ids: torch.LongTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -84,25 +55,34 @@ class HiViLTTextStates(ModelOutput):
 
 
 @dataclass
+class HiViLTImageStates(HiViLTStates):
+    """What [`HiViLTModel.encode_images`] gives."""
+
+
+@dataclass
+class HiViLTTextStates(HiViLTStates):
+    """What [`HiViLTModel.encode_texts`] gives."""
+
+
+@dataclass
 class HiViLTModelOutput(ModelOutput):
     """
     Output of [`HiViLTModel`].
 
     Args:
-        local_fusion_state (`torch.FloatTensor` of shape `(B_t, N_v + N_t, d)`): `F_local`, the last stage's vision
-            rows (row-major over its grid), then its text rows.
-        global_fusion_state (`torch.FloatTensor` of shape `(B_t, d)`): `F_global`, what a classifier reads.
-        vision_global_state, text_global_state (`torch.FloatTensor` of shape `(B_t, d)`): the fused `V~_g` and `T~_g`.
-        vision_last_hidden_state (`torch.FloatTensor`): of the vision encoder, `B_i` rows.
-        text_last_hidden_state (`torch.FloatTensor` of shape `(B_t, N_t, text width)`): of the text encoder.
-        hidden_states (`tuple` of `S` tensors of shape `(B_t, N_v + N_t, d)`): each stage's result, with
-            `output_hidden_states=True`; with a list of indices, `None` in place of the others.
-        cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_t, N_v)`): what each stage's text tokens attended to
-            in the image, with `output_attentions=True`.
-        vision_cross_attentions (`tuple` of `S` tensors of shape `(B_t, H, N_v, N_t)`): the other direction.
-        global_cross_attentions (`tuple` of 2 tensors of shape `(B_t, H, 1, 2)`): weights of `V_g` on
-            `[T_g; Pool(F_local)]` and of `T_g` on `[V_g; Pool(F_local)]`.
-        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
+        local_fusion_state: `F_local`, the last stage's vision rows (row-major over its grid), then its text rows,
+            `(B_t, N_v + N_t, d)`.
+        global_fusion_state: `F_global`, what a classifier reads, `(B_t, d)`.
+        vision_global_state, text_global_state: the fused `V~_g` and `T~_g`, `(B_t, d)`.
+        vision_last_hidden_state, text_last_hidden_state: the encoders' own, of `B_i` images and `B_t` texts.
+        hidden_states: with `output_hidden_states=True`, each of the `S` stages' result, `(B_t, N_v + N_t, d)`; with a list
+            of indices, `None` in place of the others.
+        cross_attentions: with `output_attentions=True`, what each stage's text tokens attended to in the image,
+            `(B_t, H, N_t, N_v)`.
+        vision_cross_attentions: the other direction, `(B_t, H, N_v, N_t)`.
+        global_cross_attentions: weights of `V_g` on `[T_g; Pool(F_local)]` and of `T_g` on `[V_g; Pool(F_local)]`, both
+            `(B_t, H, 1, 2)`.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions: the encoders' own.
     """
 
     local_fusion_state: torch.FloatTensor | None = None
@@ -156,16 +136,14 @@ def cross_attend(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface.
+    Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface: the attended values
+    `(B, N_q, d)` and the weights `(B, H, N_q, N_k)`, `None` unless eager.
 
     Args:
-        module (`nn.Module`): the caller; its `config` names the implementation, heads and dropout.
-        query (`torch.Tensor` of shape `(B, N_q, d)`), key, value (of shape `(B, N_k, d)`): already projected.
-        allowed (`torch.BoolTensor` broadcastable to `(B, 1, N_q, N_k)`, *optional*): `False` where a query may not
-            attend. A query that may attend to nothing gets zeros.
-
-    Returns:
-        The attended values `(B, N_q, d)` and the weights `(B, H, N_q, N_k)`, `None` unless eager.
+        module: the caller; its `config` names the implementation, heads and dropout.
+        query, key, value: already projected, `(B, N_q, d)` and twice `(B, N_k, d)`.
+        allowed: `False` where a query may not attend, broadcastable to `(B, 1, N_q, N_k)`. A query that may attend to
+            nothing gets zeros.
     """
     config = module.config
     head_dim = config.hidden_size // config.num_attention_heads
@@ -182,19 +160,10 @@ def cross_attend(
         mask = torch.zeros(allowed.shape, dtype=query.dtype, device=query.device)
         mask = mask.masked_fill(~allowed, torch.finfo(query.dtype).min / 2)
 
-    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-        config._attn_implementation, eager_attention_forward
-    )
-    attended, attention = attention_interface(
-        module,
-        query,
-        key,
-        value,
-        mask,
-        scaling=head_dim**-0.5,
-        dropout=config.dropout if module.training else 0.0,
-        is_causal=False,
-        **kwargs,
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    dropout = config.dropout if module.training else 0.0
+    attended, attention = attend(
+        module, query, key, value, mask, scaling=head_dim**-0.5, dropout=dropout, is_causal=False, **kwargs
     )
     # (B, N_q, H, d_k) -> (B, N_q, d)
     attended = attended.flatten(2)
@@ -217,24 +186,33 @@ class HiViLTMLP(nn.Module):
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
 
 
-class HiViLTAttention(nn.Module):
-    """Cross-attention with an output projection: `CrossAttn` of equation G."""
+class HiViLTProjections(nn.Module):
+    """Queries, keys and values of tokens `(B, N, d)`."""
 
     def __init__(self, config: HiViLTConfig):
         super().__init__()
-        self.config = config
-        self.is_causal = False
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
+
+class HiViLTAttention(HiViLTProjections):
+    """Cross-attention with an output projection: `CrossAttn` of equation G."""
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__(config)
+        self.config = config
+        self.is_causal = False
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, attention = cross_attend(
-            self, self.q_proj(hidden_states), self.k_proj(context), self.v_proj(context), **kwargs
-        )
+        query, key, value = self.q_proj(hidden_states), self.k_proj(context), self.v_proj(context)
+        attended, attention = cross_attend(self, query, key, value, **kwargs)
         return self.o_proj(attended), attention
 
 
@@ -243,12 +221,8 @@ class HiViLTAttention(nn.Module):
 
 def smooth_tokens(hidden_states: torch.Tensor, attention_mask: torch.BoolTensor, window: int) -> torch.Tensor:
     """
-    Mean of every token with its neighbours, `(window - 1) / 2` to each side, never counting padding.
-
-    Args:
-        hidden_states (`torch.Tensor` of shape `(B_t, N_t, width)`): the tokens.
-        attention_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
-        window (`int`): odd; 1 leaves the tokens as they are.
+    Mean of every token `(B_t, N_t, width)` with its neighbours, `(window - 1) / 2` to each side, never counting padding,
+    where `attention_mask` `(B_t, N_t)` is `False`. The window is odd; 1 leaves the tokens as they are.
     """
     if window == 1:
         return hidden_states
@@ -301,10 +275,8 @@ def grid_positions(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
 
 class HiViLTLevel(nn.Module):
     """
-    One level of one modality: projected to the common width and normalised before it meets the other.
-
-    Args:
-        on_grid (`bool`): whether the tokens lie on a grid, `(B, height, width, in_features)`, and learn their place on it.
+    One level of one modality: projected to the common width and normalised before it meets the other. Tokens `on_grid`,
+    `(B, height, width, in_features)`, learn their place on it.
     """
 
     def __init__(self, config: HiViLTConfig, in_features: int, on_grid: bool = False):
@@ -321,29 +293,14 @@ class HiViLTLevel(nn.Module):
         return self.norm(projected)
 
 
-class HiViLTProjections(nn.Module):
-    """Queries, keys and values of one modality in one stage."""
-
-    def __init__(self, config: HiViLTConfig):
-        super().__init__()
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-
-
 # Local fusion
 
 
 class HiViLTFusionStage(GradientCheckpointingLayer):
     """
     Local fusion (equation L): each token is joined with what it attended to in the other modality and with their product,
-    `F_x = x + MLP([x; x~; x * x~])`.
-
-    With `fusion_top_k` fusion is sparse: each text token and only the vision tokens most similar to it attend to each
-    other. Vision tokens that no text token chose pass through unchanged.
+    `F_x = x + MLP([x; x~; x * x~])`. With `fusion_top_k` it is sparse: each text token and only the vision tokens most
+    similar to it attend to each other. Vision tokens that no text token chose pass through unchanged.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -363,28 +320,28 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
-            vision (`torch.Tensor` of shape `(B_t, N_v, d)`): the vision tokens of each text's image.
-            text (`torch.Tensor` of shape `(B_t, N_t, d)`): the text tokens.
-            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
-            *projections (six of `torch.Tensor`): query, key and value of `vision`, then those of `text`, of the same
-                shapes. One by one, since reentrant checkpointing sees no tensor inside a tuple.
+            vision: the vision tokens of each text's image, `(B_t, N_v, d)`.
+            text: the text tokens, `(B_t, N_t, d)`.
+            text_mask: `False` at padding, `(B_t, N_t)`.
+            *projections: query, key and value of `vision`, then those of `text`, of the same shapes. One by one, since
+                reentrant checkpointing sees no tensor inside a tuple.
 
         Returns:
             Fused vision tokens, fused text tokens, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
             `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
         """
-        vision_projections, text_projections = projections[:3], projections[3:]
         top_k, num_rows = self.config.fusion_top_k, vision.shape[1]
         if top_k is None or top_k >= num_rows:
-            words = text_mask[:, None, None, :]
-            return self._fuse(vision, text, vision_projections, text_projections, words, None, **kwargs)
+            return self._fuse(vision, text, text_mask[:, None, None, :], None, *projections, **kwargs)
 
         # The same over the rows that any text token chose, between the pairs that were chosen.
-        rows, pairs = most_similar(text_projections[0], vision_projections[1], text_mask, top_k)
+        _, vision_key, _, text_query, *_ = projections
+        rows, pairs = most_similar(text_query, vision_key, text_mask, top_k)
         index = rows[:, :, None].expand(-1, -1, vision.shape[2])  # (B_t, R, d)
-        near, *near_projections = (states.gather(1, index) for states in (vision, *vision_projections))
+        near, *near_projections = (states.gather(1, index) for states in (vision, *projections[:3]))
+        words, regions = pairs.transpose(1, 2)[:, None], pairs[:, None]
         fused, text, text_to_image, image_to_text = self._fuse(
-            near, text, near_projections, text_projections, pairs.transpose(1, 2)[:, None], pairs[:, None], **kwargs
+            near, text, words, regions, *near_projections, *projections[3:], **kwargs
         )
         # Rows that only fill the batch up to its largest example stay as they are.
         fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
@@ -397,13 +354,10 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             text_to_image = zeros.scatter(3, place, text_to_image)
         return vision, text, text_to_image, image_to_text
 
-    def _fuse(self, vision, text, vision_projections, text_projections, words, regions, **kwargs):
+    def _fuse(self, vision, text, words, regions, v_query, v_key, v_value, t_query, t_key, t_value, **kwargs):
         """Equation L; `words` and `regions` are the text and vision tokens that may be attended to, as in [`cross_attend`]."""
-        vision_query, vision_key, vision_value = vision_projections
-        text_query, text_key, text_value = text_projections
-
-        vision_attended, image_to_text = cross_attend(self, vision_query, text_key, text_value, words, **kwargs)
-        text_attended, text_to_image = cross_attend(self, text_query, vision_key, vision_value, regions, **kwargs)
+        vision_attended, image_to_text = cross_attend(self, v_query, t_key, t_value, words, **kwargs)
+        text_attended, text_to_image = cross_attend(self, t_query, v_key, v_value, regions, **kwargs)
 
         vision = vision + self.vision_mlp(torch.cat([vision, vision_attended, vision * vision_attended], dim=-1))
         text = text + self.text_mlp(torch.cat([text, text_attended, text * text_attended], dim=-1))
@@ -414,16 +368,9 @@ def most_similar(
     text_query: torch.Tensor, vision_key: torch.Tensor, text_mask: torch.BoolTensor, top_k: int
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    The vision rows that are among the `top_k` most similar ones of any text token; similarity is the attention score
-    `Q_T K_V^T`, summed over the heads.
-
-    Args:
-        text_query (`torch.Tensor` of shape `(B_t, N_t, d)`), vision_key (of shape `(B_t, N_v, d)`): projected tokens.
-        text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding, which chooses none.
-        top_k (`int`): how many each text token chooses.
-
-    Returns:
-        The rows `(B_t, R)`, filled up where an example has fewer, and which text token chose which, `(B_t, N_t, R)`.
+    The vision rows that are among the `top_k` most similar ones of any text token: rows `(B_t, R)`, filled up where an
+    example has fewer, and which text token chose which, `(B_t, N_t, R)`. Similarity is the attention score `Q_T K_V^T`,
+    summed over the heads; padding, where `text_mask` `(B_t, N_t)` is `False`, chooses none.
     """
     similarity = torch.matmul(text_query, vision_key.transpose(1, 2))  # (B_t, N_t, N_v)
     pairs = torch.zeros_like(similarity, dtype=torch.bool)
@@ -444,10 +391,8 @@ def most_similar(
 class HiViLTGlobalFusion(nn.Module):
     """
     Global fusion (equation G): the pooled image and the pooled text each attend to the other and to the pooled local
-    fusion. With `use_global_fusion=False` the pooled tokens of local fusion take their place.
-
-    Args:
-        add_mlp (`bool`): whether to compute `F_global`; retrieval compares the two sides and does without.
+    fusion. With `use_global_fusion=False` the pooled tokens of local fusion stand for them. Without `add_mlp` there is no
+    `F_global`: retrieval compares the two sides.
     """
 
     def __init__(self, config: HiViLTConfig, add_mlp: bool):
@@ -466,13 +411,8 @@ class HiViLTGlobalFusion(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
         """
-        Args:
-            vision_global, text_global (`torch.Tensor` of shape `(B_t, d)`): `V_g` and `T_g`.
-            fused_vision (`torch.Tensor` of shape `(B_t, N_v, d)`), fused_text (of shape `(B_t, N_t, d)`): `F_local`.
-            text_mask (`torch.BoolTensor` of shape `(B_t, N_t)`): `False` at padding.
-
-        Returns:
-            `V~_g`, `T~_g`, `F_global` and the attention weights of both directions.
+        `V~_g`, `T~_g`, `F_global` and the attention weights of both directions, from `V_g` and `T_g` `(B_t, d)` and the two
+        parts of `F_local`, `(B_t, N_v, d)` and `(B_t, N_t, d)`; `text_mask` `(B_t, N_t)` is `False` at padding.
         """
         if self.vision_attention is None:
             vision, text, attentions = fused_vision.mean(dim=1), masked_mean(fused_text, text_mask), ()
@@ -516,14 +456,11 @@ class HiViLTFusion(nn.Module):
     def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
         """Levels, `V_g` and first projections of maps `(B_i, height, width, channels)`, fine to coarse."""
         levels = [level(states) for level, states in zip(self.vision_levels, maps, strict=True)]
-        query, key, value = self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else (None,) * 3
         return HiViLTImageStates(
             global_state=levels[-1].mean(dim=(1, 2)),
             pooled_state=maps[-1].mean(dim=(1, 2)),
             level_states=tuple(levels),
-            query=query,
-            key=key,
-            value=value,
+            projections=self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else None,
         )
 
     def encode_texts(self, hidden_states: torch.Tensor, attention_mask: torch.BoolTensor) -> HiViLTTextStates:
@@ -532,18 +469,15 @@ class HiViLTFusion(nn.Module):
             level(smooth_tokens(hidden_states, attention_mask, window))
             for level, window in zip(self.text_levels, self.text_windows, strict=True)
         ]
-        query, key, value = self.text_projections[0](levels[0]) if self.stages else (None,) * 3
         return HiViLTTextStates(
             global_state=masked_mean(levels[-1], attention_mask),
             pooled_state=masked_mean(hidden_states, attention_mask),
             level_states=tuple(levels),
-            query=query,
-            key=key,
-            value=value,
+            projections=self.text_projections[0](levels[0]) if self.stages else None,
             attention_mask=attention_mask,
         )
 
-    def forward(self, step: str, *args, **kwargs) -> HiViLTImageStates | HiViLTTextStates | HiViLTModelOutput:
+    def forward(self, step: str, *args, **kwargs) -> HiViLTStates | HiViLTModelOutput:
         """
         Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate and
         FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
@@ -568,8 +502,7 @@ class HiViLTFusion(nn.Module):
             if index == 0:
                 vision, text = level, texts.level_states[0]
                 # Projected once for each image and each text, when these were encoded.
-                projections = [select(projected, image_index) for projected in (images.query, images.key, images.value)]
-                projections += [texts.query, texts.key, texts.value]
+                projections = [*(select(rows, image_index) for rows in images.projections), *texts.projections]
             else:
                 # Equation P: each stage adds to the result of the stage before it, one residual through all of them.
                 vision = level + resample_grid(vision, grids[index - 1], grids[index])
@@ -601,30 +534,32 @@ class HiViLTFusion(nn.Module):
 
 # States of several images or texts
 
-_READ = ("global_state", "pooled_state", "query", "key", "value", "attention_mask")
+_READ = ("level_states", "projections", "global_state", "pooled_state", "attention_mask")
 
 
-def tensors_of(states: HiViLTImageStates | HiViLTTextStates) -> list[torch.Tensor]:
+def _read(states: HiViLTStates) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
+    return {name: states[name] for name in _READ if name in states}
+
+
+def tensors_of(states: HiViLTStates) -> list[torch.Tensor]:
     """The tensors of states that fusion reads; those that the encoders recorded are left out."""
-    tensors = [*states.level_states, *(states.get(name) for name in _READ)]
-    return [tensor for tensor in tensors if tensor is not None]
+    return tree_leaves(_read(states))
 
 
-def with_tensors(states: HiViLTImageStates | HiViLTTextStates, tensors: Sequence[torch.Tensor]):
+def with_tensors(states: HiViLTStates, tensors: Sequence[torch.Tensor]) -> HiViLTStates:
     """States of the same kind from other tensors, in the order of [`tensors_of`]."""
-    tensors = iter(tensors)
-    levels = tuple(next(tensors) for _ in states.level_states)
-    others = {name: next(tensors) for name in _READ if states.get(name) is not None}
-    return type(states)(level_states=levels, **others)
+    return type(states)(**tree_unflatten(tensors, tree_structure(_read(states))))
 
 
-def map_states(function: Callable, states: HiViLTImageStates | HiViLTTextStates):
+def map_states(function: Callable, states: HiViLTStates) -> HiViLTStates:
     """States of the same kind with `function` applied to each of [`tensors_of`]."""
     return with_tensors(states, [function(tensor) for tensor in tensors_of(states)])
 
 
-def cat_states(batches: list[HiViLTImageStates] | list[HiViLTTextStates]) -> HiViLTImageStates | HiViLTTextStates:
-    """States of batches of one shape, as those of one batch; of the tensors that fusion reads, as [`map_states`]."""
+def cat_states(batches: list[HiViLTStates]) -> HiViLTStates:
+    """States of batches of one shape, as those of one batch; of several, the tensors that fusion reads alone."""
+    if len(batches) == 1:
+        return batches[0]
     return with_tensors(batches[0], [torch.cat(parts) for parts in zip(*map(tensors_of, batches), strict=True)])
 
 
@@ -636,10 +571,8 @@ def selected_states(states: tuple | None, wanted: bool | int | list[int] | None)
     Recorded states, as far as `output_hidden_states` wants them: all, or those of the indices that it names, with `None`
     in place of the others, as transformers' models give them.
     """
-    if not wanted or states is None:
-        return None
-    if wanted is True:
-        return states
+    if not wanted or states is None or wanted is True:
+        return states if wanted else None
     count = len(states)
     indices = {i % count for i in ([wanted] if isinstance(wanted, int) else wanted) if -count <= i < count}
     return tuple(state if place in indices else None for place, state in enumerate(states))

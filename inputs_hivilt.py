@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import image_size, takes_one_size, text_width
+from .encoders_hivilt import has_values, image_size, takes_one_size, text_width
 
 logger = logging.get_logger(__name__)
 
@@ -20,11 +20,9 @@ _ARGUMENTS = (
 
 def complete_flags(kwargs: dict, config: HiViLTConfig) -> None:
     """
-    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too.
-
-    Raises:
-        ValueError: `pixel_mask` masks something, or a keyword is a misspelt argument, without which texts would be paired
-            or padded otherwise. Any other that is not ours may be an encoder's, or a column of a data set.
+    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too. Refuses a
+    `pixel_mask` that masks something, and misspelt arguments, without which texts would be paired or padded otherwise: any
+    other keyword may be an encoder's, or a column of a data set.
     """
     for name in kwargs.keys() - {*_ARGUMENTS, "image_id"}:  # that column is not `image_index`
         meant = () if torch.compiler.is_compiling() else difflib.get_close_matches(name, _ARGUMENTS, n=1, cutoff=0.83)
@@ -32,46 +30,42 @@ def complete_flags(kwargs: dict, config: HiViLTConfig) -> None:
             raise ValueError(f"There is no argument `{name}`; did you mean `{meant[0]}`?")
     pixel_mask = kwargs.get("pixel_mask")
     if pixel_mask is not None and not torch.compiler.is_compiling() and not torch.as_tensor(pixel_mask).all():
-        raise ValueError(
-            "`pixel_mask` has zeros, but padding of images is not masked here: give images of one size, as the processor "
-            "makes them, without `pixel_mask`."
-        )
+        raise ValueError("`pixel_mask` has zeros, but padding is not masked here: give images of one size, without it.")
     for name in ("output_attentions", "output_hidden_states"):
         if kwargs.get(name) is None:
             kwargs[name] = getattr(config, name)
 
 
-def check_given_once(
-    pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states
-) -> None:
+def check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states):
     """Refuses images or texts that are missing or come in two forms."""
     if sum(value is not None for value in (pixel_values, feature_maps, image_states)) != 1:
-        raise ValueError(
-            "Give the images as either `pixel_values` or `image_states` (or `feature_maps`), exactly one of them."
-        )
+        raise ValueError("Give images as either `pixel_values` or `image_states` (or `feature_maps`), exactly one.")
     if text_states is not None and any(value is not None for value in (input_ids, inputs_embeds, token_states)):
         raise ValueError("Give the texts as either `input_ids` or `text_states` (or `token_states`), not both.")
 
 
-def has_values(tensor: torch.Tensor) -> bool:
-    """Whether its values can be asked for: not in a graph, nor on the meta device, where it has none."""
-    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
+def is_integers(value, num_dims: int) -> bool:
+    is_tensor = isinstance(value, torch.Tensor) and value.dim() == num_dims
+    return is_tensor and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
-def is_integer(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+def is_floats(value, num_dims: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == num_dims and value.is_floating_point()
+
+
+def lies_below(numbers: torch.Tensor, limit: int) -> bool:
+    """Whether all numbers lie in 0..limit - 1."""
+    return not numbers.numel() or 0 <= int(numbers.min()) <= int(numbers.max()) < limit
 
 
 def check_index(name: str, index: torch.Tensor | None, length: int, what: str) -> torch.LongTensor | None:
     """The index; refuses one that points outside, with which a gather would fail far from the mistake."""
     if index is None:
         return None
-    if not isinstance(index, torch.Tensor) or index.dim() != 1 or not is_integer(index):
+    if not is_integers(index, 1):
         raise ValueError(f"`{name}` must be a vector of integers, {described(index)}.")
-    if has_values(index) and len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
-        raise ValueError(
-            f"`{name}` must lie in 0..{length - 1}, since there are {length} {what}; got {index.tolist()}."
-        )
+    if has_values(index) and not lies_below(index, length):
+        raise ValueError(f"`{name}` must lie in 0..{length - 1} for {length} {what}; got {index.tolist()}.")
     return index.long()
 
 
@@ -79,7 +73,7 @@ def check_ids(name: str, ids: torch.Tensor | None, length: int, what: str, devic
     """Numbers by which rows are the same; refuses those that number others or that are none."""
     if ids is None:
         return None
-    if not isinstance(ids, torch.Tensor) or ids.shape != (length,) or not is_integer(ids):
+    if not is_integers(ids, 1) or ids.shape[0] != length:
         raise ValueError(f"`{name}` must hold an integer for each of the {length} {what}, {described(ids)}.")
     return ids.to(device).long()
 
@@ -90,49 +84,37 @@ def described(value) -> str:
     return f"got a {type(value).__name__}"
 
 
-def batched_images(pixel_values: torch.Tensor) -> torch.Tensor:
-    """`(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined."""
-    is_tensor = isinstance(pixel_values, torch.Tensor)
-    if is_tensor and pixel_values.dim() == 5 and pixel_values.shape[1] == 1:
+def batched_images(pixel_values: torch.Tensor, config: HiViLTConfig, any_size: bool) -> torch.Tensor:
+    """
+    `(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined. Refuses images of a
+    size that the encoder was not made for; `any_size` where its positions are interpolated.
+    """
+    if is_floats(pixel_values, 5) and pixel_values.shape[1] == 1:
         pixel_values = pixel_values.flatten(0, 1)
-    if not is_tensor or pixel_values.dim() != 4 or not pixel_values.is_floating_point():
+    if not is_floats(pixel_values, 4):
         raise ValueError(
             "`pixel_values` must be a float tensor of shape (images, channels, height, width), as the processor gives "
             f"it, of one image alone, too; {described(pixel_values)}."
         )
-    return pixel_values
-
-
-def check_image_size(pixel_values: torch.Tensor, config: HiViLTConfig, any_size: bool) -> None:
-    """Refuses images of a size that the encoder was not made for; `any_size` where its positions are interpolated."""
     size, one_size = image_size(config.vision_config), takes_one_size(config.vision_config)
-    if size is None or (any_size and not one_size) or tuple(pixel_values.shape[2:]) == tuple(size):
-        return
-    way_out = "resize them" if one_size else "resize them, or give `interpolate_pos_encoding=True`"
-    raise ValueError(
-        f"This `{config.vision_config.model_type}` encoder was made for images of {size[0]} by {size[1]} pixels, got "
-        f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
-    )
+    if size is not None and (one_size or not any_size) and tuple(pixel_values.shape[2:]) != size:
+        way_out = "resize them" if one_size else "resize them, or give `interpolate_pos_encoding=True`"
+        raise ValueError(
+            f"This `{config.vision_config.model_type}` encoder was made for images of {size[0]} by {size[1]} pixels, got "
+            f"{pixel_values.shape[2]} by {pixel_values.shape[3]}; {way_out}."
+        )
+    return pixel_values
 
 
 def check_feature_maps(feature_maps: Sequence[torch.Tensor], widths: Sequence[int]) -> None:
     """Refuses maps that are not those of levels of so many channels each."""
-    wanted = ", ".join(f"(B_i, height, width, {channels})" for channels in widths)
-    fit = (
-        isinstance(feature_maps, (list, tuple))
-        and len(feature_maps) == len(widths)
-        and all(isinstance(states, torch.Tensor) and states.is_floating_point() for states in feature_maps)
-        and all(
-            states.dim() == 4 and states.shape[0] == feature_maps[0].shape[0] and states.shape[3] == channels
-            for states, channels in zip(feature_maps, widths, strict=True)
-        )
-    )
-    if not fit:
-        is_list = isinstance(feature_maps, (list, tuple))
-        got = ", ".join(map(described, feature_maps)) if is_list else described(feature_maps)
+    maps = feature_maps if isinstance(feature_maps, (list, tuple)) else [feature_maps]
+    fit = all(is_floats(states, 4) and states.shape[0] == maps[0].shape[0] for states in maps)
+    if not fit or [states.shape[3] for states in maps] != list(widths):
+        shapes = ", ".join(f"(B_i, height, width, {channels})" for channels in widths)
         raise ValueError(
-            f"`feature_maps` must be float tensors of shapes {wanted}, as `get_feature_maps` of this model gives them; "
-            f"{got or 'got none'}."
+            f"`feature_maps` must be float tensors of shapes {shapes}, as `get_feature_maps` of this model gives them; "
+            f"{', '.join(map(described, maps)) or 'got none'}."
         )
 
 
@@ -140,19 +122,17 @@ def check_texts(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     """Refuses tokens or embeddings that are missing, of another shape or dtype, or longer than the encoder takes."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give the texts as either `input_ids` or `inputs_embeds`, exactly one of them.")
-    if input_ids is not None and (input_ids.dim() != 2 or not is_integer(input_ids)):
+    if input_ids is not None and not is_integers(input_ids, 2):
         raise ValueError(
             f"`input_ids` must be integers of shape (texts, tokens), {described(input_ids)}. Several texts about an "
             "image are rows of their own, and `image_index` says which image each belongs to."
         )
-    if inputs_embeds is not None and (inputs_embeds.dim() != 3 or not inputs_embeds.is_floating_point()):
-        raise ValueError(
-            f"`inputs_embeds` must be floats of shape (texts, tokens, text width), {described(inputs_embeds)}."
-        )
+    if inputs_embeds is not None and not is_floats(inputs_embeds, 3):
+        raise ValueError(f"`inputs_embeds` must be floats (texts, tokens, text width), {described(inputs_embeds)}.")
     known = getattr(config.text_config, "vocab_size", None)
     # On a CPU alone, where a look costs nothing; a GPU would be waited for.
     on_cpu = input_ids is not None and input_ids.device.type == "cpu" and has_values(input_ids)
-    if on_cpu and known and input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
+    if on_cpu and known and not lies_below(input_ids, known):
         raise ValueError(
             f"`input_ids` must lie in 0..{known - 1}, the tokens of this `{config.text_config.model_type}` encoder; got "
             f"{int(input_ids.min())}..{int(input_ids.max())}. Take the processor that was saved beside the model."
@@ -160,8 +140,8 @@ def check_texts(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     length, limit = (input_ids if inputs_embeds is None else inputs_embeds).shape[1], config.max_text_length
     if limit is not None and length > limit:
         raise ValueError(
-            f"The texts have {length} tokens, but this `{config.text_config.model_type}` encoder "
-            f"takes {limit}; tokenize with `truncation=True, max_length={limit}`."
+            f"The texts have {length} tokens, but this `{config.text_config.model_type}` encoder takes {limit}; tokenize "
+            f"with `truncation=True, max_length={limit}`."
         )
 
 
@@ -178,23 +158,19 @@ def text_mask(
     attention_mask: torch.Tensor | None, tokens: torch.Tensor, input_ids: torch.Tensor | None, config: HiViLTConfig
 ) -> torch.Tensor:
     """The mask of tokens `(B_t, N_t)` or states `(B_t, N_t, width)`; unset, nothing is padding."""
+    shape = tuple(tokens.shape[:2])
     if attention_mask is None:
-        _warn_of_padding(input_ids, config)
-        attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-    if attention_mask.shape != tokens.shape[:2]:
-        raise ValueError(
-            f"`attention_mask` must have the texts' shape {tuple(tokens.shape[:2])}, got {tuple(attention_mask.shape)}."
-        )
+        warn_of_padding(input_ids, config)
+        attention_mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
+    if attention_mask.shape != shape:
+        raise ValueError(f"`attention_mask` must have the texts' shape {shape}, got {tuple(attention_mask.shape)}.")
     may_be_added = attention_mask.dtype != torch.bool and has_values(attention_mask)
     if may_be_added and not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise ValueError(
-            "`attention_mask` must be 1 at tokens and 0 at padding, got other numbers; one that is to be added to "
-            "attention scores is `(mask == 0).long()` here."
-        )
+        raise ValueError("`attention_mask` must be 1 at tokens and 0 at padding; of an additive one give `mask == 0`.")
     return attention_mask
 
 
-def _warn_of_padding(input_ids: torch.Tensor | None, config: HiViLTConfig) -> None:
+def warn_of_padding(input_ids: torch.Tensor | None, config: HiViLTConfig) -> None:
     padding, end = (getattr(config.text_config, name, None) for name in ("pad_token_id", "eos_token_id"))
     if input_ids is None or padding in (None, end) or not has_values(input_ids):
         return
@@ -210,8 +186,7 @@ def check_token_states(token_states, input_ids, inputs_embeds, config: HiViLTCon
     if inputs_embeds is not None:
         raise ValueError("Give the texts as either `inputs_embeds` or `token_states`, not both.")
     width = text_width(config.text_config)
-    is_float = isinstance(token_states, torch.Tensor) and token_states.is_floating_point()
-    if not is_float or token_states.dim() != 3 or token_states.shape[2] != width:
+    if not is_floats(token_states, 3) or token_states.shape[2] != width:
         raise ValueError(
             f"`token_states` must be a float tensor of shape (texts, tokens, {width}), as `get_token_states` of this "
             f"model gives it; {described(token_states)}."
@@ -258,30 +233,27 @@ def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
                 f"Soft `labels` must have shape (texts, num_labels) = {(num_texts, num_labels)}, got "
                 f"{tuple(labels.shape)}. Answers by their numbers are integers: `labels.long()`."
             )
-    elif labels.shape != (num_texts,) or not is_integer(labels):
-        raise ValueError(
-            f"Integer `labels` must hold one answer for each of the {num_texts} texts, {described(labels)}. Scores of "
-            f"all answers, of shape {(num_texts, num_labels)}, are floats: `labels.float()`."
-        )
-    if not has_values(labels):
-        return
-    if labels.is_floating_point():
-        if not ((labels >= 0) & (labels <= 1)).all():
+        answered = labels > 0
+        if has_values(labels) and not ((labels >= 0) & (labels <= 1)).all():
             raise ValueError(
                 f"Soft `labels` must lie in [0, 1], got {labels.min().item()}..{labels.max().item()}. A row of zeros is "
                 "one without a known answer."
             )
-        answered = labels > 0
     else:
+        if not is_integers(labels, 1) or labels.shape[0] != num_texts:
+            raise ValueError(
+                f"Integer `labels` must hold one answer for each of the {num_texts} texts, {described(labels)}. Scores of "
+                f"all answers, of shape {(num_texts, num_labels)}, are floats: `labels.float()`."
+            )
         labels = labels.long()
         answered = labels != -100
-        if (answered & ((labels < 0) | (labels >= num_labels))).any():
+        if has_values(labels) and (answered & ((labels < 0) | (labels >= num_labels))).any():
             raise ValueError(
                 f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row "
                 f"without one; got {labels.min().item()}..{labels.max().item()}. Build the head for your answers with "
                 "`id2label=...` or `resize_answer_head(answers)`."
             )
-    if not answered.any():
+    if has_values(labels) and not answered.any():
         logger.warning_once(
             f"None of the {num_texts} questions of a batch has an answer among the {num_labels} of `config.id2label`: its "
             "loss is 0, and nothing is learned from it. Compare the answers of your data with `config.label2id`."

@@ -6,10 +6,12 @@ processes may share.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_hivilt import HiViLTConfig
@@ -20,13 +22,11 @@ MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    `L_cls` in float32, over the rows that have an answer; zero where none has.
+    `L_cls` of scores `(B_t, num_labels)` in float32, over the rows that have an answer; zero where none has.
 
-    Args:
-        logits (`torch.Tensor` of shape `(B_t, num_labels)`): scores.
-        labels (`torch.LongTensor` of shape `(B_t,)`): cross-entropy; -100 marks a row without an answer. Or
-            (`torch.FloatTensor` of shape `(B_t, num_labels)`): soft scores in [0, 1], binary cross-entropy times the
-            number of classes as in ViLT (arXiv 2102.03334); a row of zeros is one without a known answer.
+    Integer labels `(B_t,)` give the cross-entropy; -100 marks a row without an answer. Soft labels in [0, 1],
+    `(B_t, num_labels)`, give the binary cross-entropy times the number of classes as in ViLT (arXiv 2102.03334); a row of
+    zeros is one without a known answer.
     """
     logits, labels = logits.float(), labels.to(logits.device)
     if labels.is_floating_point():
@@ -41,12 +41,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor) -> torch.Tensor:
     """
-    `L_contrast`: symmetric InfoNCE with a uniform target over every match (CLIP, arXiv 2103.00020; several positives
-    as in ALBEF, arXiv 2107.07651), over the rows that have one.
-
-    Args:
-        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): scaled similarities.
-        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    `L_contrast` of scaled similarities `(B_i, B_t)`: symmetric InfoNCE with a uniform target over every match (CLIP,
+    arXiv 2103.00020; several positives as in ALBEF, arXiv 2107.07651), over the rows that have one.
     """
 
     def one_way(logits, positives):
@@ -60,17 +56,9 @@ def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor
 def contrastive_floor(positives: torch.BoolTensor) -> torch.FloatTensor:
     """
     The least that [`contrastive_loss`] can be: a row of `m` matches shares its probability between them, which costs
-    `ln m`. Without it the loss is 0 at best, however many matches there are, and its gradient is the same.
-
-    Args:
-        positives (`torch.BoolTensor` of shape `(B_i, B_t)`): which pairs match.
+    `ln m`. Less this the loss is 0 at best, however many matches there are, and its gradient is the same.
     """
-
-    def one_way(positives):
-        matches = positives.sum(dim=-1)
-        return matches.clamp(min=1).log().sum() / (matches > 0).sum().clamp(min=1)
-
-    return (one_way(positives) + one_way(positives.t())) / 2
+    return contrastive_loss(positives.float().log(), positives)
 
 
 def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.LongTensor:
@@ -82,8 +70,8 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch
 
 def first_equal(rows: torch.Tensor) -> torch.LongTensor:
     """For each row of integers the first that equals it, `(B, N)` -> `(B,)`; itself, if it is new."""
-    # A distance is how many tokens differ: exact to 16 million tokens, and of a size that no data decides, as a compiled
-    # graph needs it. Numbers of any size are compared as they are.
+    # How many tokens differ: exact to 16 million of them, and of a static shape, as a compiled graph needs it. Single
+    # numbers are compared as they are, of any size.
     equal = rows == rows.t() if rows.shape[1] == 1 else torch.cdist(rows.float(), rows.float(), p=0.0) == 0
     return equal.to(torch.uint8).argmax(dim=1)
 
@@ -92,12 +80,8 @@ def matching_pairs(
     image_ids: torch.Tensor, text_image_ids: torch.Tensor, first_equal_text: torch.Tensor
 ) -> torch.BoolTensor:
     """
-    Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text.
-
-    Args:
-        image_ids (`torch.LongTensor` of shape `(B_i,)`): numbers of the images.
-        text_image_ids (`torch.LongTensor` of shape `(B_t,)`): number of each text's image.
-        first_equal_text (`torch.LongTensor` of shape `(B_t,)`): see [`first_equal`].
+    Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text. From numbers
+    of the images `(B_i,)`, the number of each text's image `(B_t,)`, and what [`first_equal`] gives of the texts.
     """
     own = image_ids[:, None] == text_image_ids[None, :]
     of_first = torch.zeros(own.shape, device=own.device).index_add(1, first_equal_text, own.float())
@@ -108,15 +92,12 @@ def hard_negatives(
     logits: torch.Tensor, positives: torch.BoolTensor, sample: bool, count: int = 1
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    For each row different columns that do not match it, the more similar the likelier (ALBEF, arXiv 2107.07651, section
-    3.2).
+    For each row of similarities `(rows, columns)` different columns that do not match it, the more similar the likelier
+    (ALBEF, arXiv 2107.07651, section 3.2).
 
     Args:
-        logits (`torch.Tensor` of shape `(rows, columns)`): similarities.
-        positives (`torch.BoolTensor` of the same shape): matches, never chosen.
-        sample (`bool`): draw with probability softmax(logits), without replacement; otherwise take the most similar,
-            which is deterministic.
-        count (`int`, defaults to 1): columns to choose, as far as there are so many.
+        sample: draw with probability softmax(logits), without replacement; otherwise choose the most similar.
+        count: columns to choose, as far as there are so many.
 
     Returns:
         The chosen columns, `(rows, min(count, columns))`, and which of these are negatives: a row may have fewer.
@@ -133,12 +114,8 @@ def hard_negatives(
 
 def matching_loss(match: torch.Tensor, others: torch.Tensor, valid: torch.BoolTensor) -> torch.Tensor:
     """
-    Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other.
-
-    Args:
-        match (`torch.FloatTensor` of shape `(rows,)`): scaled similarity of the pair that matches.
-        others (`torch.FloatTensor` of shape `(rows, count)`): of pairs that do not.
-        valid (`torch.BoolTensor` of the same shape): which of these to choose from.
+    Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other. From scaled similarities of
+    the pair that matches, `(rows,)`, and of others, `(rows, count)`; `valid` says which of these count.
     """
     candidates = torch.cat([match[:, None], others.masked_fill(~valid, float("-inf"))], dim=1)
     return candidates.logsumexp(dim=1) - match
@@ -154,30 +131,24 @@ def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class PairBatch:
-    """
-    What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`]).
+    """What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`])."""
 
-    Args:
-        image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`), text_embeds (of shape
-            `(B_t, projection_dim)`): L2-normalised.
-        image_index (`torch.LongTensor` of shape `(B_t,)`): each text's image.
-        image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): rows with one number show the same image; unset,
-            all differ.
-        tokens (`torch.LongTensor` of shape `(B_t, N)`, *optional*): rows that are equal are the same text, see
-            [`left_aligned`]; unset, all differ.
-        image_states, text_states: what pairs are fused from; unset where none are.
-        first_image, first_text: where the images and texts of this process begin in a batch of all.
-    """
-
-    image_embeds: torch.Tensor
-    text_embeds: torch.Tensor
-    image_index: torch.Tensor
-    image_ids: torch.Tensor | None
-    tokens: torch.Tensor | None
-    image_states: HiViLTImageStates | None
-    text_states: HiViLTTextStates | None
-    first_image: int = 0
+    image_embeds: torch.Tensor  # (B_i, projection_dim), L2-normalised
+    text_embeds: torch.Tensor  # (B_t, projection_dim), L2-normalised
+    image_index: torch.Tensor | None  # (B_t,), each text's image; unset, row by row
+    image_ids: torch.Tensor | None = None  # (B_i,), the same for rows that show one image; unset, all differ
+    tokens: torch.Tensor | None = None  # (B_t, N), equal rows for equal texts; unset, those of `text_states`
+    image_states: HiViLTImageStates | None = None  # what pairs are fused from, as the texts'; unset where none are
+    text_states: HiViLTTextStates | None = None
+    first_image: int = 0  # where the images of this process begin in a batch of all, as the texts
     first_text: int = 0
+
+    def __post_init__(self):
+        device, texts = self.text_embeds.device, self.text_states
+        rows = torch.arange(len(self.text_embeds), device=device) if self.image_index is None else self.image_index
+        self.image_index = rows.to(device)
+        if self.tokens is None and texts is not None and texts.input_ids is not None:
+            self.tokens = left_aligned(texts.input_ids, texts.attention_mask).to(device)
 
     def numbered(self) -> "PairBatch":
         """With numbers for the images and texts that nothing is known of."""
@@ -207,18 +178,14 @@ def retrieval_losses(
     """
     `L = lambda_2 L_contrast + lambda_3 L_aux` (design note, section 4): all pairs are contrasted by their embeddings, and each
     matching pair is told by its fused similarity from the same text with hard images and the same image with hard texts.
+    The result has fields of [`HiViLTRetrievalOutput`].
 
     Args:
         batch: of this process.
-        config: the losses' weights and the number of hard negatives.
-        logit_scale, matching_logit_scale (`torch.Tensor` of shape `()`): logarithms of the inverse temperatures.
+        logit_scale, matching_logit_scale: logarithms of the inverse temperatures.
         score: fused similarity of pairs, from image states, text states, image index and text index.
-        sample: draw hard negatives; otherwise the most similar are taken.
+        sample: see [`hard_negatives`].
         gather: whether to compute it over the batches of all processes, each of which has to call this.
-
-    Returns:
-        `loss`, `contrastive_loss`, and with fused matching `auxiliary_loss` and `num_dropped_anchors`; see
-        [`HiViLTRetrievalOutput`].
     """
     auxiliary_weight = 1.0 if config.auxiliary_loss_weight is None else config.auxiliary_loss_weight
     if not auxiliary_weight:
@@ -262,36 +229,26 @@ def retrieval_losses(
     return {"loss": loss, **losses}
 
 
-def in_chunks(function: Callable, chunk_size: int, *inputs: torch.Tensor | None) -> list:
+def in_chunks(function: Callable, chunk_size: int | None, *inputs) -> list:
     """
-    What `function` gives for `chunk_size` rows of its inputs at a time. Nothing is kept for the backward pass, which
-    computes each chunk once more, under the same random state, just before it uses it: gradients are those of one large
-    batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
-
-    Args:
-        function: takes rows of the inputs.
-        chunk_size (`int`): rows at a time.
-        *inputs (`torch.Tensor` of shape `(rows, ...)`): `None` stays `None`.
+    What `function` gives for `chunk_size` rows of its inputs at a time, or for all without. Nothing is kept for the
+    backward pass, which computes each chunk once more, under the same random state, just before it uses it: gradients are
+    those of one large batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
+    Inputs are tensors of shape `(rows, ...)` or sequences of them; others go to each call as they are.
     """
-    rows = next(len(rows) for rows in inputs if rows is not None)
-    return [
-        checkpoint(
-            function,
-            *(None if x is None else x[start : start + chunk_size] for x in inputs),
-            use_reentrant=False,
-        )
-        for start in range(0, rows, chunk_size)
-    ]
+    if chunk_size is None:
+        return [function(*inputs)]
+    rows = next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    parts = [slice(start, start + chunk_size) for start in range(0, rows, chunk_size)]
+    chunks = [tree_map_only(torch.Tensor, itemgetter(part), inputs) for part in parts]
+    return [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
 
 
 # Several processes
 
 
 class _AllGather(torch.autograd.Function):
-    """
-    All processes' tensors of one shape; the gradient of each is the sum of those of every process. torch's own,
-    `torch.distributed.nn.functional.all_gather`, is deprecated in favour of private functions.
-    """
+    """All processes' tensors of one shape, with gradient; torch's own is deprecated in favour of private functions."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -308,12 +265,8 @@ class _AllGather(torch.autograd.Function):
 
 def gather_rows(tensors: Sequence[torch.Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[torch.Tensor]:
     """
-    Of each tensor the rows of all processes in rank order, with gradient, in one collective for each dtype.
-
-    Args:
-        tensors (`torch.Tensor` of shape `(rows, ...)`): those of this process.
-        shapes: for each tensor the first sizes of every process's, `(rows,)` or, where texts differ in length, which
-            is padded with zeros, `(rows, tokens)`.
+    Of each tensor the rows of all processes in rank order, with gradient, in one collective for each dtype. `shapes` are for
+    each tensor the first sizes of every process's: `(rows,)`, or `(rows, tokens)` where shorter texts are padded by zeros.
     """
     shaped = []
     for tensor, sizes in zip(tensors, shapes, strict=True):
@@ -344,41 +297,35 @@ def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
         ValueError: the processes' images lie on different grids, which one process could not batch either.
     """
     device, rank = batch.text_embeds.device, dist.get_rank()
-    fuses = batch.image_states is not None
-    image_states = tensors_of(batch.image_states) if fuses else []
-    *text_states, mask = (
-        tensors_of(batch.text_states) if fuses else [batch.image_index.new_zeros(len(batch.text_embeds), 0)]
-    )
-    grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]] if fuses else []
-    num_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
-    sizes = [len(batch.image_embeds), len(batch.text_embeds), num_tokens, mask.shape[1], *grids]
+    image_states, text_states, grids = [], [], []
+    mask = batch.image_index.new_zeros(len(batch.text_embeds), 0)
+    if batch.image_states is not None:
+        image_states, (*text_states, mask) = tensors_of(batch.image_states), tensors_of(batch.text_states)
+        grids = [size for level in batch.image_states.level_states for size in level.shape[1:3]]
+    own_tokens = 1 if batch.tokens is None else batch.tokens.shape[1]
+    sizes = [len(batch.image_embeds), len(batch.text_embeds), own_tokens, mask.shape[1], *grids]
     sizes = [one.tolist() for one in _AllGather.apply(torch.tensor(sizes, device=device))]
     if any(one[4:] != grids for one in sizes):
         raise ValueError(
             "`pixel_values`: the images of the processes differ in size, so that their levels cannot be batched together. "
             "Give all the same size, or `gather_negatives=False`."
         )
-    images, texts = [(one[0],) for one in sizes], [(one[1],) for one in sizes]
-    rows, tokens = [(one[1], one[2]) for one in sizes], [(one[1], one[3]) for one in sizes]
-    first_image, first_text = sum(one[0] for one in sizes[:rank]), sum(one[1] for one in sizes[:rank])
+    num_images, num_texts, num_tokens, num_words = zip(*(one[:4] for one in sizes), strict=True)
+    images, texts = [(count,) for count in num_images], [(count,) for count in num_texts]
+    rows, words = list(zip(num_texts, num_tokens, strict=True)), list(zip(num_texts, num_words, strict=True))
+    first_image, first_text = sum(num_images[:rank]), sum(num_texts[:rank])
     batch = replace(batch, first_image=first_image, first_text=first_text).numbered()
 
-    # Integers in one collective, numbers with a gradient in another.
-    integers = [batch.image_index + first_image, batch.image_ids, batch.tokens, mask.long()]
-    image_index, image_ids, all_tokens, mask = gather_rows(integers, [texts, images, rows, tokens])
-    floats = [batch.image_embeds, batch.text_embeds, *image_states, *text_states]
-    shapes = [images, texts] + [images] * len(image_states)
+    tensors = [batch.image_index + first_image, batch.image_ids, batch.tokens, mask.long(), batch.image_embeds]
+    shapes = [texts, images, rows, words, images, texts] + [images] * len(image_states)
     # Of a text's states those of its tokens have three dimensions.
-    shapes += [tokens if states.dim() == 3 else texts for states in text_states]
-    image_embeds, text_embeds, *states = gather_rows(floats, shapes)
-    return PairBatch(
-        image_embeds,
-        text_embeds,
-        image_index,
-        image_ids,
-        all_tokens,
-        with_tensors(batch.image_states, states[: len(image_states)]) if fuses else None,
-        with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()]) if fuses else None,
-        first_image,
-        first_text,
-    ), [count for (count,) in texts]
+    shapes += [words if states.dim() == 3 else texts for states in text_states]
+    image_index, image_ids, all_tokens, mask, image_embeds, text_embeds, *states = gather_rows(
+        [*tensors, batch.text_embeds, *image_states, *text_states], shapes
+    )
+    gathered = {"image_embeds": image_embeds, "text_embeds": text_embeds, "image_index": image_index}
+    gathered |= {"image_ids": image_ids, "tokens": all_tokens}
+    if image_states:
+        gathered["image_states"] = with_tensors(batch.image_states, states[: len(image_states)])
+        gathered["text_states"] = with_tensors(batch.text_states, [*states[len(image_states) :], mask.bool()])
+    return replace(batch, **gathered), list(num_texts)

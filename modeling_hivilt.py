@@ -14,12 +14,12 @@ text once however many images. What they give is cut into levels, fine to coarse
                         |
     answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
 
-Letters in shapes: `B_i` images, `B_t` texts, `N_v` vision tokens of a level, `N_t` text tokens, `d` hidden size,
-`S` fusion stages, `H` heads. "Equation L, P, G" are those of the design note, sections 3.2, 7.2 and 3.3.
+Letters in shapes and "Equation L, P, G" are those of `fusion_hivilt.py`.
 """
 
 import inspect
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,11 +43,11 @@ from .encoders_hivilt import (
     first_layers,
     image_inputs,
     image_maps,
+    is_hierarchical,
     layers_of,
     move_tokens,
     places_without_gaps,
     text_width,
-    vision_norm,
     vision_states,
     word_embeddings,
 )
@@ -69,7 +69,6 @@ from .inputs_hivilt import (
     check_feature_maps,
     check_given_once,
     check_ids,
-    check_image_size,
     check_index,
     check_labels,
     check_pairs,
@@ -86,7 +85,6 @@ from .losses_hivilt import (
     contrastive_loss,
     in_chunks,
     inverse_temperature,
-    left_aligned,
     retrieval_losses,
 )
 from .upstream_hivilt import RecordingEncodersMixin, UpstreamMixin
@@ -106,14 +104,8 @@ _RECORDED = ("hidden_states", "cross_attentions", "vision_cross_attentions", "gl
 @dataclass
 class HiViLTQuestionAnsweringOutput(ModelOutput):
     """
-    Output of [`HiViLTForQuestionAnswering`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, returned with `labels`): weighted sum of the losses.
-        logits (`torch.FloatTensor` of shape `(B_t, num_labels)`): one score for each answer, before softmax (integer
-            labels) or sigmoid (soft labels).
-        hidden_states, cross_attentions, vision_cross_attentions, global_cross_attentions, vision_hidden_states,
-            text_hidden_states, vision_attentions, text_attentions: as in [`HiViLTModelOutput`].
+    Output of [`HiViLTForQuestionAnswering`]: with `labels` the weighted sum of the losses, and a score for each answer
+    before softmax (integer labels) or sigmoid (soft labels), `(B_t, num_labels)`. The others as in [`HiViLTModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -134,16 +126,12 @@ class HiViLTRetrievalOutput(ModelOutput):
     Output of [`HiViLTForRetrieval`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, returned in training and with `return_loss=True`): weighted sum, 0 at best.
-        logits_per_image (`torch.FloatTensor` of shape `(B_i, B_t)`): `exp(logit_scale)` times the cosine of the
-            embeddings; `logits_per_text` is its transpose.
-        image_embeds (`torch.FloatTensor` of shape `(B_i, projection_dim)`): L2-normalised, of the images alone.
-        text_embeds (`torch.FloatTensor` of shape `(B_t, projection_dim)`): L2-normalised, of the texts alone.
-        contrastive_loss, auxiliary_loss (`torch.FloatTensor` of shape `()`): the terms of `loss` before weighting; the
-            former less [`contrastive_floor`].
-        num_dropped_anchors (`torch.LongTensor` of shape `()`): anchors that took no part in fused matching, since
-            every candidate of the batch matched them.
-        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions (`tuple`): the encoders' own.
+        loss: in training and with `return_loss=True`, the weighted sum of the losses, 0 at best.
+        logits_per_image, logits_per_text: `exp(logit_scale)` times the cosine of the embeddings, `(B_i, B_t)`, `(B_t, B_i)`.
+        image_embeds, text_embeds: of each modality alone, L2-normalised, `(B_i, projection_dim)`, `(B_t, projection_dim)`.
+        contrastive_loss, auxiliary_loss: the terms of `loss` before weighting; the former less [`contrastive_floor`].
+        num_dropped_anchors: how many took no part in fused matching, since every candidate of the batch matched them.
+        vision_hidden_states, text_hidden_states, vision_attentions, text_attentions: the encoders' own.
     """
 
     loss: torch.FloatTensor | None = None
@@ -203,36 +191,33 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def get_feature_maps(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, ...]:
-        """See [`HiViLTModel.get_feature_maps`]."""
-        return self.base_model.get_feature_maps(pixel_values, interpolate_pos_encoding, **kwargs)
+        """
+        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for each
+        level, fine to coarse, a hidden state averaged over squares of the level's stride, `(B_i, height, width, channels)`.
+        A frozen encoder gives the same in every epoch: keep it, and train at the cost of fusion alone. Arguments and
+        errors as there.
+        """
+        return self.base_model._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
 
     def get_token_states(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
     ) -> torch.Tensor:
-        """See [`HiViLTModel.get_token_states`]."""
-        return self.base_model.get_token_states(input_ids, attention_mask, **kwargs)
+        """
+        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
+        hidden state `(B_t, N_t, text width)`. Arguments and errors as there.
+        """
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        return self.base_model._run_text_encoder(*texts, **kwargs)[0]
 
+    # These two name their arguments, since torch.export reads them from the signature.
     def encode_images(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        feature_maps: Sequence[torch.Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values=None, interpolate_pos_encoding=False, feature_maps=None, **kwargs
     ) -> HiViLTImageStates:
         """See [`HiViLTModel.encode_images`]."""
-        return self.base_model.encode_images(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, feature_maps=feature_maps, **kwargs
-        )
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "feature_maps": feature_maps}
+        return self.base_model.encode_images(pixel_values, **kwargs)
 
-    def encode_texts(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> HiViLTTextStates:
+    def encode_texts(self, input_ids=None, attention_mask=None, **kwargs) -> HiViLTTextStates:
         """See [`HiViLTModel.encode_texts`]."""
         return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
 
@@ -242,11 +227,10 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         evaluation mode (no dropout) until the model is made anew.
 
         Args:
-            part (`str`): `"vision"` or `"text"` (the encoders) or `"fusion"`.
-            num_layers (`int`, *optional*): of an encoder, only its embeddings and this many first layers, in the order
-                of computation: of one in stages (Swin, ConvNeXt, ResNet) the blocks of all stages are counted through,
-                and what lies between two stages freezes with the blocks before it. The batch norms of the other layers
-                train, but by the statistics that they have: those of a batch differ from what the encoder has learned.
+            part: `"vision"` or `"text"` (the encoders) or `"fusion"`.
+            num_layers: of an encoder, only its embeddings and this many first layers in the order of computation, see
+                [`layers_of`]. What lies between two stages freezes with the blocks before it. The batch norms of the other
+                layers train, but by the statistics that they have: those of a batch differ.
 
         Raises:
             ValueError: an unknown part, or `num_layers` where there are no such layers.
@@ -262,9 +246,7 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
             return
         layers = layers_of(module) if part != "fusion" else []
         if part == "fusion" or not 0 <= num_layers <= len(layers):
-            raise ValueError(
-                f"`num_layers` must lie in 0..{len(layers)} and name layers of an encoder, got {num_layers}."
-            )
+            raise ValueError(f"`num_layers` must lie in 0..{len(layers)}, layers of an encoder, got {num_layers}.")
         parameters, through = first_layers(module, num_layers)
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -274,20 +256,14 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
-        vision: str | os.PathLike | PreTrainedConfig,
-        text: str | os.PathLike | PreTrainedConfig,
-        **fusion,
+        cls, vision: str | os.PathLike | PreTrainedConfig, text: str | os.PathLike | PreTrainedConfig, **fusion
     ) -> "HiViLTPreTrainedModel":
         """
         A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained: once
         saved, it never asks for those checkpoints again.
 
         Args:
-            vision (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a vision encoder, or of a CLIP-like
-                model, whose vision tower is taken; or a config, for a new encoder.
-            text (`str`, `os.PathLike` or `PreTrainedConfig`): name or folder of a text encoder, or of a CLIP-like
-                model, whose text tower is taken; or a config, for a new encoder.
+            vision, text: name or folder of an encoder, or of a CLIP-like model that has one; or a config, for a new encoder.
             **fusion: any argument of [`HiViLTConfig`] but the encoders' configs.
 
         Returns:
@@ -327,11 +303,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
 
 class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     """
-    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4).
-
-    Args:
-        config ([`HiViLTConfig`]): the architecture.
-        add_global_mlp (`bool`, defaults to `True`): whether to compute `global_fusion_state`.
+    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4). `add_global_mlp` says
+    whether to compute `global_fusion_state`.
     """
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
@@ -346,8 +319,8 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         self._vision_levels = config.vision_level_layout[-len(self.fusion.vision_levels) :]
         self._vision_arguments = set(inspect.signature(self.vision_model.forward).parameters)
         # Isotropic encoders with learned positions take another size than their own where these are interpolated.
-        is_hierarchical = len({state.side for state in self._vision_states}) > 1
-        self._interpolates = "interpolate_pos_encoding" in self._vision_arguments and not is_hierarchical
+        takes_flag = "interpolate_pos_encoding" in self._vision_arguments
+        self._interpolates = takes_flag and not is_hierarchical(self._vision_states)
         self._text_arguments = set(inspect.signature(self.text_model.forward).parameters)
         self.install_capturing_hooks()
         self.post_init()
@@ -357,39 +330,6 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         for name in self.frozen_modules:
             self.get_submodule(name).eval()
         return self
-
-    def get_feature_maps(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, ...]:
-        """
-        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`. A frozen
-        encoder gives the same in every epoch: keep it, and train at the cost of fusion alone.
-
-        Args:
-            pixel_values, interpolate_pos_encoding: see [`HiViLTModel.encode_images`].
-
-        Returns:
-            A tensor `(B_i, height, width, channels)` for each level, fine to coarse: a hidden state of the encoder,
-            averaged over squares of the level's stride.
-
-        Raises:
-            ValueError: as [`HiViLTModel.encode_images`].
-        """
-        return self._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
-
-    def get_token_states(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """
-        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
-        hidden state `(B_t, N_t, text width)`. Arguments and errors as in [`HiViLTModel.encode_texts`].
-        """
-        return self._run_text_encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)[0]
 
     def encode_images(
         self,
@@ -402,16 +342,15 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         All that depends on images alone, to be used for any number of texts.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): as the processor gives them.
-            interpolate_pos_encoding (`bool`, defaults to `False`): let an encoder with learned positions take images
-                of another size than it was made for. Encoders without them take any size.
-            feature_maps (*optional*): what [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`: the vision
-                encoder does not run, and `last_hidden_state` and what else it records are `None`. Of any float dtype.
+            pixel_values: images as the processor gives them, `(B_i, channels, height, width)`.
+            interpolate_pos_encoding: let an encoder with learned positions take images of another size than it was made
+                for. Encoders without them take any size.
+            feature_maps: what [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`, of any float dtype: the
+                vision encoder does not run, and `last_hidden_state` and what else it records are `None`.
 
         Raises:
-            ValueError: `pixel_values` is not a batch of float images, or they are not of the encoder's size; maps are not
-                those of this model's levels, or come without a gradient in training although the encoder is not frozen; or
-                neither or both are given.
+            ValueError: images are not floats or not of the encoder's size; maps are not those of this model's levels, or
+                come without a gradient in training although the encoder is not frozen; or neither or both are given.
         """
         if (pixel_values is None) == (feature_maps is None):
             raise ValueError("Give the images as either `pixel_values` or `feature_maps`, exactly one of them.")
@@ -430,26 +369,19 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     def _run_vision_encoder(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, **kwargs
     ) -> tuple[tuple[torch.Tensor, ...], ModelOutput]:
-        """The maps of [`HiViLTModel.get_feature_maps`], and all that the encoder gave."""
+        """The maps of `get_feature_maps`, and all that the encoder gave."""
         complete_flags(kwargs, self.config)
-        pixel_values = batched_images(pixel_values)
-        check_image_size(pixel_values, self.config, any_size=interpolate_pos_encoding or not self._interpolates)
+        any_size = interpolate_pos_encoding or not self._interpolates
+        pixel_values = batched_images(pixel_values, self.config, any_size)
         if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
             inputs = image_inputs(self.config.vision_config, pixel_values.to(self.vision_model.dtype))
             flags = self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             outputs = self.vision_model(**inputs, **flags)
-            return self._vision_maps(outputs, pixel_values), outputs
-
-    def _vision_maps(self, outputs: ModelOutput, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The encoder's hidden states that the levels are made of, as maps `(B_i, height, width, channels)`."""
-        indices = [index for index, _, _ in self._vision_levels]
-        maps = image_maps(self.config.vision_config, outputs, pixel_values, self._vision_states, indices)
-        norm = vision_norm(self.vision_model)
-        if norm is not None:
-            maps[-1] = norm(maps[-1])
-        return tuple(pool(states, stride) for states, (_, stride, _) in zip(maps, self._vision_levels, strict=True))
+            indices, strides, _ = zip(*self._vision_levels, strict=True)
+            maps = image_maps(self.vision_model, outputs, pixel_values, self._vision_states, indices)
+            return tuple(map(pool, maps, strides)), outputs
 
     def encode_texts(
         self,
@@ -464,13 +396,12 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         All that depends on texts alone, to be used for any number of images.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): tokens.
-            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding; unset, nothing is padding.
-            token_type_ids (`torch.LongTensor` of shape `(B_t, N_t)`, *optional*): used where the encoder has types.
-            inputs_embeds (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): in place of `input_ids`.
-            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
-                [`HiViLTModel.get_token_states`] gave: the text encoder does not run. Of any float dtype. `input_ids` may be
-                given beside them, by which losses know equal texts.
+            input_ids: tokens, `(B_t, N_t)`.
+            attention_mask: 0 at padding, `(B_t, N_t)`; unset, nothing is padding.
+            token_type_ids: `(B_t, N_t)`, used where the encoder has types.
+            inputs_embeds: in place of `input_ids`, `(B_t, N_t, text width)`.
+            token_states: what [`HiViLTModel.get_token_states`] gave, of any float dtype: the text encoder does not run.
+                `input_ids` may be given beside them, by which losses know equal texts.
 
         Raises:
             ValueError: texts longer than the encoder takes, a mask of another shape, `token_states` without a gradient in
@@ -481,15 +412,15 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
             check_token_states(token_states, input_ids, inputs_embeds, self.config)
             self._check_not_trained("text", "token_states", "input_ids", [token_states])
             attention_mask = text_mask(attention_mask, token_states, input_ids, self.config)
-            states = self.fusion("encode_texts", token_states.to(self.dtype), attention_mask.bool())
-            states.input_ids, states.last_hidden_state = input_ids, token_states
-            return states
-        last_hidden_state, attention_mask, outputs, places = self._run_text_encoder(
-            input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
-        )
-        states = self.fusion("encode_texts", last_hidden_state, attention_mask.bool())
-        states.input_ids = None if input_ids is None else input_ids.flatten(0, -2)  # as a collator stacked
-        states.last_hidden_state = last_hidden_state
+            read, outputs, places = token_states.to(self.dtype), {}, None
+        else:
+            token_states, attention_mask, outputs, places = self._run_text_encoder(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
+            )
+            read = token_states
+        states = self.fusion("encode_texts", read, attention_mask.bool())
+        (states.input_ids,) = batched_texts(input_ids)
+        states.last_hidden_state = token_states
         hidden_states = tuple(fetch_tokens(state, places) for state in outputs.get("hidden_states") or ())
         states.hidden_states = selected_states(hidden_states or None, kwargs["output_hidden_states"])
         attentions = attention_weights(outputs.get("attentions") or None)
@@ -499,12 +430,9 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         return states
 
     def _run_text_encoder(
-        self, input_ids, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
+        self, input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, ModelOutput, torch.LongTensor | None]:
-        """
-        The states of [`HiViLTModel.get_token_states`], the mask of their texts, all that the encoder gave, and where it
-        has each token.
-        """
+        """The states of `get_token_states`, the texts' mask, all that the encoder gave, and where it has each token."""
         complete_flags(kwargs, self.config)
         input_ids, attention_mask, token_type_ids = batched_texts(input_ids, attention_mask, token_type_ids)
         check_texts(input_ids, inputs_embeds, self.config)
@@ -513,7 +441,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         tokens = input_ids if input_ids is not None else inputs_embeds
         attention_mask = text_mask(attention_mask, tokens, input_ids, self.config)
 
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         if "token_type_ids" in self._text_arguments:
             inputs["token_type_ids"] = token_type_ids
         if "position_ids" in kwargs:
@@ -524,11 +452,7 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         inputs = {name: move_tokens(value, places) for name, value in inputs.items() if value is not None}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_model")):
             flags = {**kwargs, "output_hidden_states": bool(kwargs["output_hidden_states"])}
-            outputs = self.text_model(
-                **inputs,
-                attention_mask=move_tokens(attention_mask, places),
-                **self._taken(self._text_arguments, flags),
-            )
+            outputs = self.text_model(**inputs, **self._taken(self._text_arguments, flags))
             last_hidden_state = fetch_tokens(outputs.last_hidden_state, places)
         return last_hidden_state, attention_mask, outputs, places
 
@@ -554,42 +478,26 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
 
     def encode(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        images: tuple,
+        texts: tuple,
         image_states: HiViLTImageStates | None = None,
         text_states: HiViLTTextStates | None = None,
-        interpolate_pos_encoding: bool = False,
-        feature_maps: Sequence[torch.Tensor] | None = None,
-        token_states: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
         chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[HiViLTImageStates, HiViLTTextStates]:
         """
-        The states of a call's images and texts, whichever way these were given: what every head begins with. Arguments and
-        errors as in [`HiViLTModel.forward`]; with `chunk_size` so many rows at a time, see [`in_chunks`].
+        The states of a call's images and texts, whichever way these were given: what every head begins with. `images` and
+        `texts` are the arguments of `encode_images` and of `encode_texts`, in their order; the others are those of
+        [`HiViLTModel.forward`]. With `chunk_size` so many rows are encoded at a time, see [`in_chunks`].
         """
+        (pixel_values, _, feature_maps), (input_ids, _, _, inputs_embeds, token_states) = images, texts
         check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
         if image_states is None:
-            encode_images = partial(self.encode_images, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            if chunk_size is None:
-                image_states = encode_images(pixel_values, feature_maps=feature_maps)
-            elif feature_maps is None:
-                image_states = cat_states(in_chunks(encode_images, chunk_size, pixel_values))
-            else:
-                chunks = in_chunks(lambda *maps: encode_images(feature_maps=maps), chunk_size, *feature_maps)
-                image_states = cat_states(chunks)
+            image_states = cat_states(in_chunks(partial(self.encode_images, **kwargs), chunk_size, *images))
         if text_states is None:
-            encode_texts = partial(self.encode_texts, **kwargs)
-            texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
-            if chunk_size is None:
-                text_states = encode_texts(*texts)
-            else:
-                text_states = cat_states(in_chunks(encode_texts, chunk_size, *texts))
-                (text_states.input_ids,) = batched_texts(input_ids)
+            text_states = cat_states(in_chunks(partial(self.encode_texts, **kwargs), chunk_size, *texts))
+            (text_states.input_ids,) = batched_texts(input_ids)
         if pixel_values is not None:
             num_images = image_states.global_state.shape[0]
             warn_of_joined(check_index("image_index", image_index, num_images, "images"), num_images)
@@ -604,23 +512,18 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTModelOutput:
         """
-        Fuses pairs of encoded images and texts.
-
-        Args:
-            image_states, text_states: what `encode_images` and `encode_texts` returned.
-            image_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's image; unset, row by row.
-            text_index (`torch.LongTensor` of shape `(pairs,)`, *optional*): each pair's text; unset, row by row.
+        Fuses pairs of encoded images and texts: what `encode_images` and `encode_texts` returned. `image_index` and
+        `text_index`, both `(pairs,)`, say which image and text a pair is of; unset, row by row.
 
         Raises:
             ValueError: an index out of range, or images and texts that do not pair up.
         """
         complete_flags(kwargs, self.config)
-        num_images, num_texts = image_states.global_state.shape[0], text_states.global_state.shape[0]
-        image_index = check_index("image_index", image_index, num_images, "images")
-        text_index = check_index("text_index", text_index, num_texts, "texts")
-        num_left = num_images if image_index is None else image_index.shape[0]
-        num_right = num_texts if text_index is None else text_index.shape[0]
-        check_pairs(num_left, num_right)
+        images, texts = image_states.global_state, text_states.global_state
+        image_index = check_index("image_index", image_index, images.shape[0], "images")
+        text_index = check_index("text_index", text_index, texts.shape[0], "texts")
+        num_pairs = (images if image_index is None else image_index).shape[0]
+        check_pairs(num_pairs, (texts if text_index is None else text_index).shape[0])
 
         def fuse_rows(rows: slice) -> HiViLTModelOutput:
             texts = text_index[rows] if text_index is not None else None
@@ -629,13 +532,13 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
                 return self.fusion("fuse", map_states(lambda x: x[rows], image_states), texts, **kwargs)
             return self.fusion("fuse", image_states, texts, image_index[rows], **kwargs)
 
-        finest, at_once = image_states.level_states[0], num_left
+        finest, at_once = image_states.level_states[0], num_pairs
         is_plain = not (kwargs["output_hidden_states"] or kwargs["output_attentions"] or torch.compiler.is_compiling())
         if is_plain and finest.device.type == "cpu":
             at_once = max(1, _BYTES_AT_ONCE // finest[:1].nbytes)
-        if num_left <= at_once:
+        if num_pairs <= at_once:
             return fuse_rows(slice(None))
-        parts = [fuse_rows(slice(start, start + at_once)) for start in range(0, num_left, at_once)]
+        parts = [fuse_rows(slice(start, start + at_once)) for start in range(0, num_pairs, at_once)]
         return HiViLTModelOutput(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     @can_return_tuple
@@ -656,42 +559,23 @@ class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
     ) -> HiViLTModelOutput | tuple:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(B_t, N_t)`): the texts.
-            attention_mask (`torch.Tensor` of shape `(B_t, N_t)`, *optional*): 0 at padding.
-            pixel_values (`torch.FloatTensor` of shape `(B_i, channels, height, width)`): the images, each once.
-            image_index (`torch.LongTensor` of shape `(B_t,)`, *optional*): the image that each text belongs to; unset,
-                there must be as many images as texts.
-            token_type_ids, inputs_embeds: see [`HiViLTModel.encode_texts`].
-            image_states ([`HiViLTImageStates`], *optional*): of `encode_images`, in place of `pixel_values`.
-            text_states ([`HiViLTTextStates`], *optional*): of `encode_texts`, in place of the texts.
-            interpolate_pos_encoding (`bool`, defaults to `False`): see [`HiViLTModel.encode_images`].
-            feature_maps (`tuple` of tensors of shape `(B_i, height, width, channels)`, *optional*): what
-                [`HiViLTModel.get_feature_maps`] gave, in place of `pixel_values`; see [`HiViLTModel.encode_images`].
-            token_states (`torch.FloatTensor` of shape `(B_t, N_t, text width)`, *optional*): what
-                [`HiViLTModel.get_token_states`] gave, so that the texts are not encoded; goes with `attention_mask`, and
-                with `input_ids` where a loss is to know equal texts. See [`HiViLTModel.encode_texts`].
-            output_attentions, output_hidden_states, return_dict (`bool`, *optional*): as in every transformers model;
-                attention weights need `attn_implementation="eager"`, else transformers warns once and they are `None`.
-                `output_hidden_states` may also name the indices to keep, of the encoders' states and of the stages'.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, token_states: the texts, see
+                [`HiViLTModel.encode_texts`].
+            pixel_values, interpolate_pos_encoding, feature_maps: the images, each once, see [`HiViLTModel.encode_images`].
+            image_index: the image that each text belongs to, integers `(B_t,)`; unset, there must be as many images as texts.
+            image_states: of `encode_images`, in place of the images.
+            text_states: of `encode_texts`, in place of the texts.
+            output_attentions, output_hidden_states, return_dict: as in every transformers model. Attention weights need
+                `attn_implementation="eager"`, else transformers warns once and they are `None`. `output_hidden_states`
+                may also name the indices to keep, of the encoders' states and of the stages'.
 
         Raises:
             ValueError: inputs are missing, given twice, or do not fit together.
         """
         complete_flags(kwargs, self.config)
-        image_states, text_states = self.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_index,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            **kwargs,
-        )
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
+        image_states, text_states = self.encode(images, texts, image_states, text_states, image_index, **kwargs)
         outputs = self.fuse(image_states, text_states, image_index, **kwargs)
         return HiViLTModelOutput(
             **outputs,
@@ -718,9 +602,8 @@ def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
 
 class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
     """
-    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4).
-
-    With `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
+    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
+    `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
     """
 
     _custom_pipelines = {
@@ -762,33 +645,19 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
     ) -> HiViLTQuestionAnsweringOutput | tuple:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(B_t,)` or `torch.FloatTensor` of shape `(B_t, num_labels)`,
-                *optional*): the answer of each question, or soft scores of all answers; see
-                [`classification_loss`]. The first ones set `config.problem_type`, where it is `None`, to
-                `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
-            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
-                [`HiViLTModel.forward`].
+            labels: the answer of each question, integers `(B_t,)`, or soft scores of all answers, floats
+                `(B_t, num_labels)`; see [`classification_loss`]. The first ones set `config.problem_type`, where it is
+                `None`, to `"single_label_classification"` (softmax) or `"multi_label_classification"` (sigmoid).
+            others: see [`HiViLTModel.forward`].
 
         Raises:
             ValueError: inputs are missing or do not fit together, a label names no answer, or labels are not of the
                 kind that `config.problem_type` says.
         """
         complete_flags(kwargs, self.config)
-        image_states, text_states = self.model.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_index,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            **kwargs,
-        )
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
+        image_states, text_states = self.model.encode(images, texts, image_states, text_states, image_index, **kwargs)
         outputs = self.model.fuse(image_states, text_states, image_index, **kwargs)
         logits = self.classifier(outputs.global_fusion_state)
 
@@ -811,17 +680,12 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         """Contrast of images and questions before they are fused."""
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
-        positives = pair_batch(image_states, text_states, image_embeds, text_embeds, image_index).positives()
+        positives = PairBatch(image_embeds, text_embeds, image_index, text_states=text_states).positives()
         similarity = inverse_temperature(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
         return contrastive_loss(similarity, positives) - contrastive_floor(positives)
 
     def _follow_labels(self, labels: torch.Tensor) -> None:
-        """
-        Writes into the config what labels say of the scores, as transformers' heads do: softmax or sigmoid.
-
-        Raises:
-            ValueError: the config says otherwise.
-        """
+        """Writes into the config what labels say of the scores, softmax or sigmoid; refuses them if it says otherwise."""
         soft = labels.is_floating_point()
         problem_type = "multi_label_classification" if soft else "single_label_classification"
         if self.config.problem_type is None:
@@ -836,10 +700,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
     def resize_answer_head(self, answers: list[str]) -> None:
         """
-        Gives the classifier a new list of answers; those it already knew keep their weights.
-
-        Args:
-            answers (`list[str]`): the new answers, in the order of their labels.
+        Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
 
         Raises:
             ValueError: the list is empty or names an answer twice.
@@ -863,22 +724,16 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 # Retrieval
 
 
-class HiViLTEmbedding(nn.Module):
-    """What embeds an encoder's pooled states: a norm, dropout and a projection."""
-
-    def __init__(self, config: HiViLTConfig, in_features: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(in_features, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.embedding_dropout)
-        self.projection = nn.Linear(in_features, config.projection_dim)
-
-    def forward(self, pooled_state: torch.Tensor) -> torch.Tensor:
-        return self.projection(self.dropout(self.norm(pooled_state)))
+def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:
+    """What embeds an encoder's pooled states `(B, in_features)`."""
+    norm, dropout = nn.LayerNorm(in_features, eps=config.layer_norm_eps), nn.Dropout(config.embedding_dropout)
+    projection = nn.Linear(in_features, config.projection_dim)
+    return nn.Sequential(OrderedDict(norm=norm, dropout=dropout, projection=projection))
 
 
 class HiViLTForRetrieval(HiViLTPreTrainedModel):
     """
-    HiViLT for finding images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
+    HiViLT for retrieving images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
     modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
     by (design note, sections 3.4 and 3.5). Both project by the same two matrices, so that fused states start from what
     the embeddings know; with `config.embed_encoder_states` embeddings have matrices of their own.
@@ -890,8 +745,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         super().__init__(config)
         self.model = HiViLTModel(config, add_global_mlp=False)
         if config.embed_encoder_states:
-            self.visual_embedding = HiViLTEmbedding(config, config.vision_level_layout[-1][2])
-            self.text_embedding = HiViLTEmbedding(config, text_width(config.text_config))
+            self.visual_embedding = encoder_embedding(config, config.vision_level_layout[-1][2])
+            self.text_embedding = encoder_embedding(config, text_width(config.text_config))
         else:
             self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
@@ -925,10 +780,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self,
-        pixel_values: torch.FloatTensor,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """
         Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
@@ -936,18 +788,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         """
         states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states.last_hidden_state,
-            pooler_output=self.embed_images(states),
-            hidden_states=states.hidden_states,
-            attentions=states.attentions,
+            states.last_hidden_state, self.embed_images(states), states.hidden_states, states.attentions
         )
 
     @can_return_tuple
     def get_text_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Embeds texts. `pooler_output` of the result is `text_embeds`, `(B_t, projection_dim)`, L2-normalised;
@@ -955,10 +801,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         """
         states = self.encode_texts(input_ids, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states.last_hidden_state,
-            pooler_output=self.embed_texts(states),
-            hidden_states=states.hidden_states,
-            attentions=states.attentions,
+            states.last_hidden_state, self.embed_texts(states), states.hidden_states, states.attentions
         )
 
     def score(
@@ -980,13 +823,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
 
     def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.FloatTensor:
         """
-        What to order a shortlist by: the mean of both similarities, weighted by their inverse temperatures, in [-1, 1].
-        Hard negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their
-        logits (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
-
-        Args:
-            similarity (`torch.Tensor` of any shape): cosines of `image_embeds` and `text_embeds`.
-            fused_similarity (`torch.Tensor` of the same shape): what [`HiViLTForRetrieval.score`] gives for these pairs.
+        What to order a shortlist by: the mean, weighted by their inverse temperatures, of cosines of `image_embeds` and
+        `text_embeds` and of what [`HiViLTForRetrieval.score`] gives for these pairs, of any one shape, in [-1, 1]. Hard
+        negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their logits
+        (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
         """
         weight = torch.stack([inverse_temperature(self.logit_scale), inverse_temperature(self.matching_logit_scale)])
         weight = (weight / weight.sum()).to(similarity.device)
@@ -1015,23 +855,18 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     ) -> HiViLTRetrievalOutput | tuple:
         """
         Args:
-            image_ids (`torch.LongTensor` of shape `(B_i,)`, *optional*): which rows of `pixel_values` show the same
-                image; the texts of one are positives of the other, never negatives. Unset, all differ.
-            text_ids (`torch.LongTensor` of shape `(B_t,)`, *optional*): which texts are the same; the image of one is a
-                positive of the other, never a negative. Unset, texts of the same tokens are, whatever their padding;
-                those given as `inputs_embeds` all differ.
-            return_loss (`bool`, *optional*): compute the losses. Unset, in training, and wherever
-                `config.return_loss` says so. Which image each text belongs to is known from `image_index`, or row by
-                row where there are as many images as texts. A plain `Trainer` finds an `eval_loss` where the batch
-                holds `return_loss=True`, which its collator adds, as in transformers' example for CLIP.
-            gather_negatives (`bool`, *optional*): compute the losses over the batches of all processes, each of which
-                has to call this. Unset, in training if `config.gather_negatives`, and never in evaluation mode.
-            chunk_size (`int`, *optional*): encode and match this many images, texts and pairs at a time, see
-                [`in_chunks`]: the loss and gradients of the whole batch in the memory of a chunk, for one more forward
-                pass. Encoders with batch norm see the statistics of a chunk. Leaves out what encoders record.
-            input_ids, attention_mask, pixel_values, image_index, token_type_ids, inputs_embeds, image_states,
-                text_states, interpolate_pos_encoding, feature_maps, token_states, output_attentions, output_hidden_states, return_dict: see
-                [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
+            image_ids: integers `(B_i,)`, the same for rows of `pixel_values` that show the same image; the texts of one match
+                the other. Unset, all differ.
+            text_ids: integers `(B_t,)`, the same for equal texts; the image of one matches the other. Unset, texts of the
+                same tokens are equal, whatever their padding; `inputs_embeds` all differ.
+            return_loss: compute the losses. Unset, in training, and wherever `config.return_loss` says so. Without
+                `image_index` texts pair row by row. A plain `Trainer` gets an `eval_loss` if its collator adds it.
+            gather_negatives: compute the losses over the batches of all processes, each of which has to call this. Unset, in
+                training if `config.gather_negatives`, and never in evaluation mode.
+            chunk_size: encode and match this many images, texts and pairs at a time, see [`in_chunks`]: the loss and
+                gradients of the whole batch in the memory of a chunk, for one more forward pass. Encoders with batch
+                norm see the statistics of a chunk. Leaves out what encoders record.
+            others: see [`HiViLTModel.forward`]; of attentions and hidden states those of the encoders are returned.
 
         Raises:
             ValueError: inputs are missing or do not fit together, or a loss is asked for and the pairs are not known.
@@ -1045,20 +880,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
+        images = (pixel_values, interpolate_pos_encoding, feature_maps)
+        texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
         image_states, text_states = self.model.encode(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            None,
-            token_type_ids,
-            inputs_embeds,
-            image_states,
-            text_states,
-            interpolate_pos_encoding,
-            feature_maps,
-            token_states,
-            chunk_size,
-            **kwargs,
+            images, texts, image_states, text_states, chunk_size=chunk_size, **kwargs
         )
         image_embeds = self.embed_images(image_states)
         text_embeds = self.embed_texts(text_states).to(image_embeds.device)
@@ -1075,17 +900,22 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         if return_loss is None and self.config.return_loss:
             # One image with many captions to choose from is no batch of pairs, and has no loss.
             asked = num_paired == num_texts
+
+        def score(image_states, text_states, *pairs):
+            return torch.cat(in_chunks(partial(self.score, image_states, text_states, **kwargs), chunk_size, *pairs))
+
         losses = {}
         if asked:
             device = text_embeds.device
             image_ids = check_ids("image_ids", image_ids, num_images, "images", device)
             text_ids = check_ids("text_ids", text_ids, num_texts, "texts", device)
+            tokens = None if text_ids is None else text_ids[:, None]
             losses = retrieval_losses(
-                pair_batch(image_states, text_states, image_embeds, text_embeds, image_index, image_ids, text_ids),
+                PairBatch(image_embeds, text_embeds, image_index, image_ids, tokens, image_states, text_states),
                 self.config,
                 self.logit_scale,
                 self.matching_logit_scale,
-                partial(self._score_in_chunks, chunk_size, **kwargs),
+                score,
                 sample=self.training,
                 gather=self.training and self.config.gather_negatives if gather_negatives is None else gather_negatives,
             )
@@ -1097,32 +927,6 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             **losses,
             **_of_encoders(image_states, text_states, kwargs),
         )
-
-    def _score_in_chunks(self, chunk_size: int | None, image_states, text_states, *pairs, **kwargs) -> torch.Tensor:
-        score = partial(self.score, image_states, text_states, **kwargs)
-        return score(*pairs) if chunk_size is None else torch.cat(in_chunks(score, chunk_size, *pairs))
-
-
-def pair_batch(
-    image_states: HiViLTImageStates,
-    text_states: HiViLTTextStates,
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    image_index: torch.Tensor | None,
-    image_ids: torch.Tensor | None = None,
-    text_ids: torch.Tensor | None = None,
-) -> PairBatch:
-    """What losses compare of a call; see [`HiViLTForRetrieval.forward`] for how equal images and texts are known."""
-    device = text_embeds.device
-    if image_index is None:
-        image_index = torch.arange(len(text_embeds), device=device)
-    if text_ids is not None:
-        tokens = text_ids[:, None]
-    elif text_states.input_ids is not None:
-        tokens = left_aligned(text_states.input_ids, text_states.attention_mask).to(device)
-    else:
-        tokens = None
-    return PairBatch(image_embeds, text_embeds, image_index.to(device), image_ids, tokens, image_states, text_states)
 
 
 HiViLTModel.register_for_auto_class("AutoModel")
