@@ -1,4 +1,4 @@
-"""What every test runs under: an empty home folder, no network, one thread; and the two fixtures that most tests share."""
+"""What every test runs under: an empty home folder, no network, one thread; and the fixtures that most tests share."""
 
 import gc
 import os
@@ -47,9 +47,10 @@ settings.load_profile("same")
 
 
 # Those that take longest, begun first: else one of two processes would be left alone with one of them in the end.
-LONGEST = ["test_hub.py", "test_recipes.py", "test_run_retrieval.py", "test_run_vqa.py", "test_modeling_hivilt.py"]
-LONGEST += ["test_interruption.py", "test_checkpoint_life.py", "test_remote_code.py", "test_conformance.py"]
-LONGEST += ["test_export.py", "test_fusion_study.py", "test_trainer.py"]
+LONGEST = ["test_hub.py", "test_export.py", "test_check_arguments.py", "test_conformance.py", "test_run_vqa.py"]
+LONGEST += ["test_encoder_cache.py", "test_remote_code.py", "test_readme.py", "test_run_retrieval.py"]
+LONGEST += ["test_checkpoint_life.py", "test_encoders_hivilt.py", "test_interruption.py", "test_init.py"]
+LONGEST += ["test_losses_hivilt.py", "test_fusion_study.py"]
 
 
 def pytest_collection_modifyitems(items):
@@ -66,6 +67,28 @@ def pytest_unconfigure():
 
 
 # These import what they need: the process that hands tests to workers runs this file, too.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Runs leave blank images, for drawing is most of what a tiny run does; `drawn` is for tests of what they draw."""
+    if "hivilt" not in sys.modules:
+        yield
+        return
+    from tiny import draw_blank, draw_with
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_with(patch, lambda name: draw_blank)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Runs draw, as they do for users."""
+    from hivilt.evaluation import plots
+    from tiny import draw_with
+
+    draw_with(monkeypatch, lambda name: getattr(plots, name))
 
 
 @pytest.fixture

@@ -290,6 +290,11 @@ def answer_everywhere(qa: str, retrieval: str, image: str, again: str) -> dict:
     }
 
 
+def open_and_answer(opening: dict[str, str], answering: dict[str, str]) -> dict:
+    """Both in one process, which imports everything once."""
+    return {"opened": load_all(**opening), "answered": answer_everywhere(**answering)}
+
+
 def run_code(folder: str, code: str) -> dict:
     """Runs code as if typed in a folder: what it printed, whom it called, and what it wrote outside of the caches."""
     os.chdir(folder)

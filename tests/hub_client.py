@@ -6,6 +6,7 @@ What a process does that talks to the Hub of hub.py, with transformers, peft and
 `start_elsewhere` of elsewhere.py starts such a process, and `finish_elsewhere` hands its result back.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,12 +55,22 @@ def _error(function: Callable, *args, **kwargs) -> list[str]:
 # With hivilt: what goes up
 
 
-def publish(checkpoints: str, results: str, batch: str) -> dict:
-    """Pushes models and processors with HiViLT's classes, and folders as they are."""
+def publish(
+    checkpoints: str, results: str, batch: str, question_answering: list[str], retrieval: list[str], token: str
+) -> dict:
+    """Runs the scripts, which push with the token among their flags; then, with one that is set, pushes models and
+    processors with HiViLT's classes, and folders as they are."""
     from peft import LoraConfig, get_peft_model
 
-    from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+    from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor, run_retrieval, run_vqa
 
+    for main, flags in (
+        (run_vqa.main, question_answering),
+        (run_retrieval.main, retrieval),
+        (run_vqa.main, question_answering),
+    ):
+        main(flags)
+    os.environ["HF_TOKEN"] = token
     api, folder, batch = HfApi(), Path(checkpoints), load_file(batch)
     model = HiViLTForQuestionAnswering.from_pretrained(folder / "first")
     processor = HiViLTProcessor.from_pretrained(folder / "first")
@@ -110,16 +121,6 @@ def use_the_rest(repo: str) -> dict:
     facts["files"] = [api.list_repo_files(repo, revision=name) for name in ("main", "draft", "half done")]
     facts["titles"] = [commit.title for commit in api.list_repo_commits(repo, revision="draft")]
     return facts
-
-
-def train(question_answering: list[str], retrieval: list[str]) -> dict:
-    """Runs the scripts, the first of them twice."""
-    from hivilt import run_retrieval, run_vqa
-
-    for main, flags in ((run_vqa.main, question_answering), (run_retrieval.main, retrieval)):
-        main(flags)
-    run_vqa.main(question_answering)
-    return {}
 
 
 # Without: what comes down

@@ -17,10 +17,12 @@ import time
 import traceback
 from pathlib import Path
 
+import pytest
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from hivilt.training.command import run_command
+from tiny import draw_blank, draw_with
 
 
 def free_port() -> int:
@@ -89,6 +91,7 @@ def _server() -> subprocess.Popen:
 def _serve() -> None:
     for module in ("hivilt.run_vqa", "hivilt.run_retrieval"):
         importlib.import_module(module)
+    draw_with(pytest.MonkeyPatch(), lambda name: draw_blank)
     for line in sys.stdin:
         module, num_processes, arguments = json.loads(line)
         together = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

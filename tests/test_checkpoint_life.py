@@ -19,11 +19,9 @@ from transformers import AutoModel, AutoProcessor, pipeline, set_seed
 import hivilt
 from elsewhere import (
     AUTO_CLASSES,
-    answer_everywhere,
-    finish_elsewhere,
-    load_all,
+    open_and_answer,
     outputs,
-    start_elsewhere,
+    run_elsewhere,
     tensors,
 )
 from hivilt import (
@@ -331,7 +329,12 @@ ADAPTED = {
 }
 
 
-@pytest.fixture(scope="module", params=ADAPTED)
+QUICK = ("sparse", "bfloat16", "retrieval, new head")  # `adapter` below is the dense one
+
+
+@pytest.fixture(
+    scope="module", params=[case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in ADAPTED]
+)
 def adapted(request, work, data) -> SimpleNamespace:
     return adapt(request.param, work, data)
 
@@ -631,14 +634,17 @@ def test_nothing_but_the_state_of_training_is_a_pickle(question_answering, adapt
 
 @pytest.fixture(scope="module")
 def elsewhere(work, data, question_answering, retrieval, sharded, half, adapter, merged, turned, turned_back) -> dict:
-    """What two processes without hivilt find in all of them, and what the pipelines answer from an adapter."""
+    """What a process without hivilt finds in all of them, and what its pipelines answer from an adapter."""
     for name in ("results", "saved again"):
         (work / name).mkdir()
     places = {"checkpoints": work / "checkpoints", "results": work / "results", "again": work / "saved again"}
-    opening = start_elsewhere(load_all, work / "opening", **places)
-    asked = {"qa": adapter.folder, "retrieval": turned, "image": data / "red.png"}
-    answering = start_elsewhere(answer_everywhere, work / "answering", **asked, again=work / "adapter saved again")
-    return {"opened": finish_elsewhere(opening), "answered": finish_elsewhere(answering)}
+    asked = {
+        "qa": adapter.folder,
+        "retrieval": turned,
+        "image": data / "red.png",
+        "again": work / "adapter saved again",
+    }
+    return run_elsewhere(open_and_answer, work / "elsewhere", opening=places, answering=asked)
 
 
 @pytest.mark.checklist("1")

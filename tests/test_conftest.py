@@ -53,7 +53,7 @@ def test_a_process_that_a_test_starts_finds_no_module_that_this_one_has_in_its_c
         module.unlink()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_whatever_home_and_shell_say_a_run_of_tests_begins_the_same(tmp_path, workers):
     """With a home folder that cannot be made, a token and caches, and begun in the background, where Ctrl-C is ignored; in
     the process that runs tests and in a worker."""
@@ -69,21 +69,8 @@ def test_whatever_home_and_shell_say_a_run_of_tests_begins_the_same(tmp_path, wo
     theirs = dict.fromkeys(("HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HOME"), str(file / "home"))
     theirs |= {"HF_TOKEN": "hf_theirs", "HIVILT_DEBUG": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "7"}
     theirs["PYTEST_ADDOPTS"] = ""
-    command = [
-        "sh",
-        "-c",
-        'trap "" INT; exec "$@"',
-        "sh",
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        workers,
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
-    ]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", "-n", workers]
+    command += ["--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, env=os.environ | theirs, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     environment, modules, interrupted = json.loads(report.read_text())

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import onnxruntime
@@ -76,6 +77,14 @@ def export(model: torch.nn.Module, inputs: dict) -> torch.export.ExportedProgram
     )
 
 
+@cache
+def exported(model_class, vision: str, text: str) -> tuple[HiViLTPreTrainedModel, torch.export.ExportedProgram]:
+    """A model and its program, which give plain tuples: a class of outputs would have to be known where it runs."""
+    model = make_model(model_class, weight_scale=4.0, vision=vision, text=text, fusion_top_k=3)
+    model.config.return_dict = False
+    return model, export(model, make_inputs(model, *EXAMPLE))
+
+
 def run_onnx(path: Path, inputs: dict) -> list[torch.Tensor]:
     """What onnxruntime gives for inputs in their order."""
     session = onnxruntime.InferenceSession(path)
@@ -91,14 +100,11 @@ def assert_same(found, expected, atol: float = 1e-5):
 # torch.compile
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("12")
 @pytest.mark.parametrize(
     ("model_class", "top_k"),
-    [
-        (HiViLTForQuestionAnswering, None),
-        pytest.param(HiViLTForQuestionAnswering, 3, marks=pytest.mark.slow),
-        (HiViLTForRetrieval, 3),
-    ],
+    [(HiViLTForQuestionAnswering, None), (HiViLTForQuestionAnswering, 3), (HiViLTForRetrieval, 3)],
 )
 def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
     model = make_model(model_class, weight_scale=8.0, fusion_top_k=top_k)
@@ -116,6 +122,7 @@ def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
             assert_same(compiled(**given), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("12")
 @pytest.mark.parametrize(
     ("top_k", "make"), [(3, make_inputs), (None, encode)], ids=["sparse from images", "dense from states"]
@@ -147,7 +154,7 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
     ("model_class", "given"),
     [
         (HiViLTForQuestionAnswering, {"labels": torch.arange(5)}),
-        (HiViLTForQuestionAnswering, {"labels": torch.eye(5)}),
+        pytest.param(HiViLTForQuestionAnswering, {"labels": torch.eye(5)}, marks=pytest.mark.slow),
         (HiViLTForRetrieval, {"return_loss": True}),
     ],
     ids=["answers", "scores", "retrieval"],
@@ -165,7 +172,9 @@ def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given)
 
 
 @pytest.mark.checklist("12")
-@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+@pytest.mark.parametrize(
+    "model_class", [pytest.param(HiViLTForQuestionAnswering, marks=pytest.mark.slow), HiViLTForRetrieval]
+)
 def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     model = make_model(model_class, weight_scale=8.0)
     inputs = make_inputs(model, *EXAMPLE)
@@ -184,15 +193,14 @@ def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     [
         (HiViLTForQuestionAnswering, "vit", "bert"),
         # Encoders alone, since embeddings need no fusion.
-        (HiViLTForRetrieval, "swin", "t5"),
+        pytest.param(HiViLTForRetrieval, "swin", "t5", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "clip", "clip", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "siglip", "roberta", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "convnext", "distilbert", marks=pytest.mark.slow),
     ],
 )
 def test_exported_it_gives_the_same_for_batches_of_any_size_as_onnx_too(model_class, vision, text, tmp_path):
-    model = make_model(model_class, weight_scale=4.0, vision=vision, text=text, fusion_top_k=3)
-    program = export(model, make_inputs(model, *EXAMPLE))
+    model, program = exported(model_class, vision, text)
     torch.onnx.export(program, (), tmp_path / "model.onnx", verbose=False)
     for sizes in (EXAMPLE, *OTHERS):
         inputs = make_inputs(model, *sizes)
@@ -201,11 +209,9 @@ def test_exported_it_gives_the_same_for_batches_of_any_size_as_onnx_too(model_cl
         assert_same(run_onnx(tmp_path / "model.onnx", inputs), tree_leaves(expected), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("12")
-@pytest.mark.parametrize(
-    ("model_class", "top_k"),
-    [pytest.param(HiViLTForQuestionAnswering, None, marks=pytest.mark.slow), (HiViLTForRetrieval, 3)],
-)
+@pytest.mark.parametrize(("model_class", "top_k"), [(HiViLTForQuestionAnswering, None), (HiViLTForRetrieval, 3)])
 def test_exported_in_three_parts_it_gives_the_same_as_onnx_too(model_class, top_k, tmp_path):
     model = make_model(model_class, weight_scale=8.0, fusion_top_k=top_k)
     inputs = make_inputs(model, *EXAMPLE)
@@ -232,13 +238,8 @@ def test_exported_in_three_parts_it_gives_the_same_as_onnx_too(model_class, top_
 
 @pytest.mark.checklist("12")
 def test_saved_program_runs_where_there_is_no_hivilt(tmp_path):
-    model = make_model(HiViLTForQuestionAnswering, weight_scale=8.0)
-    model.config.return_dict = False  # a plain tuple, since a class of outputs would have to be known there
+    model, program = exported(HiViLTForQuestionAnswering, "vit", "bert")
     batch = make_batch()
-    program = export(model, batch)
-    for sizes in OTHERS:
-        inputs = make_inputs(model, *sizes)
-        assert_same(program.module()(**inputs), model(**inputs))
     torch.export.save(program, tmp_path / "model.pt2")
     torch.save(batch, tmp_path / "batch.pt")
     code = (

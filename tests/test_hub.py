@@ -1,8 +1,8 @@
 """
 Checkpoints up to a Hub and down again, with the real client, against the server of hub.py.
 
-What the clients do is in hub_client.py: one process with hivilt pushes, one trains and pushes, two without hivilt load
-by name into empty caches, one of them where things go wrong, and two more find the Hub gone.
+What the clients do is in hub_client.py: one process with hivilt trains and pushes, two without hivilt load
+by name into empty caches, one of them where things go wrong; one more stays offline, and two find the Hub gone.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers import pipeline
 
 import hivilt
 from caption_miniatures import make_caption_miniature
-from elsewhere import finish_elsewhere, outputs, start_elsewhere, tensors
+from elsewhere import finish_elsewhere, outputs, run_elsewhere, start_elsewhere, tensors
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hub import Fault, Hub
 from hub_client import (
@@ -30,7 +30,6 @@ from hub_client import (
     publish,
     stay_home,
     stumble,
-    train,
     visit,
 )
 from miniatures import TWO_STEPS, make_vqa_miniature
@@ -96,35 +95,22 @@ def given(work) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def nobody(work, hub):
-    """A client that never reaches a Hub. It starts first, for it waits half a minute before it believes so."""
-    environment = hub.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
-    process = start_elsewhere(ask_nobody, work / "nobody", environment)
-    yield process
-    process.kill()
-
-
-@pytest.fixture(scope="module")
-def published(work, hub, given, nobody) -> dict[str, str]:
+def published(work, hub, given) -> dict[str, str]:
     """Everything is on the Hub after this; the commits of the versions."""
     make_vqa_miniature("easy-vqa", work / "questions")
     make_caption_miniature("flickr8k", work / "captions")
-    environment = hub.environment()
-    training = start_elsewhere(
-        train,
-        work / "training",
-        environment,
+    publishing = start_elsewhere(
+        publish,
+        work / "publishing",
+        hub.environment(),
         has_hivilt=True,
+        checkpoints=work / "checkpoints",
         question_answering=flags("easy-vqa", work / "questions", work / "run", "me/run"),
         retrieval=flags("flickr8k", work / "captions", work / "found", "me/found"),
+        token=TOKEN,
+        **given,
     )
-    environment = environment | {"HF_TOKEN": TOKEN}
-    publishing = start_elsewhere(
-        publish, work / "publishing", environment, has_hivilt=True, checkpoints=work / "checkpoints", **given
-    )
-    commits = finish_elsewhere(publishing)
-    finish_elsewhere(training)
-    return commits
+    return finish_elsewhere(publishing)
 
 
 @pytest.fixture(scope="module")
@@ -160,16 +146,24 @@ def clients(work, hub, given, published) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def at_home(work, given, published, clients) -> dict[str, dict]:
-    """What two processes found with the first client's cache: one is told to stay offline, one finds the Hub gone."""
+def offline(work, given, published, clients) -> dict:
+    """What a process found with the first client's cache that is told to stay offline."""
     with Hub() as unasked:
         environment = unasked.environment() | {"HF_HUB_OFFLINE": "1"}
         seen = {"first": published["first"], "image": work / "image.png"}
-        offline = start_elsewhere(stay_home, work / "visiting", environment, **seen, **given)
-        environment = unasked.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_TOKEN": TOKEN}
-        gone = start_elsewhere(find_it_gone, work / "visiting", environment, results=given["results"])
-        found = {"offline": finish_elsewhere(offline), "gone": finish_elsewhere(gone)}
+        found = run_elsewhere(stay_home, work / "visiting", environment=environment, **seen, **given)
     return found | {"asked": [*unasked.log, *unasked.outside]}
+
+
+@pytest.fixture(scope="module")
+def gone(work, hub, given, clients) -> dict[str, list[str]]:
+    """What two processes find that reach no Hub: one has the first client's cache, one has nothing, and waits half a
+    minute before it believes so."""
+    environment = hub.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
+    nobody = start_elsewhere(ask_nobody, work / "nobody", environment)
+    environment["HF_TOKEN"] = TOKEN
+    found = run_elsewhere(find_it_gone, work / "visiting", environment=environment, results=given["results"])
+    return found | finish_elsewhere(nobody)
 
 
 def cached(home: Path, repo: str) -> list[str]:
@@ -394,24 +388,24 @@ def test_what_is_half_there_is_never_taken_for_whole(clients, hub):
         assert len([path for path in held if re.search(f"{whole}.*incomplete", path)]) == 1
 
 
-def test_what_was_loaded_once_loads_without_a_hub(at_home, clients, work, models):
+# Older versions of transformers only say what they want.
+NO_HUB = "couldn't connect to 'http://127.0.0.1:.*couldn't find them in the cached files|Can't load the config"
+
+
+def test_what_was_loaded_once_loads_offline(offline, clients, work, models):
     assert_left(work, "offline", models["first"])
     assert_left(work, "offline, first", models["first"], with_outputs=False)
+    assert offline["processor"] == "HiViLTProcessor"
+    assert offline["pipeline"] == clients["visiting"]["pipeline None"]
+    assert offline["unknown"][0] == "OSError" and re.search(NO_HUB, offline["unknown"][1])
+    assert offline["asked"] == []
+
+
+@pytest.mark.slow
+def test_what_was_loaded_once_loads_where_the_hub_is_gone(gone, work, models):
     assert_left(work, "gone", models["first"], with_outputs=False)
-    assert at_home["offline"]["processor"] == "HiViLTProcessor"
-    assert at_home["offline"]["pipeline"] == clients["visiting"]["pipeline None"]
-    assert at_home["asked"] == []
-
-
-def test_without_a_hub_errors_say_so(at_home, nobody, work):
-    for error, words in (at_home["offline"]["unknown"], finish_elsewhere(nobody)["load"]):
-        assert error == "OSError"
-        # Older versions of transformers only say what they want.
-        said = "couldn't connect to 'http://127.0.0.1:.*couldn't find them in the cached files|Can't load the config"
-        assert re.search(said, words)
-    error, words = at_home["gone"]["push"]
-    assert error == "ConnectError"
-    assert "refused" in words
+    assert gone["load"][0] == "OSError" and re.search(NO_HUB, gone["load"][1])
+    assert gone["push"][0] == "ConnectError" and "refused" in gone["push"][1]
     assert cached(work / "nobody", "me/hivilt") == []
 
 

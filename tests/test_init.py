@@ -44,12 +44,11 @@ FOUND = [
 @pytest.mark.parametrize(
     "first",
     [
-        f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly",
-        f"import hivilt\n{TWICE}",
-        "import hivilt; from transformers import BertModel",
+        f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly\n{TWICE}",
+        pytest.param("import hivilt; from transformers import BertModel", marks=pytest.mark.slow),
         "from transformers import AutoModel, AutoProcessor, pipeline; import hivilt",
     ],
-    ids=["before-transformers", "twice", "before-a-model", "after-transformers"],
+    ids=["twice-before-transformers", "before-a-model", "after-transformers"],
 )
 def test_auto_classes_know_hivilt_whatever_is_imported_first_and_alone_it_imports_little(first):
     """Without `trust_remote_code`, and without a question to answer: nothing can be typed here."""

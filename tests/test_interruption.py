@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from functools import cache
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from tiny import make_image
 COLORS = ["red", "blue", "green", "white"]
 # With dropout and mirrored images, so that what is drawn has to go on as well.
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.1}
-SCRIPTS = ["run_vqa", "run_retrieval"]
+# Both scripts run the same `main`.
+each_script = pytest.mark.parametrize("script", ["run_vqa", pytest.param("run_retrieval", marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,16 @@ def flags(data, out, *more):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """For each script what nothing interrupted left."""
-    folders = {script: tmp_path_factory.mktemp(script) for script in SCRIPTS}
-    for script, folder in folders.items():
+    """Gives for a script what nothing interrupted left."""
+
+    @cache
+    def run(script):
+        folder = tmp_path_factory.mktemp(script)
         status, output = execute(Run(script, flags(data, folder)))
         assert status == 0, output
-    return folders
+        return folder
+
+    return run
 
 
 def again(data, out, *more):
@@ -64,7 +70,7 @@ def assert_same_weights(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_killed_training_goes_on_to_the_same_weights(script, data, whole, tmp_path):
     out = tmp_path / "out"
     moments = [
@@ -83,10 +89,10 @@ def test_killed_training_goes_on_to_the_same_weights(script, data, whole, tmp_pa
 
     status, output = execute(Run(script, again(data, out)))
     assert status == 0, output
-    assert_same_weights(whole[script], out)
+    assert_same_weights(whole(script), out)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, data, whole, tmp_path):
     out = tmp_path / "out"
     runs = [
@@ -99,7 +105,7 @@ def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, data, whol
     for (status, output), step, sent in ((first, 3, signal.SIGTERM), (second, 8, signal.SIGINT)):
         assert status == 128 + sent, output
         assert f"{sent.name}: saved step {step} of 8" in output and "Traceback" not in output
-    assert_same_weights(whole[script], out)
+    assert_same_weights(whole(script), out)
 
 
 def test_of_two_processes_one_is_told_to_end_and_both_save(data, tmp_path):
@@ -116,13 +122,14 @@ def test_of_two_processes_one_is_told_to_end_and_both_save(data, tmp_path):
     assert_same_weights(unbroken, broken)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.slow
+@each_script
 def test_workers_train_to_the_same_weights(script, data, whole, tmp_path):
-    for number in ("0", "1", "2"):
+    for number in ("0", "2"):
         out = tmp_path / number
         status, output = execute(Run(script, flags(data, out, "--dataloader_num_workers", number)))
         assert status == 0, output
-        assert_same_weights(whole[script], out)
+        assert_same_weights(whole(script), out)
 
 
 @pytest.fixture
@@ -143,7 +150,7 @@ def disk(tmp_path):
 
 def test_a_full_disk_is_said_and_loses_nothing(data, disk, whole):
     folder, resize = disk
-    size = sum(path.stat().st_size for path in (whole["run_vqa"] / "checkpoint-8").rglob("*"))
+    size = sum(path.stat().st_size for path in (whole("run_vqa") / "checkpoint-8").rglob("*"))
     resize(int(1.5 * size))
     status, output = execute(Run("run_vqa", flags(data, folder / "out")))
     assert status == 1
@@ -156,7 +163,7 @@ def test_a_full_disk_is_said_and_loses_nothing(data, disk, whole):
     resize(10 * size)
     status, output = execute(Run("run_vqa", again(data, folder / "out")))
     assert status == 0, output
-    assert_same_weights(whole["run_vqa"], folder / "out")
+    assert_same_weights(whole("run_vqa"), folder / "out")
 
 
 def test_an_unfinished_checkpoint_is_refused_by_name(data, tmp_path):

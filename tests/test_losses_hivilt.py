@@ -254,7 +254,7 @@ def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
         pytest.param(HiViLTForRetrieval, torch.float16, marks=pytest.mark.slow),
     ],
 )
-def test_two_hundred_steps_in_half_precision_are_finite_and_learn(model_class, dtype):
+def test_eighty_steps_in_half_precision_are_finite_and_learn(model_class, dtype):
     model = make_model(model_class, dropout=0.1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
@@ -263,7 +263,7 @@ def test_two_hundred_steps_in_half_precision_are_finite_and_learn(model_class, d
     if model_class is HiViLTForQuestionAnswering:
         batch["labels"] = torch.arange(5)
     losses = []
-    for _ in range(200):
+    for _ in range(80):
         with torch.autocast("cpu", dtype=dtype):
             outputs = model(**batch)
         optimizer.zero_grad()

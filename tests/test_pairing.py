@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 from hypothesis import given, settings
@@ -108,12 +109,13 @@ def test_no_two_pairs_are_answered_alike():
     assert torch.pdist(rows, p=torch.inf).min() > 1e-3
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(CASES)
 def test_predictions_are_those_of_each_question_alone(case):
     assert_are_those_of_each_alone(case, *answered(case))
 
 
+@pytest.mark.slow
 @settings(max_examples=2)
 @given(st.tuples(*[CASES] * 6))
 def test_predictions_on_two_processes_are_those_of_each_question_alone(drawn):

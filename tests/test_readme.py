@@ -34,6 +34,7 @@ NEEDS_HUB = ("openai/clip-vit-base-patch16", "me/hivilt")
 # What holds after the blocks of a section that runs in another process.
 CHECKS = {"Auto classes": "assert outputs.logits.shape == (3, 13) and len(states.global_state) == 2"}
 LINE = "-" * 80
+EXPORT = "Compile and export"  # takes longer than all other sections together
 
 
 class Section(NamedTuple):
@@ -142,15 +143,15 @@ for title, section in {found!r}.items():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Runs all sections of a page, once, each from nothing; gives by their titles what happened."""
+    """Runs all sections of a page, once, each from nothing, or the one on exports; gives by their titles what happened."""
 
     @cache
-    def run(page: str) -> dict[str, Ran]:
+    def run(page: str, exports: bool = False) -> dict[str, Ran]:
         place = tmp_path_factory.mktemp("reader")
         instead = furnish(place)
         remote, here = {}, {}
         for section in sections(PAGES[page]):
-            if section.python and not section.needs_hub:
+            if section.python and not section.needs_hub and exports == (section.title == EXPORT):
                 into = remote if section.is_remote else here
                 assert section.title not in into
                 into[section.title] = []
@@ -167,12 +168,16 @@ def ran(tmp_path_factory):
 # Examples
 
 
-@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
-def test_blocks_of_a_page_run_and_print_what_is_shown(ran, page):
-    done = ran(page)
-    for section in sections(PAGES[page]):
-        if not section.python or section.needs_hub:
-            continue
+@pytest.mark.parametrize(
+    ("page", "exports"),
+    [
+        *((page, False) for page, text in PAGES.items() if "```python" in text),
+        pytest.param("docs/usage.md", True, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_of_a_page_run_and_print_what_is_shown(ran, page, exports):
+    done = ran(page, exports)
+    for section in [section for section in sections(PAGES[page]) if section.title in done]:
         printed = iter(done[section.title].printed)
         for place, (language, code) in enumerate(section.blocks):
             if language != "python":
@@ -360,6 +365,7 @@ def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_
     assert not [path for path in (ROOT / folder).iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
 
+@pytest.mark.slow
 def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
     flags = ["--model_name_or_path", str(ROOT / "vqa"), "--do_predict", "--output_dir", str(tmp_path)]
     found, said = run_vqa.main(flags)["test"], RESULTS["vqa"]["test"]

@@ -92,7 +92,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
+def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys, drawn):
     out = tmp_path / "outputs/tiny"
     monkeypatch.chdir(tmp_path)
     results = main([*files(data), *flags(Path("outputs/tiny"))])
@@ -155,7 +155,10 @@ def test_karpathy_files_run_through_the_same_command(karpathy, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", list(CAPTION_BENCHMARKS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "flickr8k" else pytest.param(name, marks=pytest.mark.slow) for name in CAPTION_BENCHMARKS],
+)
 def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path, capsys):
     make_caption_miniature(name, tmp_path / "data")
     asked = ["--benchmark", name, "--data_dir", str(tmp_path / "data"), "--do_train", "--do_eval", "--do_predict"]
@@ -283,7 +286,7 @@ def search_flags(checkpoint, out):
     return ["--model_name_or_path", checkpoint, "--output_dir", str(out), "--use_cpu"]
 
 
-def test_index_then_query_by_words_and_by_image(images, checkpoint, tmp_path, capsys):
+def test_index_then_query_by_words_and_by_image(images, checkpoint, tmp_path, capsys, drawn):
     main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
     assert "6 images" in capsys.readouterr().out
     index = ImageIndex.load(tmp_path / "index", HiViLTForRetrieval.from_pretrained(checkpoint).eval(), make_processor())
@@ -312,7 +315,7 @@ def test_index_then_query_by_words_and_by_image(images, checkpoint, tmp_path, ca
     ]
 
 
-def test_images_found_that_are_gone_are_told_and_not_drawn(images, checkpoint, tmp_path, caplog):
+def test_images_found_that_are_gone_are_told_and_not_drawn(images, checkpoint, tmp_path, caplog, drawn):
     main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
     (images / "red.png").unlink()
     (hits,) = main(["--query", "red circle", *search_flags(checkpoint, tmp_path / "index")])

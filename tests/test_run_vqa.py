@@ -77,17 +77,8 @@ def flags(data, out, *more, splits=("train", "validation", "test")):
     files = [part for split in splits for part in (f"--{split}_file", str(data / f"{split}.jsonl"))]
     return [
         *files,
-        *(
-            "--output_dir",
-            str(out),
-            "--fusion",
-            json.dumps(TINY),
-            "--image_size",
-            "32",
-            "--use_cpu",
-            "--disable_tqdm",
-            "true",
-        ),
+        *("--output_dir", str(out), "--fusion", json.dumps(TINY), "--image_size", "32", "--use_cpu"),
+        *("--disable_tqdm", "true"),
         *("--max_steps", "2", "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"),
         *("--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"),
         *("--logging_steps", "1", *more),
@@ -103,7 +94,7 @@ def losses(folder):
     return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry}
 
 
-def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys):
+def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys, drawn):
     out = tmp_path / "outputs/tiny"
     monkeypatch.chdir(tmp_path)
     results = main(flags(data, Path("outputs/tiny")))
@@ -208,15 +199,10 @@ def resume(started, out, rows, *more):
     return [[one["predictions"] for one in read_lines(place / "predictions.jsonl")] for place in (folder / "out", out)]
 
 
-@pytest.mark.parametrize("change", ["rows removed", "rows added", "rows in another order"])
-def test_resuming_on_changed_rows_keeps_answers_and_tokens(change, started, tmp_path):
-    rows = started[2]
-    if change == "rows removed":  # "no" was the most frequent answer, and words are counted anew
-        rows = [row for row in rows if row["answer"] not in ("yes", "no")]
-    elif change == "rows added":
-        rows = [{**rows[3], "question": "a zebra crossing or white snow, white snow?"}] * 9 + rows
-    else:
-        rows = rows[::-1]
+def test_resuming_on_changed_rows_keeps_answers_and_tokens(started, tmp_path):
+    # Without "no", the most frequent answer, with words that are counted anew, and in another order.
+    rows = [row for row in started[2] if row["answer"] not in ("yes", "no")][::-1]
+    rows += [{**started[2][3], "question": "a zebra crossing or white snow, white snow?"}] * 9
     before, after = resume(started, tmp_path / "out", rows)
     assert after == before
     first, second = (
@@ -661,7 +647,8 @@ def test_augmentation_changes_training_and_nothing_else(data, tmp_path):
 # Two processes
 
 
-def test_two_processes_do_what_one_does(data, tmp_path):
+@pytest.mark.parametrize("start", [launch, pytest.param(launch_accelerate, marks=pytest.mark.slow)])
+def test_two_processes_do_what_one_does(start, data, tmp_path):
     """Two processes with batches of two images train as one with four, and answer every question once, in order.
 
     With an encoder that treats each image by itself: the small one's batch norms see the images of one process.
@@ -671,7 +658,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     encoder = ("--vision_model", str(tmp_path / "vit"), "--warmup_steps", "0")
     main(flags(data, tmp_path / "one", *encoder))
     more = (*encoder, "--per_device_train_batch_size", "2")
-    printed = launch_accelerate("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *more))
+    printed = start("hivilt.run_vqa", 2, flags(data, tmp_path / "two", *more))
     assert printed.count("test accuracy") == 1
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     for step in (1, 2):
@@ -800,7 +787,7 @@ WILD = [
 ]
 
 
-def test_texts_from_the_wild(data, tmp_path):
+def test_texts_from_the_wild(data, tmp_path, drawn):
     rows = read_lines(data / "train.jsonl")
     os.rename(data / rows[0]["image"], data / "train/\N{SNOWMAN} \udcff.png")  # a name that is no UTF-8
     answers = [7, 2.0, None, ["red", "dark red"], *WILD]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import sys
 
@@ -69,8 +70,7 @@ def test_a_pickle_in_place_of_the_weights_is_refused(checkpoint, trap, write):
         HiViLTForQuestionAnswering.from_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_trap_in_the_state_of_training_is_refused(checkpoint, trap, file, tmp_path):
+def test_a_trap_in_the_state_of_training_is_refused(checkpoint, trap, tmp_path):
     model = HiViLTForQuestionAnswering.from_pretrained(checkpoint)
     items = [{name: value[0] for name, value in make_batch().items() if name != "image_index"}] * 2
     for item in items:
@@ -78,9 +78,12 @@ def test_a_trap_in_the_state_of_training_is_refused(checkpoint, trap, file, tmp_
     usual = {"max_steps": 2, "save_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     args = TrainingArguments(tmp_path / "run", per_device_train_batch_size=1, **usual)
     Trainer(model, args, train_dataset=items).train()
-    torch.save(trap, tmp_path / "run/checkpoint-1" / file)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        Trainer(model, args, train_dataset=items).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
+    for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        trapped = tmp_path / file
+        shutil.copytree(tmp_path / "run/checkpoint-1", trapped)
+        torch.save(trap, trapped / file)
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            Trainer(model, args, train_dataset=items).train(resume_from_checkpoint=str(trapped))
 
 
 def header(**tensor):

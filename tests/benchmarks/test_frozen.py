@@ -30,6 +30,7 @@ def make_results(cached: float, reading: float, float16_accuracy: float) -> dict
     return {"ways": ways, "encoding": encoding, "accuracy": accuracy}
 
 
+@pytest.mark.slow
 def test_every_way_of_training_stands_in_the_tables(benchmark, tmp_path, capsys):
     make_vqa_miniature("easy-vqa", tmp_path / "data")
     flags = ["--width", "64", "--num_layers", "2", "--num_batches", "1", "--num_steps", "1", "--num_epochs", "1"]

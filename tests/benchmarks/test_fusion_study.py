@@ -254,6 +254,7 @@ def save_encoders(folder):
     return [*models, "--fusion", json.dumps({**TINY, **ON_LEVELS}), "--cache_dir", str(folder / "cache")]
 
 
+@pytest.mark.slow
 def test_photographs_are_encoded_once_for_all_contestants(benchmark, tmp_path, capsys):
     make_caption_miniature("flickr8k", tmp_path / "flickr8k")
     # The test split is not read.
@@ -329,6 +330,7 @@ def test_images_that_are_read_once_make_the_batches_of_the_collator(benchmark, t
         assert all(torch.equal(joined[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, capsys):
     from hivilt.data.sort_of_clevr import write
 
@@ -341,26 +343,9 @@ def test_a_training_that_fails_loses_no_other(benchmark, tmp_path, monkeypatch, 
         return whole(task, data_dir, contestant, learning_rate, *rest)
 
     monkeypatch.setattr(benchmark, "train", train)
-    flags = [
-        "--tasks",
-        "Sort-of-CLEVR",
-        "--data_dir",
-        f"sort-of-clevr={tmp_path / 'data'}",
-        "--epochs",
-        "1",
-        "--seeds",
-        "1",
-    ]
-    flags += [
-        "--contestants",
-        "late fusion (CLIP)",
-        "HiViLT",
-        "--learning_rates",
-        "1e-3",
-        "2e-3",
-        "--output_dir",
-        str(tmp_path),
-    ]
+    flags = ["--tasks", "Sort-of-CLEVR", "--data_dir", f"sort-of-clevr={tmp_path / 'data'}", "--epochs", "1"]
+    flags += ["--seeds", "1", "--contestants", "late fusion (CLIP)", "HiViLT", "--learning_rates", "1e-3", "2e-3"]
+    flags += ["--output_dir", str(tmp_path)]
     with pytest.raises(RuntimeError, match=r"1 trainings failed .* late fusion .* \| 0.002"):
         benchmark.main(flags)
     assert "out of memory" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from PIL import Image
 from miniatures import make_vqa_miniature
 
 
+@pytest.mark.slow
 def test_leaves_rates_work_and_the_parts_of_a_step(benchmark, tmp_path, capsys):
     make_vqa_miniature("easy-vqa", tmp_path / "data")
     flags = ["--images", "2", "--rounds", "1", "--workers", "0", "1", "--steps", "3"]

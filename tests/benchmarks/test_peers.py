@@ -19,6 +19,7 @@ def contestants(benchmark):
     return {name: make(*SMALL) for name, make in benchmark.CONTESTANTS.items()}
 
 
+@pytest.mark.slow
 def test_leaves_the_table_the_goals_and_an_image(benchmark, tmp_path, capsys, monkeypatch):
     few = {name: benchmark.CONTESTANTS[name] for name in ("HiViLT", "ViLT, 384", "BridgeTower")}
     monkeypatch.setattr(benchmark, "CONTESTANTS", few)
@@ -53,6 +54,7 @@ def test_leaves_the_table_the_goals_and_an_image(benchmark, tmp_path, capsys, mo
     assert len(results["goals"]) == 18
 
 
+@pytest.mark.slow
 def test_all_take_the_same_questions(contestants, benchmark):
     for name, contestant in contestants.items():
         seen = []

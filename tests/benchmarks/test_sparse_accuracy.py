@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_tells_what_fewer_vision_tokens_cost(benchmark, tmp_path, capsys):
     few = ["--max_eval_samples", "40", "--max_train_samples", "40", "--max_steps", "1", "--use_cpu"]
     results = benchmark.main(["--top_k", "2", "--output_dir", str(tmp_path), *few])

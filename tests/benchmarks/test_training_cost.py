@@ -3,7 +3,10 @@
 import json
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_way_of_training_stands_in_the_tables(benchmark, tmp_path, capsys, monkeypatch):
     # A process of its own for each way is there for its peak memory alone.
     def executor(processes, *args, **kwargs):

@@ -681,14 +681,16 @@ def test_an_unreadable_image_is_named_with_the_way_out(examples, folder):
         CaptionCollator(make_processor())([CaptionDataset(examples)[0]])
 
 
-def test_batches_from_spawned_workers_are_the_same(examples):
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_batches_from_workers_are_the_same(context, examples):
     dataset = CaptionDataset(examples, 1, seed=0)
     collator = pickle.loads(pickle.dumps(CaptionCollator(make_processor(), FULL)))
-    spawned = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
+    elsewhere = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": True}
     loaders = [
-        torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator, **workers) for workers in ({}, spawned)
+        torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator, **workers)
+        for workers in ({}, elsewhere)
     ]
-    for epoch in range(5):
+    for epoch in range(3):
         dataset.set_epoch(epoch)
         for own, foreign in zip(*loaders, strict=True):
             assert own.keys() == foreign.keys()

@@ -580,13 +580,14 @@ def test_empty_dataset_is_refused():
         VQADataset([])
 
 
-def test_batches_from_spawned_workers_are_the_same(folder):
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_batches_from_workers_are_the_same(context, folder):
     dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
     collator = pickle.loads(pickle.dumps(VQACollator(make_processor(), {"yes": 0, "no": 1, "red": 2})))
     here = list(torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator))
     there = list(
         torch.utils.data.DataLoader(
-            dataset, batch_size=1, collate_fn=collator, num_workers=1, multiprocessing_context="spawn"
+            dataset, batch_size=1, collate_fn=collator, num_workers=1, multiprocessing_context=context
         )
     )
     assert len(here) == len(there) == 2

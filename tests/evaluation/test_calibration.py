@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivilt.evaluation.calibration import (
@@ -36,6 +36,7 @@ def draw(seed, soft, n=60, classes=4):
 
 
 @given(st.integers(0, 2**20), st.booleans())
+@settings(max_examples=25)
 def test_the_temperature_has_the_least_likelihood_loss_of_a_fine_grid(seed, soft):
     logits, labels = draw(seed, soft)
     reference = sigmoid_nll if soft else softmax_nll

@@ -1,4 +1,4 @@
-"""The seven question answering metrics as `evaluate` users meet them: loaded from their folders, offline, anywhere."""
+"""Metrics as `evaluate` users meet them: loaded from their folders, offline, anywhere."""
 
 import importlib.util
 import json
@@ -51,10 +51,14 @@ def test_load_by_their_folders_in_a_new_process(tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
     (tmp_path / "evaluation").symlink_to(EVALUATION)
     process = subprocess.run(
-        [sys.executable, "-c", LOAD, *CLASSES], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", LOAD, *CLASSES, "retrieval_recall"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == [[name, 2, 0] for name in CLASSES], process.stderr
+    assert json.loads(process.stdout) == [[name, 2, 0] for name in (*CLASSES, "retrieval_recall")], process.stderr
 
 
 @pytest.mark.parametrize(("normalization", "score"), [("official", 0), ("legacy", 1), ("always", 1), ("vizwiz", 1)])

@@ -1,23 +1,11 @@
-"""The metric as `evaluate` users meet it: loaded from its folder, offline, in any working directory."""
+"""The metric as `evaluate` users meet it; test_vqa_modules.py loads it by its folder."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "evaluation" / "retrieval_recall"
-
-LOAD = """
-import json, sys, evaluate
-metric = evaluate.load(sys.argv[1])
-metric.add_batch(predictions=[[2, 0, 1]], references=[[0, 1]])
-metric.add(prediction=[1, 2, 0], reference=[1])
-print(json.dumps([metric.name, metric.compute(ks=[1, 2])]))
-"""
 
 
 @pytest.fixture
@@ -29,13 +17,10 @@ def metric(tmp_path):
     return module.RetrievalRecall(cache_dir=str(tmp_path))
 
 
-def test_loads_by_its_folder_in_a_new_process(tmp_path):
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
-    process = subprocess.run(
-        [sys.executable, "-c", LOAD, str(FOLDER)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == ["retrieval_recall", {"recall@1": 0.5, "recall@2": 1.0}]
+def test_queries_come_in_batches_and_one_by_one(metric):
+    metric.add_batch(predictions=[[2, 0, 1]], references=[[0, 1]])
+    metric.add(prediction=[1, 2, 0], reference=[1])
+    assert metric.compute(ks=[1, 2]) == {"recall@1": 0.5, "recall@2": 1.0}
 
 
 def test_defaults_and_lists_that_differ_in_length(metric):

@@ -40,6 +40,7 @@ from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_mode
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
 PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr", "sort_of_clevr"}
+QUICK = {"vqav2", "easy_vqa", "coco", "openmoji"}
 TASKS = {task.script: task for task in (QuestionAnswering, Retrieval)}
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
@@ -156,7 +157,11 @@ def test_flags_and_a_checkpoint_override(name, start):
         assert (args.model_name_or_path, args.vision_model, args.text_model) == ("outputs/vqav2", None, None)
 
 
-@every_recipe
+# The others' benchmarks are trained on by the tests of the scripts.
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
+)
 def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
     script, flags = split(start(name))
     benchmark = name.replace("_", "-")
@@ -287,6 +292,7 @@ def test_what_the_fsdp_file_names_can_be_sharded(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_weights_do_what_one_does(encoders, tmp_path):
     """Whole runs of both scripts, from training to predictions, beside one process with twice the images a batch."""
     make_vqa_miniature("gqa", tmp_path / "gqa")
@@ -300,14 +306,8 @@ def test_two_processes_that_share_the_weights_do_what_one_does(encoders, tmp_pat
     }
 
     def flags(name: str, processes: int) -> list[str]:
-        given = [
-            "--benchmark",
-            name,
-            "--data_dir",
-            str(tmp_path / name),
-            "--output_dir",
-            str(tmp_path / f"{name}-{processes}"),
-        ]
+        given = ["--benchmark", name, "--data_dir", str(tmp_path / name)]
+        given += ["--output_dir", str(tmp_path / f"{name}-{processes}")]
         size = str(4 // processes)
         return [*given, *runs[name][1], "--per_device_train_batch_size", size, "--per_device_eval_batch_size", size]
 

@@ -188,18 +188,12 @@ def test_images_in_a_table_come_from_the_cache_also_in_worker_processes(tmp_path
     cache = EncoderCache(tmp_path / "cache")
     cache.add(dataset, model, processor, progress=False)
     assert cache.summary()["vision"]["encoded"] == 8
-    for context in ("fork", "spawn"):
-        loader = DataLoader(
-            dataset,
-            8,
-            collate_fn=CaptionCollator(processor, None, cache),
-            num_workers=1,
-            multiprocessing_context=context,
-        )
-        (batch,) = loader
-        expected = plain_maps(model, dataset.examples, processor)
-        for found, wanted in zip(batch["feature_maps"], expected, strict=True):
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    # Pickled as for a worker that is spawned.
+    dataset, collator = pickle.loads(pickle.dumps((dataset, CaptionCollator(processor, None, cache))))
+    (batch,) = DataLoader(dataset, 8, collate_fn=collator, num_workers=1, multiprocessing_context="fork")
+    expected = plain_maps(model, dataset.examples, processor)
+    for found, wanted in zip(batch["feature_maps"], expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_is_frozen_as_a_whole_is_cached(tmp_path, examples, processor):
@@ -582,13 +576,6 @@ def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, examples, model, 
     assert "pixel_values" in batch and model(**batch).loss.isfinite()
 
 
-def test_a_cache_pickles_for_workers_that_are_spawned(tmp_path, examples, model, processor):
-    cache, batch = fill(tmp_path / "cache", examples, model, processor)
-    copy = pickle.loads(pickle.dumps(cache))
-    for found, expected in zip(copy.feature_maps([one.image for one in examples]), batch["feature_maps"], strict=True):
-        assert torch.equal(found, expected)
-
-
 def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ValueError, match="--cache_dir.: expected a folder, got the file .*cache"):
@@ -636,7 +623,7 @@ def history(folder):
     return [one[name] for one in log for name in ("loss", "grad_norm", "eval_loss") if name in one]
 
 
-@pytest.mark.parametrize("task", ["retrieval", "vqa"])
+@pytest.mark.parametrize("task", ["retrieval", pytest.param("vqa", marks=pytest.mark.slow)])
 def test_scripts_train_alike_with_and_without_it(task, tmp_path, examples, encoders):
     if task == "vqa":
         main, answers = run_vqa, ("yes", "no")
@@ -665,6 +652,7 @@ def test_scripts_train_alike_with_and_without_it(task, tmp_path, examples, encod
         assert results[name]["test"]["loss"] == pytest.approx(results["without"]["test"]["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_encode_each_image_once_and_train_as_without(tmp_path, examples, encoders):
     data = rows(tmp_path, examples, "retrieval", lambda one: {"caption": list(one.captions)})
     more = ["--rerank_k", "3", "--per_device_train_batch_size", "2"]
@@ -826,23 +814,11 @@ def test_a_run_that_goes_on_uses_the_checkpoints_encoder(tmp_path, examples, enc
     """A small new encoder, frozen as it was drawn: another seed would draw another, but the checkpoint's is what runs."""
     data = rows(tmp_path, examples, "retrieval", lambda one: {"caption": list(one.captions)})
     new = ["--freeze", "vision", "--image_size", "32"]
-    more = [
-        "--rerank_k",
-        "0",
-        "--cache_dir",
-        str(tmp_path / "cache"),
-        "--save_strategy",
-        "epoch",
-        "--eval_strategy",
-        "epoch",
-    ]
-    whole = run_retrieval([*data, *flags(tmp_path / "whole", new, *more)])
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "cut").glob("checkpoint-*"))
-    shutil.rmtree(tmp_path / "cut" / f"checkpoint-{steps[-1]}")
+    more = ["--rerank_k", "0", "--cache_dir", str(tmp_path / "cache")]
+    more += ["--save_strategy", "epoch", "--eval_strategy", "epoch"]
+    run_retrieval([*data, *flags(tmp_path / "out", new, *more)])
+    steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*"))
+    shutil.rmtree(tmp_path / "out" / f"checkpoint-{steps[-1]}")
     goes_on = ["--resume_from_checkpoint", "last"]
-    resumed = run_retrieval([*data, *flags(tmp_path / "cut", new, *more, *goes_on)])
-    assert resumed["test"]["loss"] == pytest.approx(whole["test"]["loss"], abs=1e-6)
-    shutil.rmtree(tmp_path / "cut" / f"checkpoint-{steps[-1]}")
-    resumed = run_retrieval([*data, *flags(tmp_path / "cut", new, *more, *goes_on, "--seed", "7")])
+    resumed = run_retrieval([*data, *flags(tmp_path / "out", new, *more, *goes_on, "--seed", "7")])
     assert resumed["encoder_cache"]["vision"]["encoded"] == 0
