@@ -81,7 +81,45 @@ class HiViLTConfig(PreTrainedConfig):
     """
     Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
     at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py` compares these
-    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments are the fields below, by keyword.
+    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
+
+    Args:
+        vision_config: config of a transformers vision encoder, isotropic (ViT, CLIP's) or hierarchical (Swin, MobileNet), or a
+            `dict` of its fields with its `model_type`; `docs/encoders.md` lists all. Unset: ViT-B/16 at 224 pixels.
+        text_config: of a text encoder, likewise. Unset: BERT-base.
+        hidden_size: width *d* that every level of both modalities is projected to.
+        num_attention_heads: of local and of global cross-attention; divides `hidden_size`.
+        num_fusion_stages: levels, fine to coarse, each fused by a stage of its own; 1 is single-level fusion.
+        vision_levels: for each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset:
+            evenly spaced layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers
+            past the last one named are computed for nothing and never train: give the encoder fewer of them.
+        vision_strides: for each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2,
+            4, ... for an isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
+        fusion_top_k: sparse fusion: vision tokens, the most similar, that each text token meets. Unset: all.
+        fusion_intermediate_size: width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so
+            it decides what fusion costs: 256 is a few percent of the base model's encoders.
+        use_local_fusion: ablation: without the stages, global fusion pools the unfused levels.
+        use_global_fusion: ablation: without it, the pooled local states stand for global cross-attention.
+        use_position_embeddings: adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv,
+            arXiv 1807.03247). Encoders that convolve know places from their padding alone.
+        hidden_act: of the fusion's MLPs.
+        dropout: on the fusion's attention weights and inside its MLPs; the encoders keep their own.
+        embedding_dropout: retrieval: before embedding; with frozen encoders and few images, 0.3.
+        embed_encoder_states: retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`,
+            so that embeddings are as wide as `projection_dim` says, however narrow the fusion is.
+        layer_norm_eps: of the level norms.
+        initializer_range: standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset,
+            each linear layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size at any
+            width: with a fixed 0.02 a narrow model stays on its first plateau for epochs.
+        projection_dim: of `image_embeds`, `text_embeds` and the space in which fused similarity is measured.
+        logit_scale_init_value: natural logarithm of the first inverse temperature, ln(1/0.07) as in CLIP (arXiv 2103.00020).
+        classification_loss_weight, contrastive_loss_weight: lambda_1 and lambda_2.
+        auxiliary_loss_weight: lambda_3, of fused matching in retrieval, where unset means 1.0, and of a contrastive term on the
+            unfused embeddings in question answering, where unset means none.
+        num_hard_negatives: retrieval: images that each text, and texts that each image, is matched against besides its own, drawn
+            from the batch. Fused matching costs as many pairs.
+        gather_negatives: retrieval: negatives in training come from all processes, with gradient.
+        return_loss: retrieval: compute the losses in evaluation mode, too, where a call does not say; in training always.
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
@@ -101,51 +139,31 @@ class HiViLTConfig(PreTrainedConfig):
         *("logits_per_image", "logits_per_text"),
     ]
 
-    # Config of a transformers encoder, or a `dict` of its fields with its `model_type`; `docs/encoders.md` lists all.
-    vision_config: dict | PreTrainedConfig | None = None  # isotropic or hierarchical; unset, ViT-B/16 at 224 pixels
-    text_config: dict | PreTrainedConfig | None = None  # unset, BERT-base
-    hidden_size: int = 768  # width *d* that every level of both modalities is projected to
-    num_attention_heads: int = 8  # of local and of global cross-attention; divides `hidden_size`
-    num_fusion_stages: int = 3  # levels, fine to coarse, each fused by a stage of its own; 1 is single-level fusion
-    # For each stage the index into the vision encoder's hidden states (0 is the embeddings' output). Unset: evenly spaced
-    # layers that end with the last one, or the last state of each grid of a hierarchical encoder. Layers past the last one
-    # named are computed for nothing and never train: give the encoder fewer of them.
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 768
+    num_attention_heads: int = 8
+    num_fusion_stages: int = 3
     vision_levels: list[int] | tuple[int, ...] | None = None
-    # For each stage the side, in grid cells, of the squares that are averaged into one token. Unset: 1, 2, 4, ... for an
-    # isotropic encoder, all 1 for a hierarchical one, which coarsens by itself.
     vision_strides: list[int] | tuple[int, ...] | None = None
-    fusion_top_k: int | None = None  # sparse fusion: vision tokens, the most similar, that each text token meets
-    # Width inside the MLPs of local fusion. They read `3 * hidden_size` features of every token, so it decides what fusion
-    # costs: 256 is a few percent of the base model's encoders.
+    fusion_top_k: int | None = None
     fusion_intermediate_size: int = 256
-    use_local_fusion: bool = True  # ablation: without the stages, global fusion pools the unfused levels
-    use_global_fusion: bool = True  # ablation: without it, the pooled local states stand for global cross-attention
-    # Adds to the vision tokens of every level a linear map of their place on its grid (as CoordConv, arXiv 1807.03247).
-    # Encoders that convolve know places from their padding alone.
+    use_local_fusion: bool = True
+    use_global_fusion: bool = True
     use_position_embeddings: bool = True
-    hidden_act: str = "gelu"  # of the fusion's MLPs
-    dropout: float | int = 0.1  # on the fusion's attention weights and inside its MLPs; the encoders keep their own
-    embedding_dropout: float | int = 0.0  # retrieval: before embedding; with frozen encoders and few images, 0.3
-    # Retrieval: embeds the pooled last states of the encoders, normalised, in place of `V_g` and `T_g`, so that embeddings
-    # are as wide as `projection_dim` says, however narrow the fusion is.
+    hidden_act: str = "gelu"
+    dropout: float | int = 0.1
+    embedding_dropout: float | int = 0.0
     embed_encoder_states: bool = False
-    layer_norm_eps: float = 1e-6  # of the level norms
-    # Standard deviation of the fusion's and the heads' initial weights; the encoders keep their own. Unset, each linear
-    # layer's is 1/sqrt(in_features) (LeCun et al., 1998), so that signals and gradients keep their size at any width: with
-    # a fixed 0.02 a narrow model stays on its first plateau for epochs.
+    layer_norm_eps: float = 1e-6
     initializer_range: float | None = None
-    projection_dim: int = 256  # of `image_embeds`, `text_embeds` and the space in which fused similarity is measured
-    logit_scale_init_value: float | int = 2.6592  # ln(1/0.07) as in CLIP, arXiv 2103.00020
-    classification_loss_weight: float | int = 1.0  # lambda_1
-    contrastive_loss_weight: float | int = 1.0  # lambda_2
-    # lambda_3, of fused matching in retrieval, where unset means 1.0, and of a contrastive term on the unfused embeddings in
-    # question answering, where unset means none.
+    projection_dim: int = 256
+    logit_scale_init_value: float | int = 2.6592
+    classification_loss_weight: float | int = 1.0
+    contrastive_loss_weight: float | int = 1.0
     auxiliary_loss_weight: float | int | None = None
-    # Retrieval: images that each text, and texts that each image, is matched against besides its own, drawn from the batch.
-    # Fused matching costs as many pairs.
     num_hard_negatives: int = 1
-    gather_negatives: bool = True  # retrieval: negatives in training come from all processes, with gradient
-    # Retrieval: compute the losses in evaluation mode, too, where a call does not say `return_loss`; in training always.
+    gather_negatives: bool = True
     return_loss: bool = False
 
     def __post_init__(self, **kwargs):
