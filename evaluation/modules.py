@@ -30,12 +30,13 @@ class FunctionMetric(evaluate.Metric, ABC):
 
     def _info(self) -> evaluate.MetricInfo:
         description, _, example = inspect.getdoc(type(self)).partition("\n\n")
+        arguments = inspect.getdoc(self.function).partition("\n\n>>> ")[0]  # its own example is not run here
         names = ", ".join(list(inspect.signature(self.function).parameters)[:2])
         return evaluate.MetricInfo(
             description=description,
             citation=self.citation,
             inputs_description=f"\n`predictions, references` are `{names}` of `{self.function.__name__}`:\n\n"
-            f"{inspect.getdoc(self.function)}\n\n{example}\n",
+            f"{arguments}\n\n{example}\n",
             features=self.features,
             reference_urls=self.reference_urls,
         )

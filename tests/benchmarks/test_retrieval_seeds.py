@@ -4,13 +4,9 @@ import json
 
 import pytest
 
-from hivilt import run_retrieval
-
 
 def test_tells_what_re_ranking_adds(benchmark, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # A process of its own for each seed would import everything again.
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **_: run_retrieval.main(command[3:]))
     few = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "6", "--max_steps", "1"]
     more = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--use_cpu"]
     results = benchmark.main(["--seeds", "3", "4", "--output_dir", str(tmp_path), *few, *more])
