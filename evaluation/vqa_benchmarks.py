@@ -1,15 +1,5 @@
 """The official metrics of the benchmarks of question answering, as pure functions over strings and lists.
 
-| benchmark | function | counts |
-|---|---|---|
-| VQAv2, OK-VQA | `vqav2_metrics` | VQA accuracy, by type of answer and of question |
-| GQA | `gqa_metrics` | equal strings, by type of question, open and binary |
-| VizWiz | `vizwiz_metrics` | VQA accuracy, and how well unanswerable questions are told apart |
-| TextVQA | `textvqa_metrics` | VQA accuracy as MMF normalizes |
-| VQA-RAD | `vqa_rad_metrics` | exact match, open and closed |
-| CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
-| DAQUAR | `daquar_metrics` | equal sets of items, WUPS at 0.9 and 0.0 |
-
 All arguments are lists of one entry a question. A `ValueError` names one of another length, or with a value that means
 nothing; a `TypeError` one without a string where there must be one. All numbers are in [0, 1]; a mean over no questions is
 left out, and so is what needs an argument that was not given.
@@ -53,8 +43,8 @@ def vqav2_metrics(
     """
     check_split(predictions, answers, answer_types=answer_types, question_types=question_types)
     scores = vqa_accuracies(predictions, answers, normalization)
-    by_type = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
-    return {"vqa_accuracy": fmean(scores), **by_type}
+    types = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
+    return {"vqa_accuracy": fmean(scores), **types}
 
 
 def gqa_metrics(
@@ -117,8 +107,15 @@ def vizwiz_metrics(
     )
     scores = vqa_accuracies(predictions, answers, "vizwiz")
     metrics = {"vqa_accuracy": fmean(scores), **_by_types(scores, by_answer_type=answer_types)}
-    unanswerable = _unanswerable(answer_types, answerable)
-    if unanswerable is None and unanswerable_scores is not None:
+    unanswerable = None
+    if answerable is not None:
+        wrong = next((flag for flag in answerable if flag not in (0, 1)), None)
+        if wrong is not None:
+            raise ValueError(f"answerable: expected 1 or 0 for each question, got {wrong!r}.")
+        unanswerable = [not flag for flag in answerable]
+    elif answer_types is not None and None not in answer_types:
+        unanswerable = [kind == "unanswerable" for kind in answer_types]
+    elif unanswerable_scores is not None:
         raise ValueError("unanswerable_scores: nothing to compare them with; give `answerable` or all `answer_types`.")
     if unanswerable is not None:
         names = [None if cannot else "answerable_vqa_accuracy" for cannot in unanswerable]
@@ -135,26 +132,10 @@ def vizwiz_metrics(
     return metrics
 
 
-def _unanswerable(
-    answer_types: Sequence[str | None] | None, answerable: Sequence[bool | int] | None
-) -> list[bool] | None:
-    """Which questions cannot be answered; `None` if not known of all."""
-    if answerable is not None:
-        wrong = next((flag for flag in answerable if flag not in (0, 1)), None)
-        if wrong is not None:
-            raise ValueError(f"answerable: expected 1 or 0 for each question, got {wrong!r}.")
-        return [not flag for flag in answerable]
-    if answer_types is None or None in answer_types:
-        return None
-    return [kind == "unanswerable" for kind in answer_types]
-
-
 def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """What TextVQA's evaluator (Singh et al. 2019; in MMF) reports.
 
-    Args:
-        predictions: one a question.
-        answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
+    `answers` are for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
 
     Returns:
         `vqa_accuracy`, with MMF's normalization.

@@ -17,14 +17,11 @@ class DaquarAccuracy(FunctionMetric):
     function = staticmethod(daquar_metrics)
     features = ANSWER
     reference_urls = ["https://arxiv.org/abs/1410.0210"]
-    citation = """
-@inproceedings{malinowski2014daquar,
+    citation = """@inproceedings{malinowski2014daquar,
     title = {A Multi-World Approach to Question Answering about Real-World Scenes based on Uncertain Input},
     author = {Malinowski, Mateusz and Fritz, Mario},
-    booktitle = {Advances in Neural Information Processing Systems 27},
-    year = {2014},
-}
-"""
+    booktitle = {Advances in Neural Information Processing Systems 27}, year = {2014},
+}"""
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return super()._compute(predictions, references, similarity=wordnet_similarity())

@@ -16,11 +16,8 @@ class GQAAccuracy(FunctionMetric):
     function = staticmethod(gqa_metrics)
     features = ANSWER
     reference_urls = ["https://arxiv.org/abs/1902.09506"]
-    citation = """
-@inproceedings{hudson2019gqa,
+    citation = """@inproceedings{hudson2019gqa,
     title = {{GQA}: A New Dataset for Real-World Visual Reasoning and Compositional Question Answering},
     author = {Hudson, Drew A. and Manning, Christopher D.},
-    booktitle = {Conference on Computer Vision and Pattern Recognition},
-    year = {2019},
-}
-"""
+    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2019},
+}"""

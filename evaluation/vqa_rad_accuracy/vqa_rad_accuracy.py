@@ -16,11 +16,8 @@ class VqaRadAccuracy(FunctionMetric):
     function = staticmethod(vqa_rad_metrics)
     features = ANSWER
     reference_urls = ["https://doi.org/10.1038/sdata.2018.251"]
-    citation = """
-@article{lau2018vqarad,
+    citation = """@article{lau2018vqarad,
     title = {A Dataset of Clinically Generated Visual Questions and Answers about Radiology Images},
     author = {Lau, Jason J. and Gayen, Soumya and Ben Abacha, Asma and Demner-Fushman, Dina},
-    journal = {Scientific Data},
-    year = {2018},
-}
-"""
+    journal = {Scientific Data}, year = {2018},
+}"""
