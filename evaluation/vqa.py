@@ -150,7 +150,9 @@ def vqa_accuracies(
     check_lengths(len(predictions), answers=answers)
     for question, said in enumerate(answers):
         _check_answers(said, question)
-    return [vqa_accuracy(prediction, said, normalization) for prediction, said in zip(predictions, answers, strict=True)]
+    return [
+        vqa_accuracy(prediction, said, normalization) for prediction, said in zip(predictions, answers, strict=True)
+    ]
 
 
 def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
