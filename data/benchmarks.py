@@ -226,9 +226,9 @@ def find_file(folder: Path, *names: str) -> Path:
     return path
 
 
-def has_file(folder: Path, name: str) -> bool:
-    """Whether `find_file` would find it."""
-    return _first(folder, [name], Path.is_file) is not None
+def has_file(folder: Path, *names: str) -> bool:
+    """Whether one of these files is where `find_file` looks."""
+    return _first(folder, names, Path.is_file) is not None
 
 
 def find_folder(folder: Path, *names: str) -> Path:

@@ -70,7 +70,7 @@ def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
     if path.suffix == ".json":
         captions = {row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), images)}
     else:
-        has_lists = any(has_file(folder, name) for name in FLICKR8K_LISTS.values())
+        has_lists = has_file(folder, *FLICKR8K_LISTS.values())
         names = read_text(find_file(folder, FLICKR8K_LISTS[split])).split() if has_lists or not is_kaggle else None
         by_image: dict[str, list[str]] = {}
         for name, caption in _kaggle_captions(path) if is_kaggle else _token_captions(path):
