@@ -91,8 +91,7 @@ class Benchmark(Generic[Record]):
             dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`, and its `dataset_config_name`.
 
         Raises:
-            FileNotFoundError: an official file is not there.
-            ValueError: there is no such split, no copy could be read, or a column or value is not as expected.
+            FileNotFoundError, ValueError: a file, a split, a copy, a column or a value is not there or not as expected.
         """
         examples = []
         for name in split.split("+"):

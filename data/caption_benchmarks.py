@@ -9,7 +9,7 @@
 
 Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
 published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
-OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
+OpenMoji has no official split, see `openmoji_split`. Kaggle's copy of Flickr8k has none either: the official lists or
 Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
 does not compare with published recall. Every caption is kept, repeated ones too, see `read_karpathy`.
 """

@@ -1,11 +1,7 @@
 """Where captioned images come from, and how they become batches.
 
-`hivilt.data.caption_benchmarks` reads the benchmarks of the field by name, `read_openmoji` the drawings of OpenMoji,
-`read_karpathy` Karpathy's files of Flickr8k, Flickr30k and MS-COCO, `read_caption_file` a JSON, JSONL, CSV or Parquet file,
-`read_caption_table` an image folder with metadata or a dataset on the Hub.
-
-Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one image with its captions, all
-or some of them, drawn anew in every epoch, and `CaptionCollator` opens the images of a batch once each.
+Every reader, also of `hivilt.data.caption_benchmarks`, gives a list of `CaptionedImage`. One item of `CaptionDataset` is one
+image with its captions, all or some of them, and `CaptionCollator` opens the images of a batch once each.
 """
 
 import hashlib
@@ -87,8 +83,7 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
 
     Raises:
-        ImportError, ValueError: a package is not installed; `split` is unknown, or `size` is not positive.
-        FileNotFoundError: OpenMoji should have a drawing and has none.
+        ImportError, ValueError, FileNotFoundError: `size` is not positive; else as `emoji_captions`.
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
@@ -175,14 +170,13 @@ def read_karpathy(
 
     Args:
         image_dir: where the images are, those of MS-COCO in its folders train2014 and val2014; default: the folder
-            of the JSON file. Whether they are there is for `hivilt.data.tables.check_images` to say.
+            of the JSON file.
 
     Returns:
         The examples, in the order of the file; `image_id` is MS-COCO's `cocoid`, else `imgid`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another layout, has no such split, or a caption is empty.
+        FileNotFoundError, ValueError, TypeError: there is no such file or split; else as `karpathy_rows`.
     """
     path = Path(path)
     if split not in KARPATHY_SPLITS:
@@ -212,14 +206,10 @@ def read_caption_table(
     source: str = "the table",
     folder: str | os.PathLike = ".",
 ) -> list[CaptionedImage]:
-    """Examples of a `datasets.Dataset`, or of a list of dicts, with one row an image or several.
+    """Examples of a table, see `rows_with_images` for its images and `read_captions` for its captions.
 
-    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
-    They become one example, where the first of them stood, with its captions in order and repeated ones once.
-
-    Args:
-        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
-            `datasets.Image` stores; for a caption see `read_captions`.
+    Rows about the same image become one example, where the first of them stood, with its captions in order and repeated ones
+    once.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -297,24 +287,19 @@ def read_captions(value: Any, where: str) -> list[str]:
 
 class CaptionDataset(EpochDataset):
     """One item is one image: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
-    (texts) and `caption_index` (the places of these among all captions of the split); of a training split also `draw`,
-    the seed of its augmentation in this epoch.
+    (texts) and `caption_index` (the places of these among all captions of the split), and `augmentation_draw`.
 
     It is evaluated on by `RetrievalTrainer`. A plain `Trainer`, which would cut the captions of its last batch to the number
-    of images there, is refused by the model; it may train.
+    of images there, is refused by the model; it may train. A `ValueError` refuses no example, or one without a caption.
 
     Args:
-        captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch, for
-            training; default: all of them, in order.
-        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
+        captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch; a
+            `ValueError` if it is not positive or comes without `seed`. Default: all of them, in order.
+        seed: makes it a training split, see `EpochDataset`.
 
     Attributes:
         captions: all captions of the split, in order.
         image_of_caption: for each of them the `image_number` of its image.
-
-    Raises:
-        ValueError: there is no example, an image has no caption, or `captions_per_image` is not positive or comes without
-            `seed`.
     """
 
     def __init__(
@@ -368,10 +353,8 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
     that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
 
     Similar are neighbours in the alphabetical order of their first captions; `group_size` of them are kept together. Every
-    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone.
-
-    Raises:
-        ValueError: `group_size` is not positive, or `dataset` has no seed.
+    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone. A
+    `ValueError` refuses a `group_size` that is not positive, and a dataset without a seed.
     """
 
     def __init__(self, dataset: CaptionDataset, group_size: int):

@@ -1,5 +1,3 @@
-"""CLEVR's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.clevr_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import clevr_metrics
 

@@ -1,5 +1,3 @@
-"""DAQUAR's accuracy and WUPS for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.daquar_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import daquar_metrics
 from hivilt.evaluation.wups import wordnet_similarity

@@ -1,5 +1,3 @@
-"""GQA's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.gqa_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import gqa_metrics
 

@@ -1,5 +1,3 @@
-"""Recall@K of image-text retrieval for the `evaluate` library, by `hivilt.evaluation.retrieval.recall_at_k`."""
-
 import datasets
 
 from hivilt.evaluation.modules import FunctionMetric

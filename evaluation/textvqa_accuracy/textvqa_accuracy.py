@@ -1,5 +1,3 @@
-"""TextVQA's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.textvqa_metrics`."""
-
 from hivilt.evaluation.modules import ANSWERS, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import textvqa_metrics
 

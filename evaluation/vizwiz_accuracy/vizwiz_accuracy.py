@@ -1,5 +1,3 @@
-"""VizWiz's metrics for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.vizwiz_metrics`."""
-
 from hivilt.evaluation.modules import ANSWERS, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import vizwiz_metrics
 

@@ -1,5 +1,3 @@
-"""VQA-RAD's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.vqa_rad_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
 
