@@ -305,9 +305,7 @@ class CaptionDataset(EpochDataset):
     def __init__(
         self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int | None = None
     ):
-        super().__init__(seed)
-        if len(examples) == 0:
-            raise ValueError("examples: a dataset needs at least one image.")
+        super().__init__(examples, seed)
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
         if captions_per_image is not None and seed is None:
@@ -315,7 +313,6 @@ class CaptionDataset(EpochDataset):
                 f"captions_per_image: drawing {captions_per_image} of each image's captions needs a seed, got None; "
                 "give one (seed=0) to train, or leave captions_per_image out to evaluate."
             )
-        self.examples = list(examples)
         self.captions_per_image = captions_per_image
         for example in self.examples:
             if not example.captions:
@@ -328,9 +325,6 @@ class CaptionDataset(EpochDataset):
     def texts(self) -> list[str]:
         """What is tokenized: the captions."""
         return self.captions
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]

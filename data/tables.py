@@ -435,16 +435,22 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 
 class EpochDataset(torch.utils.data.Dataset):
-    """A split from which something is drawn anew in every epoch, if it has a `seed` and so is one to train on.
+    """Examples, at least one, from which something is drawn anew in every epoch, if there is a `seed`: a split to train on.
 
     A draw depends on the seed, the epoch and the image alone, so it is the same with any number of workers or
     processes and in a resumed run. Without a seed nothing is drawn and no image is augmented.
     """
 
-    def __init__(self, seed: int | None):
+    def __init__(self, examples: Sequence[ImageRecord], seed: int | None):
+        if len(examples) == 0:
+            raise ValueError("examples: a dataset needs at least one.")
+        self.examples = list(examples)
         self.seed = seed
         # Shared, so that workers that outlive an epoch hear of the next.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; to be called before a pass over the data begins, as workers read ahead.

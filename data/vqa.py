@@ -250,17 +250,11 @@ class VQADataset(EpochDataset):
     """
 
     def __init__(self, examples: Sequence[VQAExample], seed: int | None = None):
-        super().__init__(seed)
-        if len(examples) == 0:
-            raise ValueError("examples: a dataset needs at least one question.")
-        self.examples = list(examples)
+        super().__init__(examples, seed)
         groups: dict[str, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(example.image_id, []).append(index)
         self.groups = list(groups.values())
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Counted from the front: question_index is a place in the split.
@@ -289,8 +283,8 @@ class VQAImages(EpochDataset):
     """
 
     def __init__(self, dataset: VQADataset):
-        super().__init__(dataset.seed)
-        self._epoch, self.dataset, self.examples = dataset._epoch, dataset, dataset.examples
+        super().__init__(dataset.examples, dataset.seed)
+        self._epoch, self.dataset = dataset._epoch, dataset
 
     def __len__(self) -> int:
         return len(self.dataset.groups)

@@ -549,7 +549,7 @@ def test_accelerate_sets_the_epoch_and_a_resumed_one_draws_the_same():
 
 
 def test_bad_datasets_are_refused(examples):
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="examples: a dataset needs at least one"):
         CaptionDataset([])
     with pytest.raises(ValueError, match="image 'r' has no caption"):
         CaptionDataset([examples[0]._replace(captions=())])
