@@ -22,9 +22,8 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; images: Flickr's te
 
 `VQA_BENCHMARKS` below says which split is what; without a split for validation, training images are held out.
 
-DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer,
-its items sorted ("chair, table" for "table, chair").
-`data_{train,eval}.csv` are not the official split: the same images are in both, and a warning says so.
+DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer, its items sorted
+("chair, table" for "table, chair").
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
 of OK-VQA and VQA-RAD have no ids of images, which then go by a hash of their bytes.
@@ -207,12 +206,11 @@ def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> lis
 
 
 def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
-    pairs = _daquar_pairs(folder, split)
     images = _images(folder, image_dir, "images", "nyu_depth_images")
     endings = (".png", ".jpg", ".jpeg")
     files = {path.stem: path.name for path in images.glob("image*.*") if path.suffix.lower() in endings}
     rows = []
-    for number, (image, question, answer) in enumerate(pairs):
+    for number, (image, question, answer) in enumerate(_daquar_pairs(folder, split)):
         # The metrics take a list as a set: one class for all orders. The release has PNG files.
         row = {"question": question, "answer": ", ".join(sorted(answer_items(answer)))}
         rows.append(_row(row, images, files.get(image, f"{image}.png"), f"{split}-{number}", image))

@@ -1,8 +1,8 @@
 """The official metrics of the benchmarks of question answering, as pure functions over strings and lists.
 
-All arguments are lists of one entry a question. A `ValueError` names one of another length, or with a value that means
-nothing; a `TypeError` one without a string where there must be one. All numbers are in [0, 1]; a mean over no questions is
-left out, and so is what needs an argument that was not given.
+All arguments are lists of one entry a question; in lists of types, `None` is one that is not known. A `ValueError` names an
+argument of another length, or with a value that means nothing; a `TypeError` one without a string where there must be one.
+All numbers are in [0, 1]; a mean over no questions is left out, and so is what needs an argument that was not given.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,10 @@ def vqav2_metrics(
     """What the VQAv2 tool reports (GT-Vision-Lab/VQA), as fractions and not rounded; OK-VQA is scored by it too.
 
     Args:
-        predictions: one a question.
         answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
-        normalization: "official", the tool since 2021, which compares unanimous answers untouched; "legacy", the tool
-            until then; "always", both sides in full; "mmf" or "vizwiz", these tools' own.
-        answer_types: "yes/no", "number" or "other" for each question; `None` where it is not known.
-        question_types: how each question begins, "what color is the"; `None` where it is not known.
+        normalization: see `hivilt.evaluation.vqa`: "official", "legacy", "always", "mmf" or "vizwiz".
+        answer_types: "yes/no", "number" or "other".
+        question_types: how each question begins, "what color is the".
 
     Returns:
         `vqa_accuracy`, and its mean of each type, `by_answer_type` and `by_question_type`.
@@ -60,10 +58,9 @@ def gqa_metrics(
     validity, plausibility, grounding and distribution need more than answers and are not measured.
 
     Args:
-        predictions, answers: one a question.
-        structural: "verify", "query", "choose", "logical" or "compare" for each question; `None`: not known.
-        semantic: "obj", "attr", "cat", "rel" or "global" for each question; `None`: not known.
-        detailed: the detailed type of each question; `None`: not known.
+        structural: "verify", "query", "choose", "logical" or "compare".
+        semantic: "obj", "attr", "cat", "rel" or "global".
+        detailed: the detailed type, "existC".
 
     Returns:
         `accuracy`, and its mean of each type, `by_structural`, `by_semantic` and `by_detailed`; with `structural` also
@@ -89,9 +86,8 @@ def vizwiz_metrics(
     """What the VizWiz tool (Gurari et al. 2018) reports of both tasks, answering and telling what cannot be answered.
 
     Args:
-        predictions: one a question.
         answers: for each question what people said, with repetitions.
-        answer_types: "yes/no", "number", "other" or "unanswerable" for each question; `None` where it is not known.
+        answer_types: "yes/no", "number", "other" or "unanswerable".
         unanswerable_scores: for each question the probability, in [0, 1], that it cannot be answered; needs one of the
             other two to compare with.
         answerable: for each question whether it can be answered, 1 or 0; left out, `answer_types` tell.
@@ -140,8 +136,7 @@ def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]
     Returns:
         `vqa_accuracy`, with MMF's normalization.
     """
-    check_split(predictions, answers)
-    return {"vqa_accuracy": fmean(vqa_accuracies(predictions, answers, "mmf"))}
+    return vqav2_metrics(predictions, answers, "mmf")
 
 
 def vqa_rad_metrics(
@@ -150,8 +145,7 @@ def vqa_rad_metrics(
     """Accuracy on VQA-RAD as papers report it: exact match but for case and spaces, open and closed questions apart.
 
     Args:
-        predictions, answers: one a question.
-        answer_types: "OPEN" or "CLOSED" for each question; spaces around it, as in the released file, do no harm.
+        answer_types: "OPEN" or "CLOSED"; spaces around it, as in the released file, do no harm.
 
     Returns:
         `accuracy`, `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
@@ -179,9 +173,7 @@ def clevr_metrics(
     """Accuracy on CLEVR: a prediction counts if it is the answer letter by letter.
 
     Args:
-        predictions, answers: one a question.
-        families: "exist", "count", "compare_integer", "query_attribute" or "compare_attribute" for each question;
-            `None` where it is not known.
+        families: "exist", "count", "compare_integer", "query_attribute" or "compare_attribute".
 
     Returns:
         `accuracy`, and `by_family`, its mean of each.
