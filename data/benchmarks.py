@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple
 import datasets
 
 from hivilt.data.cells import parse_json, read_text
-from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_with_images
+from hivilt.data.tables import Record, TableImage, TableRow, column_names, iterate_rows, rows_with_images
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +168,7 @@ class Benchmark(Generic[Record]):
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
-            values, feature = list(rows[column]), rows.features[column]
-            if isinstance(feature, datasets.ClassLabel):
-                values = feature.int2str(values)
+            values = [row[column] for row in iterate_rows(rows.select_columns(column))]
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")

@@ -298,7 +298,7 @@ class CaptionDataset(EpochDataset):
         seed: makes it a training split, see `EpochDataset`.
 
     Attributes:
-        captions: all captions of the split, in order.
+        captions, texts: all captions of the split, in order.
         image_of_caption: for each of them the `image_number` of its image.
     """
 
@@ -317,14 +317,9 @@ class CaptionDataset(EpochDataset):
         for example in self.examples:
             if not example.captions:
                 raise ValueError(f"examples: image {example.image_id!r} has no caption.")
-        self.captions = [caption for example in self.examples for caption in example.captions]
+        self.texts = self.captions = [caption for example in self.examples for caption in example.captions]
         self.image_of_caption = [number for number, example in enumerate(self.examples) for _ in example.captions]
         self._first_caption = [0, *accumulate(len(example.captions) for example in self.examples)]
-
-    @property
-    def texts(self) -> list[str]:
-        """What is tokenized: the captions."""
-        return self.captions
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]

@@ -246,11 +246,13 @@ class VQADataset(EpochDataset):
     at all is a `ValueError`.
 
     Attributes:
+        texts: the questions, in order.
         groups: for each image the places of its questions, images in the order of their first ones.
     """
 
     def __init__(self, examples: Sequence[VQAExample], seed: int | None = None):
         super().__init__(examples, seed)
+        self.texts = [example.question for example in self.examples]
         groups: dict[str, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(example.image_id, []).append(index)
@@ -259,11 +261,6 @@ class VQADataset(EpochDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Counted from the front: question_index is a place in the split.
         return self.questions([range(len(self))[index]])
-
-    @property
-    def texts(self) -> list[str]:
-        """What is tokenized: the questions."""
-        return [example.question for example in self.examples]
 
     def questions(self, places: Sequence[int]) -> dict[str, Any]:
         """An item of some questions about one image."""

@@ -4,8 +4,7 @@ from hivilt.evaluation.wups import wordnet_similarity
 
 
 class DaquarAccuracy(FunctionMetric):
-    """Accuracy on DAQUAR: the share of the predictions that have the items of the answer, in any order. Where NLTK's
-    WordNet is installed also WUPS at 0.9 and at 0.0, by which an answer that means nearly the same counts in part.
+    """Accuracy on DAQUAR, and, where NLTK's WordNet is installed, WUPS at 0.9 and at 0.0.
 
     >>> accuracy = evaluate.load("evaluation/daquar_accuracy")
     >>> accuracy.compute(predictions=["table, chair"], references=["chair, table"])["accuracy"]

@@ -3,8 +3,7 @@ from hivilt.evaluation.vqa_benchmarks import gqa_metrics
 
 
 class GQAAccuracy(FunctionMetric):
-    """Accuracy as GQA's tool counts it: the share of the predictions that are the answer letter by letter, case included,
-    of the questions of a balanced split; by type of question, and of open and binary questions.
+    """Accuracy as GQA's tool counts it, by type of question, and of open and binary questions.
 
     >>> accuracy = evaluate.load("evaluation/gqa_accuracy")
     >>> accuracy.compute(predictions=["yes", "Left"], references=["yes", "left"])

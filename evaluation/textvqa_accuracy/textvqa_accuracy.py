@@ -3,8 +3,7 @@ from hivilt.evaluation.vqa_benchmarks import textvqa_metrics
 
 
 class TextvqaAccuracy(FunctionMetric):
-    """VQA accuracy as TextVQA's evaluator (in MMF) counts it: both sides are always normalized, after a tokenizer that
-    deletes commas and question marks and splits off "'s".
+    """VQA accuracy as TextVQA's evaluator (in MMF) counts it.
 
     >>> accuracy = evaluate.load("evaluation/textvqa_accuracy")
     >>> accuracy.compute(predictions=["Levi's"], references=[["levi's", "levis"] + 8 * ["levi 's"]])

@@ -3,8 +3,7 @@ from hivilt.evaluation.vqa_benchmarks import vizwiz_metrics
 
 
 class VizwizAccuracy(FunctionMetric):
-    """The metrics of both tasks of VizWiz-VQA, as its tool counts them: VQA accuracy, with the predictions normalized and
-    the people's answers as they are, and average precision and F1 of telling which questions cannot be answered.
+    """VQA accuracy on VizWiz-VQA, and average precision and F1 of telling which questions cannot be answered.
 
     >>> accuracy = evaluate.load("evaluation/vizwiz_accuracy")
     >>> accuracy.compute(predictions=["a can", "soda"], references=[10 * ["can"], 9 * ["unanswerable"] + ["soda"]])

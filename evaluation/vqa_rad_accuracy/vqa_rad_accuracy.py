@@ -3,8 +3,7 @@ from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
 
 
 class VqaRadAccuracy(FunctionMetric):
-    """Accuracy on VQA-RAD as papers report it: the share of the predictions that are the answer but for case and spaces,
-    of all questions, of open and of closed ones.
+    """Accuracy on VQA-RAD as papers report it, of all questions, of open and of closed ones.
 
     >>> accuracy = evaluate.load("evaluation/vqa_rad_accuracy")
     >>> accuracy.compute(predictions=["Yes"], references=["yes"], answer_types=["CLOSED"])
