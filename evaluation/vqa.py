@@ -31,7 +31,6 @@ from typing import Literal, get_args
 
 Normalization = Literal["official", "legacy", "always", "mmf", "vizwiz"]
 
-PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
@@ -63,7 +62,7 @@ CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
 # No number is an article or a contraction, so one look-up does for both.
 _WORDS = CONTRACTIONS | NUMBER_WORDS
 
-_MARK = re.compile("[" + re.escape("".join(PUNCTUATION)) + "]")
+_MARK = re.compile(r"""[;/[\]"{}()=+\\_\-><@`,?!]""")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
