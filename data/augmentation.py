@@ -24,11 +24,7 @@ def random_resized_crop(image: Image.Image, draw: random.Random, min_scale: floa
 
     Its share of the area is uniform in [`min_scale`, 1], its aspect ratio log-uniform in [3/4, 4/3]. If ten draws do
     not fit into the image, it is the largest centred part with an aspect ratio in that range.
-
-    Raises:
-        ValueError: `min_scale` is not above 0 and at most 1.
     """
-    _check_scale("min_scale", min_scale)
     width, height = image.size
     for _ in range(10):
         area = width * height * draw.uniform(min_scale, 1)
@@ -43,11 +39,6 @@ def random_resized_crop(image: Image.Image, draw: random.Random, min_scale: floa
     return image.crop((left, top, left + w, top + h))
 
 
-def flip(image: Image.Image) -> Image.Image:
-    """The image with left and right exchanged."""
-    return ImageOps.mirror(image)
-
-
 def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magnitude: int = 7) -> Image.Image:
     """RandAugment (Cubuk et al. 2020) with ALBEF's operations, ranges and probability.
 
@@ -58,11 +49,7 @@ def rand_augment(image: Image.Image, draw: random.Random, num_ops: int = 2, magn
     At magnitude 10 images are sheared by 0.3, rotated by 30 degrees and translated by 10/384 of their side, to either
     side with equal probability, in proportion below; what is uncovered becomes gray (128, 128, 128). Brightness and
     sharpness go from 0.1 at magnitude 0 over 1, no change, at 5 to 1.9 at 10.
-
-    Raises:
-        ValueError: `num_ops` is not at least 1, or `magnitude` not a whole number from 0 to 10.
     """
-    _check_operations("num_ops, magnitude", num_ops, magnitude)
     for operation in draw.choices(list(_OPERATIONS.values()), k=num_ops):
         if draw.random() < 0.5:
             image = operation(image, magnitude / MAX_MAGNITUDE, draw.choice((-1, 1)))
@@ -111,14 +98,13 @@ def swap_left_and_right(text: str) -> str:
     >>> swap_left_and_right("Left of the rightmost cup")
     'Right of the leftmost cup'
     """
-    return _SIDE.sub(lambda match: match[1] + _other_side(match[2]), text)
+    return _SIDE.sub(_other_side, text)
 
 
-def _other_side(side: str) -> str:
-    other = "right" if side[0] in "lL" else "left"
-    if side.isupper():
-        return other.upper()
-    return other.capitalize() if side[0].isupper() else other
+def _other_side(match: re.Match) -> str:
+    place, side = match.groups()
+    other = "right" if side.lower() == "left" else "left"
+    return place + (other.upper() if side.isupper() else other.capitalize() if side[0].isupper() else other)
 
 
 @dataclass(frozen=True)
@@ -144,15 +130,21 @@ class Augmentation:
     rand_augment: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if self.random_crop is not None:
-            _check_scale("random_crop", self.random_crop)
+        scale, operations = self.random_crop, self.rand_augment
+        if scale is not None and (not isinstance(scale, int | float) or not 0 < scale <= 1):
+            expected = "the least share of an image to keep, above 0 and at most 1"
+            raise ValueError(f"random_crop: expected {expected}, got {scale!r}.")
         if self.random_flip not in (None, "skip", "swap"):
             raise ValueError(f"random_flip: expected 'skip', 'swap' or None for no flip, got {self.random_flip!r}.")
-        if self.rand_augment is not None:
-            if not isinstance(self.rand_augment, tuple | list) or len(self.rand_augment) != 2:
-                expected = "(num_ops, magnitude), such as (2, 7)"
-                raise ValueError(f"rand_augment: expected {expected}, got {self.rand_augment!r}.")
-            _check_operations("rand_augment", *self.rand_augment)
+        if operations is not None:
+            if not isinstance(operations, tuple | list) or len(operations) != 2:
+                raise ValueError(f"rand_augment: expected (num_ops, magnitude), such as (2, 7), got {operations!r}.")
+            num_ops, magnitude = operations
+            if not isinstance(num_ops, int) or num_ops < 1:
+                raise ValueError(f"rand_augment: expected at least 1 operation, got {num_ops!r}.")
+            if not isinstance(magnitude, int) or not 0 <= magnitude <= MAX_MAGNITUDE:
+                expected = f"a magnitude from 0 to {MAX_MAGNITUDE}, a whole number"
+                raise ValueError(f"rand_augment: expected {expected}, got {magnitude!r}.")
 
     def __call__(self, image: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
         """A changed RGB image, of which `texts` are all that is said (questions and answers, or captions), and whether it was
@@ -164,19 +156,7 @@ class Augmentation:
         if flipped and self.random_flip == "skip":
             flipped = not any(map(says_left_or_right, texts))
         if flipped:
-            image = flip(image)
+            image = ImageOps.mirror(image)
         if self.rand_augment is not None:
             image = rand_augment(image, draw, *self.rand_augment)
         return image, flipped
-
-
-def _check_scale(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name}: expected the least share of an image to keep, above 0 and at most 1, got {value!r}.")
-
-
-def _check_operations(name: str, num_ops: int, magnitude: int) -> None:
-    if not isinstance(num_ops, int) or num_ops < 1:
-        raise ValueError(f"{name}: expected at least 1 operation, got {num_ops!r}.")
-    if not isinstance(magnitude, int) or not 0 <= magnitude <= MAX_MAGNITUDE:
-        raise ValueError(f"{name}: expected a magnitude from 0 to {MAX_MAGNITUDE}, a whole number, got {magnitude!r}.")

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple
 import datasets
 
 from hivilt.data.cells import parse_json, read_text
-from hivilt.data.tables import Record, TableImage, TableRow, column_names, rows_with_images
+from hivilt.data.tables import Record, TableImage, TableRow, column_names, iterate_rows, rows_with_images
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class Benchmark(Generic[Record]):
             dataset_name: a copy on the Hub, or a folder of one, instead of those in `hub`, and its `dataset_config_name`.
 
         Raises:
-            FileNotFoundError: an official file is not there.
-            ValueError: there is no such split, no copy could be read, or a column or value is not as expected.
+            FileNotFoundError, ValueError: a file, a split, a copy, a column or a value is not there or not as expected.
         """
         examples = []
         for name in split.split("+"):
@@ -169,9 +168,7 @@ class Benchmark(Generic[Record]):
         if table.where is not None:
             column, value = table.where
             _check(rows, [column])
-            values, feature = list(rows[column]), rows.features[column]
-            if isinstance(feature, datasets.ClassLabel):
-                values = feature.int2str(values)
+            values = [row[column] for row in iterate_rows(rows.select_columns(column))]
             if value not in values:
                 there = ", ".join(map(repr, sorted(set(values))))
                 raise ValueError(f"no row has {value!r} in column {column!r}, there are {there}.")
@@ -226,9 +223,9 @@ def find_file(folder: Path, *names: str) -> Path:
     return path
 
 
-def has_file(folder: Path, name: str) -> bool:
-    """Whether `find_file` would find it."""
-    return _first(folder, [name], Path.is_file) is not None
+def has_file(folder: Path, *names: str) -> bool:
+    """Whether one of these files is where `find_file` looks."""
+    return _first(folder, names, Path.is_file) is not None
 
 
 def find_folder(folder: Path, *names: str) -> Path:

@@ -9,7 +9,7 @@
 
 Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
 published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
-OpenMoji has no official split, see `read_openmoji`. Kaggle's copy of Flickr8k has none either: the official lists or
+OpenMoji has no official split, see `openmoji_split`. Kaggle's copy of Flickr8k has none either: the official lists or
 Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
 does not compare with published recall. Every caption is kept, repeated ones too, see `read_karpathy`.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
-from hivilt.data.captions import CaptionedImage, captioned_images, karpathy_rows, named_emoji, read_openmoji
+from hivilt.data.captions import CaptionedImage, captioned_images, emoji_captions, karpathy_rows, read_openmoji
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.tables import TableRow
 
@@ -70,7 +70,7 @@ def _flickr8k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dic
     if path.suffix == ".json":
         captions = {row["filename"]: row["sentences"] for row in karpathy_rows(read_json(path), path, (split,), images)}
     else:
-        has_lists = any(has_file(folder, name) for name in FLICKR8K_LISTS.values())
+        has_lists = has_file(folder, *FLICKR8K_LISTS.values())
         names = read_text(find_file(folder, FLICKR8K_LISTS[split])).split() if has_lists or not is_kaggle else None
         by_image: dict[str, list[str]] = {}
         for name, caption in _kaggle_captions(path) if is_kaggle else _token_captions(path):
@@ -125,9 +125,7 @@ def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
 
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     images = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
-    there = {path.stem for path in images.glob("*.png")}
-    captions = {emoji.file_name(there): emoji.captions for emoji in named_emoji(split)}
-    captions.pop(None, None)  # those that are not drawn
+    captions = emoji_captions(split, {path.stem for path in images.glob("*.png")})
     if not captions:
         raise FileNotFoundError(
             f"data_dir: {images} has no drawing of the {split!r} split of OpenMoji, expected PNG files such as "

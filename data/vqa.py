@@ -1,11 +1,8 @@
 """Where question answering examples come from, and how they become batches.
 
-`hivilt.data.vqa_benchmarks` reads the data sets of the field by name, `read_file` a JSON, JSONL, CSV or Parquet file,
-`read_table` an image folder with metadata or a dataset on the Hub.
-
-Every reader gives a list of `VQAExample`. One item of `VQADataset` is one question, and `VQACollator` opens the images of
-a batch once each, however many of its questions are about them. `VQADataset.by_image` puts all questions about an image
-into one item, so that no image is decoded, shipped or encoded twice in a pass over the data.
+Every reader, also of `hivilt.data.vqa_benchmarks`, gives a list of `VQAExample`. One item of `VQADataset` is one question, and
+`VQACollator` opens the images of a batch once each. `VQADataset.by_image` puts all questions about an image into one item,
+so that no image is decoded, shipped or encoded twice in a pass over the data.
 """
 
 import difflib
@@ -81,8 +78,7 @@ DEFAULT_COLUMNS = Columns()
 def read_file(
     path: str | os.PathLike, columns: Columns = DEFAULT_COLUMNS, answers_needed: bool = True
 ) -> list[VQAExample]:
-    """Examples of a local JSON, JSONL, CSV or Parquet file, as `read_table` reads them; `hivilt.data.cells` says what a file
-    and a cell may hold. Relative image paths start at the file's folder.
+    """`read_table` of a local JSON, JSONL, CSV or Parquet file. Relative image paths start at the file's folder.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -98,14 +94,9 @@ def read_table(
     folder: str | os.PathLike = ".",
     answers_needed: bool = True,
 ) -> list[VQAExample]:
-    """Examples of a `datasets.Dataset`, or of a list of dicts.
+    """Examples of a table, see `rows_with_images` for its images and `read_answers` for its answers.
 
-    Rows about the same image are told by `columns.image_id` if named, else by the image's path, else by its bytes.
-
-    Args:
-        rows: called `source` in messages; an image is a path, which starts at `folder` if it is relative, or what
-            `datasets.Image` stores; for an answer see `read_answers`.
-        answers_needed: `False` lets the answer column be absent, for questions that are only to be answered.
+    `answers_needed=False` lets the answer column be absent, for questions that are only to be answered.
 
     Raises:
         ValueError, TypeError: a column or a value is not as expected; names which.
@@ -171,10 +162,7 @@ def build_answer_vocabulary(
             but for capitals; default: what `canonical_answer` does.
 
     Returns:
-        Distinct answers; the index is the label.
-
-    Raises:
-        ValueError: no answer is left.
+        Distinct answers; the index is the label. No answer at all is a `ValueError`.
     """
     write = normalize_answer if normalize else canonical_answer
     counts, spellings = Counter(), {}
@@ -253,40 +241,26 @@ def read_answers_file(path: str | os.PathLike) -> list[str]:
 
 
 class VQADataset(EpochDataset):
-    """One item is one question: a dict of `image`, `examples` (the question, alone in a list) and `question_index` (its
-    place in the split, alone in a list); of a training split also `draw`, the seed of its image's augmentation in this
-    epoch.
-
-    With a seed it is a training split, see `EpochDataset`; by default one to evaluate on, never augmented.
+    """One item is one question: a dict of `image`, `examples` (the question, alone in a list), `question_index` (its place in
+    the split, alone in a list) and `augmentation_draw`. With a seed it is a training split, see `EpochDataset`. No question
+    at all is a `ValueError`.
 
     Attributes:
+        texts: the questions, in order.
         groups: for each image the places of its questions, images in the order of their first ones.
-
-    Raises:
-        ValueError: `examples` is empty.
     """
 
     def __init__(self, examples: Sequence[VQAExample], seed: int | None = None):
-        super().__init__(seed)
-        if len(examples) == 0:
-            raise ValueError("examples: a dataset needs at least one question.")
-        self.examples = list(examples)
+        super().__init__(examples, seed)
+        self.texts = [example.question for example in self.examples]
         groups: dict[str, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(example.image_id, []).append(index)
         self.groups = list(groups.values())
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Counted from the front: question_index is a place in the split.
         return self.questions([range(len(self))[index]])
-
-    @property
-    def texts(self) -> list[str]:
-        """What is tokenized: the questions."""
-        return [example.question for example in self.examples]
 
     def questions(self, places: Sequence[int]) -> dict[str, Any]:
         """An item of some questions about one image."""
@@ -306,8 +280,8 @@ class VQAImages(EpochDataset):
     """
 
     def __init__(self, dataset: VQADataset):
-        super().__init__(dataset.seed)
-        self._epoch, self.dataset, self.examples = dataset._epoch, dataset, dataset.examples
+        super().__init__(dataset.examples, dataset.seed)
+        self._epoch, self.dataset = dataset._epoch, dataset
 
     def __len__(self) -> int:
         return len(self.dataset.groups)
@@ -323,8 +297,7 @@ class VQACollator(Collator):
     a warning tells. Where an image is mirrored, left and right are exchanged before labels are looked up.
 
     Args:
-        label2id: the answer vocabulary, in any spelling: `model.config.label2id`. Answers are looked up as
-            `hivilt.evaluation.vqa.answer_label` does.
+        label2id: the answer vocabulary, `model.config.label2id`; see `labels_by_answer`, also for errors.
         soft_labels: `True` gives each answer the VQA accuracy it would earn, for questions with several answers.
 
     Returns:
@@ -332,9 +305,6 @@ class VQACollator(Collator):
         `VQADataset.examples`), and `labels`: (B_t,) long with -100 for an answer outside the vocabulary, or
         (B_t, num_labels) float, all zero for one. Of a split to evaluate on, `labels` are left out where no question of
         the batch has an answer.
-
-    Raises:
-        ValueError: `label2id` is no vocabulary, see `labels_by_answer`.
     """
 
     def __init__(

@@ -22,9 +22,8 @@ lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; images: Flickr's te
 
 `VQA_BENCHMARKS` below says which split is what; without a split for validation, training images are held out.
 
-DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer,
-its items sorted ("chair, table" for "table, chair").
-`data_{train,eval}.csv` are not the official split: the same images are in both, and a warning says so.
+DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer, its items sorted
+("chair, table" for "table, chair").
 
 GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
 of OK-VQA and VQA-RAD have no ids of images, which then go by a hash of their bytes.
@@ -119,11 +118,10 @@ def _row(
 def _easy_vqa_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     path = find_file(folder, f"{split}/questions.json", f"data/{split}/questions.json")
     images = _images(path.parent.parent, image_dir, f"{split}/images")
-    rows = []
-    for number, (question, answer, name) in enumerate(read_json(path)):
-        row = {"question": question, "answer": answer}
-        rows.append(_row(row, images, f"{name}.png", f"{split}-{number}", f"{split}/{name}.png"))
-    return rows
+    return [
+        _row({"question": question, "answer": answer}, images, f"{name}.png", f"{split}-{n}", f"{split}/{name}.png")
+        for n, (question, answer, name) in enumerate(read_json(path))
+    ]
 
 
 def _easy_vqa_package(split: str) -> list[VQAExample]:
@@ -208,12 +206,11 @@ def _sort_of_clevr_rows(folder: Path, split: str, image_dir: Path | None) -> lis
 
 
 def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
-    pairs = _daquar_pairs(folder, split)
     images = _images(folder, image_dir, "images", "nyu_depth_images")
     endings = (".png", ".jpg", ".jpeg")
     files = {path.stem: path.name for path in images.glob("image*.*") if path.suffix.lower() in endings}
     rows = []
-    for number, (image, question, answer) in enumerate(pairs):
+    for number, (image, question, answer) in enumerate(_daquar_pairs(folder, split)):
         # The metrics take a list as a set: one class for all orders. The release has PNG files.
         row = {"question": question, "answer": ", ".join(sorted(answer_items(answer)))}
         rows.append(_row(row, images, files.get(image, f"{image}.png"), f"{split}-{number}", image))
@@ -223,18 +220,14 @@ def _daquar_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[
 def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
     """Name of the image, question and answer, of the first form that is there: with all classes of things, with 37 of them,
     or the copy that has a split of its own."""
-
-    def has(*names: str) -> bool:
-        return any(has_file(folder, name) for name in names)
-
-    everything, reduced = f"qa.894.raw.{split}.txt", f"qa.37.raw.{split}.txt"
-    if has("qa.894.raw.train.txt", "qa.894.raw.test.txt"):
-        return _read_daquar(find_file(folder, everything))
-    if has("all_qa_pairs.txt"):
+    everything, reduced = ([f"qa.{classes}.raw.{part}.txt" for part in _TRAIN_AND_TEST] for classes in (894, 37))
+    if has_file(folder, *everything):
+        return _read_daquar(find_file(folder, f"qa.894.raw.{split}.txt"))
+    if has_file(folder, "all_qa_pairs.txt"):
         listed = set(read_text(find_file(folder, f"{split}_images_list.txt")).split())
         return [pair for pair in _read_daquar(find_file(folder, "all_qa_pairs.txt")) if pair[0] in listed]
     own = {"train": "data_train.csv", "test": "data_eval.csv"}
-    if has(*own.values()) and not has("qa.37.raw.train.txt", "qa.37.raw.test.txt"):
+    if has_file(folder, *own.values()) and not has_file(folder, *reduced):
         path = find_file(folder, own[split])
         logger.warning(
             f"DAQUAR, {split}: {path.name} is not of the official split: {own['train']} and {own['test']} share their "
@@ -242,7 +235,7 @@ def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
             "train_images_list.txt and test_images_list.txt beside it."
         )
         return [(row["image_id"].strip(), row["question"], row["answer"].strip()) for row in read_csv(path)]
-    return _read_daquar(find_file(folder, everything, "all_qa_pairs.txt", reduced))
+    return _read_daquar(find_file(folder, f"qa.894.raw.{split}.txt", "all_qa_pairs.txt", f"qa.37.raw.{split}.txt"))
 
 
 def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
@@ -278,17 +271,10 @@ def _examples(rows: Iterable[TableRow], answer_column: str = "answers", types: T
             question += OCR_SEPARATOR + " ".join(words[:MAX_OCR_TOKENS])
         # One of several may be empty: it is one of ten all the same.
         answers = read_answers(row.values.get(answer_column), answer_column, row.where)
-        examples.append(
-            VQAExample(
-                question_id=str(place if question_id is None else question_id),
-                image_id=row.image_id,
-                image=row.image,
-                question=question,
-                answers=answers if any(answers) else (),
-                types={name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None},
-                group=row.values.get("group"),
-            )
-        )
+        answers = answers if any(answers) else ()
+        kinds = {name: str(kind).strip() for name, kind in types(row.values).items() if kind is not None}
+        question_id, group = str(place if question_id is None else question_id), row.values.get("group")
+        examples.append(VQAExample(question_id, row.image_id, row.image, question, answers, kinds, group))
     return examples
 
 
@@ -355,13 +341,12 @@ def _daquar_metrics(predictions: Predictions, examples: Sequence[VQAExample]) ->
 
 
 def _vizwiz_metrics(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    known = [place for place, example in enumerate(examples) if example.answers]
-    predictions, examples = [predictions[place] for place in known], [examples[place] for place in known]
-    answerable = [example.types.get("answerable") for example in examples]
-    given = {"answerable": [kind == "yes" for kind in answerable]} if known and None not in answerable else {}
-    scores = _unanswerable_scores(predictions)
-    if given and scores is not None:
-        given["unanswerable_scores"] = scores
+    known = [(given, example) for given, example in zip(predictions, examples, strict=True) if example.answers]
+    answerable = [example.types.get("answerable") for _, example in known]
+    given = {}
+    if known and None not in answerable:
+        scores = _unanswerable_scores([given for given, _ in known])
+        given = {"answerable": [kind == "yes" for kind in answerable], "unanswerable_scores": scores}
     return _measured(partial(official.vizwiz_metrics, **given), answer_types="answer_type")(predictions, examples)
 
 

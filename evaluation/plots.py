@@ -189,11 +189,10 @@ def plot_retrieved(
             first.text(0, 0.5, query, transform=first.transAxes, va="center", fontsize=10, parse_math=False)
             first.set_axis_off()
         else:
-            _draw_image(first, row.query, "query", frame=NEUTRAL, linewidth=1)
+            _draw_image(first, row.query, "query", frame=(NEUTRAL, 1))
         matches = row.matches or [False] * len(row.images)
         for axes, image, caption, right in zip(others, row.images, row.captions, matches, strict=False):
-            frame = {"frame": RIGHT, "linewidth": 4} if right else {"frame": FRAME, "linewidth": 0.8}
-            _draw_image(axes, image, _wrapped(caption, 22, 2), **frame)
+            _draw_image(axes, image, _wrapped(caption, 22, 2), (RIGHT, 4) if right else (FRAME, 0.8))
         for axes in others[len(row.images) :]:
             axes.set_axis_off()
     figure.savefig(path, dpi=100)
@@ -204,17 +203,12 @@ def _wrapped(text: str, width: int, max_lines: int) -> str:
 
 
 def _draw_image(
-    axes: Axes,
-    image: Image.Image,
-    caption: str = "",
-    frame: str = FRAME,
-    linewidth: float = 0,
-    fontsize: int = 8,
-    **style,
+    axes: Axes, image: Image.Image, caption: str = "", frame: tuple[str, float] = (FRAME, 0), fontsize: int = 8, **style
 ) -> None:
     axes.imshow(image.convert("RGB"))
     axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(edgecolor=frame, linewidth=linewidth)
+    color, width = frame
+    axes.spines[:].set(edgecolor=color, linewidth=width)
     axes.set_xlabel(caption, fontsize=fontsize, parse_math=False, **style)
 
 

@@ -16,7 +16,6 @@ by its number of matches instead, which for the five captions of an image gives 
 """
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -44,18 +43,15 @@ def best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
     if k < 1:
         raise ValueError(f"k: got {k}, expected at least 1.")
     k = min(k, scores.shape[1])
-    return torch.cat([_best_first(rows, k) for rows in scores.split(_ROWS)])
-
-
-def _best_first(scores: torch.Tensor, k: int) -> torch.LongTensor:
-    values, kept = scores.topk(k, dim=1)
-    # Where more scores reach the k-th best than there is room for, topk kept any of those equal to it: sort all of them.
-    cut_through_tie = (scores >= values[:, -1:]).sum(dim=1) > k
-    kept[cut_through_tie] = scores[cut_through_tie].sort(dim=1, descending=True, stable=True).indices[:, :k]
-
-    kept = kept.sort(dim=1).values
-    order = scores.gather(1, kept).sort(dim=1, descending=True, stable=True).indices
-    return kept.gather(1, order)
+    ranked = []
+    for rows in scores.split(_ROWS):
+        values, kept = rows.topk(k, dim=1)
+        # Where more scores reach the k-th best than there is room for, topk kept any of those equal to it: sort them all.
+        cut_through_tie = (rows >= values[:, -1:]).sum(dim=1) > k
+        kept[cut_through_tie] = rows[cut_through_tie].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        kept = kept.sort(dim=1).values
+        ranked.append(rerank(kept, rows.gather(1, kept)))
+    return torch.cat(ranked)
 
 
 def rerank(candidates: torch.LongTensor, scores: torch.Tensor) -> torch.LongTensor:
@@ -97,11 +93,9 @@ def recall_at_k(
     """Share of the queries with any of their matches among their k first candidates.
 
     Args:
-        ranked: (queries, n), indices of candidates, best first; or lists, which may differ in length. What was not
-            ranked counts as not found, so n must reach the largest k unless there are no more candidates: that cannot
-            be seen from here.
+        ranked: (queries, n), or lists, which may differ in length. What was not ranked counts as not found, so n must
+            reach the largest k unless there are no more candidates: that cannot be seen from here.
         matches: for each query the candidates that are right, one or more, in any order.
-        ks: the cut-offs, each at least 1.
 
     Returns:
         `recall@k` for each k, in [0, 1]; all queries are the denominator.
@@ -133,8 +127,7 @@ def retrieval_metrics(
     """Recall in both directions, from the rankings of all images and all texts.
 
     Args:
-        image_to_text: (B_i, n), for each image indices of texts, best first.
-        text_to_image: (B_t, n), for each text indices of images, best first.
+        image_to_text, text_to_image: (B_i, n) and (B_t, n), see `best_first`.
         image_of_text: (B_t,), which image each text belongs to; no image goes without.
 
     Returns:
@@ -197,11 +190,10 @@ def chance_recall(
             "captions; expected at least one image, and for each one number that is at least 1."
         )
     num_texts = sum(captions_per_image)
-    images_with = Counter(captions_per_image)
     image_to_text = {}
     for k in ks:
         drawn = min(k, num_texts)
-        missed = sum(n * math.comb(num_texts - m, drawn) for m, n in images_with.items())
+        missed = sum(math.comb(num_texts - m, drawn) for m in captions_per_image)
         image_to_text[f"recall@{k}"] = 1 - missed / (num_images * math.comb(num_texts, drawn))
     return _both_directions(image_to_text, {f"recall@{k}": min(k, num_images) / num_images for k in ks})
 

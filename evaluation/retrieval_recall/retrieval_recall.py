@@ -1,5 +1,3 @@
-"""Recall@K of image-text retrieval for the `evaluate` library, by `hivilt.evaluation.retrieval.recall_at_k`."""
-
 import datasets
 
 from hivilt.evaluation.modules import FunctionMetric
@@ -20,11 +18,8 @@ class RetrievalRecall(FunctionMetric):
         predictions=datasets.Sequence(datasets.Value("int64")), references=datasets.Sequence(datasets.Value("int64"))
     )
     reference_urls = ["https://arxiv.org/abs/1707.05612"]
-    citation = """
-@inproceedings{faghri2018vsepp,
+    citation = """@inproceedings{faghri2018vsepp,
     title = {{VSE++}: Improving Visual-Semantic Embeddings with Hard Negatives},
     author = {Faghri, Fartash and Fleet, David J. and Kiros, Jamie Ryan and Fidler, Sanja},
-    booktitle = {British Machine Vision Conference},
-    year = {2018},
-}
-"""
+    booktitle = {British Machine Vision Conference}, year = {2018},
+}"""

@@ -1,12 +1,9 @@
-"""TextVQA's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.textvqa_metrics`."""
-
 from hivilt.evaluation.modules import ANSWERS, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import textvqa_metrics
 
 
 class TextvqaAccuracy(FunctionMetric):
-    """VQA accuracy as TextVQA's evaluator (in MMF) counts it: both sides are always normalized, after a tokenizer that
-    deletes commas and question marks and splits off "'s".
+    """VQA accuracy as TextVQA's evaluator (in MMF) counts it.
 
     >>> accuracy = evaluate.load("evaluation/textvqa_accuracy")
     >>> accuracy.compute(predictions=["Levi's"], references=[["levi's", "levis"] + 8 * ["levi 's"]])
@@ -16,12 +13,9 @@ class TextvqaAccuracy(FunctionMetric):
     function = staticmethod(textvqa_metrics)
     features = ANSWERS
     reference_urls = ["https://arxiv.org/abs/1904.08920"]
-    citation = """
-@inproceedings{singh2019textvqa,
+    citation = """@inproceedings{singh2019textvqa,
     title = {Towards {VQA} Models That Can Read},
     author = {Singh, Amanpreet and Natarajan, Vivek and Shah, Meet and Jiang, Yu and Chen, Xinlei and Batra, Dhruv and
         Parikh, Devi and Rohrbach, Marcus},
-    booktitle = {Conference on Computer Vision and Pattern Recognition},
-    year = {2019},
-}
-"""
+    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2019},
+}"""

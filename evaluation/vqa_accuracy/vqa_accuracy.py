@@ -1,13 +1,10 @@
-"""VQA accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.vqav2_metrics`."""
-
 from hivilt.evaluation.modules import ANSWERS, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import vqav2_metrics
 
 
 class VQAAccuracy(FunctionMetric):
     """VQA accuracy: a prediction that k of ten people gave earns 0, 0.3, 0.6, 0.9 or 1 for k = 0, 1, 2, 3, 4 or more,
-    the mean over the ten ways to leave one of them out of min(k / 3, 1). Both sides are normalized as the official tool
-    does. VQAv2 and OK-VQA are scored by it.
+    normalized as the official tool does.
 
     >>> accuracy = evaluate.load("evaluation/vqa_accuracy")
     >>> accuracy.compute(predictions=["A dog."], references=[["dog", "dog", "puppy"] + 7 * ["cat"]])
@@ -17,12 +14,9 @@ class VQAAccuracy(FunctionMetric):
     function = staticmethod(vqav2_metrics)
     features = ANSWERS
     reference_urls = ["https://arxiv.org/abs/1505.00468", "https://visualqa.org/evaluation"]
-    citation = """
-@inproceedings{antol2015vqa,
+    citation = """@inproceedings{antol2015vqa,
     title = {{VQA}: Visual Question Answering},
     author = {Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and
         Zitnick, C. Lawrence and Parikh, Devi},
-    booktitle = {International Conference on Computer Vision},
-    year = {2015},
-}
-"""
+    booktitle = {International Conference on Computer Vision}, year = {2015},
+}"""

