@@ -16,19 +16,25 @@ import datasets
 import faiss
 import numpy as np
 import torch
+from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
 from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, tensors_of
-from hivilt.search.scoring import _RERANK_BATCH, _check_model, check_at_least, score_pairs
+from hivilt.search.scoring import check_at_least, check_evaluates, score_pairs
 
 logger = logging.getLogger(__name__)
 
-
 _EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
 
+# Images that are encoded at a time for re-ranking.
+_RERANK_BATCH = 32
+
+# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow: about 200 images
+# of the base model, tens of thousands of the small one.
+STATES_BYTES = 2**29
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
 _NOT_ABOUT_IMAGES = {
@@ -42,8 +48,7 @@ class Hit(NamedTuple):
 
     Args:
         path: its file.
-        score: what it was ranked by, in [-1, 1]: `HiViLTForRetrieval.ranking_score`, of which fused similarity is a
-            part, if it was re-ranked, else `embedding_score`.
+        score: what it was ranked by, in [-1, 1]: `HiViLTForRetrieval.ranking_score` if re-ranked, else `embedding_score`.
         embedding_score: cosine of its embedding and the query's.
     """
 
@@ -71,11 +76,6 @@ def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
     return digest.hexdigest()
 
 
-# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow: about 200 images
-# of the base model, tens of thousands of the small one.
-STATES_BYTES = 2**29
-
-
 class ImageIndex:
     """The images of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
 
@@ -85,16 +85,12 @@ class ImageIndex:
         model, processor: the checkpoint that made the embeddings, `model` in evaluation mode.
     """
 
-    def __init__(
-        self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor
-    ) -> None:
-        _check_model(model)
-        self.dataset = dataset
-        self.folder = folder
-        self.model = model
-        self.processor = processor
-        # States of images met in re-ranking by their row of `dataset`, on the CPU, least recently used first.
-        self._image_states: OrderedDict[int, HiViLTImageStates] = OrderedDict()
+    def __init__(self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor):
+        check_evaluates(model)
+        self.dataset, self.folder = dataset, folder
+        self.model, self.processor = model, processor
+        # States of images met in re-ranking, on the CPU, least recently used first.
+        self._image_states: OrderedDict[str, HiViLTImageStates] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -114,8 +110,8 @@ class ImageIndex:
     ) -> "ImageIndex":
         """Embeds the images below a folder, or only those that are new or have changed since an earlier build.
 
-        A build that was cut off goes on where it stopped when it is run again, and an index that is already there
-        serves until the new one is complete. Written are
+        A build that was cut off goes on where it stopped, and an index that is already there serves until the new one is
+        complete. Written are
 
         - `embeddings/`: a `datasets` folder with columns `image` (path below `images`), `size` (bytes), `mtime_ns`
           and `embedding` (`projection_dim` float32 numbers), sorted by path;
@@ -123,11 +119,10 @@ class ImageIndex:
         - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
 
         Args:
-            images: the folder. Every file below it with an ending that Pillow reads is taken (HEIC where the extra `heif`
-                is installed), all others are skipped; hidden ones are not looked at, links to folders not followed.
-            model: in evaluation mode.
-            processor: of the same checkpoint.
-            output_dir: where the index goes; made if missing.
+            images: the folder. Files below it are images if Pillow reads their ending (HEIC with the extra `heif`); hidden
+                files and links to folders are left out.
+            model, processor: a checkpoint, `model` in evaluation mode.
+            output_dir: where the index goes.
             batch_size: images that are encoded at a time.
             on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
@@ -137,100 +132,94 @@ class ImageIndex:
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it has no readable image, an image is bad and `on_bad_image` is "error", or an argument is
-                out of range.
+            ValueError: no image is readable, one is not and `on_bad_image` is "error", or an argument is out of range.
         """
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
         check_at_least("batch_size", batch_size, 1)
         check_at_least("shard_size", shard_size, 1)
-        _check_model(model)
+        check_evaluates(model)
+        width = model.config.projection_dim
         try:
-            faiss_index = faiss.index_factory(model.config.projection_dim, index_factory, faiss.METRIC_INNER_PRODUCT)
+            faiss_index = faiss.index_factory(width, index_factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise ValueError(
-                f"index_factory: FAISS cannot make {index_factory!r} of {model.config.projection_dim} dimensions; "
-                f'"Flat" always works. ({error})'
+                f'index_factory: FAISS cannot make {index_factory!r} of {width} dimensions; "Flat" always works. ({error})'
             ) from error
         if not Path(images).is_dir():
             raise FileNotFoundError(f"images: there is no folder {os.fspath(images)!r}; check the path.")
         folder, output_dir = Path(os.path.realpath(images)), Path(os.path.realpath(output_dir))
         if output_dir == folder:
-            raise ValueError(
-                f"output_dir: {folder} is the folder of the images itself; name another, such as {folder}/index."
-            )
-        found, others = _find_images(folder, output_dir)
+            raise ValueError(f"output_dir: {folder} is the folder of the images itself; name {folder}/index, say.")
+        found, skipped = _find_images(folder, output_dir)
         if not found:
-            raise ValueError(
-                f"images: there is no image file below {folder}{_count_endings(others)}.{heif_hint(others)}"
-            )
+            counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
+            raise ValueError(f"images: there is no image file below {folder}{counted}")
 
+        checkpoint = model.name_or_path
         info = {
             "hivilt_version": __version__,
             "fingerprint": fingerprint(model, processor),
-            "checkpoint": os.path.abspath(model.name_or_path)
-            if os.path.isdir(model.name_or_path)
-            else model.name_or_path,
+            "checkpoint": os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint,
             "images": _path_from(output_dir, folder),
             "index_factory": index_factory,
         }
         _publish(output_dir)
         old = _read_info(output_dir)
-        same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "images"))
-        complete = [datasets.load_from_disk(str(output_dir / _EMBEDDINGS))] if same else []
+        columns = {"image": "string", "size": "int64", "mtime_ns": "int64"}
+        features = datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()})
+        features["embedding"] = datasets.List(datasets.Value("float32"), length=width)
+        if old is not None and all(old[name] == info[name] for name in ("fingerprint", "images")):
+            complete = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
+        else:
+            complete = datasets.Dataset.from_dict({name: [] for name in features}, features)
         # Named after what they belong to: shards of another checkpoint or folder are never mixed in.
         key = hashlib.blake2b(f"{info['fingerprint']} {info['images']}".encode(), digest_size=8).hexdigest()
-        tables = complete + _read_shards(output_dir, key)
-        known = _rows(tables)
+
+        def embedded() -> tuple[datasets.Dataset, dict[tuple[str, int, int], int]]:
+            """What there is by now, and the row of each image, as it was when it was embedded."""
+            paths = map(str, sorted((output_dir / _SHARDS).glob(f"{key}-*.arrow")))
+            table = datasets.concatenate_datasets([complete, *map(datasets.Dataset.from_file, paths)])
+            images = table.select_columns([*columns]).to_pandas().itertuples(index=False, name=None)
+            return table, {image: row for row, image in enumerate(images)}
+
+        table, known = embedded()
         todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
-        skipped = dict(others)
         if todo:
-            save = partial(_write_shard, output_dir, key)
+            save = partial(_write_shard, output_dir / _SHARDS, key, features)
             with tqdm(total=len(found), initial=len(found) - len(todo), unit="image", desc="Embedding") as bar:
                 skipped |= _embed_images(
                     folder, todo, model, processor, batch_size, on_bad_image == "skip", shard_size, save, bar
                 )
-            tables = complete + _read_shards(output_dir, key)
-            known = _rows(tables)
+            table, known = embedded()
         if skipped:
-            every, where = len(found) + len(others), output_dir / _INFO
             logger.warning(
-                f"{len(skipped)} of {every} files are no readable images{_count_endings(skipped)}; {where} lists them."
-                f"{heif_hint(skipped)}"
+                f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
+                f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
             )
 
         rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
         if not rows:
-            image = next(image for image in skipped if image in found)
+            image = next(iter(found))
             raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
-        info["num_images"] = len(rows)
-        info["skipped"] = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
-        if info != old or rows != list(range(len(complete[0]))):
-            _stage(output_dir, datasets.concatenate_datasets(tables).select(rows), faiss_index, info)
+        reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
+        info |= {"num_images": len(rows), "skipped": reasons}
+        if info != old or rows != list(range(len(complete))):
+            _stage(output_dir, table.select(rows), faiss_index, info)
             _publish(output_dir)
         shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
         return cls._open(output_dir, info, model, processor)
 
     @classmethod
     def load(cls, output_dir: str | os.PathLike, model: HiViLTForRetrieval, processor: HiViLTProcessor) -> "ImageIndex":
-        """Opens what [`ImageIndex.build`] has made.
-
-        Args:
-            output_dir: where it is.
-            model, processor: the checkpoint that it was built with, `model` in evaluation mode.
+        """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode.
 
         Raises:
             FileNotFoundError: there is no complete index, or the images' folder is gone.
             ValueError: another checkpoint made the index.
         """
         output_dir = Path(os.path.realpath(output_dir))
-        info = _read_info(output_dir)
-        if info is None:
-            begun = any((output_dir / name).exists() for name in (_INFO, _STAGING, _SHARDS))
-            what = (
-                "a whole index: build it again, it goes on where it stopped" if begun else "an index: build one there"
-            )
-            raise FileNotFoundError(f"output_dir: {output_dir} does not hold {what}, or check the path.")
+        info = _complete_info(output_dir)
         own = fingerprint(model, processor)
         if info["fingerprint"] != own:
             raise ValueError(
@@ -245,19 +234,13 @@ class ImageIndex:
         """Name or folder of the checkpoint that an index was built with.
 
         Raises:
-            FileNotFoundError: there is no index.
-            ValueError: it was built with a model that came from nowhere.
+            FileNotFoundError: there is no complete index.
+            ValueError: it was built with a model that had not been saved.
         """
-        info = _read_info(Path(os.path.realpath(output_dir)))
-        if info is None:
-            raise FileNotFoundError(
-                f"output_dir: {output_dir} does not hold a whole index; build it, or check the path."
-            )
-        if not info["checkpoint"]:
-            raise ValueError(
-                f"The index in {output_dir} was built with a model that had not been saved; name its checkpoint."
-            )
-        return info["checkpoint"]
+        checkpoint = _complete_info(Path(os.path.realpath(output_dir)))["checkpoint"]
+        if not checkpoint:
+            raise ValueError(f"The index in {output_dir} is of a model that had not been saved; name its checkpoint.")
+        return checkpoint
 
     @classmethod
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
@@ -278,16 +261,16 @@ class ImageIndex:
         Args:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
             top_k: how many images to give; fewer only if the index has, or finds, no more.
-            rerank_k: fuse this many of the nearest with the query and order them anew; the others follow by embedding. Texts only:
-                fusion needs two modalities. An image is encoded when it is met; its states stay in memory (2.6 MB with the
-                base model), the least recently used ones go when they are more than 512 MiB.
+            rerank_k: order this many of the nearest anew, by fusion with the query, which is a text then; the others follow
+                by embedding. An image is encoded when it is met; the states of the most recently used ones stay in memory,
+                up to 512 MiB (2.6 MB an image with the base model).
 
         Returns:
             Best first; equal scores by path.
 
         Raises:
-            ValueError: the text is empty, the image (the query, or one to re-rank) cannot be read, `rerank_k` is
-                given for an image, or a number is out of range.
+            ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, or a number is out of
+                range.
             FileNotFoundError: the query is an image that is not there.
             TypeError: it is something else.
         """
@@ -297,7 +280,10 @@ class ImageIndex:
             if not query.strip():
                 raise ValueError("query: the text is empty; say what to look for.")
             inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
-            self._warn_of_unknown(query, inputs["input_ids"][0].tolist())
+            tokenizer = self.processor.tokenizer
+            unknown = {tokenizer.unk_token_id}
+            if {*inputs["input_ids"][0].tolist()} - ({*tokenizer.all_special_ids} - unknown) == unknown:
+                logger.warning(f"query: {query!r} has no word that the model knows; any order is as good as another.")
             text_states = self.model.encode_texts(**inputs)
             embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
@@ -320,7 +306,7 @@ class ImageIndex:
         scores = cosines.copy()
         if rerank_k:
             head, tail = order[:rerank_k], order[rerank_k:]
-            fused = self._fuse(text_states, rows[head], [found["image"][place] for place in head])
+            fused = self._fuse(text_states, [found["image"][place] for place in head])
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
             order = np.concatenate([head[np.argsort(-scores[head], kind="stable")], tail])
         order = order[:top_k]
@@ -336,56 +322,42 @@ class ImageIndex:
             )
         return hits
 
-    def _warn_of_unknown(self, query: str, input_ids: list[int]) -> None:
-        tokenizer = self.processor.tokenizer
-        unknown = {tokenizer.unk_token_id}
-        if {*input_ids} - ({*tokenizer.all_special_ids} - unknown) == unknown:
-            logger.warning(
-                f"query: {query!r} has no word that the model knows, so that any order is as good as another."
-            )
-
-    def _fuse(self, text_states: HiViLTTextStates, rows: np.ndarray, images: list[str]) -> torch.FloatTensor:
-        """Fused similarity of one text and the images in some rows of `dataset`."""
-        new = {int(row): image for row, image in zip(rows, images, strict=True) if int(row) not in self._image_states}
+    def _fuse(self, text_states: HiViLTTextStates, images: list[str]) -> torch.FloatTensor:
+        """Fused similarity of one text and some images."""
+        new = [image for image in images if image not in self._image_states]
         for start in range(0, len(new), _RERANK_BATCH):
-            batch = list(new)[start : start + _RERANK_BATCH]
-            with ThreadPoolExecutor() as pool:
-                read = partial(_read_image, self.folder, self.processor)
-                pixel_values = list(pool.map(read, (new[row] for row in batch)))
-            for row, pixels in zip(batch, pixel_values, strict=True):
-                if isinstance(pixels, Exception):
-                    raise ValueError(f"{new[row]}: {pixels} Or build the index again without it.") from pixels
-            states = self.model.encode_images(torch.cat(pixel_values).to(self.model.device))
-            for place, row in enumerate(batch):
-                self._image_states[row] = map_states(lambda x, place=place: x[place : place + 1].cpu().clone(), states)
-        for row in rows.tolist():
-            self._image_states.move_to_end(row)
-        image_states = cat_states([self._image_states[row] for row in rows.tolist()])
-        size = sum(tensor.nbytes for tensor in tensors_of(image_states)) / len(rows)
+            pixel_values, errors = _read_images(self.folder, self.processor, new[start : start + _RERANK_BATCH])
+            for image, error in errors.items():
+                raise ValueError(f"{image}: {error} Or build the index again without it.") from error
+            states = self.model.encode_images(torch.cat([*pixel_values.values()]).to(self.model.device))
+            for place, image in enumerate(pixel_values):
+                self._image_states[image] = map_states(
+                    lambda x, place=place: x[place : place + 1].cpu().clone(), states
+                )
+        for image in images:
+            self._image_states.move_to_end(image)
+        image_states = cat_states([self._image_states[image] for image in images])
+        size = sum(tensor.nbytes for tensor in tensors_of(image_states)) / len(images)
         while len(self._image_states) * size > STATES_BYTES:
             self._image_states.popitem(last=False)
-        pairs = torch.arange(len(rows))
+        pairs = torch.arange(len(images))
         return score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
 
 
 def _find_images(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """The files below a folder by their paths there, sorted: of those with the ending of an image size in bytes and time
-    of change in ns, of all others why they are none. The folder `without`, of the index, is left out."""
+    """The stamps of the image files below a folder, but for `without`, and why the other files are none; both sorted."""
     endings = image_endings()
     found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != without]
-        for name in names:
-            path = Path(parent, name)
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
             image, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
-            if name.startswith("."):
-                continue
-            if ending not in endings:
+            if ending in endings:
+                found[image] = file_stamp(path)
+            else:
                 what = f"files of the ending {ending}" if ending else "files without an ending"
                 others[image] = f"{what} are not read as images.{heif_hint([image])}"
-                continue
-            found[image] = file_stamp(path)
-    return dict(sorted(found.items())), dict(sorted(others.items()))
+    return dict(sorted(found.items())), others
 
 
 def _count_endings(images: Iterable[str]) -> str:
@@ -395,86 +367,60 @@ def _count_endings(images: Iterable[str]) -> str:
     return f" ({listed})" if listed else ""
 
 
-def _read_image(folder: Path, processor: HiViLTProcessor, image: str) -> torch.Tensor | Exception:
-    """`pixel_values` (1, channels, height, width), or why there are none."""
-    try:
-        image.encode()  # a name that is no text could not be stored
-        return processor(images=folder / image, return_tensors="pt")["pixel_values"]
-    except Exception as error:  # a broken file raises whatever the reader of its format stumbles on
-        return error
+def _read_images(folder: Path, processor: HiViLTProcessor, images: list[str]) -> tuple[dict, dict]:
+    """`pixel_values` (1, channels, height, width) by image; by image that cannot be read the exception that says why."""
+
+    def read(image: str) -> torch.Tensor | Exception:
+        try:
+            image.encode()  # a name that is no text could not be stored
+            return processor(images=folder / image, return_tensors="pt")["pixel_values"]
+        except Exception as error:  # a broken file raises whatever the reader of its format stumbles on
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        given = dict(zip(images, pool.map(read, images), strict=True))
+    errors = {image: value for image, value in given.items() if isinstance(value, Exception)}
+    return {image: value for image, value in given.items() if image not in errors}, errors
 
 
 def _embed_images(
-    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size, save, bar
+    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size: int, save, bar
 ) -> dict[str, str]:
-    """Hands rows of embeddings to `save`, every `shard_size` or so and at the end, whatever ends it.
-
-    Returns:
-        The images that could not be read, with the reasons.
-    """
+    """Hands rows to `save`, every `shard_size` or so and whatever ends it; gives the images that were skipped, and why."""
     images, skipped, pending = list(todo), {}, []
-    read = partial(_read_image, folder, processor)
     try:
         # Whole batches between saves, so that a resumed build forms the same batches.
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(images), batch_size):
-                batch = images[start : start + batch_size]
-                pixel_values = dict(zip(batch, pool.map(read, batch), strict=True))
-                for image, pixels in list(pixel_values.items()):
-                    if isinstance(pixels, Exception):
-                        skipped[image] = str(pixels).replace(f"{folder}{os.sep}", "")
-                        del pixel_values[image]
-                        if not skip:
-                            raise ValueError(
-                                f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
-                                "files, give --on_bad_image skip. The images before it need not be embedded again."
-                            ) from pixels
-                if pixel_values:
-                    inputs = torch.cat(list(pixel_values.values())).to(model.device)
-                    embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
-                    pending += [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)]
-                bar.update(len(batch))
-                if len(pending) >= shard_size:
-                    save(pending)
-                    pending = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            pixel_values, errors = _read_images(folder, processor, batch)
+            for image, error in errors.items():
+                skipped[image] = str(error).replace(f"{folder}{os.sep}", "")
+                if not skip:
+                    raise ValueError(
+                        f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
+                        "files, give --on_bad_image skip. The images before it need not be embedded again."
+                    ) from error
+            if pixel_values:
+                inputs = torch.cat([*pixel_values.values()]).to(model.device)
+                embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
+                pending += [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)]
+            bar.update(len(batch))
+            if len(pending) >= shard_size:
+                save(pending)
+                pending = []
     finally:
         if pending:
             save(pending)
     return skipped
 
 
-def _write_shard(output_dir: Path, key: str, pending: list[tuple[str, int, int, np.ndarray]]) -> None:
-    (output_dir / _SHARDS).mkdir(parents=True, exist_ok=True)
-    number = len(list((output_dir / _SHARDS).glob(f"{key}-*.npz")))
-    path = output_dir / _SHARDS / f"{key}-{number:06d}.npz"
-    image, size, mtime_ns, embedding = zip(*pending, strict=True)
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        np.savez(file, image=image, size=size, mtime_ns=mtime_ns, embedding=np.stack(embedding))
+def _write_shard(folder: Path, key: str, features: datasets.Features, rows: list[tuple]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}-{len(list(folder.glob(f'{key}-*.arrow'))):06d}.arrow"
+    with ArrowWriter(features=features, path=str(path.with_suffix(".tmp"))) as writer:
+        writer.write_batch(dict(zip(features, zip(*rows, strict=True), strict=True)))
+        writer.finalize()
     os.replace(path.with_suffix(".tmp"), path)
-
-
-def _read_shards(output_dir: Path, key: str) -> list[datasets.Dataset]:
-    """All shards as one table, in a list that is empty if there are none."""
-    shards = []
-    for path in sorted((output_dir / _SHARDS).glob(f"{key}-*.npz")):
-        with np.load(path) as arrays:
-            columns = {name: arrays[name] for name in arrays.files}
-        shards.append(datasets.Dataset.from_dict({**columns, "image": columns["image"].tolist()}))
-    if not shards:
-        return []
-    # Cast afterwards: told the length of the lists beforehand, `from_dict` is ten times slower.
-    embedding = datasets.List(datasets.Value("float32"), length=columns["embedding"].shape[1])
-    table = datasets.concatenate_datasets(shards)
-    return [table.cast(datasets.Features({**table.features, "embedding": embedding}))]
-
-
-def _rows(tables: list[datasets.Dataset]) -> dict[tuple[str, int, int], int]:
-    """The row of each image, as it was when it was embedded, counted over all tables."""
-    images = []
-    for table in tables:
-        columns = table.select_columns(["image", "size", "mtime_ns"])[:]
-        images += zip(columns["image"], columns["size"], columns["mtime_ns"], strict=True)
-    return {image: row for row, image in enumerate(images)}
 
 
 def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
@@ -492,8 +438,7 @@ def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, 
             f'or "Flat". No image need be embedded again. ({error})'
         ) from error
     dataset.save_faiss_index("embedding", str(staging / _FAISS))
-    text = json.dumps(info, indent=2)
-    (staging / "index.tmp").write_text(f"{text}\n", encoding="utf-8")
+    (staging / "index.tmp").write_text(f"{json.dumps(info, indent=2)}\n", encoding="utf-8")
     os.replace(staging / "index.tmp", staging / _INFO)
 
 
@@ -501,12 +446,10 @@ def _publish(output_dir: Path) -> None:
     """Moves a whole index out of `staging`, `index.json` last. May be cut anywhere, and is then done by the next."""
     staging = output_dir / _STAGING
     if (staging / _INFO).is_file():
-        if (staging / _EMBEDDINGS).is_dir():
-            shutil.rmtree(output_dir / _EMBEDDINGS, ignore_errors=True)
-            os.replace(staging / _EMBEDDINGS, output_dir / _EMBEDDINGS)
-        if (staging / _FAISS).is_file():
-            os.replace(staging / _FAISS, output_dir / _FAISS)
-        os.replace(staging / _INFO, output_dir / _INFO)
+        for name in (_EMBEDDINGS, _FAISS, _INFO):
+            if (staging / name).exists():
+                shutil.rmtree(output_dir / name, ignore_errors=True)  # folders; files are replaced
+                os.replace(staging / name, output_dir / name)
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -518,6 +461,15 @@ def _read_info(output_dir: Path) -> dict | None:
     info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
     # Until 2026-11-29 it said "pictures" and "num_pictures".
     return {name.replace("pictures", "images"): value for name, value in info.items()}
+
+
+def _complete_info(output_dir: Path) -> dict:
+    info = _read_info(output_dir)
+    if info is None:
+        begun = any((output_dir / name).exists() for name in (_INFO, _STAGING, _SHARDS))
+        what = "a whole index: build it again, it goes on where it stopped" if begun else "an index: build one there"
+        raise FileNotFoundError(f"output_dir: {output_dir} does not hold {what}, or check the path.")
+    return info
 
 
 def _path_from(start: Path, path: Path) -> str:

@@ -1,6 +1,5 @@
 """Fused similarities of many pairs, from states that were encoded once."""
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,22 +10,15 @@ from datasets.utils import tqdm
 from hivilt import HiViLTForRetrieval
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select
 
-logger = logging.getLogger(__name__)
-
-
-# Images that are encoded at a time for re-ranking.
-_RERANK_BATCH = 32
-
 
 def take_rows(
     batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates], index: torch.LongTensor
 ) -> HiViLTImageStates | HiViLTTextStates:
     """Rows of states that were encoded in several batches, as one batch; only the tensors that fusion reads.
 
-    Texts of batches of different lengths are padded with zeros, masked, to the longest batch that a row comes from.
-
     Args:
-        batches: states of images of one size, or of texts of any length, all on one device.
+        batches: states of images of one size, or of texts, which are padded to the longest batch that a row comes from;
+            all on one device.
         index: (rows,), row numbers counted over all batches; any order, repetitions too.
 
     Raises:
@@ -35,33 +27,26 @@ def take_rows(
     ends = _ends("batches", batches)
     index = _check_index("index", index, int(ends[-1]))
     owners = torch.searchsorted(ends, index, right=True)
-    numbers = owners.unique().tolist() or [0]
     parts = []
-    for number in numbers:
+    for number in owners.unique().tolist() or [0]:
         rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
         parts.append(map_states(partial(select, index=rows), batches[number]))
     if isinstance(parts[0], HiViLTTextStates):
         length = max(part.attention_mask.shape[1] for part in parts)
-        parts = [_pad_texts(part, length) for part in parts]
+        parts = [
+            map_states(partial(_pad_tokens, missing=length - part.attention_mask.shape[1]), part) for part in parts
+        ]
 
     # The parts stand in the order of the batches; each row goes back to where `index` has it.
     order = owners.argsort(stable=True).argsort()
     return map_states(partial(select, index=order), cat_states(parts))
 
 
-def _pad_texts(states: HiViLTTextStates, length: int) -> HiViLTTextStates:
-    missing = length - states.attention_mask.shape[1]
-
-    def pad(x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, length, d)
-
-    padded = {"attention_mask": F.pad(states.attention_mask, (0, missing))}
-    for name, value in states.items():
-        if name in ("global_state", "pooled_state"):
-            padded[name] = value
-        elif name not in padded:
-            padded[name] = tuple(map(pad, value)) if isinstance(value, tuple) else pad(value)
-    return HiViLTTextStates(**padded)
+def _pad_tokens(x: torch.Tensor, missing: int) -> torch.Tensor:
+    if x.dim() == 3:
+        return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, N_t + missing, d)
+    # The mask (B_t, N_t); what is pooled (B_t, d) has no tokens.
+    return F.pad(x, (0, missing)) if x.dtype == torch.bool else x
 
 
 @torch.inference_mode()
@@ -77,21 +62,19 @@ def score_pairs(
     """`model.score` of pairs of images and texts that were encoded in batches: fusion alone, each pair once.
 
     Args:
-        model: in evaluation mode. The states may lie elsewhere: they are moved to `model.device` an image batch, and
-            the texts of `batch_size` pairs, at a time.
-        image_batches, text_batches: what `encode_images` and `encode_texts` gave.
+        model: in evaluation mode.
+        image_batches, text_batches: what `encode_images` and `encode_texts` gave, on any device: an image batch, and the
+            texts of `batch_size` pairs, are moved to `model.device` at a time.
         image_index, text_index: (pairs,), row numbers counted over all batches.
         batch_size: pairs that are fused at a time.
-        progress: show a bar.
 
     Returns:
         (pairs,) float32 on the CPU, in the order of the pairs.
 
     Raises:
-        ValueError: an index does not fit the batches or the other index, there is no batch, or `model` is in training
-            mode.
+        ValueError: an index does not fit the batches or the other one, there is no batch, or `model` is in training mode.
     """
-    _check_model(model)
+    check_evaluates(model)
     check_at_least("batch_size", batch_size, 1)
     ends = _ends("image_batches", image_batches)
     num_images, num_texts = int(ends[-1]), int(_ends("text_batches", text_batches)[-1])
@@ -132,13 +115,11 @@ def _check_index(name: str, index: torch.LongTensor, length: int) -> torch.LongT
     if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name}: got {index.dtype} of shape {tuple(index.shape)}, expected whole numbers, (rows,).")
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
-        raise ValueError(
-            f"{name}: got row numbers from {int(index.min())} to {int(index.max())}, expected 0 to {length - 1}."
-        )
+        raise ValueError(f"{name}: got row numbers from {index.min()} to {index.max()}, expected 0 to {length - 1}.")
     return index.long().contiguous()
 
 
-def _check_model(model: HiViLTForRetrieval) -> None:
+def check_evaluates(model: HiViLTForRetrieval) -> None:
     if model.training:
         raise ValueError("model: is in training mode, where dropout makes every score random; call model.eval() first.")
 

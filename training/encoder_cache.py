@@ -4,9 +4,9 @@
     cache_dir/text-93be.../77d1....safetensors      states of some texts, likewise
 
 A folder belongs to one encoder, with its weights, its processor and the precision stored; an item goes by its content:
-the bytes of an image's file, the tokens of a text. So nothing stale is ever found, whatever is renamed, edited or
-exchanged. Files come as a whole or not at all, are read memory-mapped, and are shared by processes and runs: some that
-fill the same cache at once share the work, and one that was killed has left all that it finished.
+the bytes of an image's file, the tokens of a text. So nothing stale is ever read. Files come as a whole or not at all,
+are memory-mapped, and are shared by processes and runs: those that fill a cache at once share the work, and one that was
+killed has left all that it finished.
 """
 
 import hashlib
@@ -16,15 +16,20 @@ import os
 import shutil
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import glob
+from itertools import compress, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
@@ -46,13 +51,15 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Items of one file: what a kill loses, and what one process of several encodes at a time.
-_IMAGES_PER_FILE, _TEXTS_PER_FILE = 128, 2048
-
+_ITEMS_PER_FILE = {"vision": 128, "text": 2048}
 # Another process that holds a part this long is taken to be stuck; its part is encoded twice then.
 _PATIENCE_SECONDS = 600
-
 # What is left of a disk for checkpoints and others.
 _LEFT_FREE_BYTES = 2**30
+# What reading a file raises that was cut off, damaged or made by others.
+_NOT_WHOLE = (SafetensorError, OSError, TypeError, KeyError, IndexError, ValueError)
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 class CacheFull(Exception):
@@ -62,155 +69,138 @@ class CacheFull(Exception):
 class StateStore:
     """Tensors by keys in the safetensors files of a folder, which several processes may write and read at once.
 
+    A file holds parts, each of one tensor of all its items, one item behind the other; `sizes`, the rows of each item in
+    each part; the keys; and a checksum, which is compared when the file is read first.
+
     Args:
         folder: made when something is written.
-        dtype: that they are stored in; `None`: their own.
+        dtype: that tensors are stored in; `None`: their own.
+        max_bytes: that `folder` and those beside it may hold; `None`: what the disk has room for.
 
     Attributes:
         num_encoded: items that this object had encoded.
+        nbytes: what the files take.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None):
-        self.folder = folder
-        self.dtype = dtype
+    def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
+        self.folder, self.dtype, self.max_bytes = folder, dtype, max_bytes
         self.num_encoded = 0
+        # The file of a key, and which of its items it is.
         self._places: dict[str, tuple[str, int]] = {}
         self._seen: set[str] = set()
+        # The checksums of files that were not read yet.
+        self._unchecked: dict[str, str] = {}
+        # The parts of mapped files, and where in them each item begins and the last one ends.
         self._open: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
-        self._whole: set[str] = set()
         self.refresh()
 
     def __getstate__(self) -> dict:
         # Workers that are spawned map the files themselves.
         return {**self.__dict__, "_open": {}}
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def nbytes(self) -> int:
+        return _file_bytes(self.folder, "*.safetensors")
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """The keys that it does not hold."""
+        return [key for key in keys if key not in self._places]
+
     def refresh(self) -> None:
-        """Finds what was written since. Of a file that was cut off nothing is used, and what it held is encoded again."""
-        try:
-            paths = sorted(self.folder.glob("*.safetensors"))
-        except OSError as error:
-            logger.warning(f"{self.folder} may not be read by this user ({error}): what it holds is encoded again.")
-            return
-        for path in paths:
-            if path.name in self._seen:
-                continue
-            self._seen.add(path.name)
-            if path.is_file() and not os.access(path, os.R_OK):
-                logger.warning(f"{path} may not be read by this user: what it holds is encoded again.")
-                continue
+        """Looks for files that were written since."""
+        for name in sorted(set(glob("*.safetensors", root_dir=self.folder)) - self._seen):
+            self._seen.add(name)
             try:
-                with safe_open(path, "pt") as file:
-                    keys = json.loads(file.metadata()["keys"])
-                # Mapped at once: whoever deletes the cache while a run trains takes nothing from it.
-                parts, ends = self._map(path.name)
-                lengths = [len(part) for part in parts]
-                if len(ends) != len(keys) + 1 or ends[-1].tolist() != lengths or (ends.diff(dim=0) < 1).any():
-                    raise ValueError(f"{len(keys)} keys for {len(ends) - 1} items of {lengths} rows")
-                places = {key: (path.name, row) for row, key in enumerate(keys)}
-            except (SafetensorError, OSError, TypeError, KeyError, IndexError, ValueError) as error:
-                self._open.pop(path.name, None)
+                with safe_open(self.folder / name, "pt") as file:
+                    keys, checksum = itemgetter("keys", "checksum")(file.metadata())
+                places = {key: (name, row) for row, key in enumerate(json.loads(keys))}
+            except _NOT_WHOLE as error:
                 logger.warning(
-                    f"{path} was cut off or is no file of this cache ({error}): what it held is encoded again, and it can "
-                    "be deleted."
+                    f"{self.folder / name} was cut off or is no file of this cache that this user may read ({error}): "
+                    "what it held is encoded again, and it can be deleted."
                 )
             else:
-                self._places = {**places, **self._places}
+                self._places = places | self._places
+                self._unchecked[name] = checksum
+
+    def open(self, keys: Iterable[str]) -> None:
+        """Maps the files of these items, so that whoever deletes them takes nothing, and forgets those that are damaged."""
+        for name in dict.fromkeys(self._places[key][0] for key in keys if key in self._places):
+            try:
+                self._map(name)
+            except _NOT_WHOLE as error:
+                logger.warning(
+                    f"{self.folder / name} is damaged or gone ({error}): what it held is encoded again, and it can be deleted."
+                )
+                self._places = {key: place for key, place in self._places.items() if place[0] != name}
 
     def _map(self, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The parts that a file has one behind another, and where in them each item begins and the last one ends."""
         if name not in self._open:
             with safe_open(self.folder / name, "pt") as file:
-                ends = file.get_tensor("sizes").cumsum(0)
-                parts = [file.get_tensor(f"part_{number}") for number in range(ends.shape[1])]
-            self._open[name] = (parts, torch.cat([ends.new_zeros(1, ends.shape[1]), ends]))
+                keys, sizes = file.metadata()["keys"], file.get_tensor("sizes")
+                parts = [file.get_tensor(f"part_{number}") for number in range(sizes.shape[1])]
+            checksum = self._unchecked.get(name)
+            if checksum is not None and checksum != _checksum(parts, sizes, keys):
+                raise ValueError("it holds other bytes than were written")
+            self._unchecked.pop(name, None)
+            self._open[name] = parts, F.pad(sizes.cumsum(0), (0, 0, 1, 0))
         return self._open[name]
 
-    def drop_damaged(self, keys: Iterable[str]) -> None:
-        """Reads the files of these items once, and forgets those whose bytes are not those that were written."""
-        for name in dict.fromkeys(self._places[key][0] for key in keys if key in self):
-            if name in self._whole:
-                continue
-            parts, ends = self._map(name)
-            path = self.folder / name
-            try:
-                with safe_open(path, "pt") as file:
-                    found = file.metadata()
-                if found.get("checksum") == _checksum(parts, ends.diff(dim=0), found.get("keys")):
-                    self._whole.add(name)
-                    continue
-            except FileNotFoundError:  # deleted meanwhile, but mapped
-                continue
-            except (SafetensorError, OSError, AttributeError):  # cut off or emptied meanwhile
-                pass
-            logger.warning(f"{path} is damaged: what it held is encoded again, and it can be deleted.")
-            self._open.pop(name)
-            self._places = {key: place for key, place in self._places.items() if place[0] != name}
-
-    def read(self, keys: Iterable[str]) -> list[list[torch.Tensor]]:
-        """The tensors of each key. They lie in mapped files: copy what is to be changed."""
+    def read(self, keys: Iterable[str]) -> list[list[torch.Tensor]] | None:
+        """The tensors of each key, in mapped files: copy what is to be changed. `None` unless all of them are there."""
         found = []
-        for key in keys:
-            name, row = self._places[key]
-            parts, ends = self._map(name)
-            found.append([part[ends[row, n] : ends[row + 1, n]] for n, part in enumerate(parts)])
+        try:
+            for key in keys:
+                name, row = self._places[key]
+                parts, ends = self._map(name)
+                found.append([part[ends[row, n] : ends[row + 1, n]] for n, part in enumerate(parts)])
+        except (KeyError, OSError, SafetensorError):  # not encoded, or deleted before this process mapped it
+            return None
         return found
 
     def fill(
         self,
-        keys: Sequence[str],
-        sizes: Sequence[int],
-        encode: Callable[[list[int]], Iterator[Sequence[torch.Tensor]]],
+        sizes: Mapping[str, int],
+        encode: Callable[[list[str]], Iterator[Sequence[torch.Tensor]]],
         per_file: int,
-        check_room: Callable[[int], None],
         describe: str | None = None,
     ) -> None:
-        """Encodes what is missing, part by part; leaves to other processes what they are at, and takes it from them.
+        """Encodes what is missing, file by file; leaves to other processes what they are at, and reads it from theirs.
 
         Args:
-            keys: of all items, each once.
-            sizes: what the bytes of an item are in proportion to.
-            encode: gives the tensors of the items at these places, one item after the other.
-            per_file: items of a part, which is one file.
-            check_room: is told how many bytes all that is missing takes, when the first of it is encoded.
+            sizes: by the keys of all items, what the bytes of each are in proportion to.
+            encode: gives the tensors of each of some keys, one key after the other.
+            per_file: items of a file.
             describe: what the progress bar is called; `None`: there is none.
 
         Raises:
-            CacheFull: as `check_room`, or the disk is full.
+            CacheFull: there is no room for all, so that nothing is written, or the system refuses to write.
             ValueError: a number is too large for float16.
         """
-        self.drop_damaged(keys)
-        parts = [list(range(start, min(start + per_file, len(keys)))) for start in range(0, len(keys), per_file)]
-        checked = False
-        with tqdm(total=len(keys), desc=describe, disable=describe is None) as bar:
-            # First what nobody works on; then the rest, for which those who do are waited.
-            for patience in (0, _PATIENCE_SECONDS):
-                busy = []
-                for part in parts:
-                    with self._claim([keys[place] for place in part], patience) as claimed:
-                        if not claimed:
-                            busy.append(part)
-                            continue
-                        missing = [place for place in part if keys[place] not in self]
-                        bar.update(len(part) - len(missing))
-                        items = []
-                        for place, item in zip(missing, encode(missing) if missing else (), strict=True):
-                            items.append([self._stored(tensor) for tensor in item])
-                            bar.update()
-                            if not checked:
-                                left = sum(size for key, size in zip(keys, sizes, strict=True) if key not in self)
-                                check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[place])
-                                checked = True
-                        if not items:
-                            continue
-                        self._write([keys[place] for place in missing], items)
-                        self.num_encoded += len(missing)
-                parts = busy
+        keys = list(sizes)
+        self.refresh()
+        self.open(keys)
+        done = len(keys) - len(self.missing(keys))
+        parts = [keys[start : start + per_file] for start in range(0, len(keys), per_file)]
+        room_checked = False
+        with tqdm(total=len(keys), initial=done, desc=describe, disable=describe is None or done == len(keys)) as bar:
+            # First what no other process works on; then it waits for the rest.
+            for patience, part in product((0, _PATIENCE_SECONDS), parts):
+                with self._claim(part, patience) as missing:
+                    items = []
+                    for key, item in zip(missing, encode(missing) if missing else (), strict=True):
+                        items.append([self._stored(tensor) for tensor in item])
+                        bar.update()
+                        if not room_checked:
+                            left = sum(sizes[key] for key in self.missing(keys))
+                            self._check_room(sum(tensor.nbytes for tensor in items[0]) * left // sizes[key])
+                            room_checked = True
+                    if items:
+                        self._write(missing, items)
+            bar.update(bar.total - bar.n)  # what others encoded
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
         stored = tensor.to("cpu", self.dtype or tensor.dtype)
@@ -222,77 +212,86 @@ class StateStore:
         return stored
 
     @contextmanager
-    def _claim(self, keys: list[str], patience: float) -> Iterator[bool]:
-        """Whether this process may encode these, which no other one does meanwhile; also, patiently, where one is stuck."""
-        if all(key in self for key in keys):
-            yield True
+    def _claim(self, keys: list[str], patience: float) -> Iterator[list[str]]:
+        """What this process is to encode of these, while no other one does; with patience also what one is stuck at."""
+        if not self.missing(keys):
+            yield []
             return
         # The system frees the lock of a process that was killed.
         lock = filelock.FileLock(self.folder / f"{_digest(keys)}.lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with _writing(self.folder), suppress(filelock.Timeout):
             lock.acquire(timeout=patience)
-        except filelock.Timeout:
-            self.refresh()
-            yield patience > 0
-            return
-        except OSError as error:
-            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
         try:
             self.refresh()
-            yield True
+            self.open(keys)
+            yield self.missing(keys) if lock.is_locked or patience else []
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+            if lock.is_locked:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
 
     def _write(self, keys: list[str], items: list[list[torch.Tensor]]) -> None:
         sizes = torch.tensor([[len(tensor) for tensor in item] for item in items])
         parts = {f"part_{n}": torch.cat(tensors) for n, tensors in enumerate(zip(*items, strict=True))}
-        path = self.folder / f"{_digest(keys)}.safetensors"
-        new = path.with_name(f".{path.stem}-{os.getpid()}.new")
-        for left in self.folder.glob(f".{path.stem}-*.new"):  # by one that was killed
-            left.unlink(missing_ok=True)
-        metadata = {"keys": json.dumps(keys)}
-        metadata["checksum"] = _checksum(parts.values(), sizes, metadata["keys"])
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
-            new.touch()
-            mode = new.stat().st_mode
-            save_file({**parts, "sizes": sizes}, new, metadata=metadata)
-            new.chmod(mode)  # safetensors leaves what its writer alone may read
-            with open(new, "rb") as file:
-                os.fsync(file.fileno())
-            new.replace(path)
+        header, name = json.dumps(keys), f"{_digest(keys)}.safetensors"
+        metadata = {"keys": header, "checksum": _checksum(parts.values(), sizes, header)}
+        with _writing(self.folder):
+            # safetensors writes a file as a whole or not at all, but leaves it to its writer alone.
+            save_file({**parts, "sizes": sizes}, self.folder / name, metadata)
+            (self.folder / name).chmod(0o666 & ~_UMASK)
             # Where one lay there that was cut off or damaged.
-            self._seen.discard(path.name)
-            self._open.pop(path.name, None)
-            self._whole.add(path.name)
-        except (OSError, SafetensorError) as error:
-            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
-        finally:
-            new.unlink(missing_ok=True)
-        self.refresh()
+            self._open.pop(name, None)
+            self._unchecked.pop(name, None)
+            self._map(name)
+        self._seen.add(name)
+        self._places |= {key: (name, row) for row, key in enumerate(keys)}
+        self.num_encoded += len(keys)
 
-    @property
-    def nbytes(self) -> int:
-        """What its files take."""
-        return _file_bytes(self.folder.glob("*.safetensors"))
+    def _check_room(self, need: int) -> None:
+        """Raises `CacheFull` unless this folder, and those beside it, may hold so many bytes more."""
+        cache = self.folder.parent
+        with _writing(cache):
+            used, free = _file_bytes(cache, "*/*.safetensors"), shutil.disk_usage(cache).free
+        if self.max_bytes is not None and used + need > self.max_bytes:
+            where = f"{cache} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb)"
+        elif need + _LEFT_FREE_BYTES > free:
+            where = f"the disk of {cache} (--cache_dir) has {_size(free)} left"
+        else:
+            return
+        raise CacheFull(
+            f"{where}, but {_size(need)} are to come; allow more, name another disk, store less (--cache_dtype float16), or "
+            "delete what is old there"
+        )
 
 
-def _file_bytes(paths: Iterable[Path]) -> int:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes a folder, which may have been deleted meanwhile; what the system refuses then is a `CacheFull`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CacheFull(f"{folder} cannot be written to ({error})") from error
+
+
+def _file_bytes(folder: Path, pattern: str) -> int:
     total = 0
-    for path in paths:
+    for name in glob(pattern, root_dir=folder):
         with suppress(FileNotFoundError):  # deleted meanwhile
-            total += path.stat().st_size
+            total += (folder / name).stat().st_size
     return total
 
 
-def _checksum(parts: Iterable[torch.Tensor], sizes: torch.Tensor, keys: str | None) -> str:
-    checksum = zlib.crc32(str(keys).encode())
+def _checksum(parts: Iterable[torch.Tensor], sizes: torch.Tensor, keys: str) -> str:
+    checksum = zlib.crc32(keys.encode())
     for tensor in (*parts, sizes):
         checksum = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
-        checksum = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(_bytes(tensor), checksum)
     return f"{checksum:08x}"
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
@@ -306,24 +305,17 @@ def _digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
 class EncoderCache:
     """What the frozen encoders of a model give of the images and texts of data sets, as their collators take it.
 
-    `HiViLTTrainer(..., encoder_cache=EncoderCache())` fills it and gives it to its collator. In a loop of one's own:
-
-        model.freeze("vision")
-        cache = EncoderCache("cache")
-        cache.add(dataset, model, processor)
-        collator = VQACollator(processor, model.config.label2id, encoder_cache=cache)
-
-    Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
+    `HiViLTTrainer(..., encoder_cache=EncoderCache())` fills it and gives it to its collator; docs/training.md has a loop of
+    one's own. Batches then hold `feature_maps` in place of `pixel_values`, and `token_states` beside the tokens: `model(**batch)` takes
     them as they are. An encoder is cached where `model.freeze` froze it as a whole; one that trains in part, or by an
-    adapter, is not. A cache serves one model, as its encoders are: where they changed, take a new one.
+    adapter, is not. A cache serves one model; where its encoders changed, make a new one.
 
     Args:
         folder: default: `hivilt` in the folder of Hugging Face's caches (`HF_HOME`).
-        max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded anew in
-            every epoch, and a warning says so. Default: no bound but the disk.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, so that
-            losses are those without the cache. Encoders run in the precision of their weights, in mixed precision
-            (`--bf16`, `--fp16`) too: encoded once, states may as well be exact.
+        max_bytes: of all encoders in `folder` together. What this bound or the disk has no room for is encoded in every
+            epoch, with a warning. Default: no bound but the disk.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, in which states are stored. Default: as the encoder gives them, by the
+            precision of its weights (in mixed precision, too); losses then are those without the cache.
 
     Attributes:
         stores: `"vision"` and `"text"`, those that hold something.
@@ -341,7 +333,7 @@ class EncoderCache:
         self.max_bytes = max_bytes
         self.dtype = None if dtype is None else DTYPES[dtype]
         self.stores: dict[str, StateStore] = {}
-        self._seconds: dict[str, float] = {}
+        self._seconds: Counter[str] = Counter()
         # The images that were added, by where they are read from, and what tells that their files are still the same.
         self._image_keys: dict[str | TableImage, tuple[str, tuple[int, int]]] = {}
         # What each part was first filled for.
@@ -362,15 +354,12 @@ class EncoderCache:
         """Encodes the images and texts of a data set, as far as their encoders are frozen and it was not done before.
 
         Args:
-            dataset: of questions or captions.
-            model: whose encoders they are, on the device where they run.
-            processor: its processor.
+            model, processor: the encoders, on the device where they run, and what they read.
             parts: the encoders to do it for. What the cache held of one that is not frozen is not read any more.
             augmentation: of the collator. What it changes is not cached: the images of a training split, and its texts
                 where `random_flip="swap"` exchanges their words.
             batch_size: images or texts that are encoded at a time.
             num_workers: processes that open images.
-            progress: whether to show it.
 
         Raises:
             FileNotFoundError, ValueError: an image cannot be read.
@@ -378,68 +367,71 @@ class EncoderCache:
         """
         base = next(module for module in model.modules() if hasattr(module, "frozen_modules"))
         augments = augmentation is not None and dataset.seed is not None
-        way = {"dtype": str(self.dtype), "hivilt": hivilt.__version__, "transformers": transformers.__version__}
-
-        def run(read: Callable[..., Any], **inputs: torch.Tensor):
-            with torch.no_grad():
-                return read(**{name: value.to(base.device) for name, value in inputs.items()})
-
-        def encode_images(images: list[str | TableImage]) -> Iterator[tuple[torch.Tensor, ...]]:
-            # With a generator of its own: training draws the same as without a cache.
-            own = {"generator": torch.Generator(), "num_workers": num_workers}
-            for batch in DataLoader(images, batch_size, collate_fn=partial(_pixel_values, processor), **own):
-                yield from zip(*run(base.get_feature_maps, pixel_values=batch), strict=True)
-
-        def encode_texts(texts: list[str]) -> Iterator[tuple[torch.Tensor]]:
-            for start in range(0, len(texts), batch_size):
-                batch = processor(text=texts[start : start + batch_size], return_tensors="pt", padding=True)
-                states = run(base.get_token_states, **batch).cpu()
-                for row, mask in zip(states, batch["attention_mask"].bool(), strict=True):
-                    yield (row[mask],)
-
         frozen = {part for part in ("vision", "text") if _is_frozen(base, f"{part}_model")}
         # What was put in for another model, or before this one trained, is nothing to it.
         self.stores = {part: store for part, store in self.stores.items() if part in frozen}
+        way = {"dtype": str(self.dtype), "hivilt": hivilt.__version__, "transformers": transformers.__version__}
         levels = [*map(list, base._vision_levels)]  # without local fusion the coarsest alone
         how = {"vision": ({**way, "levels": levels}, processor.image_processor), "text": (way,)}
         # Also of those that are read, but not added to now.
         for part in sorted(frozen & {*parts, *self.stores}):
-            name = _fingerprint(getattr(base, f"{part}_model"), *how[part])
-            self._check_same(part, self.folder / f"{part}-{name}")
-        if "vision" in frozen & {*parts}:
-            if augments:
-                self._tell("vision: not cached in training, since augmentation changes the images each time.")
-            else:
-                images = self._images_by_key(dataset)
-                self._fill("vision", images, [1] * len(images), encode_images, _IMAGES_PER_FILE, progress)
-        if "text" in frozen & {*parts}:
-            if augments and augmentation.random_flip == "swap":
-                self._tell("text: not cached in training, since random_flip exchanges words.")
-            else:
-                tokens = _tokens(processor(text=dataset.texts, padding=False))
-                # Texts of like length are encoded together, so that little is padded.
-                order = sorted(range(len(tokens)), key=lambda place: len(tokens[place][0]))
-                keys = [_digest([repr(ids)]) for ids in tokens]
-                texts = {keys[place]: dataset.texts[place] for place in order}
-                sizes = {keys[place]: len(tokens[place][0]) for place in order}
-                self._fill("text", texts, [*sizes.values()], encode_texts, _TEXTS_PER_FILE, progress)
+            folder = self.folder / f"{part}-{_fingerprint(getattr(base, f'{part}_model'), *how[part])}"
+            if self._folders.setdefault(part, folder) != folder:
+                self.stores.pop(part, None)
+                raise ValueError(
+                    f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
+                )
+
+        wanted = frozen & {*parts}
+        if augments and "vision" in wanted:
+            wanted.remove("vision")
+            self._tell("vision: not cached in training, since augmentation changes the images each time.")
+        if augments and augmentation.random_flip == "swap" and "text" in wanted:
+            wanted.remove("text")
+            self._tell("text: not cached in training, since random_flip exchanges words.")
+        if "vision" in wanted:
+            for image in dict.fromkeys(example.image for example in dataset.examples):
+                # Anew each time: a file may have changed.
+                self._image_keys[image] = _digest([image_bytes(image)]), _stamp(image)
+            images = {self._image_keys[example.image][0]: example.image for example in dataset.examples}
+
+            @torch.no_grad()
+            def encode_images(keys: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
+                # With a generator of its own: training draws the same as without a cache.
+                own = {"generator": torch.Generator(), "collate_fn": partial(_pixel_values, processor)}
+                for batch in DataLoader([images[key] for key in keys], batch_size, num_workers=num_workers, **own):
+                    yield from zip(*base.get_feature_maps(batch.to(base.device)), strict=True)
+
+            self._fill("vision", dict.fromkeys(images, 1), encode_images, progress)
+        if "text" in wanted:
+            tokens = processor(text=dataset.texts, padding=False)
+            keys = _text_keys(tokens)
+            texts = dict(zip(keys, dataset.texts, strict=True))
+            lengths = dict(zip(keys, map(len, tokens["input_ids"]), strict=True))
+
+            @torch.no_grad()
+            def encode_texts(keys: list[str]) -> Iterator[tuple[torch.Tensor]]:
+                for start in range(0, len(keys), batch_size):
+                    some = [texts[key] for key in keys[start : start + batch_size]]
+                    batch = processor(text=some, return_tensors="pt", padding=True)
+                    mask = batch["attention_mask"].bool()
+                    for row, kept in zip(base.get_token_states(**batch.to(base.device)).cpu(), mask, strict=True):
+                        yield (row[kept],)
+
+            # Texts of like length are encoded together, so that little is padded.
+            self._fill("text", dict(sorted(lengths.items(), key=itemgetter(1))), encode_texts, progress)
 
     def feature_maps(self, images: Sequence[str | TableImage]) -> tuple[torch.Tensor, ...] | None:
         """The model's `feature_maps` `(B_i, height, width, channels)` of images; `None` unless all of them are cached."""
-        known = [self._image_keys.get(image, (None, NO_FILE)) for image in images]
-        # A file that was written over since is another image; one that is gone is what it was.
-        keys = [
-            key if _stamp(image) in (stamp, NO_FILE) else None
-            for image, (key, stamp) in zip(images, known, strict=True)
-        ]
-        store = self.stores.get("vision")
-        if store is None or not all(key in store for key in keys):
+        if "vision" not in self.stores:
             return None
-        try:
-            found = store.read(keys)
-        except OSError:  # deleted before this process mapped it
-            return None
-        return tuple(map(torch.stack, zip(*found, strict=True)))
+        keys = []
+        for image in images:
+            key, stamp = self._image_keys.get(image, (None, NO_FILE))
+            # A file that was written over since is another image; one that is gone is what it was.
+            keys.append(key if _stamp(image) in (stamp, NO_FILE) else None)
+        found = self.stores["vision"].read(keys)
+        return None if found is None else tuple(map(torch.stack, zip(*found, strict=True)))
 
     def token_states(self, texts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """The model's `token_states` `(B_t, N_t, text width)` of texts, 0 at padding; `None` unless all are cached.
@@ -447,24 +439,16 @@ class EncoderCache:
         Args:
             texts: `input_ids` and `attention_mask` `(B_t, N_t)`, and `token_type_ids` where the tokenizer gives them.
         """
-        store = self.stores.get("text")
-        if store is None:
+        found = self.stores["text"].read(_text_keys(texts)) if "text" in self.stores else None
+        if found is None:
             return None
-        mask = texts["attention_mask"].bool()
-        keys = [_digest([repr(ids)]) for ids in _tokens(texts)]
-        if not all(key in store for key in keys):
-            return None
-        try:
-            found = torch.cat([states for (states,) in store.read(keys)])
-        except OSError:  # deleted before this process mapped it
-            return None
-        padded = found.new_zeros(*mask.shape, found.shape[-1])
-        padded[mask] = found
+        mask, states = texts["attention_mask"].bool(), torch.cat([states for (states,) in found])
+        padded = states.new_zeros(*mask.shape, states.shape[-1])
+        padded[mask] = states
         return padded
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each encoder of which something is cached: the items that there are, their bytes, and how many of them were encoded by this
-        object in how many seconds."""
+        """For each encoder its items, their bytes, and how many of them this object encoded in how many seconds."""
         return {
             part: {
                 "cached": len(store),
@@ -476,66 +460,24 @@ class EncoderCache:
             if len(store)
         }
 
-    def _images_by_key(self, dataset) -> dict[str, str | TableImage]:
-        images = dict.fromkeys(example.image for example in dataset.examples)
-        # Anew each time: a file may have changed.
-        self._image_keys |= {image: (_digest([image_bytes(image)]), _stamp(image)) for image in images}
-        return {self._image_keys[image][0]: image for image in images}
-
-    def _check_same(self, part: str, folder: Path) -> None:
-        if self._folders.setdefault(part, folder) != folder:
-            self.stores.pop(part, None)
-            raise ValueError(
-                f"model: its {part} encoder is another than that of the data sets added before; use a new cache."
-            )
-
-    def _fill(self, part: str, items: dict[str, Any], sizes, encode, per_file: int, progress: bool) -> None:
+    def _fill(self, part: str, sizes: dict[str, int], encode: Callable, progress: bool) -> None:
         start, folder = time.perf_counter(), self._folders[part]
         if part not in self.stores:
-            self.stores[part] = StateStore(folder, self.dtype)
+            self.stores[part] = StateStore(folder, self.dtype, self.max_bytes)
         store = self.stores[part]
-        store.refresh()
-        before, keys, values = store.num_encoded, list(items), list(items.values())
-        title = f"Encoding {part}" if progress and any(key not in store for key in keys) else None
+        before = store.num_encoded
         try:
-            store.fill(
-                keys,
-                sizes,
-                lambda places: encode([values[place] for place in places]),
-                per_file,
-                self._check_room,
-                title,
-            )
+            store.fill(sizes, encode, _ITEMS_PER_FILE[part], f"Encoding {part}" if progress else None)
         except CacheFull as error:
             self._tell(f"{part}: {error}, so what is missing is encoded in every epoch.", logging.WARNING)
             return
         finally:
-            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
-        unit, encoded = {"vision": "images", "text": "texts"}[part], store.num_encoded - before
-        took = f", in {time.perf_counter() - start:.0f} s" if encoded else ""
+            seconds = time.perf_counter() - start
+            self._seconds[part] += seconds
+        unit, encoded = "images" if part == "vision" else "texts", store.num_encoded - before
+        took = f"{encoded:,} of them encoded now" + (f", in {seconds:.0f} s" if encoded else "")
         # Every evaluation looks, and says it once.
-        self._tell(
-            f"{part}: {len(keys):,} {unit} from the cache, {encoded:,} of them encoded now{took}; {_size(store.nbytes)} "
-            f"in {folder}"
-        )
-
-    def _check_room(self, need: int) -> None:
-        used = _file_bytes([*self.folder.glob("*/*.safetensors"), *self.folder.glob("*/.*.new")])
-        if self.max_bytes is not None and used + need > self.max_bytes:
-            raise CacheFull(
-                f"{self.folder} holds {_size(used)} and may hold {_size(self.max_bytes)} (--cache_gb), but {_size(need)} are "
-                f"to come; allow more, store less (--cache_dtype float16), or delete what is old there"
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been deleted meanwhile
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            raise CacheFull(f"{self.folder} cannot be written to ({error})") from error
-        if need + _LEFT_FREE_BYTES > free:
-            raise CacheFull(
-                f"the disk of {self.folder} has {_size(free)} left, but {_size(need)} are to come; make room, store "
-                "less (--cache_dtype float16), or name another disk (--cache_dir)"
-            )
+        self._tell(f"{part}: {len(sizes):,} {unit} from the cache, {took}; {_size(store.nbytes)} in {folder}")
 
     def _tell(self, what: str, level: int = logging.INFO) -> None:
         if what not in self._told:
@@ -552,23 +494,20 @@ def _stamp(image: str | TableImage) -> tuple[int, int]:
 
 
 def _is_frozen(base: HiViLTModel, name: str) -> bool:
-    """Whether an encoder gives the same each time: it was frozen as a whole, so it has no dropout, and nothing in it trains.
-
-    An adapter of peft's that trains no more may still be turned off, exchanged or scaled, which its weights do not tell.
-    """
+    """Whether an encoder gives the same each time: it was frozen as a whole, so it has no dropout, and nothing in it trains."""
     encoder = getattr(base, name)
+    # An adapter of peft's may still be turned off, exchanged or scaled, which its weights do not tell.
     adapted = any(hasattr(module, "adapter_layer_names") for module in encoder.modules())
     return name in base.frozen_modules and not adapted and not any(p.requires_grad for p in encoder.parameters())
 
 
 def _fingerprint(encoder: nn.Module, way: Mapping[str, Any], *processors: Any) -> str:
-    """What an encoder's results depend on, as a name: its weights, layers and config, the processor before it, the versions."""
+    """Names what an encoder's results depend on: its weights, layers and config, the processor before it, the versions."""
     settings = [_settings(encoder.config.to_dict()), way, *(_settings(one.to_dict()) for one in processors)]
     digest = [json.dumps(settings, sort_keys=True, default=str)]
     digest += [f"{name} {type(module).__name__}" for name, module in encoder.named_modules()]
     for name, tensor in encoder.state_dict().items():
-        digest += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
-        digest += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
+        digest += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
     return _digest(digest)
 
 
@@ -583,11 +522,11 @@ def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TableImage]
     return processor(images=resized, return_tensors="pt")["pixel_values"]
 
 
-def _tokens(texts: Mapping[str, Any]) -> list[list[list[int]]]:
-    """Of each tokenized text what the encoder reads, without padding: its `input_ids`, and the types of its tokens."""
-    names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in texts]
-    *read, masks = (value.tolist() if isinstance(value := texts[name], torch.Tensor) else value for name in names)
+def _text_keys(texts: Mapping[str, Any]) -> list[str]:
+    """Names each tokenized text by what the encoder reads of it: its tokens and their types, without padding."""
+    given = (texts[name] for name in ("input_ids", "token_type_ids", "attention_mask") if name in texts)
+    *fields, masks = (value.tolist() if isinstance(value, torch.Tensor) else value for value in given)
     return [
-        [[one for one, kept in zip(values, mask, strict=True) if kept] for values in row]
-        for *row, mask in zip(*read, masks, strict=True)
+        _digest([repr([list(compress(values, mask)) for values in row])])
+        for *row, mask in zip(*fields, masks, strict=True)
     ]

@@ -344,7 +344,7 @@ ImageIndex.build({str(images)!r}, model, make_processor(), {str(tmp_path / "inde
             build(images, model, **arguments)
 
     def test_an_index_knows_its_checkpoint(self, images, model, tmp_path):
-        with pytest.raises(FileNotFoundError, match="does not hold a whole index"):
+        with pytest.raises(FileNotFoundError, match="does not hold an index: build one there"):
             ImageIndex.made_by(tmp_path / "index")
         build(images, model)
         with pytest.raises(ValueError, match="had not been saved; name its checkpoint"):

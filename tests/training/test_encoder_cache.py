@@ -336,13 +336,13 @@ def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, proc
 # Files
 
 
-def encode(places):
-    for place in places:
+def encode(keys):
+    for place in map(int, keys):
         yield torch.full((1 + place % 3, 2), float(place)), torch.full((2, 3), -float(place))
 
 
-def fill_store(store, keys, encode=encode, room=lambda need: None):
-    store.fill(keys, [1] * len(keys), encode, 4, room)
+def fill_store(store, keys, encode=encode):
+    store.fill(dict.fromkeys(keys, 1), encode, 4)
 
 
 def assert_holds(store, keys):
@@ -356,18 +356,18 @@ def test_whatever_order_and_stops_each_item_is_encoded_once_and_found(data):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        folder = __import__("pathlib").Path(folder)
+        folder = Path(folder, "store")
         encoded = []
         for _ in range(data.draw(st.integers(1, 4), "runs")):
             keys = [*map(str, data.draw(st.lists(st.integers(0, 30), unique=True), "keys"))]
             stop = data.draw(st.none() | st.integers(0, 10), "killed after")
 
-            def encode_some(places, keys=keys, stop=stop):
-                for count, place in enumerate(places):
+            def encode_some(keys, stop=stop):
+                for count, item in enumerate(encode(keys)):
                     if count == stop:
                         raise KeyboardInterrupt
-                    yield next(encode([int(keys[place])]))
-                encoded.extend(keys[place] for place in places)
+                    yield item
+                encoded.extend(keys)
 
             store = StateStore(folder, torch.float32)
             try:
@@ -479,8 +479,8 @@ def test_a_folder_that_is_deleted_while_it_is_filled_is_made_anew(tmp_path, exam
     keys = [*map(str, range(10))]
     store = StateStore(tmp_path / "cache", torch.float32)
 
-    def encode_and_delete(places):
-        yield from encode(places)
+    def encode_and_delete(keys):
+        yield from encode(keys)
         shutil.rmtree(tmp_path / "cache")
 
     fill_store(store, keys, encode_and_delete)
@@ -515,10 +515,10 @@ def test_two_that_fill_it_at_once_share_the_work(tmp_path):
 def test_a_part_that_another_process_encodes_is_waited_for(tmp_path):
     keys, begun, goes_on = [*map(str, range(4))], threading.Event(), threading.Event()
 
-    def slowly(places):
+    def slowly(keys):
         begun.set()
         goes_on.wait()
-        return encode(places)
+        return encode(keys)
 
     other = StateStore(tmp_path, torch.float32)
     thread = threading.Thread(target=fill_store, args=(other, keys, slowly))
@@ -535,8 +535,8 @@ def test_a_part_that_another_process_encodes_is_waited_for(tmp_path):
 def test_one_that_was_killed_has_left_all_that_it_finished(tmp_path):
     keys = [*map(str, range(12))]
 
-    def slowly(places):
-        for item in encode(places):
+    def slowly(keys):
+        for item in encode(keys):
             time.sleep(0.05)
             yield item
 
