@@ -253,9 +253,7 @@ def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tu
         return f"{count} to search{first}. Open one to ask about it.", [(path, path.stem) for path in shown]
     what, query = (f"“{words}”", words) if image is None else ("the image", Path(image))
     hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and words else 0)
-    note = (
-        f"The {len(hits)} nearest of {count} to {what}, with their similarity (from -1 to 1), which is no probability."
-    )
+    note = f"The {len(hits)} nearest of {count} to {what}, with their similarity, from -1 to 1 and no probability."
     return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
 
 

@@ -154,14 +154,13 @@ class ImageIndex:
             raise ValueError(f"images: there is no image file below {folder}{counted}")
 
         checkpoint = model.name_or_path
+        # As seen from `output_dir`, unless it is on another drive.
+        place = os.path.relpath(folder, output_dir) if folder.anchor == output_dir.anchor else folder
         info = {
             "hivilt_version": __version__,
             "fingerprint": fingerprint(model, processor),
             "checkpoint": os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint,
-            # As seen from `output_dir`, unless it is on another drive.
-            "images": Path(
-                os.path.relpath(folder, output_dir) if folder.anchor == output_dir.anchor else folder
-            ).as_posix(),
+            "images": Path(place).as_posix(),
             "index_factory": index_factory,
         }
         _publish(output_dir)

@@ -25,9 +25,8 @@ def take_texts(batches: Sequence[HiViLTTextStates], index: torch.LongTensor) -> 
     for number in numbers:
         batch = batches[number]
         rows = index[owners == number] - (ends[number] - len(batch.global_state))
-        parts.append(
-            map_states(partial(_padded_rows, rows=rows, missing=length - batch.attention_mask.shape[1]), batch)
-        )
+        missing = length - batch.attention_mask.shape[1]
+        parts.append(map_states(partial(_padded_rows, rows=rows, missing=missing), batch))
 
     # The parts stand in the order of the batches; each row goes back to where `index` has it.
     order = owners.argsort(stable=True).argsort()
