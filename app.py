@@ -88,10 +88,8 @@ CSS = """
 }
 """
 # Gradio would take most of these from the environment. Nothing is shared, recorded or handed to other programs.
-LAUNCH = {
-    **{"share": False, "run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False},
-    **{"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True},
-}
+LAUNCH = dict.fromkeys(("share", "run_history", "enable_monitoring", "mcp_server", "ssr_mode"), False)
+LAUNCH |= {"footer_links": [], "css": CSS, "quiet": True, "prevent_thread_lock": True}
 TO_TOP = "() => window.scrollTo({top: 0})"
 # On a phone they may be below the edge of the screen.
 TO_FOUND = """() => setTimeout(() => {
@@ -115,14 +113,12 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def number(results: Mapping[str, Any], *keys: str) -> float | None:
-    """A number in nested mappings; `None` where there is none."""
     for key in keys:
         results = results.get(key) if isinstance(results, Mapping) else None
     return results if isinstance(results, int | float) else None
 
 
 def describe_training(name: str, results: Mapping[str, Any], unit: str) -> str:
-    """A sentence: which checkpoint it is and what it was trained on."""
     model = f"The model in {Path(name).resolve().name}" if Path(name).is_dir() else f"The model {name}"
     if not results:
         return f"{model} has no results.json beside it, so what it was trained on is not known."
@@ -138,10 +134,8 @@ def describe_search(name: str, results: Mapping[str, Any]) -> str:
         first, ten = (number(results, split, f"embedding_text_to_image_recall@{k}") for k in (1, 10))
         images = number(results, "data", split, "images")
         if images and first is not None and ten is not None:
-            sentences.append(
-                f"Of {images:,} {split} images it found a caption's own first in {first:.1%}, and among the first ten in "
-                f"{ten:.1%}."
-            )
+            shares = f"first in {first:.1%}, and among the first ten in {ten:.1%}"
+            sentences.append(f"Of {images:,} {split} images it found a caption's own {shares}.")
             break
     return about(sentences)
 
@@ -162,8 +156,7 @@ def describe_answers(name: str, results: Mapping[str, Any], answers: Sequence[st
             break
     if number(results, "calibration", "temperature") is not None:
         sentences.append("Its probabilities were calibrated on validation questions.")
-    more = ", ..." if len(answers) > NAMED_ANSWERS else ""
-    named = ", ".join(answers[:NAMED_ANSWERS]) + more
+    named = ", ".join(answers[:NAMED_ANSWERS]) + (", ..." if len(answers) > NAMED_ANSWERS else "")
     sentences.append(f"It knows {len(answers):,} answers and no others: {named}.")
     return about(sentences)
 
@@ -184,9 +177,7 @@ class Answerer:
     def __init__(
         self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor, familiarity: Mapping | None = None
     ):
-        self.model = model
-        self.processor = processor
-        self.familiarity = familiarity
+        self.model, self.processor, self.familiarity = model, processor, familiarity
         # By path, which tells images apart: Gradio names what is uploaded by a hash of its contents.
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
 
@@ -262,9 +253,7 @@ def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tu
         return f"{count} to search{first}. Open one to ask about it.", [(path, path.stem) for path in shown]
     what, query = (f"“{words}”", words) if image is None else ("the image", Path(image))
     hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and words else 0)
-    note = (
-        f"The {len(hits)} nearest of {count} to {what}, with their similarity (from -1 to 1), which is no probability."
-    )
+    note = f"The {len(hits)} nearest of {count} to {what}, with their similarity, from -1 to 1 and no probability."
     return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
 
 
@@ -339,7 +328,7 @@ def build_page(
         examples: image files with questions to begin with.
     """
     answerer = Answerer(*answering, familiarity)
-    names, samples = list(indexes), [[str(path), text] for path, text in examples]
+    samples = [[str(path), text] for path, text in examples]
     # Of Gradio's buttons "share" is left out: it sends images away.
     upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
     with gr.Blocks(title="HiViLT", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
@@ -350,9 +339,8 @@ def build_page(
                 gr.Markdown(NO_INDEX, visible=not indexes)
                 with gr.Row(visible=bool(indexes)):
                     with gr.Column(scale=1):
-                        folder = gr.Dropdown(
-                            names, label="Folder", elem_id="folder", filterable=False, visible=len(names) > 1
-                        )
+                        choice = {"choices": list(indexes), "visible": len(indexes) > 1, "filterable": False}
+                        folder = gr.Dropdown(label="Folder", elem_id="folder", **choice)
                         words = gr.Textbox(label="Words", placeholder="a cat", elem_id="words")
                         find = gr.Button("Search", variant="primary", elem_id="search")
                         with gr.Accordion("More ways to search", open=False, elem_id="more"):
@@ -369,9 +357,8 @@ def build_page(
                 with gr.Row():
                     with gr.Column():
                         shown_image = gr.Image(label="Image", elem_id="image", height=320, **upload)
-                        question = gr.Textbox(
-                            label="Questions, one a line", placeholder=QUESTIONS[0], elem_id="question", lines=2
-                        )
+                        asking = {"label": "Questions, one a line", "placeholder": QUESTIONS[0], "lines": 2}
+                        question = gr.Textbox(elem_id="question", **asking)
                         button = gr.Button("Ask", variant="primary", elem_id="ask")
                         note = gr.HTML(elem_id="note")
                     with gr.Column():
@@ -392,10 +379,10 @@ def build_page(
         def on(events: list, function: Callable, inputs: list, outputs: list, name: str = "", js: str = "") -> None:
             """Has events call a function, and the browser run `js` after it; with a name it is public."""
             # One call of each at a time: re-ranking fills the index's memory. Gradio's own progress would cover the outputs.
-            how = {"preprocess": False, "concurrency_limit": 1, "show_progress": "minimal"}
-            how |= {"show_progress_on": outputs[0]}
-            how |= {"api_name": name} if name else {"api_visibility": "private"}
-            done = gr.on(events, reporting_errors(function, uploads, len(outputs)), inputs, outputs, **how)
+            how = {"api_name": name} if name else {"api_visibility": "private"}
+            how |= {"concurrency_limit": 1, "show_progress": "minimal", "show_progress_on": outputs[0]}
+            reporting = reporting_errors(function, uploads, len(outputs))
+            done = gr.on(events, reporting, inputs, outputs, preprocess=False, **how)
             if js:
                 done.then(None, js=js, api_visibility="private")
 
@@ -430,7 +417,7 @@ def build_page(
         if not indexes:
             return page
 
-        def show_results(name: str, text: str, image: str | None, fuse: bool):
+        def show_results(name: str, text: str = "", image: str | None = None, fuse: bool = False):
             if name not in indexes:
                 raise ValueError("There is no such folder to search.")
             said, hits = search(indexes[name], text, image, fuse)
@@ -443,16 +430,13 @@ def build_page(
                     said += f" {path.name} can no longer be read."
             return note_of(said), shown, paths
 
-        def browse(name: str):
-            return show_results(name, "", None, False)
-
         def open_result(paths: list, event: gr.SelectData):
             image = opened(paths[checked(event.index, paths)])
             return "", image, image, "", gr.Tabs(selected="ask")
 
         outputs = [search_note, gallery, results]
         on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
-        on([page.load, folder.input], browse, [folder], outputs)
+        on([page.load, folder.input], show_results, [folder], outputs)
         on([like.input], show_image, [like, last_like], [search_note, like, last_like, gr.State()])
         on([gallery.select], open_result, [results], [note, shown_image, last, answers, tabs], js=TO_TOP)
     return page
@@ -468,13 +452,11 @@ def check_address(host: str, port: int) -> None:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         socket.create_server(address, family=family).close()
-    except socket.gaierror as error:
-        raise OSError(f"--host: {host!r} is no address ({error.strerror}).") from error
     except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise OSError(f"--host: {host!r} is no address of this machine.") from error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(f"--host: {host!r} is no address of this machine ({error.strerror}).") from error
         other = port + 1 if 1024 <= port < 65535 else 7861
-        reason = os.strerror(error.errno)
+        reason = os.strerror(error.errno)  # `strerror` has the address, too
         raise OSError(f"--port: {port} cannot be had ({reason}); give another, such as --port {other}.") from error
 
 
@@ -483,10 +465,8 @@ def open_indexes(
 ) -> dict[str, ImageIndex]:
     """Folders to search, by the names that tell them apart: their own, or their paths where two have the same.
 
-    Args:
-        folders: those of `--images`, which are embedded where they are new; none: `index` is searched as it is.
-        index: where the embeddings stay: of one folder this one itself, of several each in one below; unset, in `scratch`.
-        searching: the retrieval checkpoint.
+    Without `folders` the `index` is searched as it is. The embeddings of one folder stay in `index` itself, of several each
+    in a folder below it; without it in `scratch`.
     """
     if not folders:
         loaded = ImageIndex.load(index, *searching)
@@ -511,9 +491,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ANSWERING), help="question answering checkpoint, a folder or a Hub name")
     parser.add_argument("--retrieval", default=str(RETRIEVAL), help="retrieval checkpoint, likewise")
-    parser.add_argument(
-        "--images", "--pictures", nargs="+", default=[], help="folders of images to search, embedded where they are new"
-    )
+    shown = "folders of images to search, embedded where they are new"
+    parser.add_argument("--images", "--pictures", nargs="+", default=[], help=shown)
     parser.add_argument("--index", help="folder where embeddings stay, as run_retrieval.py --index makes it too")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: anyone may ask")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
@@ -525,20 +504,16 @@ def main(argv: list[str] | None = None) -> None:
     folders = args.images or ([] if args.index or not PHOTOGRAPHS.is_dir() else [str(PHOTOGRAPHS)])
     answering = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
     with tempfile.TemporaryDirectory(prefix="hivilt-") as scratch:
-        indexes = {}
+        indexes, about_search = {}, ""
         if folders or args.index:
             searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
             indexes = open_indexes(folders, args.index, searching, scratch)
-        labels = answering[0].config.id2label
+            about_search = describe_search(args.retrieval, read_results(args.retrieval))
         results = read_results(args.model)
-        page = build_page(
-            answering,
-            indexes,
-            describe_search(args.retrieval, read_results(args.retrieval)) if indexes else "",
-            describe_answers(args.model, results, [labels[place] for place in sorted(labels)]),
-            EXAMPLES if args.model == str(ANSWERING) else (),
-            results.get("familiarity"),
-        )
+        answers = [answer for _, answer in sorted(answering[0].config.id2label.items())]
+        about_answers = describe_answers(args.model, results, answers)
+        examples = EXAMPLES if args.model == str(ANSWERING) else ()
+        page = build_page(answering, indexes, about_search, about_answers, examples, results.get("familiarity"))
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

@@ -32,13 +32,9 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     vqa("image.png", ["what shape is it?", "is it red?"], top_k=3)     # one list of answers for each question
     vqa(["a.png", "b.png"], "what shape is it?")                         # one list of answers for each image
     vqa([{"image": "a.png", "question": "what?"}, {"image": "b.png", "question": ["who?", "where?"]}])
-    for answers in vqa(dataset):                                         # rows with an image and a question
-        ...
-    vqa = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=processor)
+    vqa(dataset)                                                         # of rows with an image and a question
+    vqa = HiViLTVisualQuestionAnsweringPipeline(model=model, processor=processor)   # of a model in memory
     ```
-
-    The last line is for a model in memory; where `hivilt` is imported, `pipeline("visual-question-answering",
-    model=model, processor=processor)` does the same.
     """
 
     _load_processor = True
@@ -54,8 +50,7 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
         if type(self.model).__name__ not in saved_as and config.problem_type is None:
             raise ValueError(
                 f"{config._name_or_path} is a checkpoint of {', '.join(saved_as)}: the head that answers questions is "
-                f"untrained, and its answers would be chance. Name a checkpoint of {type(self.model).__name__}, or train "
-                "one from this."
+                f"untrained, its answers chance. Name a checkpoint of {type(self.model).__name__}, or train one from this."
             )
 
     def __call__(self, image=None, question: str | list[str] | None = None, **kwargs):
@@ -64,8 +59,7 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             image: an image (file path, PIL image, array or tensor); or a dict with `image` and `question`; or many of
                 either: a list, a `datasets.Dataset`, a `KeyDataset` (a column of it) or a generator. An array or tensor
                 with 4 dimensions is many images.
-            question (`str` or `list[str]`, *optional*): what to ask of the image, unless `image` has it. Many images share
-                a single question.
+            question: what to ask of the image, unless `image` has it. Many images share a single question.
             top_k (`int`, defaults to 5): answers for each question, best first.
             batch_size (`int`, defaults to 8): images in one pass of the model, where several are given.
 
@@ -87,8 +81,8 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             return super().__call__({"requests": [image]}, **kwargs)[0]
         if question is not None and not isinstance(question, str):
             raise ValueError(
-                'Many images take one question. Several, or each its own: `vqa([{"image": image, "question": '
-                f'["first", "second"]}}, ...])`; got a question that is a {type(question).__name__}.'
+                f"Many images take one question, got a {type(question).__name__}. Several, or each its own: "
+                '`vqa([{"image": image, "question": ["first", "second"]}, ...])`.'
             )
         requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
         if question is not None:
@@ -112,10 +106,8 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
         requests = batch["requests"]
         for request in requests:
             if not isinstance(request, Mapping) or not {"image", "question"} <= set(request):
-                raise ValueError(
-                    'Each request must be a dict with "image" and "question", got '
-                    f"{sorted(request) if isinstance(request, Mapping) else type(request).__name__}."
-                )
+                came = sorted(request) if isinstance(request, Mapping) else type(request).__name__
+                raise ValueError(f'Each request must be a dict with "image" and "question", got {came}.')
         questions = [request["question"] for request in requests]
         nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in questions]
         inputs = self.processor(images=[request["image"] for request in requests], text=nested, return_tensors="pt")

@@ -4,7 +4,6 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 MAX_RATIO = 32  # of an image longer than this many times its other side only the middle is resized
 OVERSHOOT = 1e-3  # how far rounding may take floats out of 0 to 1
-FROM_BYTES = "give PIL.Image.open(io.BytesIO(content))"
+BYTES, FROM_BYTES = (bytes, bytearray, memoryview), "give PIL.Image.open(io.BytesIO(content))"
 
 
 class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
@@ -37,7 +36,8 @@ def load_image(
     memory that is so already is returned itself.
 
     Arrays and tensors have shape `(height, width)`, or channels first or last: 1, 3 or 4 (RGBA) of them. Where both ends
-    could be channels, an array has them last and a tensor first. Their values say what they are, by one rule:
+    could be channels, an array has them last and a tensor first, unless `input_data_format` says `"channels_first"` or
+    `"channels_last"`. Their values say what they are, by one rule:
 
     - `bool`: `False` is 0 and `True` 255;
     - integers: as they are up to 255; where there are larger ones, the upper 8 of 16 bits are taken (values up to 511 only
@@ -46,10 +46,6 @@ def load_image(
     - floats that are all whole numbers: as integers.
 
     Images of the modes I, I;16 and F go by the same rule; those of mode F may hold fractions, if any is above 2.
-
-    Args:
-        image: path of a local file, PIL image, array or tensor.
-        input_data_format: `"channels_first"` or `"channels_last"`, for arrays and tensors.
 
     Raises:
         FileNotFoundError: no such file.
@@ -81,7 +77,7 @@ def load_image(
     if _is_array(image):
         image = Image.fromarray(np.ascontiguousarray(_levels(_channels_last(image, input_data_format))))
     if not isinstance(image, Image.Image):
-        came = type(image).__name__ + (f"; {FROM_BYTES}" if isinstance(image, (bytes, bytearray, memoryview)) else "")
+        came = type(image).__name__ + (f"; {FROM_BYTES}" if isinstance(image, BYTES) else "")
         raise TypeError(f"An image must be a file's path, a PIL image, or an array or tensor of numbers, got {came}.")
     try:
         return _as_seen(image)
@@ -246,9 +242,8 @@ class HiViLTProcessor(ProcessorMixin):
         are batches by themselves: `image_index` counts the images of this call, so they are not to be joined.
 
         Args:
-            images: an image, a batch or a list of them: file paths, PIL images, arrays or tensors, each once. An array or
-                tensor with 4 dimensions is a batch, one with 2 or 3 an image; [`load_image`] says what its values mean.
-                `[[image], [other]]` is `[image, other]`.
+            images: an image or a list of them, each once: file paths, PIL images, arrays or tensors, as [`load_image`]
+                opens them. An array or tensor with 4 dimensions is a batch. `[[image], [other]]` is `[image, other]`.
             text: one text; one for each image; several for the only image; or for each image a list of its texts.
             **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
                 texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. With
@@ -282,8 +277,7 @@ class HiViLTProcessor(ProcessorMixin):
         """
         An image with the pixels that the image processor resizes it to; as it was, where that resizes in a way of its own.
 
-        Calling the processor does so too; done to each image as soon as it is opened, only one at a time is in memory at
-        its full size.
+        Calling the processor does so too. Where it is done as soon as an image is opened, only one is in memory at full size.
         """
         processor, size = self.image_processor, image.size
         if _is_usual(processor) and processor.do_resize:
@@ -291,9 +285,8 @@ class HiViLTProcessor(ProcessorMixin):
                 longest = MAX_RATIO * min(size)
                 if processor.do_center_crop and max(size) > longest:
                     # A line of 1 by 60,000 pixels would be resized to gigabytes, of which the middle is kept.
-                    sides = [min(side, longest + (side - longest) % 2) for side in size]
-                    left, top = ((old - new) // 2 for old, new in zip(size, sides, strict=True))
-                    image = image.crop((left, top, left + sides[0], top + sides[1]))
+                    left, top = (max(side - longest, 0) // 2 for side in size)
+                    image = image.crop((left, top, size[0] - left, size[1] - top))
                     size = image.size
                 size = tuple(int(processor.size.shortest_edge * side / min(size)) for side in size)
             elif processor.size.height and processor.size.width:
@@ -310,17 +303,15 @@ class HiViLTProcessor(ProcessorMixin):
         """
         processor = self.image_processor
         data_format = kwargs.pop("input_data_format", None)
-
-        def setting(name: str) -> Any:
-            return kwargs[name] if kwargs.get(name) is not None else getattr(processor, name, None)
-
-        is_resized = isinstance(processor, PilBackend) and bool(setting("do_resize"))
-        may_be_scaled = setting("do_rescale") is False
-        scaled = [may_be_scaled and _is_array(image) and _as_numpy(image).dtype.kind == "f" for image in images]
+        do_resize, do_rescale = (
+            getattr(processor, name, None) if kwargs.get(name) is None else kwargs[name]
+            for name in ("do_resize", "do_rescale")
+        )
+        scaled = [do_rescale is False and _is_array(image) and _as_numpy(image).dtype.kind == "f" for image in images]
         usual = not kwargs.keys() - {"return_tensors"} and _is_usual(processor) and not any(scaled)
         for place, image in enumerate(images):
             if scaled[place]:
-                images[place] = _prepared(image, data_format, is_resized)
+                images[place] = _prepared(image, data_format, isinstance(processor, PilBackend) and do_resize)
             else:
                 image = load_image(image, data_format)
                 # At once, so that only one is in memory at its full size.
@@ -342,10 +333,9 @@ class HiViLTProcessor(ProcessorMixin):
 
     @staticmethod
     def _flatten_images(images: ImageInput) -> list:
-        """All images in one list."""
         if _is_array(images):
             images = list(images) if images.ndim in (1, 4) else [images]
-        if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray, memoryview)):
+        if not isinstance(images, Sequence) or isinstance(images, (str, *BYTES)):
             images = [images]
         flat = []
         for position, image in enumerate(images):
@@ -411,19 +401,14 @@ class HiViLTProcessor(ProcessorMixin):
         config: PreTrainedConfig | None = None,
     ) -> list[list[dict[str, str | float]]]:
         """
-        Turns scores into answers.
+        Turns scores into answers: for each text the `top_k` best, as `{"answer": str, "score": float}`, best first.
 
         Args:
-            logits (`torch.Tensor` or array of shape `(texts, num_labels)`, or a model output that has them): the scores.
-            top_k: how many answers to give for each text, best first.
+            logits: tensor or array of shape `(texts, num_labels)`, or a model output that has them.
             id2label: the answers; unset, those of the config.
-            multi_label: whether the head was trained on soft labels, each answer by itself: probabilities are then sigmoids
-                and need not sum to one, otherwise a softmax. Unset, whether the config's `problem_type` is
-                `"multi_label_classification"`.
+            multi_label: whether each answer was learnt by itself, so that probabilities are sigmoids and need not sum to
+                one, otherwise a softmax. Unset, whether the config's `problem_type` is `"multi_label_classification"`.
             config: of the model that the scores are of; unset, the one that was saved with this processor.
-
-        Returns:
-            For each text a list of `{"answer": str, "score": float}`.
 
         Raises:
             ValueError: the answers are not known, or are not as many as the scores.
@@ -436,9 +421,8 @@ class HiViLTProcessor(ProcessorMixin):
             multi_label = known.problem_type == "multi_label_classification"
         if id2label is None:
             raise ValueError(
-                "There are no answers to name: the config beside this processor has none (that of a retrieval checkpoint), or "
-                "it was loaded without one. Open a question answering checkpoint, or give `config=model.config` of the model "
-                "that the scores are of."
+                "There are no answers to name: this processor was loaded without the config of a question answering "
+                "checkpoint. Open one, or give `config=model.config` of the model that the scores are of."
             )
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] != len(id2label):
             raise ValueError(

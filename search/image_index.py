@@ -22,18 +22,16 @@ from PIL import Image
 
 from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
-from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, tensors_of
+from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select, tensors_of
 from hivilt.search.scoring import check_at_least, check_evaluates, score_pairs
 
 logger = logging.getLogger(__name__)
 
 _EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
 
-# Images that are encoded at a time for re-ranking.
-_RERANK_BATCH = 32
+_RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 
-# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow: about 200 images
-# of the base model, tens of thousands of the small one.
+# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow.
 STATES_BYTES = 2**29
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
@@ -111,7 +109,7 @@ class ImageIndex:
         """Embeds the images below a folder, or only those that are new or have changed since an earlier build.
 
         A build that was cut off goes on where it stopped, and an index that is already there serves until the new one is
-        complete. Written are
+        complete. `output_dir` then has
 
         - `embeddings/`: a `datasets` folder with columns `image` (path below `images`), `size` (bytes), `mtime_ns`
           and `embedding` (`projection_dim` float32 numbers), sorted by path;
@@ -122,7 +120,6 @@ class ImageIndex:
             images: the folder. Files below it are images if Pillow reads their ending (HEIC with the extra `heif`); hidden
                 files and links to folders are left out.
             model, processor: a checkpoint, `model` in evaluation mode.
-            output_dir: where the index goes.
             batch_size: images that are encoded at a time.
             on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
@@ -157,11 +154,13 @@ class ImageIndex:
             raise ValueError(f"images: there is no image file below {folder}{counted}")
 
         checkpoint = model.name_or_path
+        # As seen from `output_dir`, unless it is on another drive.
+        place = os.path.relpath(folder, output_dir) if folder.anchor == output_dir.anchor else folder
         info = {
             "hivilt_version": __version__,
             "fingerprint": fingerprint(model, processor),
             "checkpoint": os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint,
-            "images": _path_from(output_dir, folder),
+            "images": Path(place).as_posix(),
             "index_factory": index_factory,
         }
         _publish(output_dir)
@@ -256,7 +255,7 @@ class ImageIndex:
 
     @torch.inference_mode()
     def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
-        """The images nearest to a text or to an image.
+        """The images nearest to a text or to an image, best first; equal scores by path.
 
         Args:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
@@ -265,14 +264,10 @@ class ImageIndex:
                 by embedding. An image is encoded when it is met; the states of the most recently used ones stay in memory,
                 up to 512 MiB (2.6 MB an image with the base model).
 
-        Returns:
-            Best first; equal scores by path.
-
         Raises:
             ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, or a number is out of
                 range.
-            FileNotFoundError: the query is an image that is not there.
-            TypeError: it is something else.
+            FileNotFoundError, TypeError: the query is an image that is not there, or something else.
         """
         check_at_least("top_k", top_k, 1)
         check_at_least("rerank_k", rerank_k, 0)
@@ -330,10 +325,9 @@ class ImageIndex:
             for image, error in errors.items():
                 raise ValueError(f"{image}: {error} Or build the index again without it.") from error
             states = self.model.encode_images(torch.cat([*pixel_values.values()]).to(self.model.device))
+            states = map_states(torch.Tensor.cpu, states)
             for place, image in enumerate(pixel_values):
-                self._image_states[image] = map_states(
-                    lambda x, place=place: x[place : place + 1].cpu().clone(), states
-                )
+                self._image_states[image] = map_states(partial(select, index=torch.tensor([place])), states)
         for image in images:
             self._image_states.move_to_end(image)
         image_states = cat_states([self._image_states[image] for image in images])
@@ -470,10 +464,3 @@ def _complete_info(output_dir: Path) -> dict:
         what = "a whole index: build it again, it goes on where it stopped" if begun else "an index: build one there"
         raise FileNotFoundError(f"output_dir: {output_dir} does not hold {what}, or check the path.")
     return info
-
-
-def _path_from(start: Path, path: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, start)).as_posix()
-    except ValueError:  # another drive
-        return path.as_posix()

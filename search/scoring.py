@@ -11,38 +11,30 @@ from hivilt import HiViLTForRetrieval
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select
 
 
-def take_rows(
-    batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextStates], index: torch.LongTensor
-) -> HiViLTImageStates | HiViLTTextStates:
-    """Rows of states that were encoded in several batches, as one batch; only the tensors that fusion reads.
+def take_texts(batches: Sequence[HiViLTTextStates], index: torch.LongTensor) -> HiViLTTextStates:
+    """Texts that were encoded in several batches, as one batch, padded to the longest batch that one comes from.
 
-    Args:
-        batches: states of images of one size, or of texts, which are padded to the longest batch that a row comes from;
-            all on one device.
-        index: (rows,), row numbers counted over all batches; any order, repetitions too.
-
-    Raises:
-        ValueError: there is no batch, or `index` is no list of row numbers of them.
+    `index` (texts,), not empty, counts over all batches, in any order, repetitions too. Only the tensors that fusion reads
+    are kept.
     """
     ends = _ends("batches", batches)
-    index = _check_index("index", index, int(ends[-1]))
     owners = torch.searchsorted(ends, index, right=True)
+    numbers = owners.unique().tolist()
+    length = max(batches[number].attention_mask.shape[1] for number in numbers)
     parts = []
-    for number in owners.unique().tolist() or [0]:
-        rows = index[owners == number] - (ends[number] - len(batches[number].global_state))
-        parts.append(map_states(partial(select, index=rows), batches[number]))
-    if isinstance(parts[0], HiViLTTextStates):
-        length = max(part.attention_mask.shape[1] for part in parts)
-        parts = [
-            map_states(partial(_pad_tokens, missing=length - part.attention_mask.shape[1]), part) for part in parts
-        ]
+    for number in numbers:
+        batch = batches[number]
+        rows = index[owners == number] - (ends[number] - len(batch.global_state))
+        missing = length - batch.attention_mask.shape[1]
+        parts.append(map_states(partial(_padded_rows, rows=rows, missing=missing), batch))
 
     # The parts stand in the order of the batches; each row goes back to where `index` has it.
     order = owners.argsort(stable=True).argsort()
     return map_states(partial(select, index=order), cat_states(parts))
 
 
-def _pad_tokens(x: torch.Tensor, missing: int) -> torch.Tensor:
+def _padded_rows(x: torch.Tensor, rows: torch.LongTensor, missing: int) -> torch.Tensor:
+    x = select(x, rows)
     if x.dim() == 3:
         return F.pad(x, (0, 0, 0, missing))  # (B_t, N_t, d) -> (B_t, N_t + missing, d)
     # The mask (B_t, N_t); what is pooled (B_t, d) has no tokens.
@@ -83,21 +75,20 @@ def score_pairs(
     if images.shape != texts.shape:
         raise ValueError(f"image_index and text_index: got {len(images)} images and {len(texts)} texts; one of each.")
 
-    # By image batch, then by text, so that a batch is moved once and pairs fused together share their texts.
+    keys, places = (images * num_texts + texts).unique(return_inverse=True)
+    images, texts = keys // num_texts, keys % num_texts
     owners = torch.searchsorted(ends, images, right=True)
-    keys, places = ((owners * num_texts + texts) * num_images + images).unique(return_inverse=True)
-    images, texts = keys % num_images, keys // num_images % num_texts
-    owners = torch.searchsorted(ends, images, right=True)
-
     scores = torch.empty(len(keys))
     with tqdm(total=len(keys), unit="pair", desc="Scoring pairs", disable=not progress) as bar:
         for number in owners.unique().tolist():
             batch = image_batches[number]
             first = ends[number] - len(batch.global_state)
             image_states = map_states(lambda x: x.to(model.device), batch)
-            for chunk in (owners == number).nonzero().squeeze(1).split(batch_size):
+            pairs = (owners == number).nonzero().squeeze(1)
+            # By text, so that pairs fused together share theirs.
+            for chunk in pairs[texts[pairs].argsort(stable=True)].split(batch_size):
                 text_rows, text_places = texts[chunk].unique(return_inverse=True)
-                text_states = map_states(lambda x: x.to(model.device), take_rows(text_batches, text_rows))
+                text_states = map_states(lambda x: x.to(model.device), take_texts(text_batches, text_rows))
                 scores[chunk] = model.score(image_states, text_states, images[chunk] - first, text_places).float().cpu()
                 bar.update(len(chunk))
     return scores[places]

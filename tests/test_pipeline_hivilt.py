@@ -244,7 +244,7 @@ def test_half_precision_model_answers(vqa):
         ({"question": "is it red"}, None, ValueError, r'"image" and "question", got \[\'question\'\]'),
         ([REQUESTS[0], "is it red"], None, ValueError, '"image" and "question", got str'),
         ([IMAGES["red"]], None, ValueError, '"image" and "question", got Image'),
-        ([IMAGES["red"], IMAGES["blue"]], QUESTIONS, ValueError, "Many images take one question.*is a list"),
+        ([IMAGES["red"], IMAGES["blue"]], QUESTIONS, ValueError, "Many images take one question, got a list"),
         (iter([IMAGES["red"]]), QUESTIONS, ValueError, "Many images take one question"),
         (REQUESTS, QUESTIONS[0], ValueError, "question is given twice"),
         (b"\x89PNG", "is it red", TypeError, "got bytes; give PIL.Image.open"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hivilt import HiViLTForRetrieval
 from hivilt.fusion_hivilt import map_states
-from hivilt.search.scoring import score_pairs, take_rows
+from hivilt.search.scoring import score_pairs, take_texts
 from tiny import IMAGE_SIZE, make_model, make_processor
 
 TEXTS = ["red circle", "is there a blue square in the image?", "what color is the shape?", "two", "a red and blue"]
@@ -42,20 +42,12 @@ def assert_same_states(states, expected):
             assert one is other or torch.allclose(one.float(), other.float(), atol=1e-4), name
 
 
-class TestTakeRows:
-    @given(st.lists(st.integers(0, 5), max_size=9))
+class TestTakeTexts:
+    @given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
     @settings(max_examples=30, deadline=None)
-    def test_images_equal_rows_of_one_batch(self, index):
+    def test_they_equal_rows_of_one_batch_but_for_padding(self, index):
         index = torch.tensor(index, dtype=torch.long)
-        taken = take_rows(IMAGE_BATCHES, index)
-        assert taken.last_hidden_state is None
-        assert_same_states(taken, map_states(lambda x: x[index], IMAGES))
-
-    @given(st.lists(st.integers(0, 4), max_size=9))
-    @settings(max_examples=30, deadline=None)
-    def test_texts_equal_rows_of_one_batch_but_for_padding(self, index):
-        index = torch.tensor(index, dtype=torch.long)
-        taken, wanted = take_rows(TEXT_BATCHES, index), map_states(lambda x: x[index], TEXT_STATES)
+        taken, wanted = take_texts(TEXT_BATCHES, index), map_states(lambda x: x[index], TEXT_STATES)
         length = taken.attention_mask.shape[1]
         assert not wanted.attention_mask[:, length:].any()
         assert torch.equal(taken.attention_mask, wanted.attention_mask[:, :length])
@@ -66,28 +58,14 @@ class TestTakeRows:
 
         assert_same_states(map_states(unpadded, taken), map_states(unpadded, wanted))
 
-    def test_texts_are_padded_no_further_than_needed_and_with_zeros(self):
+    def test_they_are_padded_no_further_than_needed_and_with_zeros(self):
         lengths = [batch.attention_mask.shape[1] for batch in TEXT_BATCHES]
         assert len(set(lengths)) == 3
-        assert take_rows(TEXT_BATCHES, torch.tensor([3])).attention_mask.shape[1] == lengths[1]
-        both = take_rows(TEXT_BATCHES, torch.tensor([0, 4]))
+        assert take_texts(TEXT_BATCHES, torch.tensor([3])).attention_mask.shape[1] == lengths[1]
+        both = take_texts(TEXT_BATCHES, torch.tensor([0, 4]))
         assert both.attention_mask.shape[1] == lengths[0] > lengths[2]
         assert not both.attention_mask[1, lengths[2] :].any()
         assert not both.level_states[0][1, lengths[2] :].any()
-
-    @pytest.mark.parametrize(
-        ("batches", "index", "message"),
-        [
-            ([], torch.tensor([0]), "batches: is empty"),
-            (IMAGE_BATCHES, torch.tensor([6]), "from 6 to 6, expected 0 to 5"),
-            (IMAGE_BATCHES, torch.tensor([-1]), "expected 0 to 5"),
-            (IMAGE_BATCHES, torch.tensor([[0]]), r"expected whole numbers, \(rows,\)"),
-            (IMAGE_BATCHES, torch.tensor([0.5]), "expected whole numbers"),
-        ],
-    )
-    def test_bad_arguments(self, batches, index, message):
-        with pytest.raises(ValueError, match=message):
-            take_rows(batches, index)
 
 
 class TestScorePairs:
@@ -123,6 +101,15 @@ class TestScorePairs:
 
     def test_bad_arguments(self):
         none, two = torch.tensor([], dtype=torch.long), torch.tensor([0, 1])
+        for batches, index, message in [
+            ([], two, "image_batches: is empty"),
+            (IMAGE_BATCHES, torch.tensor([6, 6]), "image_index: got row numbers from 6 to 6, expected 0 to 5"),
+            (IMAGE_BATCHES, torch.tensor([-1, 0]), "expected 0 to 5"),
+            (IMAGE_BATCHES, torch.tensor([[0]]), r"expected whole numbers, \(rows,\)"),
+            (IMAGE_BATCHES, torch.tensor([0.5, 1]), "expected whole numbers"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                score_pairs(MODEL, batches, TEXT_BATCHES, index, two)
         with pytest.raises(ValueError, match="got 0 images and 2 texts"):
             score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, none, two)
         with pytest.raises(ValueError, match="text_index: got row numbers from 0 to 5"):
