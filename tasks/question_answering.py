@@ -163,7 +163,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             entropy = partial(F.cross_entropy, outputs.logits.float(), inputs["labels"], **ways)
             more = entropy(label_smoothing=self.args.label_smoothing_factor) - entropy()
             loss = loss + self.model.config.classification_loss_weight * more / max(self.count(inputs), 1)
-        loss = self.share_of_step(loss, inputs, num_items_in_batch)
+        loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def measure(self, model, batches, dataset):
@@ -192,13 +192,10 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return predictions, metrics, len(predictions)
 
     def is_labelled(self, example: VQAExample) -> bool:
-        """Whether its answer is known."""
         return bool(example.answers)
 
     def _find_temperature(self, model, batches, dataset):
         """That of the classifier's scores. A question whose answer is not to choose from counts as wrong in the errors."""
-        if not any(map(self.is_labelled, dataset.examples)):
-            return None
 
         def scores_and_labels(inputs):
             labels = inputs.pop("labels").cpu().numpy()
@@ -224,7 +221,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return metrics
 
     def metrics_of_answer(self, answer: str, dataset: VQADataset) -> dict[str, float]:
-        """The metrics, as `measure` gives them and as far as they are one number each, of this answer to every question."""
+        """The metrics of `measure` that are one number each, of this answer to every question."""
         metrics = self._metrics([[{"answer": answer, "score": 1.0}]] * len(dataset.examples), dataset.examples)
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
@@ -249,7 +246,7 @@ def _answered(labels: torch.Tensor) -> torch.BoolTensor:
 
 
 def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-    """The model's loss of each question by itself, `None` for those without an answer; arguments as `classification_loss`."""
+    """The model's loss of each question, `None` for those without an answer; arguments as `classification_loss`."""
     losses = torch.vmap(classification_loss)(logits[:, None], labels[:, None]).tolist()
     return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
@@ -287,14 +284,8 @@ class QuestionAnswering(Task):
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args
-        names = (
-            args.image_column,
-            args.question_column,
-            args.answer_column,
-            args.image_id_column,
-            args.question_id_column,
-        )
-        columns = Columns(*names)
+        texts, ids = (args.question_column, args.answer_column), (args.image_id_column, args.question_id_column)
+        columns = Columns(args.image_column, *texts, *ids)
         of_file = lambda path, split: read_file(path, columns, answers_needed=split != "test")
         of_table = lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test")
         return read_splits(args, splits, of_file, of_table, self.benchmark)
@@ -383,9 +374,9 @@ class QuestionAnswering(Task):
                     f"answer_file: none of the {len(examples):,} training questions has an answer among the "
                     f"{len(self.label2id):,} to choose from, the first being {next(iter(self.label2id))!r}; name the right file."
                 )
-            facts["dropped_questions"] = len(examples) - len(known)
-            if facts["dropped_questions"]:
-                logger.info(f"train: dropped {facts['dropped_questions']:,} questions with no answer among them")
+            facts["dropped_questions"] = dropped = len(examples) - len(known)
+            if dropped:
+                logger.info(f"train: dropped {dropped:,} questions with no answer among them")
             examples = known
         return VQADataset(examples, seed=self.training_args.draw_seed), facts
 
@@ -434,16 +425,14 @@ class QuestionAnswering(Task):
     ) -> tuple[str, float, float, int] | None:
         """Beside the training questions' most frequent answer, given to every question."""
         train = datasets["train"].examples
-        answers = [example.answers for example in train]
-        answer = build_answer_vocabulary(answers, max_size=1, normalize=several_answers(train))[0]
-        for split in ("validation", "test"):
-            measured = results.get(split, {})
-            if self.metric in measured:
-                always = trainer.metrics_of_answer(answer, datasets[split])
-                for name in dict.fromkeys([self.metric, "accuracy"]):
-                    if name in always and name in measured:
-                        measured[f"{name}_of_majority_answer"] = always[name]
-                measured["majority_answer"] = answer
+        given = [example.answers for example in train]
+        answer = build_answer_vocabulary(given, max_size=1, normalize=several_answers(train))[0]
+        for split in [split for split in ("validation", "test") if self.metric in results.get(split, {})]:
+            measured, always = results[split], trainer.metrics_of_answer(answer, datasets[split])
+            for name in dict.fromkeys([self.metric, "accuracy"]):
+                if name in always and name in measured:
+                    measured[f"{name}_of_majority_answer"] = always[name]
+            measured["majority_answer"] = answer
         validation = results.get("validation", {})
         if (chance := validation.get(f"{self.metric}_of_majority_answer")) is None:
             return None

@@ -63,9 +63,7 @@ class RetrievalArguments(TaskArguments):
         "is named.",
         metadata={"choices": list(CAPTION_BENCHMARKS)},
     )
-    caption_column: str = HfArg(
-        default="caption", help="Column of captions, a text or a list; or several, comma between."
-    )
+    caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")
     karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
     captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
     similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
@@ -141,8 +139,7 @@ class RetrievalTrainer(HiViLTTrainer):
         if contrastive_chunk_size is not None and self.is_fsdp_enabled:
             # Weights are gathered for each chunk, and a process with fewer captions has fewer chunks: others would wait.
             raise ValueError(
-                f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; save memory by "
-                "gradient_checkpointing instead."
+                f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; use gradient_checkpointing."
             )
         for name, usual in (("label_smoothing_factor", 0.0), ("train_sampling_strategy", "random")):
             if (value := getattr(self.args, name)) != usual:
@@ -154,7 +151,7 @@ class RetrievalTrainer(HiViLTTrainer):
         self.similar_per_batch = similar_per_batch
         self.contrastive_chunk_size = contrastive_chunk_size
         self.fold_size = fold_size
-        self._losses: dict[str, list[torch.Tensor]] = {}
+        self._losses: dict[str, list[torch.Tensor]] = {}  # parts of the loss since the last log
 
     def _get_train_sampler(self, train_dataset=None):
         return SimilarCaptionsSampler(train_dataset or self.train_dataset, self.similar_per_batch)
@@ -169,7 +166,7 @@ class RetrievalTrainer(HiViLTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the parts of the training loss, mean since the last time."""
+        """Adds the means of the parts of the training loss."""
         if "loss" in logs:
             logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._losses.items()}}
             self._losses = {}

@@ -43,7 +43,8 @@ class _BeginsAnew(TrainerCallback):
             folder = Path(args.output_dir)
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
             if old := checkpoints(folder):
-                logger.warning(f"{folder}: training begins anew; {len(old)} checkpoints of an earlier run are removed.")
+                said = f"the {len(old)} checkpoints of an earlier run are removed"
+                logger.warning(f"{folder}: training begins anew; {said}.")
             for path in old:
                 shutil.rmtree(path)
             (folder / HELD_OUT).unlink(missing_ok=True)
@@ -53,7 +54,7 @@ class _BeginsAnew(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
 
-def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
+def begin_run(argv: Sequence[str] | None, task: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
     """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say.
 
     Raises:
@@ -61,7 +62,6 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
         OSError, ValueError: see `check_output_dir`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    task = task_class
     args, training_args = parse_arguments(argv, task.arguments, task.defaults, task.benchmark_defaults())
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > training_args.world_size:
@@ -79,13 +79,8 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
 
 
 def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
-    """Refuses an `output_dir` in which a run cannot write what it makes, before it makes it; leaves nothing there.
-
-    Raises:
-        NotADirectoryError: it is a file, or in one.
-        PermissionError: nothing can be written there.
-        ValueError: it holds checkpoints of a run that was not finished, and this one would begin anew over it unasked.
-    """
+    """Refuses an `output_dir` in which a run cannot write what it makes, by an `OSError`, or would begin anew over one that
+    was not finished unasked, by a `ValueError`; leaves nothing there."""
     folder = Path(training_args.output_dir)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
@@ -93,9 +88,8 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise PermissionError(
-            f"output_dir: nothing can be written in {place} ({error.strerror}); name another."
-        ) from error
+        reason = error.strerror
+        raise PermissionError(f"output_dir: nothing can be written in {place} ({reason}); name another.") from error
     if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
         return
     whole = [path for path in checkpoints(folder) if is_whole(path)]

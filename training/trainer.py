@@ -160,14 +160,10 @@ class HiViLTTrainer(Trainer):
             # A loader that is kept has workers that know nothing of weights that changed since.
             self.args.dataloader_persistent_workers &= self.encoder_cache is None
         try:
-            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
             self.args = usual
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's; a `ValueError` where `dataloader_drop_last` leaves nothing to train on."""
-        loader = super().get_train_dataloader()
-        if self.args.dataloader_drop_last and len(loader) == 0:
+        if is_training and self.args.dataloader_drop_last and len(loader) == 0:
             raise ValueError(
                 f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
                 f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
@@ -192,9 +188,8 @@ class HiViLTTrainer(Trainer):
         """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
 
         Raises:
-            ValueError: the checkpoint was not written to its end, or its answers, tokenizer, image processor, layers or
-                optimizer are not those of this trainer; evaluation does not measure `metric_for_best_model`; training
-                diverged, and nothing was saved after it did.
+            ValueError: the checkpoint is cut off or of another model or optimizer; evaluation does not measure
+                `metric_for_best_model`; training diverged, and nothing was saved after it did.
             OSError: a checkpoint cannot be written; those before it are intact.
         """
         if resume_from_checkpoint is True:
@@ -261,9 +256,7 @@ class HiViLTTrainer(Trainer):
         inputs = {name: value for name, value in inputs.items() if name != self.place_name}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def share_of_step(
-        self, loss: torch.Tensor, inputs: Mapping[str, Any], num_items: torch.Tensor | None
-    ) -> torch.Tensor:
+    def step_share(self, loss: torch.Tensor, inputs: Mapping[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
         """The share of a batch's mean loss in the mean over all that `count` counts in a step, on all processes."""
         if num_items is None:
             return loss
@@ -325,10 +318,9 @@ class HiViLTTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's, to be called by all processes; a `ValueError` where a weight is not finite, before it is written."""
-        local = {
-            name: one.to_local() if isinstance(one, DTensor) else one for name, one in self.model.named_parameters()
-        }
-        bad = [name for name, one in local.items() if not one.isfinite().all()]
+        weights = self.model.named_parameters()
+        local = ((name, one.to_local() if isinstance(one, DTensor) else one) for name, one in weights)
+        bad = [name for name, one in local if not one.isfinite().all()]
         if self.is_fsdp_enabled:  # each process has a part of them
             bad = sum(gather_object([bad]), [])
         if bad:
@@ -398,9 +390,7 @@ class HiViLTTrainer(Trainer):
 
     # Evaluation
 
-    def measure(
-        self, model: nn.Module, batches: Iterable[dict[str, Any]], dataset: Dataset
-    ) -> tuple[Any, dict[str, Any], int]:
+    def measure(self, model: nn.Module, batches: Iterable[dict], dataset: Dataset) -> tuple[Any, dict[str, Any], int]:
         """Predictions of a split, its metrics and its number of examples, by a model in evaluation mode and this process's
         batches of it, on its device."""
         raise NotImplementedError
@@ -467,7 +457,7 @@ class HiViLTTrainer(Trainer):
     # After training
 
     def is_labelled(self, example: Any) -> bool:
-        """Whether a temperature can be fitted on an example."""
+        """Whether its answer is known, so that a temperature can be fitted on it."""
         return True
 
     def calibrate(self) -> None:
@@ -476,15 +466,15 @@ class HiViLTTrainer(Trainer):
         To be called by all processes, before the model is saved; a `ValueError` under DeepSpeed."""
         if self.is_deepspeed_enabled:
             raise ValueError("calibrate: DeepSpeed keeps weights in pieces; calibrate the checkpoint after it.")
-        dataset = self.eval_dataset
-        examples = list(filter(self.is_labelled, dataset.examples)) or dataset.examples
+        self.calibration = None
+        examples = list(filter(self.is_labelled, self.eval_dataset.examples))
         if len(examples) > self.most_calibrated:
             examples = random.Random(0).sample(examples, self.most_calibrated)
-        dataset = type(dataset)(examples)
-        dataloader = self.get_eval_dataloader(dataset)
-        model = self.model.eval()
-        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
-            self.calibration = self._find_temperature(model, self._prepared(dataloader), dataset)
+        if examples:
+            dataset = type(self.eval_dataset)(examples)
+            batches = self._prepared(self.get_eval_dataloader(dataset))
+            with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+                self.calibration = self._find_temperature(self.model.eval(), batches, dataset)
         if self.calibration is None:
             logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
             return
