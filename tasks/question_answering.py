@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,6 @@ from hivilt.data.vqa import (
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.calibration import calibrate
-from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions
 from hivilt.evaluation.vqa import (
     answer_ceiling,
     answer_coverage,
@@ -51,7 +50,7 @@ from hivilt.training.arguments import TaskArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.results import warn_of_few
 from hivilt.training.splits import read_splits
-from hivilt.training.trainer import HiViLTTrainer, in_order
+from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger("hivilt")
 
@@ -100,9 +99,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
     """Trains and evaluates on a `VQADataset`. A batch is of images with all their questions, and
     `per_device_train_batch_size` counts images, while losses and metrics count questions.
 
-    The loss of a step is the mean over all its questions: over images with few and many of them, over accumulated
-    batches and over processes. Evaluation keeps the best few answers of each question, not the scores of all answers,
-    and gives exactly one prediction a question, in order, on any number of processes.
+    The loss of a step is the mean over all its questions, whatever the images, accumulated batches and processes. Evaluation
+    keeps the best few answers of each question, in order, and not the scores of all answers.
 
     Args:
         top_k: how many answers to keep for each question.
@@ -156,8 +154,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return int(_answered(inputs["labels"]).sum())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss, weighted by the share of this batch in the questions of the step."""
-        num_questions = self.count(inputs)
+        """The model's loss, smoothed, as its share in the mean over the questions of the step."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if self.args.label_smoothing_factor and model.training:
             if inputs["labels"].is_floating_point():
@@ -165,34 +162,27 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             ways = {"ignore_index": IGNORED_LABEL, "reduction": "sum"}
             entropy = partial(F.cross_entropy, outputs.logits.float(), inputs["labels"], **ways)
             more = entropy(label_smoothing=self.args.label_smoothing_factor) - entropy()
-            loss = loss + self.model.config.classification_loss_weight * more / max(num_questions, 1)
-        if num_items_in_batch is not None:
-            # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
-            share = num_questions / num_items_in_batch.clamp(min=1)
-            loss = loss * share * self.current_gradient_accumulation_steps * self.args.world_size
+            loss = loss + self.model.config.classification_loss_weight * more / max(self.count(inputs), 1)
+        loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    def _answer(self, model, batches) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
-        """Of each batch where its questions stand in the split, their logits, and their labels if any is known."""
-        for inputs in batches:
-            places, labels = inputs.pop(self.place_name).tolist(), inputs.pop("labels", None)
-            yield places, model(**inputs).logits, labels
 
     def measure(self, model, batches, dataset):
         """Answers every question of a `VQADataset`.
 
         Returns:
             For each question, in the dataset's order, `{"answer": str, "score": float}` of the `top_k` best; the metrics
-            of `vqa_metrics` (`top3_accuracy` where there are more than three answers to choose from) and
-            `official_metrics`, and `loss`, the mean classification loss of the questions whose answer is in the
-            vocabulary; the number of questions.
+            of `vqa_metrics` (`top3_accuracy` of more than three answers to choose from) and `official_metrics`, and `loss`,
+            the mean over questions whose answer is in the vocabulary; the number of questions.
         """
-        measured = []
-        for places, logits, labels in self._answer(model, batches):
+
+        def answers_and_losses(inputs):
+            labels = inputs.pop("labels", None)
+            logits = model(**inputs).logits
             losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
-            measured += zip(places, zip(self._best_answers(logits), losses, strict=True), strict=True)
-        measured = in_order(measured, len(dataset.examples))
-        predictions, losses = ([one[part] for one in measured] for part in (0, 1))
+            return zip(self._best_answers(logits), losses, strict=True)
+
+        measured = self.measure_each(batches, answers_and_losses, dataset)
+        predictions, losses = map(list, zip(*measured, strict=True))
 
         metrics = self._metrics(predictions, dataset.examples)
         if losses := [loss for loss in losses if loss is not None]:
@@ -202,19 +192,17 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return predictions, metrics, len(predictions)
 
     def is_labelled(self, example: VQAExample) -> bool:
-        """Whether its answer is known."""
         return bool(example.answers)
 
     def _find_temperature(self, model, batches, dataset):
         """That of the classifier's scores. A question whose answer is not to choose from counts as wrong in the errors."""
-        if not any(map(self.is_labelled, dataset.examples)):
-            return None
-        measured = []
-        for places, logits, labels in self._answer(model, batches):
-            rows = zip(logits.float().cpu().numpy(), labels.cpu().numpy(), strict=True)
-            measured += zip(places, rows, strict=True)
-        logits, labels = zip(*in_order(measured, len(dataset)), strict=True)
-        logits, labels = torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(labels))
+
+        def scores_and_labels(inputs):
+            labels = inputs.pop("labels").cpu().numpy()
+            return zip(model(**inputs).logits.float().cpu().numpy(), labels, strict=True)
+
+        measured = zip(*self.measure_each(batches, scores_and_labels, dataset), strict=True)
+        logits, labels = (torch.from_numpy(np.stack(rows)) for rows in measured)
         return calibrate(logits, labels) if _answered(labels).any() else None
 
     def _divide_scores(self, temperature: float) -> None:
@@ -233,7 +221,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return metrics
 
     def metrics_of_answer(self, answer: str, dataset: VQADataset) -> dict[str, float]:
-        """The metrics, as `measure` gives them and as far as they are one number each, of this answer to every question."""
+        """The metrics of `measure` that are one number each, of this answer to every question."""
         metrics = self._metrics([[{"answer": answer, "score": 1.0}]] * len(dataset.examples), dataset.examples)
         return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
@@ -258,7 +246,7 @@ def _answered(labels: torch.Tensor) -> torch.BoolTensor:
 
 
 def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-    """The model's loss of each question by itself, `None` for those without an answer; arguments as `classification_loss`."""
+    """The model's loss of each question, `None` for those without an answer; arguments as `classification_loss`."""
     losses = torch.vmap(classification_loss)(logits[:, None], labels[:, None]).tolist()
     return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
@@ -296,26 +284,21 @@ class QuestionAnswering(Task):
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args
-        columns = Columns(
-            args.image_column, args.question_column, args.answer_column, args.image_id_column, args.question_id_column
-        )
-        return read_splits(
-            args,
-            splits,
-            lambda path, split: read_file(path, columns, answers_needed=split != "test"),
-            lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test"),
-            self.benchmark,
-        )
+        texts, ids = (args.question_column, args.answer_column), (args.image_id_column, args.question_id_column)
+        columns = Columns(args.image_column, *texts, *ids)
+        of_file = lambda path, split: read_file(path, columns, answers_needed=split != "test")
+        of_table = lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test")
+        return read_splits(args, splits, of_file, of_table, self.benchmark)
 
     def hold_out_by(self, example: VQAExample) -> str:
         return example.image_id if self.benchmark is None else self.benchmark.hold_out_by(example)
 
     def prepare(self, splits: dict[str, list[VQAExample]]) -> dict[str, list[VQAExample]]:
         """Asks some of the training questions in other words, where the benchmark has them."""
-        if not self.args.reword or "train" not in splits:
-            return splits
-        reworded = self.benchmark.reword(splits["train"], self.args.reword, self.training_args.draw_seed)
-        return {**splits, "train": reworded}
+        if self.args.reword and "train" in splits:
+            reworded = self.benchmark.reword(splits["train"], self.args.reword, self.training_args.draw_seed)
+            return {**splits, "train": reworded}
+        return splits
 
     @staticmethod
     def texts_of(example: VQAExample) -> tuple[str]:
@@ -326,9 +309,7 @@ class QuestionAnswering(Task):
         if train is None:
             model, processor = super().make_model(None)
         else:
-            vocabulary = answers_to_choose_from(self.args, train)
-            if self.resumed is not None:
-                vocabulary = answers_of_checkpoint(self.args, self.resumed, vocabulary)
+            vocabulary = self._answers_to_choose_from(train)
             model, processor = super().make_model(train, id2label=dict(enumerate(vocabulary)))
             spell_alike(model.config, vocabulary)
             known = list(model.config.id2label.values())
@@ -340,6 +321,34 @@ class QuestionAnswering(Task):
         self.label2id = {canonical_answer(answer): label for answer, label in model.config.label2id.items()}
         self.soft_labels = model.config.problem_type == "multi_label_classification"
         return model, processor
+
+    def _answers_to_choose_from(self, train: list[VQAExample]) -> list[str]:
+        """The classes: a list that is named, that of the benchmark, or the answers of the training data. Those of a checkpoint
+        that training goes on from hold: the data's come in another order where rows were added or removed."""
+        file = self.args.answer_file or (self.benchmark and self.benchmark.answer_file)
+        if file is not None:
+            vocabulary = read_answers_file(file)
+        else:
+            limits = self.args.min_answer_count, self.args.max_answers
+            given = [example.answers for example in train]
+            vocabulary = build_answer_vocabulary(given, *limits, normalize=several_answers(train))
+        if self.resumed is None:
+            return vocabulary
+        own = list(HiViLTConfig.from_pretrained(self.resumed).id2label.values())
+        known, wanted = ({canonical_answer(answer) for answer in answers} for answers in (own, vocabulary))
+        begin = f"begin anew from its weights with --model_name_or_path {self.resumed} and another --output_dir"
+        if new := [answer for answer in vocabulary if canonical_answer(answer) not in known]:
+            raise ValueError(
+                f"resume_from_checkpoint: {self.resumed} does not know {len(new):,} of this run's {len(vocabulary):,} answers: "
+                f"{', '.join(map(repr, new[:5]))}. Leave out their rows (--min_answer_count, --max_answers), or {begin}."
+            )
+        lost = [answer for answer in own if canonical_answer(answer) not in wanted]
+        if lost and file is not None:
+            raise ValueError(
+                f"answer_file: the checkpoint to resume, {self.resumed}, chooses from {len(lost):,} answers that are not in "
+                f"{file}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
+            )
+        return own
 
     def make_dataset(self, split: str, examples: list[VQAExample]) -> tuple[VQADataset, dict[str, Any]]:
         answers = [example.answers for example in examples]
@@ -365,9 +374,9 @@ class QuestionAnswering(Task):
                     f"answer_file: none of the {len(examples):,} training questions has an answer among the "
                     f"{len(self.label2id):,} to choose from, the first being {next(iter(self.label2id))!r}; name the right file."
                 )
-            facts["dropped_questions"] = len(examples) - len(known)
-            if facts["dropped_questions"]:
-                logger.info(f"train: dropped {facts['dropped_questions']:,} questions with no answer among them")
+            facts["dropped_questions"] = dropped = len(examples) - len(known)
+            if dropped:
+                logger.info(f"train: dropped {dropped:,} questions with no answer among them")
             examples = known
         return VQADataset(examples, seed=self.training_args.draw_seed), facts
 
@@ -375,38 +384,37 @@ class QuestionAnswering(Task):
         return VQACollator(processor, self.label2id, self.soft_labels, augmentation)
 
     def trainer_arguments(self) -> dict[str, Any]:
-        benchmark = self.benchmark
-        return {
-            "watched_answer": benchmark and benchmark.watched_answer,
-            "official_metrics": benchmark and benchmark.official_metrics,
-        }
+        names = ("watched_answer", "official_metrics")
+        return {name: self.benchmark and getattr(self.benchmark, name) for name in names}
 
     def measure_more(
         self, trainer: QuestionAnsweringTrainer, metrics: dict[str, dict[str, Any]], datasets: Mapping[str, VQADataset]
     ) -> None:
         """The headline numbers with the same gray in place of every image, where the flags ask for it."""
-        for split, prefix in (("validation", "eval"), ("test", "test")) if self.args.blank_images else ():
-            if split in metrics:
-                with TemporaryDirectory() as folder:
-                    gray = Path(folder) / "gray.png"
-                    Image.new("RGB", (256, 256), GRAY).save(gray)
-                    blank = VQADataset([one._replace(image=str(gray)) for one in datasets[split].examples])
-                    measured = trainer.predict(blank, metric_key_prefix="blank").metrics
-                measured = {name.removeprefix("blank_"): value for name, value in measured.items()}
-                for name in headline_numbers(measured, self.metric):
-                    metrics[split][f"{prefix}_{name}_of_blank_images"] = measured[name]
+        prefixes = {"validation": "eval", "test": "test"} if self.args.blank_images else {}
+        for split in [split for split in prefixes if split in metrics]:
+            with TemporaryDirectory() as folder:
+                gray = Path(folder) / "gray.png"
+                Image.new("RGB", (256, 256), GRAY).save(gray)
+                blank = VQADataset([one._replace(image=str(gray)) for one in datasets[split].examples])
+                measured = trainer.predict(blank, metric_key_prefix="blank").metrics
+            measured = {name.removeprefix("blank_"): value for name, value in measured.items()}
+            for name in headline_numbers(measured, self.metric):
+                metrics[split][f"{prefixes[split]}_{name}_of_blank_images"] = measured[name]
 
     def write(self, folder: Path, dataset: VQADataset, predictions: list[list[dict]]) -> None:
+        from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions  # matplotlib, which --help does without
+
         write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
         # Images from all over the split, of each another question.
         groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]
         shown = [group[number % len(group)] for number, group in enumerate(groups)]
-        cells = [drawn(dataset.examples[place], predictions[place]) for place in shown]
+        cells = [AnsweredQuestion(*drawn(dataset.examples[place], predictions[place])) for place in shown]
         plot_predictions(cells, folder / "predictions.png")
         if self.benchmark is not None and self.benchmark.submissions is not None:
-            server = f"the server of {self.benchmark.title}; it wants all of its split"
             for name, rows in self.benchmark.submissions(predictions, dataset.examples).items():
                 (folder / name).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+                server = f"the server of {self.benchmark.title}; it wants all of its split"
                 logger.info(f"{name}: {len(rows):,} answers for {server}")
 
     def facts(self) -> dict[str, Any]:
@@ -417,16 +425,14 @@ class QuestionAnswering(Task):
     ) -> tuple[str, float, float, int] | None:
         """Beside the training questions' most frequent answer, given to every question."""
         train = datasets["train"].examples
-        answers = [example.answers for example in train]
-        answer = build_answer_vocabulary(answers, max_size=1, normalize=several_answers(train))[0]
-        for split in ("validation", "test"):
-            measured = results.get(split, {})
-            if self.metric in measured:
-                always = trainer.metrics_of_answer(answer, datasets[split])
-                for name in dict.fromkeys([self.metric, "accuracy"]):
-                    if name in always and name in measured:
-                        measured[f"{name}_of_majority_answer"] = always[name]
-                measured["majority_answer"] = answer
+        given = [example.answers for example in train]
+        answer = build_answer_vocabulary(given, max_size=1, normalize=several_answers(train))[0]
+        for split in [split for split in ("validation", "test") if self.metric in results.get(split, {})]:
+            measured, always = results[split], trainer.metrics_of_answer(answer, datasets[split])
+            for name in dict.fromkeys([self.metric, "accuracy"]):
+                if name in always and name in measured:
+                    measured[f"{name}_of_majority_answer"] = always[name]
+            measured["majority_answer"] = answer
         validation = results.get("validation", {})
         if (chance := validation.get(f"{self.metric}_of_majority_answer")) is None:
             return None
@@ -450,47 +456,6 @@ class QuestionAnswering(Task):
 
     def try_next(self, folder: Path) -> str:
         return f"python app.py --model {folder}"
-
-
-# Answers to choose from
-
-
-def answers_file(args: VQAArguments) -> str | Path | None:
-    """The file of answers that is named, or that of the benchmark, if any."""
-    benchmark = VQA_BENCHMARKS.get(args.benchmark)
-    return args.answer_file or (benchmark and benchmark.answer_file)
-
-
-def answers_to_choose_from(args: VQAArguments, train: list[VQAExample]) -> list[str]:
-    """The classes: a list that is named, that of the benchmark, or the answers of the training data."""
-    if (file := answers_file(args)) is not None:
-        return read_answers_file(file)
-    answers = [example.answers for example in train]
-    return build_answer_vocabulary(answers, args.min_answer_count, args.max_answers, normalize=several_answers(train))
-
-
-def answers_of_checkpoint(args: VQAArguments, checkpoint: str, vocabulary: list[str]) -> list[str]:
-    """The classes of the checkpoint that training goes on from, which hold: those of the data come in another order where
-    rows were added or removed.
-
-    Raises:
-        ValueError: the run has answers that the checkpoint does not know, or is to choose from a list that is not its.
-    """
-    own = list(HiViLTConfig.from_pretrained(checkpoint).id2label.values())
-    known, wanted = ({canonical_answer(answer) for answer in answers} for answers in (own, vocabulary))
-    begin = f"begin anew from its weights with --model_name_or_path {checkpoint} and another --output_dir"
-    if new := [answer for answer in vocabulary if canonical_answer(answer) not in known]:
-        raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} does not know {len(new):,} of this run's {len(vocabulary):,} answers: "
-            f"{', '.join(map(repr, new[:5]))}. Leave out their rows (--min_answer_count, --max_answers), or {begin}."
-        )
-    lost = [answer for answer in own if canonical_answer(answer) not in wanted]
-    if lost and (file := answers_file(args)) is not None:
-        raise ValueError(
-            f"answer_file: the checkpoint to resume, {checkpoint}, chooses from {len(lost):,} answers that are not in "
-            f"{file}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
-        )
-    return own
 
 
 def several_answers(examples: list[VQAExample]) -> bool:
@@ -532,10 +497,10 @@ def prediction_row(example: VQAExample, best: list[dict]) -> dict[str, Any]:
     }
 
 
-def drawn(example: VQAExample, best: list[dict]) -> AnsweredQuestion:
-    """A question of predictions.png."""
+def drawn(example: VQAExample, best: list[dict]) -> tuple[Image.Image, str, list[dict], str | None]:
+    """A question of predictions.png, as `hivilt.evaluation.plots.AnsweredQuestion`."""
     answer = majority_answer(example.answers) if example.answers else None
-    return AnsweredQuestion(open_image(example.image), example.question, best[:3], answer)
+    return open_image(example.image), example.question, best[:3], answer
 
 
 def headline_numbers(measured: dict, metric: str) -> list[str]:
@@ -548,10 +513,10 @@ def summary_of(results: dict, split: str, metric: str) -> str:
     """The number that counts, the others, and accuracy by type of question where the data tells types, as lines."""
     measured = results[split]
     lines = [f"{split} {metric.replace('_', ' ')}: {measured[metric]:.4f} on {measured['num_questions']:,} questions"]
-    if (baseline := measured.get(f"{metric}_of_majority_answer")) is not None:
-        lines.append(f"  always {measured['majority_answer']!r}, the most frequent training answer: {baseline:.4f}")
-    if (baseline := measured.get(f"{metric}_of_blank_images")) is not None:
-        lines.append(f"  with gray in place of every image: {baseline:.4f}")
+    always = f"always {measured.get('majority_answer')!r}, the most frequent training answer"
+    for name, told in {"majority_answer": always, "blank_images": "with gray in place of every image"}.items():
+        if f"{metric}_of_{name}" in measured:
+            lines.append(f"  {told}: {measured[f'{metric}_of_{name}']:.4f}")
     if others := headline_numbers(measured, metric)[1:]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {measured[name]:.4f}" for name in others))
     for name, accuracies in measured.items():

@@ -33,7 +33,6 @@ from hivilt.data.captions import (
 )
 from hivilt.data.tables import HEIF_ENDINGS, open_image
 from hivilt.evaluation.calibration import calibrate, draw_candidates
-from hivilt.evaluation.plots import RetrievedImages, plot_retrieved
 from hivilt.evaluation.retrieval import best_first, chance_recall, recall_table, rerank, retrieval_metrics
 from hivilt.fusion_hivilt import map_states
 from hivilt.losses_hivilt import MAX_LOGIT_SCALE, inverse_temperature
@@ -51,6 +50,8 @@ from hivilt.training.trainer import HiViLTTrainer, in_order
 
 logger = logging.getLogger("hivilt")
 
+DIRECTIONS = ("image_to_text", "text_to_image")
+
 
 @dataclass
 class RetrievalArguments(TaskArguments):
@@ -62,9 +63,7 @@ class RetrievalArguments(TaskArguments):
         "is named.",
         metadata={"choices": list(CAPTION_BENCHMARKS)},
     )
-    caption_column: str = HfArg(
-        default="caption", help="Column of captions, a text or a list; or several, comma between."
-    )
+    caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")
     karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
     captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
     similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
@@ -110,17 +109,15 @@ class RetrievalTrainer(HiViLTTrainer):
     """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
 
     Evaluation encodes every image and every caption once, ranks by their embeddings, and re-ranks the best `rerank_k`
-    of each query from the encoded states, by `HiViLTForRetrieval.ranking_score`. A pair that is on the shortlist of its
-    image and of its caption is fused once.
+    of each query from the encoded states, by `HiViLTForRetrieval.ranking_score`.
 
     Args:
         rerank_k: candidates of each query to re-rank; 0 ranks by the embeddings alone.
         similar_per_batch: images with similar captions to train on together, see `SimilarCaptionsSampler`.
         contrastive_chunk_size: `chunk_size` of `HiViLTForRetrieval.forward` in training.
-        fold_size: also report recall as the mean over consecutive folds of so many images with their captions, each
-            ranked and re-ranked by itself, of splits with at least two; what is left after the last whole one counts in
-            none. MS-COCO's "1K test" is five folds of 1,000 (Karpathy and Fei-Fei 2015; VSE++). Evaluations within
-            training do without.
+        fold_size: also report recall as the mean over consecutive whole folds of so many images with their captions, each
+            ranked and re-ranked by itself, of splits with at least two. MS-COCO's "1K test" is five folds of 1,000
+            (Karpathy and Fei-Fei 2015; VSE++). Evaluations within training do without.
         **kwargs: as `HiViLTTrainer`.
     """
 
@@ -142,8 +139,7 @@ class RetrievalTrainer(HiViLTTrainer):
         if contrastive_chunk_size is not None and self.is_fsdp_enabled:
             # Weights are gathered for each chunk, and a process with fewer captions has fewer chunks: others would wait.
             raise ValueError(
-                f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; save memory by "
-                "gradient_checkpointing instead."
+                f"contrastive_chunk_size: got {contrastive_chunk_size}, expected None under FSDP; use gradient_checkpointing."
             )
         for name, usual in (("label_smoothing_factor", 0.0), ("train_sampling_strategy", "random")):
             if (value := getattr(self.args, name)) != usual:
@@ -155,7 +151,7 @@ class RetrievalTrainer(HiViLTTrainer):
         self.similar_per_batch = similar_per_batch
         self.contrastive_chunk_size = contrastive_chunk_size
         self.fold_size = fold_size
-        self._losses: dict[str, list[torch.Tensor]] = {}
+        self._losses: dict[str, list[torch.Tensor]] = {}  # parts of the loss since the last log
 
     def _get_train_sampler(self, train_dataset=None):
         return SimilarCaptionsSampler(train_dataset or self.train_dataset, self.similar_per_batch)
@@ -170,7 +166,7 @@ class RetrievalTrainer(HiViLTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds the parts of the training loss, mean since the last time."""
+        """Adds the means of the parts of the training loss."""
         if "loss" in logs:
             logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._losses.items()}}
             self._losses = {}
@@ -186,10 +182,9 @@ class RetrievalTrainer(HiViLTTrainer):
 
         Returns:
             `{"image_to_text": LongTensor (B_i, n), "text_to_image": LongTensor (B_t, n)}`, places in the split, best
-            first; metrics: those of `retrieval_metrics` for the final ranking, the same with `embedding_` and `fused_` in
-            front for the ranking by embeddings alone and by fused similarity alone, `loss`, seconds of each stage and how
-            many pairs were fused; with folds their number, and the means of all recalls over them with `fold_` in front,
-            while seconds and pairs are those of the split and its folds together; the number of captions.
+            first; metrics; the number of captions. Metrics are those of `retrieval_metrics` for the final ranking, with
+            `embedding_` and `fused_` in front for the rankings by embeddings and by fused similarity alone, and with
+            `fold_` for means over folds; seconds of each stage and fused pairs are of the split and its folds together.
         """
         start = time.perf_counter()
         images, texts, loss = self._encode(model, batches, dataset, keep_states=self.rerank_k > 0)
@@ -197,12 +192,14 @@ class RetrievalTrainer(HiViLTTrainer):
         rankings, recalls, costs = self._rank(model, images, texts, dataset)
         metrics = {"loss": loss, **recalls}
         if self.fold_size is not None and not self.is_in_train and len(dataset) >= 2 * self.fold_size:
-            folds = []
-            for fold in self._folds(images, texts, dataset):
-                _, fold_recalls, more = self._rank(model, *fold, dataset)
+            fold_of_image, folds = torch.arange(len(dataset)) // self.fold_size, []
+            fold_of_text = fold_of_image[dataset.image_of_caption]
+            for fold in range(len(dataset) // self.fold_size):
+                parts = images.take(fold_of_image == fold), texts.take(fold_of_text == fold)
+                _, fold_recalls, more = self._rank(model, *parts, dataset)
                 folds.append(fold_recalls)
                 costs = {name: cost + more[name] for name, cost in costs.items()}
-            metrics |= {f"fold_{name}": sum(one[name] for one in folds) / len(folds) for name in recalls}
+            metrics |= {f"fold_{name}": sum(fold[name] for fold in folds) / len(folds) for name in recalls}
             metrics |= {"num_folds": len(folds), "fold_size": self.fold_size}
         counts = {"num_images": len(dataset), "num_captions": len(dataset.captions)}
         return rankings, {**metrics, **counts, "encode_seconds": encoded - start, **costs}, len(dataset.captions)
@@ -249,19 +246,9 @@ class RetrievalTrainer(HiViLTTrainer):
         for parameter in self._logit_scales():
             parameter.copy_((inverse_temperature(parameter) / temperature).log())
 
-    def _folds(self, images: "_Encoded", texts: "_Encoded", dataset) -> Iterator[tuple["_Encoded", "_Encoded"]]:
-        """Consecutive `fold_size` images and their captions."""
-        fold_of_text = torch.tensor(dataset.image_of_caption) // self.fold_size
-        for fold, places in enumerate(torch.arange(len(dataset)).split(self.fold_size)):
-            if len(places) == self.fold_size:
-                yield images.take(places), texts.take((fold_of_text == fold).nonzero().squeeze(1))
-
     def _rank(self, model, images: "_Encoded", texts: "_Encoded", dataset):
-        """Ranks all these texts for every image and all these images, consecutive ones, for every text.
-
-        Returns:
-            The final rankings, as `measure` gives them; the recalls of every stage; pairs that were fused and seconds.
-        """
+        """Ranks all these texts for every image and all these images, consecutive ones, for every text: the final rankings,
+        the recalls of every stage, and what they cost."""
         start = time.perf_counter()
         # (B_i, projection_dim), (B_t, projection_dim) -> (B_i, B_t)
         similarity = images.embeds.to(self.args.device) @ texts.embeds.to(self.args.device).t()
@@ -284,18 +271,13 @@ class RetrievalTrainer(HiViLTTrainer):
         recalls = {}
         for stage, ranked in rankings.items():
             recalls |= {f"{stage}{name}": value for name, value in retrieval_metrics(*ranked, image_of_text).items()}
-        costs = {
-            "num_fused_pairs": num_pairs,
-            "search_seconds": searched - start,
-            "rerank_seconds": time.perf_counter() - searched,
-        }
-        return dict(zip(("image_to_text", "text_to_image"), rankings[""], strict=True)), recalls, costs
+        costs = {"num_fused_pairs": num_pairs, "search_seconds": searched - start}
+        costs["rerank_seconds"] = time.perf_counter() - searched
+        return dict(zip(DIRECTIONS, rankings[""], strict=True)), recalls, costs
 
     def _fuse(self, model, images: "_Encoded", texts: "_Encoded", captions, image_to_text, text_to_image):
-        """Fused similarities of both shortlists, (B_i, k) and (B_t, k), and how many were computed.
-
-        A pair on both shortlists is fused once; processes share the pairs between them.
-        """
+        """Fused similarities of both shortlists, (B_i, k) and (B_t, k), and how many were computed: a pair on both is fused
+        once."""
         num_images, num_texts = len(image_to_text), len(text_to_image)
         # Pairs by their number, counted row by row of a matrix of all images and all texts.
         of_images = torch.arange(num_images)[:, None] * num_texts + image_to_text
@@ -349,10 +331,10 @@ class _Encoded:
         states = [states for _, _, states in batches if states is not None]
         return cls(torch.arange(length), torch.from_numpy(np.stack(embeds)), torch.tensor(owners), rows, states)
 
-    def take(self, places: torch.LongTensor) -> "_Encoded":
-        """The items at these places of the split; they share their states."""
+    def take(self, chosen: torch.BoolTensor) -> "_Encoded":
+        """Some of the items; they share their states."""
         columns = (self.places, self.embeds, self.owners, self.rows)
-        return _Encoded(*(column[places] for column in columns), self.states)
+        return _Encoded(*(column[chosen] for column in columns), self.states)
 
 
 # The task
@@ -379,9 +361,8 @@ class Retrieval(Task):
     trainer_class = RetrievalTrainer
 
     def instead(self) -> list | None:
-        if self.args.index is None and self.args.query is None:
-            return None
-        return search(self.args, self.training_args)
+        is_search = self.args.index is not None or self.args.query is not None
+        return search(self.args, self.training_args) if is_search else None
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[CaptionedImage]]]:
         args, benchmark = self.args, self.benchmark
@@ -392,13 +373,9 @@ class Retrieval(Task):
             # Drawn at the size that the model sees.
             benchmark = replace(benchmark, read_package=partial(read_openmoji, size=args.image_size))
         columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
-        return read_splits(
-            args,
-            splits,
-            lambda path, split: read_caption_file(path, columns),
-            lambda table, source, split, folder: read_caption_table(table, columns, source, folder),
-            benchmark,
-        )
+        of_file = lambda path, split: read_caption_file(path, columns)
+        of_table = lambda table, source, split, folder: read_caption_table(table, columns, source, folder)
+        return read_splits(args, splits, of_file, of_table, benchmark)
 
     @staticmethod
     def texts_of(example: CaptionedImage) -> tuple[str, ...]:
@@ -413,8 +390,7 @@ class Retrieval(Task):
 
     def make_dataset(self, split: str, examples: list[CaptionedImage]) -> tuple[CaptionDataset, dict[str, Any]]:
         if split == "train":
-            drawn = {"captions_per_image": self.args.captions_per_image, "seed": self.training_args.draw_seed}
-            dataset = CaptionDataset(examples, **drawn)
+            dataset = CaptionDataset(examples, self.args.captions_per_image, seed=self.training_args.draw_seed)
         else:
             dataset = CaptionDataset(examples)
             warn_of_few(split, len(dataset), "images")
@@ -431,12 +407,14 @@ class Retrieval(Task):
         return {**given, "fold_size": self.benchmark and self.benchmark.fold_size}
 
     def write(self, folder: Path, dataset: CaptionDataset, predictions: dict[str, torch.Tensor]) -> None:
+        from hivilt.evaluation.plots import RetrievedImages, plot_retrieved  # matplotlib, which --help does without
+
         write_rows(folder / "predictions.jsonl", prediction_rows(dataset, predictions))
         rows = []
         for place in spread(len(dataset.captions), 8):
             best = predictions["text_to_image"][place, :8].tolist()
-            images = [open_image(dataset.examples[image].image) for image in best]
-            captions = [dataset.examples[image].captions[0] for image in best]
+            examples = [dataset.examples[image] for image in best]
+            images, captions = [open_image(one.image) for one in examples], [one.captions[0] for one in examples]
             matches = [image == dataset.image_of_caption[place] for image in best]
             rows.append(RetrievedImages(dataset.captions[place], images, captions, matches))
         title = "Captions and the images found for them, best first; the right one is framed"
@@ -452,26 +430,22 @@ class Retrieval(Task):
 
     def summary(self, results: Mapping[str, Any], split: str) -> str:
         data = results["data"][split]
-        return (
-            f"{split}: R@K in percent, {data['images']:,} images and {data['captions']:,} captions\n"
-            f"{tables_of(results)[split]}"
-        )
+        size = f"{data['images']:,} images and {data['captions']:,} captions"
+        return f"{split}: R@K in percent, {size}\n{tables_of(results)[split]}"
 
     def card(
         self, trainer: RetrievalTrainer, results: Mapping[str, Any], splits: Mapping[str, list[CaptionedImage]]
     ) -> dict[str, Any]:
         reranked = f", the best {self.args.rerank_k} of each query re-ranked" if self.args.rerank_k else ""
-        tables = [
-            f"{split}: {results['data'][split]['images']:,} images, {results['data'][split]['captions']:,} captions"
-            f"{reranked}. In percent.\n\n{table}"
-            for split, table in tables_of(results).items()
-        ]
+        tables = []
+        for split, table in tables_of(results).items():
+            data = results["data"][split]
+            size = f"{data['images']:,} images, {data['captions']:,} captions"
+            tables.append(f"{split}: {size}{reranked}. In percent.\n\n{table}")
         captions = dict.fromkeys(caption for example in splits["validation"] for caption in example.captions)
         return {
             "metrics": {
-                f"{direction}_recall@{k}": f"{direction.replace('_', ' ')} R@{k}"
-                for direction in ("image_to_text", "text_to_image")
-                for k in (1, 5, 10)
+                f"{way}_recall@{k}": f"{way.replace('_', ' ')} R@{k}" for way in DIRECTIONS for k in (1, 5, 10)
             },
             "metric_ids": ["recall"],
             "tags": ["image-text-retrieval"],
@@ -511,9 +485,8 @@ def tables_of(results: dict) -> dict[str, str]:
         tables[split] = recall_table({"chance": chance, **rows})
         if "num_folds" in measured:
             rows = {name: {key: measured[f"fold_{prefix}{key}"] for key in chance} for name, prefix in stages.items()}
-            tables[split] += (
-                f"\n\nMean over {measured['num_folds']} folds of {measured['fold_size']:,} images:\n\n{recall_table(rows)}"
-            )
+            folds = f"{measured['num_folds']} folds of {measured['fold_size']:,} images"
+            tables[split] += f"\n\nMean over {folds}:\n\n{recall_table(rows)}"
     return tables
 
 
@@ -521,11 +494,8 @@ def tables_of(results: dict) -> dict[str, str]:
 
 
 def read_query(query: str) -> str | Path:
-    """Words as they are, an image as a path. A single word is a word, though a folder here may have its name.
-
-    Raises:
-        ValueError: it is a web address or the path of a folder.
-    """
+    """Words as they are, an image as a path; a `ValueError` for a web address or the path of a folder. A single word is a
+    word, though a folder here may have its name."""
     if re.match(r"[A-Za-z][\w+.-]+://", query):
         raise ValueError(f"query: {query!r} is a web address, and images are not fetched; give words or a file.")
     if os.path.isdir(query) and len(Path(query).parts) > 1:
@@ -536,6 +506,8 @@ def read_query(query: str) -> str | Path:
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
     """Embeds the images of a folder, or searches those embedded before; gives the hits of each query."""
+    from hivilt.evaluation.plots import RetrievedImages, plot_retrieved  # as in `Retrieval.write`
+
     if training_args.world_size > 1:
         raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     queries = [read_query(query) for query in args.query or ()]

@@ -4,8 +4,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[dict[signal.Signals, Any]]:
+    """Within it these handlers of signals are set; gives those that come back after it."""
+    usual = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield usual
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 class SaveOnSignal(TrainerCallback):
@@ -41,23 +52,15 @@ class SaveOnSignal(TrainerCallback):
         self.asked = None
         # A run in the background of a script is told to ignore Ctrl-C.
         numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN]
-        self._usual = {number: signal.signal(number, self.ask) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in self._usual.items():
-                signal.signal(number, handler)
-            self._usual = {}
+        with handling(dict.fromkeys(numbers, self.ask)) as self._usual:
+            try:
+                yield
+            finally:
+                self._usual = {}
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager:
         """Within it signals end the run at once, as they do outside training: what is at hand is no step."""
-        listening = {number: signal.signal(number, handler) for number, handler in self._usual.items()}
-        try:
-            yield
-        finally:
-            for number, handler in listening.items():
-                signal.signal(number, handler)
+        return handling(self._usual)
 
     def ask(self, signum, frame) -> None:
         self.asked = self.asked or signal.Signals(signum)
@@ -67,7 +70,7 @@ class SaveOnSignal(TrainerCallback):
             os.write(2, b"\nCtrl-C: saves after this step and ends; once more ends at once, without saving.\n")
 
     def asked_anywhere(self) -> signal.Signals | None:
-        """What one of the processes was asked by, if one was; to be called by all."""
+        """The signal that any process got; to be called by all."""
         return next(filter(None, gather_object([self.asked])), None)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -90,8 +93,9 @@ class SaveOnSignal(TrainerCallback):
             raise SystemExit(128 + asked)
 
 
-class TrainingBegins(TrainerCallback):
-    """What a trainer has to know when training begins, which `auto_find_batch_size` may do more than once."""
+class Beginnings(TrainerCallback):
+    """Resets a trainer when training begins, which `auto_find_batch_size` may do more than once. Tells the training data of
+    each epoch before it begins, also when it is resumed half-way; on several processes accelerate tells only the sampler."""
 
     def __init__(self, trainer: "HiViLTTrainer"):
         self.trainer = trainer
@@ -105,11 +109,6 @@ class TrainingBegins(TrainerCallback):
             state.best_model_checkpoint = str(best) if is_whole(best) else None
             if state.best_model_checkpoint is None:
                 logger.warning(f"{best}, the best so far, is not there; one that is better than it will be kept.")
-
-
-class NewDraws(TrainerCallback):
-    """Tells the training data of each epoch before it begins, also when it is resumed half-way; on several processes
-    accelerate tells only the sampler."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if isinstance(train_dataloader.dataset, EpochDataset):

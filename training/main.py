@@ -17,7 +17,6 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hivilt.data.augmentation import Augmentation
-from hivilt.evaluation.plots import plot_training
 from hivilt.tasks.task import Task
 from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments, parse_arguments
 from hivilt.training.cards import write_model_card
@@ -44,9 +43,8 @@ class _BeginsAnew(TrainerCallback):
             folder = Path(args.output_dir)
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
             if old := checkpoints(folder):
-                logger.warning(
-                    f"{folder}: training begins anew; the {len(old)} checkpoints of an earlier run are removed."
-                )
+                said = f"the {len(old)} checkpoints of an earlier run are removed"
+                logger.warning(f"{folder}: training begins anew; {said}.")
             for path in old:
                 shutil.rmtree(path)
             (folder / HELD_OUT).unlink(missing_ok=True)
@@ -56,17 +54,15 @@ class _BeginsAnew(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
 
-def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
+def begin_run(argv: Sequence[str] | None, task: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
     """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say.
 
     Raises:
-        ValueError: an argument is unknown, or the launcher started several processes that do not know of each other.
+        ValueError: also where the launcher started several processes that do not know of each other.
         OSError, ValueError: see `check_output_dir`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args, training_args = parse_arguments(
-        argv, task_class.arguments, task_class.defaults, task_class.benchmark_defaults()
-    )
+    args, training_args = parse_arguments(argv, task.arguments, task.defaults, task.benchmark_defaults())
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > training_args.world_size:
         raise ValueError(
@@ -83,13 +79,8 @@ def begin_run(argv: Sequence[str] | None, task_class: type[Task]) -> tuple[TaskA
 
 
 def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
-    """Refuses an `output_dir` in which a run cannot write what it makes, before it makes it; leaves nothing there.
-
-    Raises:
-        NotADirectoryError: it is a file, or in one.
-        PermissionError: nothing can be written there.
-        ValueError: it holds checkpoints of a run that was not finished, and this one would begin anew over it unasked.
-    """
+    """Refuses an `output_dir` in which a run cannot write what it makes, by an `OSError`, or would begin anew over one that
+    was not finished unasked, by a `ValueError`; leaves nothing there."""
     folder = Path(training_args.output_dir)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
@@ -97,9 +88,8 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise PermissionError(
-            f"output_dir: nothing can be written in {place} ({error.strerror}); name another."
-        ) from error
+        reason = error.strerror
+        raise PermissionError(f"output_dir: nothing can be written in {place} ({reason}); name another.") from error
     if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
         return
     whole = [path for path in checkpoints(folder) if is_whole(path)]
@@ -112,21 +102,17 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
 
 def augmentation_of(args: TaskArguments) -> Augmentation | None:
     """What the arguments say to do to training images; `None` for nothing."""
-    if args.random_crop is None and args.random_flip is None and args.rand_augment is None:
-        return None
     rand_augment = None if args.rand_augment is None else tuple(args.rand_augment)
-    return Augmentation(random_crop=args.random_crop, random_flip=args.random_flip, rand_augment=rand_augment)
+    asked = {"random_crop": args.random_crop, "random_flip": args.random_flip, "rand_augment": rand_augment}
+    return None if all(value is None for value in asked.values()) else Augmentation(**asked)
 
 
 def run(
     trainer: HiViLTTrainer, test_dataset: torch.utils.data.Dataset | None, held_out: list[str] | None, calibrate: bool
 ) -> tuple[dict[str, dict], Any]:
-    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask. What was
-    `held_out` of training is noted for when this run is resumed.
-
-    Returns:
-        Metrics by split ("train", "validation", "test"), and the predictions for `test_dataset`.
-    """
+    """Trains, calibrates, saves, draws the curves, evaluates and predicts, as the flags of `trainer.args` ask; gives metrics
+    by split ("train", "validation", "test") and the predictions for `test_dataset`. What was `held_out` of training is noted
+    for when this run is resumed."""
     args, metrics, predictions = trainer.args, {}, None
     if args.do_train:
         if not args.resume_from_checkpoint:
@@ -138,6 +124,8 @@ def run(
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         trainer.measure_familiarity()
     if args.do_train and trainer.is_world_process_zero():
+        from hivilt.evaluation.plots import plot_training  # matplotlib, which --help does without
+
         plot_training(trainer.state.log_history, Path(args.output_dir, "training.png"), args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
         metrics["validation"] = trainer.evaluate()
@@ -150,15 +138,8 @@ def run(
 
 
 def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
-    """Runs a task as the flags ask.
-
-    Args:
-        task_class: what is learned.
-        argv: flags; unset, those of the command line.
-
-    Returns:
-        What `results.json` holds, on the main process; what `Task.instead` gave where the flags ask for that.
-    """
+    """Runs a task as the flags in `argv` ask; unset, those of the command line. Gives what `results.json` holds, on the main
+    process, or what `Task.instead` gave where the flags ask for that."""
     start = time.perf_counter()
     args, training_args = begin_run(argv, task_class)
     task = task_class(args, training_args)

@@ -5,7 +5,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -26,7 +26,7 @@ from transformers.training_args import OptimizerNames
 
 from hivilt.data.tables import EpochDataset, open_image
 from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity, noise
-from hivilt.training.callbacks import NewDraws, SaveOnSignal, ShortPrinter, ShortProgress, TrainingBegins
+from hivilt.training.callbacks import Beginnings, SaveOnSignal, ShortPrinter, ShortProgress
 from hivilt.training.check_arguments import check_training_arguments
 from hivilt.training.encoder_cache import EncoderCache
 from hivilt.training.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
@@ -34,27 +34,20 @@ from hivilt.training.resuming import check_resumable, checkpoints, is_whole, las
 logger = logging.getLogger(__name__)
 
 
-# A float16 run whose scaler comes this far down leaves out every step. fairseq's bound.
-SMALLEST_LOSS_SCALE = 1e-4
-
-
-# Images of a split that familiarity is measured on at most.
-FAMILIARITY_IMAGES = 1_000
+SMALLEST_LOSS_SCALE = 1e-4  # fairseq's bound: below it float16 leaves out every step
+FAMILIARITY_IMAGES = 1_000  # of a split, on which familiarity is measured at most
 
 
 class HiViLTTrainer(Trainer):
     """What all heads ask of `Trainer`. It writes no model card: `hivilt.training.cards` does, from measured values.
 
     A head's trainer has `measure` and `metric_names`, and to be calibrated `_find_temperature` and `_divide_scores`.
-    `num_examples_trained` counts what the head is trained on, on all processes together; `seconds_evaluating` is the part
-    of training that went into evaluation.
 
     Args:
         vision_learning_rate, text_learning_rate: of an encoder; default: that of everything else, `learning_rate`. A
             pretrained encoder wants a smaller one than new layers do (METER: fusion 5 times, head 50 times as much).
-        encoder_cache: where what frozen encoders give of the data sets is kept, and read from then on; the collator's
-            batches come from it. Default: the collator's own; without either, encoders run in every epoch. FSDP and
-            DeepSpeed, whose weights lie in pieces, and `bf16_full_eval` or `fp16_full_eval` do without.
+        encoder_cache: what frozen encoders gave of the data sets, in place of running them in every epoch; default: the
+            collator's own. FSDP, DeepSpeed, `bf16_full_eval` and `fp16_full_eval` do without.
         **kwargs: as `Trainer`; `processing_class` is the `HiViLTProcessor`.
 
     Raises:
@@ -96,7 +89,7 @@ class HiViLTTrainer(Trainer):
         self.encoder_learning_rates = {name: rate for name, rate in rates.items() if rate is not None}
         if encoder_cache is None:
             encoder_cache = getattr(self.data_collator, "encoder_cache", None)
-        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled  # the weights of encoders
         # States are of the model that trains, and not of one that evaluation casts.
         casts = self.args.bf16_full_eval or self.args.fp16_full_eval
         self.encoder_cache = None if in_pieces or casts else encoder_cache
@@ -104,17 +97,17 @@ class HiViLTTrainer(Trainer):
             # A copy: the states are of this trainer's model, and the collator may go to another one.
             self.data_collator = copy(self.data_collator)
             self.data_collator.encoder_cache = self.encoder_cache
-        self.num_examples_trained = 0
-        self.seconds_evaluating = 0.0
+        self.num_examples_trained = 0  # what `count` counts, on all processes together
+        self.seconds_evaluating = 0.0  # of training
         self.calibration: dict[str, Any] | None = None
         self.familiarity: dict[str, Any] | None = None
         self._step_loss: torch.Tensor | float = 0.0
         for usual, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortPrinter)):
             if self.pop_callback(usual) is not None:
                 self.add_callback(short)
-        self._begins, self._signals = TrainingBegins(self), SaveOnSignal()
-        for callback in (NewDraws, self._begins, self._signals):
-            self.add_callback(callback)
+        self._begins, self._signals = Beginnings(self), SaveOnSignal()
+        self.add_callback(self._begins)
+        self.add_callback(self._signals)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
             whole = nn.ParameterList(p for p in self.model.parameters() if p.dim() == 0).to(self.args.device)
@@ -143,8 +136,7 @@ class HiViLTTrainer(Trainer):
     # Batches
 
     def _get_dataloader(self, dataset, *args, is_training: bool = False, **kwargs) -> DataLoader:
-        """As Trainer's; encodes first what is not in the cache: each time, since weights may have changed. Those that training
-        goes on from are loaded by now."""
+        """As Trainer's; encodes first what is not in the cache: each time, since weights may have changed."""
         split = getattr(dataset, "dataset", dataset)  # of a split by image, the split itself
         if self.encoder_cache is not None and isinstance(split, EpochDataset):
             parts = ["vision", "text"] if self.args.neftune_noise_alpha is None else ["vision"]
@@ -168,18 +160,10 @@ class HiViLTTrainer(Trainer):
             # A loader that is kept has workers that know nothing of weights that changed since.
             self.args.dataloader_persistent_workers &= self.encoder_cache is None
         try:
-            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         finally:
             self.args = usual
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's.
-
-        Raises:
-            ValueError: with `dataloader_drop_last` nothing is left to train on.
-        """
-        loader = super().get_train_dataloader()
-        if self.args.dataloader_drop_last and len(loader) == 0:
+        if is_training and self.args.dataloader_drop_last and len(loader) == 0:
             raise ValueError(
                 f"dataloader_drop_last: the training data does not fill one batch of {self._train_batch_size} on each of "
                 f"{self.args.world_size} processes; leave it out, or lower per_device_train_batch_size."
@@ -204,9 +188,8 @@ class HiViLTTrainer(Trainer):
         """As Trainer's; `resume_from_checkpoint=True` goes on from `last_checkpoint`, and without one begins.
 
         Raises:
-            ValueError: the checkpoint was not written to its end, or its answers, tokenizer, image processor, layers or
-                optimizer are not those of this trainer; evaluation does not measure `metric_for_best_model`; training
-                diverged, and nothing was saved after it did.
+            ValueError: the checkpoint is cut off or of another model or optimizer; evaluation does not measure
+                `metric_for_best_model`; training diverged, and nothing was saved after it did.
             OSError: a checkpoint cannot be written; those before it are intact.
         """
         if resume_from_checkpoint is True:
@@ -222,10 +205,6 @@ class HiViLTTrainer(Trainer):
         with self._signals.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def metric_names(self, dataset: Dataset) -> set[str]:
-        """The metrics that an evaluation of `dataset` within training gives and that are one number each."""
-        raise NotImplementedError
-
     def _check_metric_for_best_model(self) -> None:
         metric, dataset = self.args.metric_for_best_model, self.eval_dataset
         if metric is None or dataset is None:
@@ -238,7 +217,7 @@ class HiViLTTrainer(Trainer):
             )
 
     def _expect_noise(self) -> None:
-        """Stops the first step if the embeddings that `neftune_noise_alpha` makes noisy are not those that run."""
+        """Notes whether the embeddings that `neftune_noise_alpha` makes noisy are those that run."""
         self._runs_embeddings = False
 
         def note(*_) -> None:
@@ -276,6 +255,14 @@ class HiViLTTrainer(Trainer):
         """As Trainer's, without what is no input of the model."""
         inputs = {name: value for name, value in inputs.items() if name != self.place_name}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def step_share(self, loss: torch.Tensor, inputs: Mapping[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
+        """The share of a batch's mean loss in the mean over all that `count` counts in a step, on all processes."""
+        if num_items is None:
+            return loss
+        # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
+        share = self.count(inputs) / num_items.clamp(min=1)
+        return loss * share * self.current_gradient_accumulation_steps * self.args.world_size
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         try:
@@ -330,14 +317,9 @@ class HiViLTTrainer(Trainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, but not over good weights: to be called by all processes.
-
-        Raises:
-            ValueError: a weight is not finite.
-        """
-        local = (
-            (name, one.to_local() if isinstance(one, DTensor) else one) for name, one in self.model.named_parameters()
-        )
+        """As Trainer's, to be called by all processes; a `ValueError` where a weight is not finite, before it is written."""
+        weights = self.model.named_parameters()
+        local = ((name, one.to_local() if isinstance(one, DTensor) else one) for name, one in weights)
         bad = [name for name, one in local if not one.isfinite().all()]
         if self.is_fsdp_enabled:  # each process has a part of them
             bad = sum(gather_object([bad]), [])
@@ -408,25 +390,26 @@ class HiViLTTrainer(Trainer):
 
     # Evaluation
 
-    def measure(
-        self, model: nn.Module, batches: Iterable[dict[str, Any]], dataset: Dataset
-    ) -> tuple[Any, dict[str, Any], int]:
-        """Predictions of a split, its metrics and its number of examples.
-
-        Args:
-            model: in evaluation mode.
-            batches: of this process, on its device.
-            dataset: the split that they are of.
-        """
+    def measure(self, model: nn.Module, batches: Iterable[dict], dataset: Dataset) -> tuple[Any, dict[str, Any], int]:
+        """Predictions of a split, its metrics and its number of examples, by a model in evaluation mode and this process's
+        batches of it, on its device."""
         raise NotImplementedError
 
-    def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
-        """Evaluates a whole split; replaces the loop of `Trainer`, whose gathering counts batch rows in the dataset's
-        units and would cut the last batch to a number of images.
+    def metric_names(self, dataset: Dataset) -> set[str]:
+        """The metrics that `measure` gives within training and that are one number each."""
+        raise NotImplementedError
 
-        Returns:
-            What `measure` gives, as an `EvalLoopOutput`.
-        """
+    def measure_each(self, batches: Iterable[dict], kept: Callable[[dict], Iterable], dataset: Dataset) -> list[Any]:
+        """What `kept` gives of each example of a batch, for all examples of the split, in its order; see `in_order`."""
+        rows = []
+        for inputs in batches:
+            places = inputs.pop(self.place_name).tolist()
+            rows += zip(places, kept(inputs), strict=True)
+        return in_order(rows, len(dataset.examples))
+
+    def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
+        """What `measure` gives of a whole split. The gathering of `Trainer`'s loop counts batch rows in the dataset's units
+        and would cut the last batch to a number of images."""
         start = time.perf_counter()
         model = self.model.eval()
         if hasattr(self.optimizer, "eval"):
@@ -474,40 +457,31 @@ class HiViLTTrainer(Trainer):
     # After training
 
     def is_labelled(self, example: Any) -> bool:
-        """Whether a temperature can be fitted on an example."""
+        """Whether its answer is known, so that a temperature can be fitted on it."""
         return True
 
     def calibrate(self) -> None:
         """Divides the model's scores by one temperature, that of the least negative log likelihood on `eval_dataset`, and
-        keeps what `hivilt.evaluation.calibration.calibrate` gives as `calibration`. The order of answers and of images stays;
-        so do the scores where nothing can be fitted. To be called by all processes, before the model is saved.
-
-        Raises:
-            ValueError: under DeepSpeed, which keeps the weights in pieces.
-        """
+        keeps what `hivilt.evaluation.calibration.calibrate` gives as `calibration`. Scores stay where nothing can be fitted.
+        To be called by all processes, before the model is saved; a `ValueError` under DeepSpeed."""
         if self.is_deepspeed_enabled:
-            raise ValueError(
-                "calibrate: expected weights that are whole, got DeepSpeed's; calibrate the checkpoint after it."
-            )
-        dataset = self.eval_dataset
-        examples = list(filter(self.is_labelled, dataset.examples)) or dataset.examples
+            raise ValueError("calibrate: DeepSpeed keeps weights in pieces; calibrate the checkpoint after it.")
+        self.calibration = None
+        examples = list(filter(self.is_labelled, self.eval_dataset.examples))
         if len(examples) > self.most_calibrated:
             examples = random.Random(0).sample(examples, self.most_calibrated)
-        dataset = type(dataset)(examples)
-        dataloader = self.get_eval_dataloader(dataset)
-        model = self.model.eval()
-        with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
-            self.calibration = self._find_temperature(model, self._prepared(dataloader), dataset)
+        if examples:
+            dataset = type(self.eval_dataset)(examples)
+            batches = self._prepared(self.get_eval_dataloader(dataset))
+            with self.whole_weights(), torch.no_grad(), self.compute_loss_context_manager():
+                self.calibration = self._find_temperature(self.model.eval(), batches, dataset)
         if self.calibration is None:
             logger.warning("calibrate: validation has nothing to fit a temperature on; scores stay as they are.")
             return
         with torch.no_grad():
             self._divide_scores(self.calibration["temperature"])
-        told = [
-            f"{name.replace('_', ' ')} {self.calibration[name]:.4f}"
-            for name in ("temperature", "ece_before", "ece_after")
-        ]
-        logger.info(f"calibration: {', '.join(told)}")
+        told = "calibration: temperature {temperature:.4f}, ece before {ece_before:.4f}, ece after {ece_after:.4f}"
+        logger.info(told.format_map(self.calibration))
 
     def measure_familiarity(self) -> None:
         """Keeps what `hivilt.evaluation.familiarity.measure_familiarity` gives for images of `train_dataset` and

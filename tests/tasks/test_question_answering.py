@@ -160,7 +160,7 @@ def test_evaluation_holds_one_batch_at_a_time(tmp_path, dataset):
 def test_answers_to_be_drawn_are_the_three_best_predictions(tmp_path, dataset):
     predictions = make_trainer(tmp_path, dataset, top_k=4).predict(dataset).predictions
     for example, best in zip(dataset.examples, predictions, strict=True):
-        shown = drawn(example, best)
-        assert (shown.question, shown.answer) == (example.question, majority_answer(example.answers))
-        assert shown.predictions == best[:3] and shown.image.size == Image.open(example.image).size
-    assert drawn(dataset.examples[0]._replace(answers=()), predictions[0]).answer is None
+        image, *texts = drawn(example, best)
+        assert texts == [example.question, best[:3], majority_answer(example.answers)]
+        assert image.size == Image.open(example.image).size
+    assert drawn(dataset.examples[0]._replace(answers=()), predictions[0])[-1] is None
