@@ -101,11 +101,8 @@ def is_settings_file(word: str) -> bool:
 
 
 def flags_in_file(path: Path, parser: Parser | None = None) -> list[str]:
-    """The flags that a JSON or YAML file stands for, so that its values are read as those of flags, as they are written.
-
-    Args:
-        path: the file, of names of flags with their values; null is a flag that is not given.
-        parser: knows which flags there are and what they take; unset, all is believed.
+    """The flags that a JSON or YAML file of names and values stands for, so that values are read as those of flags, as
+    they are written; null is a flag that is not given. Without a `parser`, which knows the flags, nothing is checked.
 
     Raises:
         ValueError: it is neither JSON nor YAML, a flag is unknown or stands there twice, or a value is none of a flag.
