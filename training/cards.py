@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -15,14 +15,12 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import ImageRecord, TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.tasks.task import Task
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.flags import flags_in_file, is_settings_file
 from hivilt.training.names import is_path
 from hivilt.training.results import without_place
 from hivilt.training.trainer import HiViLTTrainer
-
-if TYPE_CHECKING:
-    from hivilt.tasks.task import Task
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
@@ -55,7 +53,7 @@ def write_model_card(
     results: Mapping[str, Any],
     splits: Mapping[str, Sequence[ImageRecord]],
     *,
-    task: "Task",
+    task: Task,
     argv: Sequence[str] | None,
     metrics: Mapping[str, str],
     metric_ids: Sequence[str],

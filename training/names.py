@@ -26,7 +26,7 @@ def missing_place(argument: str, place: str) -> FileNotFoundError:
     path = Path(place)
     while not path.parent.exists():
         path = path.parent
-    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     hint = did_you_mean(path.name, names, path.parent)
     kind = "file" if argument.endswith("_file") else "folder"
