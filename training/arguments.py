@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -40,8 +40,8 @@ class TaskArguments:
     text_model: str | None = HfArg(default=None, help="Pretrained text encoder. Unset: a small one from scratch.")
     fusion: dict | str | None = HfArg(
         default=None,
-        help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'. Of a checkpoint those that its weights "
-        "do not depend on, such as dropout and the weights of losses.",
+        help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'; of a checkpoint those that its weights "
+        "do not depend on, such as dropout.",
     )
     image_size: int = HfArg(default=64, help="Side in pixels that a small vision encoder works at.")
     image_processor: dict | str | None = HfArg(
@@ -51,8 +51,7 @@ class TaskArguments:
     )
     freeze: list[str] = HfArg(
         default_factory=list,
-        help="Parts not to train: vision, text, fusion; of an encoder with ':' and a number its embeddings and so many "
-        "first layers, as in vision:12 text:4.",
+        help="Parts not to train: vision, text, fusion; vision:12 or text:4 are embeddings and so many first layers.",
     )
     trust_remote_code: bool = HfArg(default=False, help="Run the Hub's code of a tokenizer or image processor.")
     benchmark: str | None = HfArg(default=None, help="Data set of the field, by name.")
@@ -68,10 +67,8 @@ class TaskArguments:
     test_split: str | None = HfArg(default=None, help="'test', or the benchmark's.")
     image_column: str = HfArg(default="image", help="Column of images or of their paths.")
     image_id_column: str | None = HfArg(default=None, help="Column that tells images apart, if any.")
-    on_bad_image: str = HfArg(
-        default="error",
-        help="A missing or unreadable image stops the run, or is left out.",
-        metadata={"choices": ["error", "skip"]},
+    on_bad_image: Literal["error", "skip"] = HfArg(
+        default="error", help="A missing or unreadable image stops the run, or is left out."
     )
     max_train_samples: int | None = HfArg(default=None, help="Train on this many at most.")
     max_eval_samples: int | None = HfArg(default=None, help="Choose by this many at most.")
@@ -79,21 +76,17 @@ class TaskArguments:
     random_crop: float | None = HfArg(
         default=None, help="Train on random crops of at least this share of an image: 0.5."
     )
-    random_flip: str | None = HfArg(
+    random_flip: Literal["skip", "swap"] | None = HfArg(
         default=None,
         help="Mirror half of the training images: never where a text says left or right ('skip'), or with these words "
         "swapped ('swap').",
-        metadata={"choices": ["skip", "swap"]},
     )
     rand_augment: list[int] | None = HfArg(default=None, help="RandAugment: number of operations and strength: 2 7.")
     encoder_cache: bool = HfArg(default=True, help="Encode once for all epochs and runs, where the encoder is frozen.")
     cache_dir: str | None = HfArg(default=None, help="Folder of what was encoded. Unset: $HF_HOME/hivilt.")
     cache_gb: float | None = HfArg(default=50.0, help="Gigabytes that cache_dir may hold; the rest is encoded anew.")
-    cache_dtype: str | None = HfArg(
-        default=None,
-        help="What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
-        "float32.",
-        metadata={"choices": ["float32", "float16", "bfloat16"]},
+    cache_dtype: Literal["float32", "float16", "bfloat16"] | None = HfArg(
+        default=None, help="What it is stored in. Unset: as the encoders give it, so that losses are the same."
     )
     calibrate: bool = HfArg(
         default=False,
@@ -105,8 +98,7 @@ class TaskArguments:
     overwrite_output_dir: bool = HfArg(default=False, help="Begin anew where output_dir holds an unfinished run.")
     num_threads: int | None = HfArg(
         default=None,
-        help="CPU threads of one process. Unset: one for a small model, whose tensors want few, and the process's share of "
-        "the machine for one of 10 million parameters or more.",
+        help="CPU threads of one process. Unset: one for a model below 10 million parameters, else its share of all.",
     )
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
