@@ -226,7 +226,7 @@ def set_threads(args: TaskArguments, model: HiViLTPreTrainedModel) -> None:
     """Lets torch use as many CPU threads as `num_threads` says; unset, as many as suit the model's size."""
     threads = args.num_threads
     if threads is None:
-        small = model.num_parameters() < SMALL
+        small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = 1 if small else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads)
