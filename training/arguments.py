@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -23,6 +23,14 @@ CHANGEABLE = ("fusion_top_k", "dropout", "embedding_dropout", "classification_lo
 CHANGEABLE += ("auxiliary_loss_weight", "gather_negatives")
 
 
+def _check_numbers(args: Any, names: Sequence[str], least: float, below: float = float("inf")) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if isinstance(value, int | float) and not least <= value < below:
+            end = "" if below == float("inf") else f" and less than {below}"
+            raise ValueError(f"{name}: expected at least {least}{end}, got {value}; leave it out for the default.")
+
+
 @dataclass
 class TaskArguments:
     """Which model and which data; what question answering and retrieval have in common."""
@@ -32,8 +40,8 @@ class TaskArguments:
     text_model: str | None = HfArg(default=None, help="Pretrained text encoder. Unset: a small one from scratch.")
     fusion: dict | str | None = HfArg(
         default=None,
-        help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'. Of a checkpoint those that its weights "
-        "do not depend on, such as dropout and the weights of losses.",
+        help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'; of a checkpoint those that its weights "
+        "do not depend on, such as dropout.",
     )
     image_size: int = HfArg(default=64, help="Side in pixels that a small vision encoder works at.")
     image_processor: dict | str | None = HfArg(
@@ -43,8 +51,7 @@ class TaskArguments:
     )
     freeze: list[str] = HfArg(
         default_factory=list,
-        help="Parts not to train: vision, text, fusion; of an encoder with ':' and a number its embeddings and so many "
-        "first layers, as in vision:12 text:4.",
+        help="Parts not to train: vision, text, fusion; vision:12 or text:4 are embeddings and so many first layers.",
     )
     trust_remote_code: bool = HfArg(default=False, help="Run the Hub's code of a tokenizer or image processor.")
     benchmark: str | None = HfArg(default=None, help="Data set of the field, by name.")
@@ -60,10 +67,8 @@ class TaskArguments:
     test_split: str | None = HfArg(default=None, help="'test', or the benchmark's.")
     image_column: str = HfArg(default="image", help="Column of images or of their paths.")
     image_id_column: str | None = HfArg(default=None, help="Column that tells images apart, if any.")
-    on_bad_image: str = HfArg(
-        default="error",
-        help="A missing or unreadable image stops the run, or is left out.",
-        metadata={"choices": ["error", "skip"]},
+    on_bad_image: Literal["error", "skip"] = HfArg(
+        default="error", help="A missing or unreadable image stops the run, or is left out."
     )
     max_train_samples: int | None = HfArg(default=None, help="Train on this many at most.")
     max_eval_samples: int | None = HfArg(default=None, help="Choose by this many at most.")
@@ -71,23 +76,17 @@ class TaskArguments:
     random_crop: float | None = HfArg(
         default=None, help="Train on random crops of at least this share of an image: 0.5."
     )
-    random_flip: str | None = HfArg(
+    random_flip: Literal["skip", "swap"] | None = HfArg(
         default=None,
         help="Mirror half of the training images: never where a text says left or right ('skip'), or with these words "
         "swapped ('swap').",
-        metadata={"choices": ["skip", "swap"]},
     )
-    rand_augment: list[int] | None = HfArg(
-        default=None, help="RandAugment: the number of operations and their strength: 2 7."
-    )
+    rand_augment: list[int] | None = HfArg(default=None, help="RandAugment: number of operations and strength: 2 7.")
     encoder_cache: bool = HfArg(default=True, help="Encode once for all epochs and runs, where the encoder is frozen.")
     cache_dir: str | None = HfArg(default=None, help="Folder of what was encoded. Unset: $HF_HOME/hivilt.")
     cache_gb: float | None = HfArg(default=50.0, help="Gigabytes that cache_dir may hold; the rest is encoded anew.")
-    cache_dtype: str | None = HfArg(
-        default=None,
-        help="What it is stored in. Unset: as the encoders give it, so that losses are the same; float16 takes half of "
-        "float32.",
-        metadata={"choices": ["float32", "float16", "bfloat16"]},
+    cache_dtype: Literal["float32", "float16", "bfloat16"] | None = HfArg(
+        default=None, help="What it is stored in. Unset: as the encoders give it, so that losses are the same."
     )
     calibrate: bool = HfArg(
         default=False,
@@ -99,8 +98,7 @@ class TaskArguments:
     overwrite_output_dir: bool = HfArg(default=False, help="Begin anew where output_dir holds an unfinished run.")
     num_threads: int | None = HfArg(
         default=None,
-        help="CPU threads of one process. Unset: one for a small model, whose tensors want few, and the process's share of "
-        "the machine for one of 10 million parameters or more.",
+        help="CPU threads of one process. Unset: one for a model below 10 million parameters, else its share of all.",
     )
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
@@ -134,14 +132,8 @@ class TaskArguments:
                 )
         if len({part.partition(":")[0] for part in self.freeze}) < len(self.freeze):
             raise ValueError(f"freeze: expected each part once, got {' '.join(self.freeze)}.")
-        for name in self.at_least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}; leave it out for the default.")
-        for name in ("vision_learning_rate", "text_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: expected a number from 0 on, got {value}.")
+        _check_numbers(self, self.at_least_one, least=1)
+        _check_numbers(self, ("vision_learning_rate", "text_learning_rate"), least=0)
         if self.cache_gb is not None and not self.cache_gb > 0:
             raise ValueError(f"cache_gb: expected more than 0, got {self.cache_gb}; --no_encoder_cache caches nothing.")
         for name in (*self.places, "cache_dir"):
@@ -151,12 +143,8 @@ class TaskArguments:
 
     def _check_sources(self) -> None:
         files = self.train_file or self.validation_file or self.test_file
-        sources = {
-            "dataset_name": self.dataset_name,
-            "data_dir": self.data_dir,
-            "train_file, validation_file, test_file": files,
-        }
-        given = [name for name, value in sources.items() if value]
+        given = [name for name in ("dataset_name", "data_dir") if getattr(self, name)]
+        given += ["train_file, validation_file, test_file"] if files else []
         if len(given) > 1:
             raise ValueError(f"Data can come from one source, got {' and '.join(given)}; drop all but one.")
         if self.benchmark and files:
@@ -168,7 +156,7 @@ class TaskArguments:
             )
         if self.model_name_or_path and (self.vision_model or self.text_model):
             raise ValueError(
-                "model_name_or_path names a whole HiViLT; drop vision_model and text_model, which build a new one."
+                "model_name_or_path names a whole HiViLT; drop vision_model and text_model, which build one."
             )
         built = [name for name in self.fusion or () if name not in CHANGEABLE]
         if self.model_name_or_path and built:
@@ -202,18 +190,14 @@ class TaskArguments:
 
     def names_data(self) -> bool:
         """Whether any data is named; else the script has its own."""
-        return any(
-            (self.benchmark, self.dataset_name, self.data_dir, self.train_file, self.validation_file, self.test_file)
-        )
+        names = ("benchmark", "dataset_name", "data_dir", "train_file", "validation_file", "test_file")
+        return any(getattr(self, name) for name in names)
 
 
-# From which value on numbers of TrainingArguments have a meaning; it takes any itself. None may be "nan" or "inf".
-AT_LEAST = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed", "adam_epsilon"), 0),
-}
-# And from 0 to below 1.
+# Numbers of TrainingArguments, by the values that have a meaning.
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+NOT_NEGATIVE = ("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm", "dataloader_num_workers")
+NOT_NEGATIVE += ("seed", "data_seed", "adam_epsilon")
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
@@ -222,19 +206,13 @@ class HiViLTTrainingArguments(TrainingArguments):
     """`TrainingArguments` that do all three of training, evaluation and prediction unless told which; flags without a
     meaning here are refused (docs/training_arguments.md)."""
 
-    remove_unused_columns: bool = HfArg(
-        default=False, help="Not here: Trainer would drop the columns that `forward` does not name."
-    )
+    remove_unused_columns: bool = HfArg(default=False, help="Not here: Trainer would drop images and texts.")
 
     def __post_init__(self):
-        for name, least in AT_LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not least <= value < float("inf"):
-                raise ValueError(f"{name}: expected at least {least}, got {value}; leave it out for the default.")
-        for name in SHARES:
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not 0 <= value < 1:
-                raise ValueError(f"{name}: expected a number from 0 to below 1, got {value}; leave it out.")
+        # TrainingArguments takes any numbers itself.
+        _check_numbers(self, AT_LEAST_ONE, least=1)
+        _check_numbers(self, NOT_NEGATIVE, least=0)
+        _check_numbers(self, SHARES, least=0, below=1)
         if self.max_steps == 0:  # transformers would take it for as many as num_train_epochs has
             raise ValueError("max_steps: expected at least 1, got 0; leave it out to train for num_train_epochs.")
         # Before the parent, which builds what some name, and after it, when all have their types.
@@ -262,9 +240,8 @@ class HiViLTTrainingArguments(TrainingArguments):
         check_training_arguments(self)
         for name in self.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
-                raise ValueError(
-                    f"report_to: expected any of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}, got {name!r}."
-                )
+                known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+                raise ValueError(f"report_to: expected any of {known}, got {name!r}.")
             # Two that transformers does not always count among those that there are.
             if name not in (*get_available_reporting_integrations(), "azure_ml", "flyte"):
                 raise ValueError(f"report_to: {name} is not installed; install it with pip, or leave it out.")
@@ -312,13 +289,8 @@ def parse_arguments(
     defaults: Mapping[str, Any],
     benchmark_defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[TaskArguments, HiViLTTrainingArguments]:
-    """Arguments from flags, or from one JSON or YAML file.
-
-    Args:
-        argv: the command line without the program's name.
-        task_class: the script's own arguments.
-        defaults: the script's own of any flags, over `COMMON_DEFAULTS`.
-        benchmark_defaults: over those, by what `--benchmark` names.
+    """Arguments from flags `argv`, or from one JSON or YAML file. Over `COMMON_DEFAULTS` the script's `defaults` hold, and
+    over those the `benchmark_defaults` of what `--benchmark` names.
 
     Raises:
         ValueError: an argument is unknown or wrong; names it.

@@ -6,24 +6,21 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from hivilt.data.benchmarks import HUB_DATASETS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import ImageRecord, TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
+from hivilt.tasks.task import Task
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.flags import flags_in_file, is_settings_file
+from hivilt.training.names import is_path
 from hivilt.training.results import without_place
 from hivilt.training.trainer import HiViLTTrainer
-
-if TYPE_CHECKING:
-    from hivilt.tasks.task import Task
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
@@ -56,7 +53,7 @@ def write_model_card(
     results: Mapping[str, Any],
     splits: Mapping[str, Sequence[ImageRecord]],
     *,
-    task: "Task",
+    task: Task,
     argv: Sequence[str] | None,
     metrics: Mapping[str, str],
     metric_ids: Sequence[str],
@@ -68,13 +65,11 @@ def write_model_card(
     """Writes `README.md` into the `output_dir` of a run that trained.
 
     Args:
-        trainer: after training.
         results: as `results.json` has it; `validation` and `test` where they were measured.
         splits: the examples by split, as they were read.
         argv: the flags; `None`: those of the command line.
-        metrics: the headline metrics, `{key in results: how to call it}`; those of the test split, else of validation,
-            become the `model-index`.
-        metric_ids: what the Hub calls `metrics`.
+        metrics: the headline metrics of the `model-index`, `{key in results: how to call it}`, of the test split if it
+            was measured, else of validation; `metric_ids` are what the Hub calls them.
         tags: more of them, for the front matter.
         image: Markdown that shows what the model did on the test split; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
@@ -107,11 +102,12 @@ def write_model_card(
         data_name=_escape(data_name),
         # Where a reader finds it: on the Hub, or in a folder, not where this machine keeps that.
         model=python_literal(trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder.as_posix())),
-        parameters=_shown(results["parameters"]["all"]),
-        texts=_shown(train[trainer.unit] - train.get("dropped_questions", 0)),
-        images=_shown(train["images"]),
+        shown=_shown,
+        parameters=results["parameters"]["all"],
+        texts=train[trainer.unit] - train.get("dropped_questions", 0),
+        images=train["images"],
         measured=_results_table(results) if measured is None else measured,
-        calibration=_shown_calibration(results),
+        calibration=results.get("calibration"),
         familiarity=results.get("familiarity"),
         image=image if "test" in results else None,
         data=_data_table(results["data"], trainer.unit),
@@ -136,14 +132,8 @@ def python_literal(value: str | list[str]) -> str:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    """Whether a name can be one on the Hub; a folder or file of this machine is of no use to a reader."""
-    if name is None or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
+    """Whether a name is one on the Hub; a folder or file of this machine is of no use to a reader."""
+    return name is not None and not is_path(name) and not Path(name).exists()
 
 
 def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list[str]:
@@ -158,9 +148,7 @@ def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list
 
 
 def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_name: str) -> list[EvalResult]:
-    split = next((split for split in ("test", "validation") if metrics.keys() & results.get(split, {}).keys()), None)
-    if split is None:
-        return []
+    split = "test" if metrics.keys() & results.get("test", {}).keys() else "validation"
     slug = re.sub(r"[^a-z0-9]+", "-", (args.benchmark or dataset_name).lower()).strip("-")
     benchmark = (VQA_BENCHMARKS | CAPTION_BENCHMARKS).get(args.benchmark)
     official = args.test_split or (benchmark.splits["test"] if benchmark is not None else "test")
@@ -179,7 +167,7 @@ def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_nam
             metric_value=round(results[split][key], 6),
         )
         for key, name in metrics.items()
-        if key in results[split]
+        if key in results.get(split, {})
     ]
 
 
@@ -195,9 +183,9 @@ def _results_table(results: Mapping[str, Any]) -> str:
 
 def _data_table(data: Mapping[str, Any], unit: str) -> str:
     rows = [
-        [split, found["images"], found[unit] - found.get("dropped_questions", 0), len(found["bad_images"])]
+        [split, read["images"], read[unit] - read.get("dropped_questions", 0), len(read["bad_images"])]
         for split in ("train", "validation", "test")
-        if (found := data.get(split)) is not None
+        if (read := data.get(split)) is not None
     ]
     return _table(["split", "images", unit, "unreadable images, left out"], rows)
 
@@ -233,14 +221,6 @@ def _cost_table(results: Mapping[str, Any]) -> str:
             costs[kind] = f"{results[f'{kind}_bytes'] / 2**30:.2f} GiB"
     costs |= results["environment"]
     return _table(["what", "value"], [[name.replace("_", " "), value] for name, value in costs.items()])
-
-
-def _shown_calibration(results: Mapping[str, Any]) -> dict[str, str] | None:
-    if "calibration" not in results:
-        return None
-    found = results["calibration"]
-    found = {**found, "num_others": found.get("num_candidates", 1) - 1}
-    return {name: _shown(round(value, 4) if isinstance(value, float) else value) for name, value in found.items()}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -32,7 +32,10 @@ def run_command(main: Callable[[], Any]) -> None:
     except MISTAKES as error:
         status, mistake = 2, _describe(error)
     if mistake is not None:
-        _tell_once(mistake)
+        if int(os.environ.get("RANK", 0)) > 0:
+            # Mostly all processes meet it: the first says so, in which time the launcher ends the others.
+            time.sleep(10)
+        print(mistake, file=sys.stderr, flush=True)
         if _is_grouped() and torch.distributed.get_world_size() > 1:
             # Others may wait for this process, and leaving them could wait for them: its launcher ends them.
             sys.stdout.flush()
@@ -72,14 +75,6 @@ def _describe(error: BaseException) -> str:
         # Perhaps a fault of ours after all.
         said += f" ({type(error).__name__}; HIVILT_DEBUG=1 shows where)"
     return f"{Path(sys.argv[0]).name}: error: {said}"
-
-
-def _tell_once(mistake: str) -> None:
-    """Writes to stderr what is wrong. Of the processes that train together mostly all meet it: the first says so, in which
-    time the launcher ends the others."""
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(10)
-    print(mistake, file=sys.stderr, flush=True)
 
 
 def _is_grouped() -> bool:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -23,10 +23,9 @@ class Parser(HfArgumentParser):
     def __init__(self, *args, **kwargs):
         self.flags: dict[str, argparse.Action] = {}  # by name, without dashes
         super().__init__(*args, **kwargs)
-        hints = [item for kind in self.dataclass_types for item in get_type_hints(kind).items()]
         # Of the flags, those that take names with values.
         self.mappings = {
-            name for name, hint in hints if dict in {get_origin(one) or one for one in (hint, *get_args(hint))}
+            name for kind in self.dataclass_types for name, hint in get_type_hints(kind).items() if "dict" in str(hint)
         }
         self.register("type", string_to_bool, lambda text: string_to_bool(_ON_OFF.get(text.lower(), text)))
 
@@ -55,8 +54,8 @@ class Parser(HfArgumentParser):
         """What to say after the name of a flag that there is not; with dashes if it has some."""
         name = flag.lstrip("-").replace("-", "_").lower()
         longer = [known for known in self.flags if len(name) > 3 and known.endswith(f"_{name}")]
-        near = difflib.get_close_matches(name, self.flags, n=1, cutoff=0.8) or longer
-        near = near or difflib.get_close_matches(name, self.flags, n=1)
+        near = difflib.get_close_matches(name, self.flags, cutoff=0.8) or longer
+        near = near or difflib.get_close_matches(name, self.flags)
         dashes = "--" if flag.startswith("-") else ""
         return f"; did you mean {dashes}{near[0]}?" if near else "; --help lists all."
 
@@ -101,11 +100,8 @@ def is_settings_file(word: str) -> bool:
 
 
 def flags_in_file(path: Path, parser: Parser | None = None) -> list[str]:
-    """The flags that a JSON or YAML file stands for, so that its values are read as those of flags, as they are written.
-
-    Args:
-        path: the file, of names of flags with their values; null is a flag that is not given.
-        parser: knows which flags there are and what they take; unset, all is believed.
+    """The flags that a JSON or YAML file of names and values stands for, so that values are read as those of flags, as
+    they are written; null is a flag that is not given. Without a `parser`, which knows the flags, nothing is checked.
 
     Raises:
         ValueError: it is neither JSON nor YAML, a flag is unknown or stands there twice, or a value is none of a flag.

@@ -30,13 +30,8 @@ from hivilt.training.names import did_you_mean, loading
 SMALL = 10_000_000
 
 # The fusion of the small model; with two pretrained encoders HiViLTConfig's own defaults apply.
-SMALL_FUSION = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_fusion_stages": 3,
-    "fusion_intermediate_size": 128,
-    "dropout": 0.0,
-}
+SMALL_FUSION = {"hidden_size": 64, "fusion_intermediate_size": 128, "num_attention_heads": 4}
+SMALL_FUSION |= {"num_fusion_stages": 3, "dropout": 0.0}
 
 
 def small_vision_config() -> ResNetConfig:
@@ -61,9 +56,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: in
     """A WordPiece tokenizer of `vocab_size` pieces at most, lower case, with BERT's special tokens; texts of more than
     `max_length` tokens are cut.
 
-    Its pieces are the most frequent words, and all characters to spell the others with. They do not even depend on the
-    order of the texts: the trainer of `tokenizers` draws its pieces anew in every process, and processes that train
-    together must agree.
+    Its pieces are the most frequent words, and all characters to spell the others with. `tokenizers` has a trainer, too,
+    but it draws pieces anew in every process, and processes that train together must agree.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -97,9 +91,7 @@ def load_checkpoint(
     """A checkpoint's model, in float32, and its processor.
 
     Args:
-        argument: what the caller calls it, for errors.
-        name: folder or name on the Hub.
-        model_class: a HiViLT class with a head.
+        argument: what the caller calls the `name`, for errors.
         any_head: whether a checkpoint with another head will do; the new one is as it was initialized.
         **config: fields of its config to change.
 
@@ -150,7 +142,6 @@ def load_or_build(
 
     Args:
         args: an encoder that they do not name is small and new, and so is its tokenizer, trained on `texts`.
-        model_class: a HiViLT class with a head.
         trains: whether the model is to be trained, so that a checkpoint with another head will do.
         resumed: the checkpoint that training goes on from, whose tokenizer is used in place of a trained one.
         **config: fields of `HiViLTConfig` for a new model.

@@ -26,7 +26,7 @@ def missing_place(argument: str, place: str) -> FileNotFoundError:
     path = Path(place)
     while not path.parent.exists():
         path = path.parent
-    names = sorted(one.name for one in path.parent.iterdir()) if path.parent.is_dir() else []
+    names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     hint = did_you_mean(path.name, names, path.parent)
     kind = "file" if argument.endswith("_file") else "folder"
@@ -34,12 +34,7 @@ def missing_place(argument: str, place: str) -> FileNotFoundError:
 
 
 def check_name(argument: str, name: str) -> None:
-    """Looks whether what names a model can be one: a folder that has a config, or a name on the Hub.
-
-    Raises:
-        FileNotFoundError: it is a path and nothing is there, or a folder without a config.
-        NotADirectoryError: it is a file.
-    """
+    """Refuses what cannot name a model: a file, a path where nothing is, or a folder without a config; `OSError`."""
     path = Path(name)
     if path.is_file():
         raise NotADirectoryError(f"{argument}: {name} is a file; give the folder that it lies in.")

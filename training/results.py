@@ -24,15 +24,8 @@ logger = logging.getLogger(__name__)
 
 # What `results.json` tells of TrainingArguments.
 SETTINGS = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-SETTINGS += (
-    "per_device_eval_batch_size",
-    "learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "optim",
-)
-SETTINGS += ("max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
+SETTINGS += ("per_device_eval_batch_size", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type")
+SETTINGS += ("optim", "max_grad_norm", "bf16", "fp16", "dataloader_num_workers", "world_size", "metric_for_best_model")
 
 
 def warn_of_few(split: str, count: int, unit: str) -> None:
@@ -46,8 +39,8 @@ def warn_of_few(split: str, count: int, unit: str) -> None:
 
 
 def warn_of_chance(args: TaskArguments, metric: str, value: float, chance: float, count: int, num_images: int) -> None:
-    """Warns where a vision encoder that began from scratch learned nothing: the model's `value` of a metric on validation,
-    a share of `count`, is less than three standard errors above `chance`, that of one without the images."""
+    """Warns where a vision encoder that began from scratch learned nothing: the `value` of a metric on validation, a share
+    of `count`, is less than three standard errors above `chance`, that of a model without the images."""
     if args.model_name_or_path or args.vision_model or count == 0 or chance == 1:
         return
     if value <= chance + 3 * math.sqrt(chance * (1 - chance) / count):
@@ -78,8 +71,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_result_file(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
-    """Writes what a benchmark measured to `<name>-<hardware>.json`, and returns that path. The folder is made if need be;
-    `results` hold what `environment` gives under "environment"."""
+    """Writes what a benchmark measured, `environment` included, to `<name>-<hardware>.json`; returns that path."""
     hardware = re.sub(r"\W+", "-", results["environment"]["device_name"]).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hardware}.json"
@@ -133,14 +125,14 @@ def without_place(value: str) -> str:
 def collect_results(
     trainer: HiViLTTrainer, args: TaskArguments, metrics: Mapping[str, Mapping[str, float]], **more: Any
 ) -> dict[str, Any]:
-    """What `results.json` holds: metrics and speed of each split, as `run` returns them, size, memory, settings, versions,
-    hardware, and `more`."""
+    """What `results.json` holds: `metrics` of each split, as `run` returns them, size, memory, settings, and `more`."""
     results = dict(more)
     for split in [split for split in ("validation", "test") if split in metrics]:
-        found = {name.split("_", 1)[1]: value for name, value in metrics[split].items() if "_" in name}
-        found["seconds"], found[f"{trainer.unit}_per_second"] = found.pop("runtime"), found.pop("samples_per_second")
-        found.pop("steps_per_second", None)
-        results[split] = found
+        measured = {name.split("_", 1)[1]: value for name, value in metrics[split].items() if "_" in name}
+        measured.pop("steps_per_second", None)
+        measured["seconds"] = measured.pop("runtime")
+        measured[f"{trainer.unit}_per_second"] = measured.pop("samples_per_second")
+        results[split] = measured
     if "train" in metrics:
         # Evaluations within training are counted apart; saving is not.
         seconds = metrics["train"]["train_runtime"] - trainer.seconds_evaluating
@@ -155,9 +147,9 @@ def collect_results(
         }
     model = trainer.model
     results["parameters"] = {"all": model.num_parameters(), "training": model.num_parameters(only_trainable=True)}
-    results |= {name: found for name in ("calibration", "familiarity") if (found := getattr(trainer, name)) is not None}
-    if trainer.encoder_cache is not None and (cached := trainer.encoder_cache.summary()):
-        results["encoder_cache"] = cached
+    cached = trainer.encoder_cache.summary() if trainer.encoder_cache is not None else None
+    more = {"calibration": trainer.calibration, "familiarity": trainer.familiarity, "encoder_cache": cached or None}
+    results |= {name: value for name, value in more.items() if value is not None}
     results["peak_memory_bytes"] = peak_memory_bytes()
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()

@@ -21,11 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The last checkpoint of a run that was written to its end; `None` if there is none, or no `folder`.
-
-    Trainer writes a checkpoint file by file, its state last: one whose state is not there, or not whole, was cut off. Such
-    ones are named in a warning and left where they are.
-    """
+    """The last checkpoint of a run that was written to its end; `None` if there is none, or no `folder`. Those that were
+    cut off are named in a warning and left where they are."""
     for path in reversed(checkpoints(folder)):
         if is_whole(path):
             return str(path)
@@ -40,7 +37,7 @@ def checkpoints(folder: str | os.PathLike) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Whether a checkpoint was written to its end: Trainer writes its state last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -49,11 +46,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def checkpoint_to_resume(training_args: HiViLTTrainingArguments) -> str | None:
-    """The folder of the checkpoint that training goes on from; `None` where it begins.
-
-    Raises:
-        ValueError: what is named is no checkpoint that was written to its end.
-    """
+    """The folder of the checkpoint that training goes on from; `None` where it begins, `ValueError` if it is not whole."""
     named = training_args.resume_from_checkpoint if training_args.do_train else None
     if named is True:
         return last_checkpoint(training_args.output_dir)
@@ -80,11 +73,8 @@ _FLAGS = {"vision_config": "--vision_model", "text_config": "--text_model", "pro
 
 
 def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, processor: Any = None) -> None:
-    """Refuses to lay the weights of a checkpoint over a model whose answers, tokens or layers mean something else.
-
-    Args:
-        checkpoint: its folder.
-        processor: that of the model to be trained; nothing is compared of one that is no `HiViLTProcessor`.
+    """Refuses to lay the weights of a checkpoint over a model whose answers, tokens or layers mean something else. Only of
+    a `HiViLTProcessor` anything is compared.
 
     Raises:
         ValueError: the checkpoint was cut off, has no state of the optimizer, or does not fit; names what differs.
@@ -97,16 +87,16 @@ def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, proce
             f"rate would start over half-way; begin anew from its weights with --model_name_or_path {checkpoint} and "
             "another --output_dir."
         )
-    found = []
+    differences = []
     if (checkpoint / CONFIG_NAME).exists():  # of adapters alone there is none
-        found += _config_differences(HiViLTConfig.from_pretrained(checkpoint), model.config)
+        differences += _config_differences(HiViLTConfig.from_pretrained(checkpoint), model.config)
     if isinstance(processor, HiViLTProcessor) and (checkpoint / PROCESSOR_NAME).exists():
-        found += _processor_differences(HiViLTProcessor.from_pretrained(checkpoint), processor)
-    if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        differences += _processor_differences(HiViLTProcessor.from_pretrained(checkpoint), processor)
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} is of another model than this run would train: "
-            f"{'; '.join(found[:3])}{more}. Give the flags and data that it was trained with, or begin anew in another "
+            f"{'; '.join(differences[:3])}{more}. Give the flags and data that it was trained with, or begin anew in another "
             "--output_dir."
         )
 
@@ -121,20 +111,16 @@ def _config_differences(saved: HiViLTConfig, own: HiViLTConfig) -> Iterator[str]
     if saved.id2label != own.id2label:
         before, now = saved.id2label, own.id2label
         label = next(label for label in before | now if before.get(label) != now.get(label))
-        yield (
-            f"its {len(before)} answers are not the {len(now)} of this run: answer {label} was {before.get(label)!r} and is "
-            f"{now.get(label)!r}"
-        )
+        was = f"answer {label} was {before.get(label)!r} and is {now.get(label)!r}"
+        yield f"its {len(before)} answers are not the {len(now)} of this run: {was}"
 
 
 def _processor_differences(saved: HiViLTProcessor, own: HiViLTProcessor) -> Iterator[str]:
     saved_ids, own_ids = saved.tokenizer.get_vocab(), own.tokenizer.get_vocab()
     token = next((token for token in sorted(saved_ids | own_ids) if saved_ids.get(token) != own_ids.get(token)), None)
     if token is not None:
-        yield (
-            f"its tokenizer is another one (--text_model): {token!r} was token {saved_ids.get(token)} and is "
-            f"{own_ids.get(token)}"
-        )
+        was = f"{token!r} was token {saved_ids.get(token)} and is {own_ids.get(token)}"
+        yield f"its tokenizer is another one (--text_model): {was}"
     elif _rules(saved.tokenizer) != _rules(own.tokenizer):
         yield "its tokenizer (--text_model) cuts texts otherwise"
     for name, before, now in _differences(saved.image_processor, own.image_processor):

@@ -26,14 +26,13 @@ def read_splits(
     read_table: Callable[[Any, str, str, Path], list],
     benchmark: Benchmark | None = None,
 ) -> tuple[str, dict[str, list]]:
-    """The data that the arguments name: its name and those of the splits that there are.
+    """The data that the arguments name, or a `benchmark` whose copy they may name: its name, and those of the `splits`
+    "train", "validation" and "test" that there are.
 
     Args:
-        splits: which to read of "train", "validation" and "test".
         read_file: gives the examples of a file, by its path and the split.
         read_table: those of a table of `datasets` or a list of rows, by what to call it, the split, and the folder where
             relative image paths start.
-        benchmark: the one to read, whose copy the arguments may name.
     """
     if benchmark is not None:
         return benchmark.title, _read_benchmark(args, splits, benchmark)
