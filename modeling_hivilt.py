@@ -36,7 +36,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_hivilt import HiViLTConfig
+from .configuration_hivilt import AUTO_MAP, HiViLTConfig
 from .encoders_hivilt import (
     build_encoder,
     fetch_tokens,
@@ -166,6 +166,9 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     # Task -> pipeline that a saved checkpoint brings along.
     _custom_pipelines = {}
+    # Whether a head answers by `config.id2label`; others leave out of what they save the answers of a checkpoint that they
+    # were made from.
+    _has_answers = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -175,6 +178,18 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         for name in ("logit_scale", "matching_logit_scale"):
             if name in module._parameters:
                 init.constant_(getattr(module, name), self.config.logit_scale_init_value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`], with all the code that opens the model."""
+        config = self.config
+        answers = config.id2label, config.label2id, config.problem_type
+        if not self._has_answers:
+            config.id2label = config.problem_type = None
+            config.num_labels = 2  # transformers' default, which is not written
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            config.id2label, config.label2id, config.problem_type = answers
 
     @property
     def dtype(self) -> torch.dtype:
@@ -740,6 +755,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     """
 
     _keep_in_fp32_modules_strict = ["logit_scale", "matching_logit_scale"]
+    _has_answers = False
 
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
@@ -754,17 +770,6 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.matching_logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Saves as every HiViLT; the answers of a question answering checkpoint that it was made from are left out."""
-        config = self.config
-        answers = config.id2label, config.label2id, config.problem_type
-        config.id2label = config.problem_type = None
-        config.num_labels = 2  # transformers' default, which is not written
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            config.id2label, config.label2id, config.problem_type = answers
 
     def embed_images(self, states: HiViLTImageStates) -> torch.FloatTensor:
         """`image_embeds`, `(B_i, projection_dim)`, of what [`HiViLTModel.encode_images`] gave."""
@@ -929,8 +934,9 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         )
 
 
-HiViLTModel.register_for_auto_class("AutoModel")
-HiViLTForQuestionAnswering.register_for_auto_class("AutoModelForVisualQuestionAnswering")
-HiViLTForRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
+# So that a saved checkpoint brings this file along.
+for _auto, _path in AUTO_MAP.items():
+    if (_class := globals().get(_path.split(".")[1])) and issubclass(_class, HiViLTPreTrainedModel):
+        _class.register_for_auto_class(_auto)
 
 __all__ = ["HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel", "HiViLTPreTrainedModel"]

@@ -260,6 +260,7 @@ class QuestionAnswering(Task):
     name = "question answering"
     script = "run_vqa.py"
     pipeline_tag = "visual-question-answering"
+    card_template = "question_answering.md"
     arguments = VQAArguments
     defaults = {
         **Task.defaults,

@@ -346,6 +346,7 @@ class Retrieval(Task):
     name = "retrieval"
     script = "run_retrieval.py"
     pipeline_tag = "zero-shot-image-classification"
+    card_template = "retrieval.md"
     arguments = RetrievalArguments
     defaults = {
         **Task.defaults,

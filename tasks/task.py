@@ -31,6 +31,7 @@ class Task:
     name: ClassVar[str]  # for people: "question answering"
     script: ClassVar[str]  # the file that runs it
     pipeline_tag: ClassVar[str]  # the Hub's name of it
+    card_template: ClassVar[str]  # in this folder: what the model card says of this task alone
     arguments: ClassVar[type[TaskArguments]]
     defaults: ClassVar[Mapping[str, Any]] = {  # of any flag
         "learning_rate": 1.5e-3,
@@ -91,7 +92,8 @@ class Task:
         return load_or_build(self.args, self.model_class, texts, train is not None, self.resumed, **config)
 
     def make_dataset(self, split: str, examples: list) -> tuple[Dataset, dict[str, Any]]:
-        """The data set of a split, and what it holds, as `results.json` has it."""
+        """The data set of a split, and what it holds, as `results.json` has it: at least how many `images` and how many of what
+        `HiViLTTrainer.unit` names."""
         raise NotImplementedError
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> Any:

@@ -1,5 +1,7 @@
-"""The model card of a checkpoint, its README.md: `card_template.md`, filled with what a run measured and nothing else."""
+"""The model card of a checkpoint, its README.md: `card_template.md`, filled with what a run measured and nothing else, and the
+task's own paragraphs in `tasks/`."""
 
+import inspect
 import json
 import re
 import shlex
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hivilt.data.benchmarks import HUB_DATASETS
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
@@ -22,7 +25,12 @@ from hivilt.training.names import is_path
 from hivilt.training.results import without_place
 from hivilt.training.trainer import HiViLTTrainer
 
-TEMPLATE = Path(__file__).parent / "card_template.md"
+# A task's own template, beside its file, fills the blocks of the one that all share; a name it does not know is an error.
+TEMPLATES = Environment(
+    loader=FileSystemLoader([Path(__file__).parent, Path(inspect.getfile(Task)).parent]),
+    undefined=StrictUndefined,
+    autoescape=False,
+)
 
 _COCO_IMAGES = "the images are MS-COCO's (https://cocodataset.org), under Flickr's terms."
 # What the built-in data sets want said of them, by the names of `--benchmark`.
@@ -73,7 +81,7 @@ def write_model_card(
         tags: more of them, for the front matter.
         image: Markdown that shows what the model did on the test split; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
-        **facts: what the template says of this task.
+        **facts: what the template of this task says, the file beside it that ends in `.md`.
     """
     results = json.loads(json.dumps(results))  # enums and tuples as results.json has them
     data_name, train = _line(results["data"]["name"]) or "unnamed data", results["data"]["train"]
@@ -95,9 +103,8 @@ def write_model_card(
         tags=["custom_code", "hivilt", "vision-language", *tags],
     )
     metric, folder = trainer.args.metric_for_best_model.removeprefix("eval_"), Path(trainer.args.output_dir)
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
+    card = TEMPLATES.get_template(task.card_template).render(
+        card_data=card_data.to_yaml(),
         title=_escape(title),
         data_name=_escape(data_name),
         # Where a reader finds it: on the Hub, or in a folder, not where this machine keeps that.
@@ -120,7 +127,7 @@ def write_model_card(
         cost=_cost_table(results),
         **facts,
     )
-    card.save(folder / "README.md")
+    ModelCard(card).save(folder / "README.md")
 
 
 def python_literal(value: str | list[str]) -> str:
