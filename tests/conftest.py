@@ -50,7 +50,13 @@ settings.load_profile("same")
 LONGEST = ["test_hub.py", "test_export.py", "test_check_arguments.py", "test_conformance.py", "test_run_vqa.py"]
 LONGEST += ["test_encoder_cache.py", "test_remote_code.py", "test_readme.py", "test_run_retrieval.py"]
 LONGEST += ["test_checkpoint_life.py", "test_encoders_hivilt.py", "test_interruption.py", "test_init.py"]
-LONGEST += ["test_losses_hivilt.py", "test_fusion_study.py"]
+LONGEST += [
+    "test_losses_hivilt.py",
+    "test_fusion_study.py",
+    "test_cards.py",
+    "test_pipeline_hivilt.py",
+    "test_models.py",
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -172,9 +172,8 @@ def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given)
 
 
 @pytest.mark.checklist("12")
-@pytest.mark.parametrize(
-    "model_class", [pytest.param(HiViLTForQuestionAnswering, marks=pytest.mark.slow), HiViLTForRetrieval]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
 def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     model = make_model(model_class, weight_scale=8.0)
     inputs = make_inputs(model, *EXAMPLE)

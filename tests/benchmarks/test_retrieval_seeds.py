@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_tells_what_re_ranking_adds(benchmark, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     few = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "6", "--max_steps", "1"]
