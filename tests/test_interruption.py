@@ -108,6 +108,7 @@ def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(script, data, whol
     assert_same_weights(whole(script), out)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_is_told_to_end_and_both_save(data, tmp_path):
     """At the end of the epoch, where they look after each other; both go on to the weights of an unbroken run."""
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"

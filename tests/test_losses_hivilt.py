@@ -230,6 +230,7 @@ def test_loss_weights_are_applied(batch):
     torch.testing.assert_close(outputs.loss, 0.25 * outputs.contrastive_loss + 4 * outputs.auxiliary_loss)
 
 
+@pytest.mark.slow
 def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
     model = make_model(HiViLTForRetrieval).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -59,6 +59,7 @@ def batch(num_texts=3):
     }
 
 
+@pytest.mark.slow
 def test_all_are_of_one_size(contestants):
     names = contestants.CONTESTANTS
     sizes = {name: contestants.num_parameters(build(contestants, name)) for name in names}

@@ -58,6 +58,7 @@ def elsewhere() -> tuple[dict, int]:
     return ast.literal_eval(started.stdout)
 
 
+@pytest.mark.slow
 def test_tokenizer_depends_on_nothing_but_the_texts(elsewhere):
     """Processes that train together each make their own, and must agree."""
     assert train_tokenizer(sorted(TEXTS, reverse=True)).get_vocab() == elsewhere[0]
