@@ -181,11 +181,13 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """As [`PreTrainedModel.save_pretrained`], with all the code that opens the model."""
+        if self._has_answers:
+            super().save_pretrained(save_directory, **kwargs)
+            return
         config = self.config
         answers = config.id2label, config.label2id, config.problem_type
-        if not self._has_answers:
-            config.id2label = config.problem_type = None
-            config.num_labels = 2  # transformers' default, which is not written
+        config.id2label = config.problem_type = None
+        config.num_labels = 2  # transformers' default, which is not written
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:

@@ -328,3 +328,10 @@ def test_an_image_that_is_no_number_spoils_its_own_rows_only(batch):
     logits = model(**batch).logits
     assert logits[[1, 2]].isnan().all()
     torch.testing.assert_close(logits[[0, 3, 4]], expected[[0, 3, 4]])
+
+
+def test_answers_named_anew_are_numbered_alike_once_saved(tmp_path):
+    model = make_model(HiViLTForQuestionAnswering)
+    model.config.id2label = {index: f"another {index}" for index in range(model.config.num_labels)}
+    model.save_pretrained(tmp_path)
+    assert model.config.label2id == {answer: index for index, answer in model.config.id2label.items()}
