@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parent
 RETRIEVAL, ANSWERING = ROOT, ROOT / "vqa"  # the checkpoints that are used unless others are named
 PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
-EXAMPLES = [(ROOT / "docs" / "picture.png", question) for question in QUESTIONS]
+EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
 
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."

@@ -103,7 +103,7 @@ def furnish(place: Path) -> dict[str, str]:
     for row in map(json.loads, rows.splitlines()):
         shutil.copy(ROOT / "docs" / "photographs" / Path(row["image"]).name, place / row["image"])
     for name in ("a.png", "b.png"):
-        shutil.copy(ROOT / "docs" / "picture.png", place / name)
+        shutil.copy(ROOT / "docs" / "drawing.png", place / name)
     named = ("a.png", "b.png", "my_images", "train.jsonl", "hivilt.onnx")
     return {f'"{name}"': repr(str(place / name)) for name in named} | {'"outputs/': f'"{place}/outputs/'}
 
@@ -241,7 +241,7 @@ def test_zero_shot_classification_is_right_about_the_photograph():
 
 
 def test_questions_that_are_shown_are_answered_right():
-    # docs/picture.png is a red triangle.
+    # docs/drawing.png is a red triangle.
     right = [
         "what shape is it? triangle",
         "what color is the triangle? red",
@@ -280,7 +280,7 @@ def test_ones_own_trainer_predicts_one_row_a_question(ran):
     # Several questions an image, of images with more and fewer of them, in any order: with the second block's collator, by
     # a plain Trainer, and by the trainer that the block shows.
     order = [0, 1, 1, 0, 1, 0, 0]
-    images = [str(ROOT / "docs" / name) for name in ("picture.png", "photographs/cat.jpg")]
+    images = [str(ROOT / "docs" / name) for name in ("drawing.png", "photographs/cat.jpg")]
     asked = [{"image": images[image], "question": f"what color is the {place}?"} for place, image in enumerate(order)]
     dataset = several["VQADataset"](several["read_table"](asked, answers_needed=False))
     for kind in ("Trainer", "QuestionAnsweringTrainer"):
@@ -314,7 +314,7 @@ def test_the_command_for_training_takes_the_file_that_is_shown(tmp_path):
 
 def test_a_loop_of_ones_own_keeps_what_encoders_gave(ran):
     names = ran("docs/training.md")["Frozen encoders run once"].names[-1]
-    image = str(ROOT / "docs/picture.png")
+    image = str(ROOT / "docs/drawing.png")
     asked = names["processor"](images=image, text="what color is the triangle?", return_tensors="pt")
     kept = {"feature_maps": names["maps"], "token_states": names["states"], "attention_mask": asked["attention_mask"]}
     torch.testing.assert_close(names["model"](**kept).logits, names["model"](**asked).logits)

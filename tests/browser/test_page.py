@@ -17,7 +17,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from hivilt import app
 
-DRAWING = app.ROOT / "docs" / "picture.png"  # a red triangle
+DRAWING = app.ROOT / "docs" / "drawing.png"  # a red triangle
 THREE = ["what shape is in the image?", "what color is the shape?", "is there a blue shape?"]
 # What sticks out of the window at its side.
 OUTSIDE = """return [...document.querySelectorAll("body *")].filter(one => {
