@@ -941,4 +941,4 @@ for _auto, _path in AUTO_MAP.items():
     if (_class := globals().get(_path.split(".")[1])) and issubclass(_class, HiViLTPreTrainedModel):
         _class.register_for_auto_class(_auto)
 
-__all__ = ["HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel", "HiViLTPreTrainedModel"]
+__all__ = ["HiViLTForQuestionAnswering", "HiViLTForRetrieval", "HiViLTModel"]

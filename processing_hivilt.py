@@ -463,4 +463,4 @@ class HiViLTProcessor(ProcessorMixin):
 
 HiViLTProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["HiViLTProcessor", "load_image"]
+__all__ = ["HiViLTProcessor"]

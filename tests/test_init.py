@@ -66,7 +66,10 @@ def test_all_names_are_there_and_no_others():
     assert set(hivilt.__all__) <= set(dir(hivilt))
     for name in hivilt.__all__:
         assert getattr(hivilt, name).__name__ == name
+    shown = {"HiViLTConfig"}  # to type checkers
     for name in ("modeling_hivilt", "processing_hivilt", "pipeline_hivilt"):
         assert getattr(hivilt, name).__name__ == f"hivilt.{name}"
+        shown.update(getattr(hivilt, name).__all__)
+    assert shown == set(hivilt.__all__)
     with pytest.raises(AttributeError, match="module 'hivilt' has no attribute 'HiViLT'"):
         hivilt.HiViLT  # noqa: B018

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, set_seed
-
-# From its module: until transformers 5.18 the name above it asks for torchvision.
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hivilt.data.augmentation import Augmentation

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedTokenizerBase,
@@ -16,9 +17,6 @@ from transformers import (
     T5Config,
     ViTImageProcessorPil,
 )
-
-# From its module: until transformers 5.18 the name above it asks for torchvision.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
