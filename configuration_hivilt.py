@@ -4,8 +4,9 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from transformers.utils.versions import require_version
@@ -18,15 +19,19 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .encoders_hivilt import (
     check_encoder,
     default_levels,
+    image_size,
     is_hierarchical,
     max_text_length,
     vision_states,
     without_unread_parts,
 )
+
+logger = logging.get_logger(__name__)
 
 # Every save names the code of every Auto class, whichever class was saved, so that any head opens through any of them.
 AUTO_MAP = {
@@ -56,16 +61,29 @@ def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
         type(saved)._auto_class = auto_class
 
 
-def _encoder_config(name: str, config: PreTrainedConfig | dict | None, default_type: str) -> PreTrainedConfig:
+def _check_spelling(name: str, config_class: type[PreTrainedConfig], keys: Iterable[str]) -> None:
+    """Refuses what is no field of a config and much like one, which transformers would keep, and do nothing with."""
+    own = [field.name for field in fields(config_class) if not field.name.startswith("_")]
+    known = {*own, *config_class.attribute_map, *dir(PreTrainedConfig)}
+    for key in keys:
+        if key not in known and (close := difflib.get_close_matches(key, own, n=1, cutoff=0.85)):
+            raise ValueError(f"{name} has no `{key}`; did you mean `{close[0]}`?")
+
+
+def _encoder_config(
+    name: str, config: PreTrainedConfig | dict | None, default_type: str, saved: bool
+) -> PreTrainedConfig:
     """The config of an encoder from what stands for it: itself, its fields, or nothing for that of the base model."""
     if isinstance(config, PreTrainedConfig):
         return config
     if config is not None and not isinstance(config, dict):
         raise ValueError(f"`{name}` must be a config or a dict of its fields, got {type(config).__name__}.")
-    fields = {"model_type": default_type, **(config or {})}
-    if not isinstance(fields["model_type"], str) or fields["model_type"] not in CONFIG_MAPPING:
-        raise ValueError(f"`{name}` has the `model_type` {fields['model_type']!r}, which transformers does not know.")
-    return AutoConfig.for_model(**fields)
+    values = {"model_type": default_type, **(config or {})}
+    if not isinstance(values["model_type"], str) or values["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(f"`{name}` has the `model_type` {values['model_type']!r}, which transformers does not know.")
+    if not saved and "transformers_version" not in values:
+        _check_spelling(f"`{name}`", CONFIG_MAPPING[values["model_type"]], values)
+    return AutoConfig.for_model(**values)
 
 
 def _by_number(label2id) -> dict:
@@ -123,7 +141,8 @@ class HiViLTConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
-        ValueError: a keyword is a misspelt field, or an encoder is of a family that cannot be one.
+        ValueError: a keyword, or a key of an encoder's `dict`, is a misspelt field, or an encoder is of a family that
+            cannot be one.
     """
 
     model_type = "hivilt"
@@ -167,17 +186,20 @@ class HiViLTConfig(PreTrainedConfig):
     return_loss: bool = False
 
     def __post_init__(self, **kwargs):
-        # transformers keeps unknown keys silently; a misspelt field would then do nothing, unseen.
-        for key in kwargs:
-            if meant := self._misspelt(key):
-                raise ValueError(f"HiViLTConfig has no `{key}`; did you mean `{meant}`?")
+        # What a saved config holds is kept, however it is spelt: another version may know it.
+        saved = self.transformers_version is not None
+        if not saved:
+            _check_spelling("HiViLTConfig", HiViLTConfig, kwargs)
         if self.id2label is None and self.label2id is not None:
             self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        self.vision_config = _encoder_config("vision_config", self.vision_config, "vit")
-        self.text_config = _encoder_config("text_config", self.text_config, "bert")
+        self.vision_config = _encoder_config("vision_config", self.vision_config, "vit", saved)
+        self.text_config = _encoder_config("text_config", self.text_config, "bert", saved)
         super().__post_init__(**kwargs)
+        unknown = [key for key in kwargs if key in vars(self) and key != "auto_map" and key[0] != "_"]
+        if unknown and not saved:
+            logger.warning(f"HiViLTConfig has no `{'`, `'.join(unknown)}`: it is kept, and changes nothing.")
         for name in self.sub_configs:
             check_encoder(name, getattr(self, name))
             setattr(self, name, without_unread_parts(getattr(self, name)))
@@ -192,23 +214,12 @@ class HiViLTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """
         As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
-        A field that this version does not know is kept, however it is spelt.
         """
         # transformers would set them after the config is made and checked.
         labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
         if labels:
             config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
-        unknown = {key: value for key, value in config_dict.items() if cls._misspelt(key)}
-        loaded = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        for key, value in unknown.items():
-            setattr(config, key, value)
-        return loaded
-
-    @classmethod
-    def from_json_file(cls, json_file: str | os.PathLike) -> "HiViLTConfig":
-        """As [`PreTrainedConfig.from_json_file`], and as lenient as [`HiViLTConfig.from_dict`]."""
-        return cls.from_dict(cls._dict_from_json_file(json_file))
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_vision_text_configs(
@@ -233,13 +244,6 @@ class HiViLTConfig(PreTrainedConfig):
     def max_text_length(self) -> int | None:
         """Most tokens that the text encoder takes; `None` where there is no limit (T5)."""
         return max_text_length(self.text_config)
-
-    @staticmethod
-    def _misspelt(key: str) -> str | None:
-        """The field that was probably meant by a key that is none."""
-        own = [name for name in HiViLTConfig.__annotations__ if not name.startswith("_")]
-        close = difflib.get_close_matches(key, own, n=1, cutoff=0.85)
-        return close[0] if close and key not in own and not hasattr(PreTrainedConfig, key) else None
 
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.
@@ -288,6 +292,8 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError("`id2label` must not name the same answer twice.")
 
     def _validate_levels(self):
+        if min(size := image_size(self.vision_config) or (1, 1)) < 1:
+            raise ValueError(f"`image_size` of `vision_config` must be at least 1, got {size}.")
         states, levels, stages = vision_states(self.vision_config), self.vision_levels, self.num_fusion_stages
         encoder = f"this `{self.vision_config.model_type}` encoder"
         for name in ("vision_levels", "vision_strides"):

@@ -101,7 +101,7 @@ def _as_seen(image: Image.Image) -> Image.Image:
         # A plain conversion would cut everything above 255 to white.
         image = Image.fromarray(_levels(np.asarray(image), from_file=True))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # PIL takes two steps there
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -356,10 +356,25 @@ def test_notices_a_misspelt_field(misspelt, meant):
         make_config(**{misspelt: 1})
 
 
-def test_keeps_a_field_that_resembles_none_of_its_own(tmp_path):
+def test_notices_a_misspelt_or_empty_field_of_an_encoder(tmp_path):
+    with pytest.raises(ValueError, match="`vision_config` has no `hiden_size`; did you mean `hidden_size`"):
+        HiViLTConfig(vision_config={"hiden_size": 32})
+    with pytest.raises(StrictDataclassError, match="`image_size` of `vision_config` must be at least 1"):
+        HiViLTConfig(vision_config={"image_size": 0})
+    # Another version of transformers may know it.
+    config = make_config()
+    config.vision_config.hiden_size = 32
+    saved(config, tmp_path)
+    assert HiViLTConfig.from_pretrained(tmp_path).vision_config.hiden_size == 32
+
+
+def test_keeps_a_field_that_resembles_none_of_its_own_and_says_so(tmp_path, caplog):
     config = make_config(trained_on="easy-vqa", num_labels=5)
+    assert "HiViLTConfig has no `trained_on`: it is kept, and changes nothing" in caplog.text
+    caplog.clear()
     assert saved(config, tmp_path)["trained_on"] == "easy-vqa"
     assert HiViLTConfig.from_pretrained(tmp_path).trained_on == "easy-vqa"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["layer_norm_epsilon", "fusion_top_ks"])

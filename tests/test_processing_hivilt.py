@@ -374,6 +374,8 @@ def test_what_is_transparent_is_white(mode, tmp_path):
         image.putalpha(alpha)
         assert image.mode == mode
         assert_looks_like(image, expected)
+        if mode == "LA":
+            assert_looks_like(image.convert("La"), expected)
         image.convert("RGBA").save(tmp_path / "image.png")
     assert_looks_like(tmp_path / "image.png", expected)
 
