@@ -300,12 +300,13 @@ def test_a_run_that_was_moved_ends_with_its_own_best(started, tmp_path):
     assert all(torch.equal(final[name], value) for name, value in weights.items())
 
 
-def test_the_same_command_again_begins_anew_and_says_so(started, tmp_path, caplog):
+def test_a_run_that_begins_anew_says_so(started, tmp_path, caplog):
     shutil.copytree(started[1] / "out", tmp_path / "out")
     shutil.copytree(
         tmp_path / "out/checkpoint-2", tmp_path / "out/checkpoint-9"
     )  # --resume_from_checkpoint would take it
-    started[0](tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1")
+    more = ["--max_steps", "1", "--eval_steps", "1", "--save_steps", "1", "--overwrite_output_dir"]
+    started[0](tmp_path / "out", *more)
     assert "training begins anew; the 2 checkpoints of an earlier run are removed" in caplog.text
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
 
@@ -315,7 +316,7 @@ def test_arguments_that_are_refused_remove_nothing_of_an_earlier_run(started, tm
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert "checkpoint-2" in before and "trainer_state.json" in before
     with pytest.raises(ValueError, match="^metric_for_best_model: got 'acc'"):
-        started[0](tmp_path / "out", "--metric_for_best_model", "acc")
+        started[0](tmp_path / "out", "--metric_for_best_model", "acc", "--overwrite_output_dir")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
 
 
@@ -323,7 +324,8 @@ def test_a_run_that_diverges_publishes_nothing_over_what_was_good(started, tmp_p
     out = shutil.copytree(started[1] / "out", tmp_path / "out")
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     with pytest.raises(ValueError, match=r"^learning_rate: with 1e\+30 training diverged at step \d of 6"):
-        started[0](out, "--learning_rate", "1e30", "--warmup_steps", "0", "--max_steps", "6")
+        more = ["--learning_rate", "1e30", "--warmup_steps", "0", "--max_steps", "6"]
+        started[0](out, *more, "--overwrite_output_dir")
     del before["trainer_state.json"]  # of a run that was finished, which this one was not
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     for path in out.rglob("*.safetensors"):
@@ -627,9 +629,9 @@ def test_answers_from_a_file(data, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == {"0": "yes", "1": "no", "2": "mauve"}
     (tmp_path / "answers.txt").write_text("yes\nYes\n")
     with pytest.raises(ValueError, match="answer_file: answers.txt has 'yes' more than once"):
-        main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "answers.txt")))
+        main(flags(data, tmp_path / "again", "--answer_file", str(tmp_path / "answers.txt")))
     with pytest.raises(FileNotFoundError, match="answer_file: .*none.txt is not a file"):
-        main(flags(data, tmp_path / "out", "--answer_file", str(tmp_path / "none.txt")))
+        main(flags(data, tmp_path / "again", "--answer_file", str(tmp_path / "none.txt")))
 
 
 def test_augmentation_changes_training_and_nothing_else(data, tmp_path):

@@ -95,7 +95,7 @@ class TaskArguments:
     )
     vision_learning_rate: float | None = HfArg(default=None, help="Of the vision encoder. Unset: learning_rate.")
     text_learning_rate: float | None = HfArg(default=None, help="Of the text encoder. Unset: learning_rate.")
-    overwrite_output_dir: bool = HfArg(default=False, help="Begin anew where output_dir holds an unfinished run.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Begin anew over the run that output_dir holds.")
     num_threads: int | None = HfArg(
         default=None,
         help="CPU threads of one process. Unset: one for a model below 10 million parameters, else its share of all.",

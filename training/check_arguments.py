@@ -16,7 +16,7 @@ def _without_note(names: str) -> dict[str, str]:
 
 # HiViLT has a part in what these do, or changes nothing that it has not been tried with: each has a test.
 WORKS = {
-    "output_dir": "A run that was not finished is not begun anew in it unasked (--overwrite_output_dir).",
+    "output_dir": "A run is not begun anew over an earlier one unasked (--overwrite_output_dir).",
     "do_train": "With none of the three, a script does all of them.",
     "do_eval": "Also implied by eval_strategy.",
     "resume_from_checkpoint": "A folder, or `last`. What the checkpoint says of answers, tokens and layers holds.",

@@ -77,8 +77,8 @@ def begin_run(argv: Sequence[str] | None, task: type[Task]) -> tuple[TaskArgumen
 
 
 def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
-    """Refuses an `output_dir` in which a run cannot write what it makes, by an `OSError`, or would begin anew over one that
-    was not finished unasked, by a `ValueError`; leaves nothing there."""
+    """Refuses an `output_dir` in which a run cannot write what it makes, by an `OSError`, or would begin anew over an
+    earlier one unasked, by a `ValueError`; leaves nothing there."""
     folder = Path(training_args.output_dir)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
@@ -91,10 +91,12 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
     if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
         return
     whole = [path for path in checkpoints(folder) if is_whole(path)]
-    if whole and not (folder / TRAINER_STATE_NAME).exists():  # which a run writes last
+    finished = (folder / TRAINER_STATE_NAME).exists()  # which a run writes last
+    if finished or whole:
+        goes_on = "" if finished else f", up to {whole[-1].name}: go on with --resume_from_checkpoint last"
         raise ValueError(
-            f"output_dir: {folder} holds a run that was not finished, up to {whole[-1].name}. Go on with "
-            "--resume_from_checkpoint last, name another --output_dir, or begin anew with --overwrite_output_dir."
+            f"output_dir: {folder} holds a run that was {'' if finished else 'not '}finished{goes_on}. Name another "
+            "--output_dir, or begin anew over it with --overwrite_output_dir."
         )
 
 

@@ -69,7 +69,7 @@ def test_an_output_dir_that_cannot_be_written_stops_before_the_run(begin):
         begin("--output_dir", "/proc/outputs")
 
 
-def test_a_run_that_was_not_finished_is_asked_about(begin, tmp_path):
+def test_a_run_is_not_begun_anew_over_an_earlier_one_unasked(begin, tmp_path):
     """As transformers' `overwrite_output_dir` did; a finished one has left its state beside its checkpoints."""
     start = lambda *more: begin("--output_dir", str(tmp_path), *more)
     start()
@@ -84,4 +84,6 @@ def test_a_run_that_was_not_finished_is_asked_about(begin, tmp_path):
     for more in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "last"], ["--do_predict"]):
         start(*more)
     (tmp_path / "trainer_state.json").write_text("{}")
-    start()
+    with pytest.raises(ValueError, match="^output_dir: .* a run that was finished. .*--overwrite_output_dir"):
+        start()
+    start("--overwrite_output_dir")
