@@ -165,9 +165,13 @@ def test_the_pipeline_gives_the_written_predictions(data, tmp_path):
 
 def test_resuming_continues_exactly(data, tmp_path):
     more = ("--max_steps", "4", "--save_total_limit", "5", "--eval_steps", "2", "--save_steps", "2")
-    main(flags(data, tmp_path / "whole", *more))
-    main(flags(data, tmp_path / "again", *more, "--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-2")))
+    first = main(flags(data, tmp_path / "whole", *more))["train"]
+    more = (*more, "--resume_from_checkpoint", str(tmp_path / "whole/checkpoint-2"))
+    second = main(flags(data, tmp_path / "again", *more))["train"]
     whole, again = losses(tmp_path / "whole"), losses(tmp_path / "again")
+    assert first["loss"] == pytest.approx(sum(loss for loss, _ in whole.values()) / 4, abs=1e-4)
+    assert (first["resumed_at_step"], second["resumed_at_step"], second["loss"]) == (None, 2, None)
+    assert 0 < second["questions"] < first["questions"] and second["steps"] == first["steps"]
     assert set(whole) == {1, 2, 3, 4}
     assert (again[3], again[4]) == (whole[3], whole[4])
     first, second = (load_file(tmp_path / name / "checkpoint-4/model.safetensors") for name in ("whole", "again"))

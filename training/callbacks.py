@@ -103,6 +103,7 @@ class Beginnings(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.num_examples_trained, self.trainer.seconds_evaluating, self.trainer._step_loss = 0, 0.0, 0.0
+        self.trainer.resumed_at_step = state.global_step
         if self.resumed is not None and state.best_global_step:
             # Where the run's folder was moved, the path that was written down may lead to another run.
             best = self.resumed.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"

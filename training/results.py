@@ -137,10 +137,11 @@ def collect_results(
         # Evaluations within training are counted apart; saving is not.
         seconds = metrics["train"]["train_runtime"] - trainer.seconds_evaluating
         results["train"] = {
-            # Of a run that was resumed at its end there is none.
-            "loss": metrics["train"]["train_loss"] if trainer.num_examples_trained else None,
+            # Trainer's is of the steps since a run was resumed, in some versions divided by all.
+            "loss": None if trainer.resumed_at_step else metrics["train"]["train_loss"],
             "epochs": trainer.state.epoch,
             "steps": trainer.state.global_step,
+            "resumed_at_step": trainer.resumed_at_step or None,  # what follows is of the steps since
             trainer.unit: trainer.num_examples_trained,
             "seconds": seconds,
             f"{trainer.unit}_per_second": trainer.num_examples_trained / seconds,

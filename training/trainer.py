@@ -99,6 +99,7 @@ class HiViLTTrainer(Trainer):
             self.data_collator.encoder_cache = self.encoder_cache
         self.num_examples_trained = 0  # what `count` counts, on all processes together
         self.seconds_evaluating = 0.0  # of training
+        self.resumed_at_step = 0
         self.calibration: dict[str, Any] | None = None
         self.familiarity: dict[str, Any] | None = None
         self._step_loss: torch.Tensor | float = 0.0
