@@ -848,13 +848,19 @@ def test_calibrating_divides_scores_by_the_best_temperature_and_moves_no_answer(
 
 
 def test_a_checkpoint_is_calibrated_after_training(data, tmp_path):
-    main(flags(data, tmp_path / "plain"))
+    plain = main(flags(data, tmp_path / "plain"))
     more = ["--model_name_or_path", str(tmp_path / "plain"), "--do_eval", "--calibrate", "--use_cpu"]
     files = ["--train_file", str(data / "train.jsonl"), "--validation_file", str(data / "validation.jsonl")]
     found = main([*files, *more, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "found")])
     (before, _), (after, _) = logits_of(tmp_path / "plain", data), logits_of(tmp_path / "found", data)
     torch.testing.assert_close(after, before / found["calibration"]["temperature"], rtol=1e-4, atol=1e-5)
     assert "train" not in found and "validation" in found
+    # In its own folder what was measured before stays, but for the loss, which is of scores before.
+    main([*files, *more, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "plain")])
+    kept = json.loads((tmp_path / "plain/results.json").read_text())
+    assert kept["train"] == plain["train"] and kept["calibration"] == found["calibration"]
+    assert kept["test"] == {name: value for name, value in plain["test"].items() if name != "loss"}
+    assert kept["data"].keys() == plain["data"].keys()
 
 
 def test_resuming_calibrates_what_was_not(data, tmp_path):

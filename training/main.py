@@ -1,5 +1,6 @@
 """What every run does: reads its arguments and data, builds a model, trains, saves, draws, evaluates, reports."""
 
+import json
 import logging
 import os
 import shutil
@@ -186,9 +187,17 @@ def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
         if training_args.do_train:
             card = task.card(trainer, results, splits)
             write_model_card(trainer, args, results, splits, task=task, argv=argv, **card)
-        write_json(folder / "results.json", results)
+        path = folder / "results.json"
+        in_place = args.model_name_or_path is not None and Path(args.model_name_or_path).resolve() == folder.resolve()
+        if in_place and not training_args.do_train and path.exists():
+            # Of this very checkpoint: what is not measured anew holds.
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            if args.calibrate:
+                earlier.get("test", {}).pop("loss", None)  # of other scores
+            results = {**earlier, **results, "data": {**earlier.get("data", {}), **results["data"]}}
+        write_json(path, results)
         for split in ("validation", "test"):
-            if split in results and (told := task.summary(results, split)):
+            if split in metrics and (told := task.summary(results, split)):
                 print(told)
     if training_args.push_to_hub:
         trainer.push_to_hub()
