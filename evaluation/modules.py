@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -31,15 +32,23 @@ class FunctionMetric(evaluate.Metric, ABC):
     def _info(self) -> evaluate.MetricInfo:
         description, _, example = inspect.getdoc(type(self)).partition("\n\n")
         arguments = inspect.getdoc(self.function).partition("\n\n>>> ")[0]  # its own example is not run here
-        names = ", ".join(list(inspect.signature(self.function).parameters)[:2])
         return evaluate.MetricInfo(
             description=description,
             citation=self.citation,
-            inputs_description=f"\n`predictions, references` are `{names}` of `{self.function.__name__}`:\n\n"
-            f"{arguments}\n\n{example}\n",
+            inputs_description=f"\n{self._renamed(arguments)}\n\n{example}\n",
             features=self.features,
             reference_urls=self.reference_urls,
         )
 
     def _compute(self, predictions: list, references: list, **options: Any) -> dict[str, Any]:
-        return self.function(predictions, references, **options)
+        try:
+            return self.function(predictions, references, **options)
+        except (TypeError, ValueError) as error:
+            raise type(error)(self._renamed(str(error))) from error
+
+    def _renamed(self, text: str) -> str:
+        """What the function says of its first two arguments, by their names here."""
+        names = list(inspect.signature(self.function).parameters)
+        for name, here in zip(names, ("predictions", "references"), strict=False):
+            text = re.sub(rf"\b{name}(?=`|:|, \w+:)", here, text)
+        return text

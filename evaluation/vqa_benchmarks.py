@@ -140,7 +140,7 @@ def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]
 
 
 def vqa_rad_metrics(
-    predictions: Sequence[str], answers: Sequence[str], answer_types: Sequence[str]
+    predictions: Sequence[str], answers: Sequence[str], answer_types: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Accuracy on VQA-RAD as papers report it: exact match but for case and spaces, open and closed questions apart.
 
@@ -148,16 +148,18 @@ def vqa_rad_metrics(
         answer_types: "OPEN" or "CLOSED"; spaces around it, as in the released file, do no harm.
 
     Returns:
-        `accuracy`, `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
+        `accuracy`; with `answer_types` also `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
     """
     check_split(predictions, answers, answer_types=answer_types)
     check_strings("answers", answers)
+    scores = _exact(list(map(canonical_answer, predictions)), list(map(canonical_answer, answers)))
+    if answer_types is None:
+        return {"accuracy": fmean(scores)}
     check_strings("answer_types", answer_types)
     kinds = [kind.strip() for kind in answer_types]
     wrong = next((kind for kind in kinds if kind not in ("OPEN", "CLOSED")), None)
     if wrong is not None:
         raise ValueError(f"answer_types: expected 'OPEN' or 'CLOSED' for each question, got {wrong!r}.")
-    scores = _exact(list(map(canonical_answer, predictions)), list(map(canonical_answer, answers)))
     by_type = accuracy_by_type(scores, kinds)
     return {
         "accuracy": fmean(scores),

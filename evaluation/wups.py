@@ -44,6 +44,8 @@ def wups(prediction: str, answer: str, threshold: float, similarity: Similarity)
     check_strings("prediction, answer", [prediction, answer])
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [0, 1], got {threshold}.")
+    if not callable(similarity):  # wordnet_similarity() gives None without WordNet
+        raise ValueError(f"similarity: expected a function of two words, got {similarity!r}; see wordnet_similarity.")
 
     def measure(one: str, other: str) -> float:
         if one == other:

@@ -20,5 +20,5 @@ class DaquarAccuracy(FunctionMetric):
     booktitle = {Advances in Neural Information Processing Systems 27}, year = {2014},
 }"""
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return super()._compute(predictions, references, similarity=wordnet_similarity())
+    def _compute(self, predictions: list[str], references: list[str], similarity=None) -> dict[str, float]:
+        return super()._compute(predictions, references, similarity=similarity or wordnet_similarity())

@@ -171,5 +171,7 @@ def test_without_wordnet_it_is_said_once_and_wups_is_left_out(nltk, monkeypatch,
     assert record.getMessage().startswith(
         f"WUPS is left out: {reason}. It needs pip install nltk, and once python -m nltk"
     )
+    with pytest.raises(ValueError, match="^similarity: expected a function of two words, got None"):
+        wups("table", "chair", 0.9, wordnet_similarity())
     # Nor does it stop what can be measured.
     assert daquar_metrics(["table, chair"], ["chair,table"], wordnet_similarity()) == {"accuracy": 1.0}
