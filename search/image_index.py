@@ -211,7 +211,8 @@ class ImageIndex:
 
     @classmethod
     def load(cls, output_dir: str | os.PathLike, model: HiViLTForRetrieval, processor: HiViLTProcessor) -> "ImageIndex":
-        """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode.
+        """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode. Tells in a warning how
+        many images of the folder were added or deleted since.
 
         Raises:
             FileNotFoundError: there is no complete index, or the images' folder is gone.
@@ -226,7 +227,15 @@ class ImageIndex:
                 f"one loaded ({own}), so their embeddings cannot be compared: load the checkpoint that made it, in the "
                 "same precision, or build the index again."
             )
-        return cls._open(output_dir, info, model, processor)
+        index = cls._open(output_dir, info, model, processor)
+        embedded, found = set(index.dataset["image"]), _find_images(index.folder, output_dir)[0].keys()
+        added, deleted = found - embedded - {one["image"] for one in info["skipped"]}, embedded - found
+        if added or deleted:
+            logger.warning(
+                f"{len(added)} images were added to {index.folder} and {len(deleted)} deleted since the index in {output_dir} "
+                "was built; build it again (run_retrieval.py --index) to search what is there now."
+            )
+        return index
 
     @staticmethod
     def made_by(output_dir: str | os.PathLike) -> str:
@@ -300,11 +309,12 @@ class ImageIndex:
         order = np.argsort(-cosines, kind="stable")
         scores = cosines.copy()
         if rerank_k:
-            head, tail = order[:rerank_k], order[rerank_k:]
+            there = [(self.folder / found["image"][place]).exists() for place in order[:rerank_k]]
+            head, tail = order[:rerank_k][there], np.delete(order, np.flatnonzero(there))
+        if rerank_k and len(head):
             fused = self._fuse(text_states, [found["image"][place] for place in head])
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
             order = np.concatenate([head[np.argsort(-scores[head], kind="stable")], tail])
-        order = order[:top_k]
         hits = [
             Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]
@@ -313,9 +323,9 @@ class ImageIndex:
         if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=False) if file_stamp(hit.path) != stamp]:
             logger.warning(
                 f"{len(stale)} of the {len(hits)} images found, {stale[0]} first, are gone or have changed since they were "
-                "embedded, so their scores are of what they were: build the index again."
+                "embedded: scores are of what they were, and what is gone is not re-ranked. Build the index again."
             )
-        return hits
+        return hits[:top_k]
 
     def _fuse(self, text_states: HiViLTTextStates, images: list[str]) -> torch.FloatTensor:
         """Fused similarity of one text and some images."""

@@ -505,8 +505,22 @@ class TestSearch:
         index.search("red", top_k=12)
         assert "1 of the 12 images found, red.png first, are gone or have changed" in caplog.text
 
-    def test_an_image_that_is_gone_is_named_when_it_is_needed(self, index, images):
+    def test_an_image_that_is_gone_is_told_and_not_re_ranked(self, index, images, model, caplog):
         (images / "red.png").unlink()
         assert len(index.search("red")) == 10
-        with pytest.raises(ValueError, match=r"red\.png.*build the index again"):
-            index.search("red", rerank_k=12)
+        hits = index.search("red", top_k=12, rerank_k=12)
+        assert hits[-1].path.name == "red.png" and hits[-1].score == hits[-1].embedding_score
+        assert "1 of the 12 images found, red.png first, are gone" in caplog.text and sum(model.encoded) == 11
+        for hit in hits[:-1]:
+            hit.path.unlink()
+        assert len(index.search("red", rerank_k=3)) == 10
+
+    def test_an_index_tells_that_its_folder_has_changed_when_it_is_opened(self, index, images, model, caplog):
+        load = lambda: ImageIndex.load(images.parent / "index", model, make_processor())
+        load()
+        assert caplog.text == ""
+        (images / "red.png").unlink()
+        make_image().save(images / "new.png")
+        make_image().save(images / "newer.png")
+        load()
+        assert f"2 images were added to {images} and 1 deleted since the index" in caplog.text
