@@ -330,9 +330,7 @@ class QuestionAnswering(Task):
         if file is not None:
             vocabulary = read_answers_file(file)
         else:
-            limits = self.args.min_answer_count, self.args.max_answers
-            given = [example.answers for example in train]
-            vocabulary = build_answer_vocabulary(given, *limits, normalize=several_answers(train))
+            vocabulary = self._most_frequent(train, self.args.min_answer_count, self.args.max_answers)
         if self.resumed is None:
             return vocabulary
         own = list(HiViLTConfig.from_pretrained(self.resumed).id2label.values())
@@ -350,6 +348,11 @@ class QuestionAnswering(Task):
                 f"{file}: {', '.join(map(repr, lost[:5]))}. Name the file it was trained with, or {begin}."
             )
         return own
+
+    def _most_frequent(self, train: list[VQAExample], min_count: int, max_size: int | None) -> list[str]:
+        # One's own answers as they are written; a benchmark's as its official recipe writes them.
+        normalize = self.benchmark is not None and several_answers(train)
+        return build_answer_vocabulary([example.answers for example in train], min_count, max_size, normalize)
 
     def make_dataset(self, split: str, examples: list[VQAExample]) -> tuple[VQADataset, dict[str, Any]]:
         answers = [example.answers for example in examples]
@@ -426,8 +429,7 @@ class QuestionAnswering(Task):
     ) -> tuple[str, float, float, int] | None:
         """Beside the training questions' most frequent answer, given to every question."""
         train = datasets["train"].examples
-        given = [example.answers for example in train]
-        answer = build_answer_vocabulary(given, max_size=1, normalize=several_answers(train))[0]
+        (answer,) = self._most_frequent(train, 1, 1)
         for split in [split for split in ("validation", "test") if self.metric in results.get(split, {})]:
             measured, always = results[split], trainer.metrics_of_answer(answer, datasets[split])
             for name in dict.fromkeys([self.metric, "accuracy"]):

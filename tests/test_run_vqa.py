@@ -390,11 +390,14 @@ def test_answers_outside_the_vocabulary_count_as_wrong(data, tmp_path, caplog):
 def test_several_answers_a_question_train_on_soft_labels(data, tmp_path):
     for split in ("train", "validation", "test"):
         rows = [row | {"answer": [row["answer"]] * 7 + ["maybe"] * 3} for row in read_lines(data / f"{split}.jsonl")]
+        rows += [rows[0] | {"answer": [answer] * 3} for answer in ("a", "2020-01-02")]
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     results = main(flags(data, tmp_path / "out"))
     assert 0 <= results["test"]["vqa_accuracy"] <= 1
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
+    # As written, though VQA accuracy would drop the article and the hyphens.
+    assert set(config["label2id"]) >= {"yes", "a", "2020-01-02"} and "" not in config["label2id"]
     # Each answer by itself: probabilities need not sum to one.
     assert sum(one["score"] for one in read_lines(tmp_path / "out/predictions.jsonl")[0]["predictions"]) > 1
 
