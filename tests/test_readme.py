@@ -446,7 +446,7 @@ def test_settings_are_the_defaults_of_the_scripts():
     settings = RESULTS["vqa"]["settings"]
     assert settings["seed"] == 42 and settings["max_train_samples"] is None
     for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
-        assert settings[name] == QuestionAnswering.defaults[name]
+        assert settings[name] == QuestionAnswering.arguments.defaults[name]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval
-from hivilt.training.arguments import parse_arguments
 from hivilt.training.main import main
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from miniatures import make_vqa_miniature
@@ -92,9 +91,7 @@ def encoders(tmp_path_factory) -> list[str]:
 
 def parsed(script: str, flags: list[str]):
     """What the script makes of these flags, without a GPU."""
-    task = TASKS[script]
-    flags = [*flags, "--use_cpu", "--bf16", "false"]
-    return parse_arguments(flags, task.arguments, task.defaults, task.benchmark_defaults())
+    return TASKS[script].arguments.parse([*flags, "--use_cpu", "--bf16", "false"])
 
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
