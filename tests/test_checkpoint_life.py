@@ -17,13 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, pipeline, set_seed
 
 import hivilt
-from elsewhere import (
-    AUTO_CLASSES,
-    open_and_answer,
-    outputs,
-    run_elsewhere,
-    tensors,
-)
+from elsewhere import AUTO_CLASSES, open_and_answer, outputs, tensors
+from fresh import run_elsewhere
 from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 import hivilt
-from elsewhere import run_code, run_elsewhere
+from elsewhere import run_code
+from fresh import run_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of

@@ -16,17 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BertModel, ViTModel
 
 import hivilt
-from elsewhere import (
-    AUTO_CLASSES,
-    finish_elsewhere,
-    first_process,
-    open_from_folder_and_hub,
-    outputs,
-    run_elsewhere,
-    second_process,
-    start_elsewhere,
-    tensors,
-)
+from elsewhere import AUTO_CLASSES, first_process, open_from_folder_and_hub, outputs, second_process, tensors
+from fresh import finish_elsewhere, run_elsewhere, start_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.configuration_hivilt import AUTO_MAP
 from tiny import CODE, MODEL_CLASSES, VISION_CONFIGS, make_batch, make_config, make_model, make_processor

@@ -1,6 +1,6 @@
 """Tiny models and inputs, all from seeds. Sizes are odd so that swapped axes cannot pass."""
 
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +75,8 @@ TEXT_CONFIGS = {
     "t5": lambda: T5Config(vocab_size=61, d_model=18, d_kv=9, d_ff=29, num_layers=2, num_heads=2),
     "clip": lambda: CLIPTextConfig(**_TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0),
 }
+# The modules that draw.
+PLOTTING = ["hivilt.tasks.question_answering", "hivilt.tasks.retrieval", "hivilt.training.main"]
 MODEL_CLASSES = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval]
 
 # The files that travel with every checkpoint.
@@ -167,8 +169,8 @@ def make_image(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Im
 
 def draw_with(patch: pytest.MonkeyPatch, choose: Callable[[str], Callable]) -> None:
     """Has the runs of this process draw with what `choose` gives for the name of a plotting function."""
-    ours = [name for name in sys.modules if name.startswith(("hivilt.tasks.", "hivilt.training."))]
-    for module in map(sys.modules.get, ours):
+    # Scripts import these only once they have read their flags.
+    for module in map(importlib.import_module, PLOTTING):
         for name in [name for name in vars(module) if name.startswith("plot_")]:
             patch.setattr(module, name, choose(name))
 
