@@ -29,8 +29,6 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
-    Trainer,
-    TrainingArguments,
     logging,
     pipeline,
     set_seed,
@@ -66,6 +64,8 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def fine_tune(model, processor, output_dir: Path, resume_from: Path | None = None) -> list[float]:
     """Four steps with a checkpoint after each two, dropout and all; the loss of each step."""
+    from transformers import Trainer, TrainingArguments  # a second, which those that do not train save
+
     generator = torch.Generator().manual_seed(0)
     examples = [
         {
