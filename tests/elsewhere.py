@@ -20,6 +20,7 @@ if __name__ == "__mp_main__":
     sys.modules["hivilt"] = None
 
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -33,13 +34,6 @@ from transformers import (
     pipeline,
     set_seed,
 )
-
-AUTO_CLASSES = {
-    "HiViLTModel": AutoModel,
-    "HiViLTForQuestionAnswering": AutoModelForVisualQuestionAnswering,
-    "HiViLTForRetrieval": AutoModelForZeroShotImageClassification,
-}
-
 
 # What both sides do
 
@@ -120,12 +114,14 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
     facts = {}
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (architecture,) = saved["architectures"]
+        of_models = {auto: ours for auto, ours in saved["auto_map"].items() if ours.startswith("modeling_hivilt.")}
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
         facts[folder.name]["modules"] = [type(config).__module__, type(processor).__module__]
-        for name, auto_class in AUTO_CLASSES.items():
+        for auto_class, name in ((getattr(transformers, auto), ours.split(".")[1]) for auto, ours in of_models.items()):
             model, loading = _open(auto_class, folder, output_loading_info=True)
             facts[folder.name][auto_class.__name__] = {
                 "class": type(model).__name__,

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
     BertConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
@@ -30,6 +34,9 @@ from transformers import (
 import hivilt
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval
+from hivilt.tasks.task import Task
 
 IMAGE_SIZE = 20
 NUM_ANSWERS = 5
@@ -77,7 +84,58 @@ TEXT_CONFIGS = {
 }
 # The modules that draw.
 PLOTTING = ["hivilt.tasks.question_answering", "hivilt.tasks.retrieval", "hivilt.training.main"]
-MODEL_CLASSES = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval]
+
+
+class HeadFacts(NamedTuple):
+    """What the tests that go over all classes know of one.
+
+    Args:
+        auto_class: the class of transformers that opens its checkpoints.
+        task: what trains it, and knows its script and pipeline; `None`: nothing.
+        scores: the output to compare models by.
+        wishes: what a call takes beside `make_batch`, to give a loss.
+        layers: those of its own that are trained beside an adapter.
+        parameters: how the names of those begin that the base model lacks.
+        reads_fusion: whether its outputs come from F_global, which retrieval computes for its losses alone.
+        encoders: other ones for each class, chosen for their buffers: position ids, token types, relative position tables.
+    """
+
+    auto_class: type
+    task: type[Task] | None = None
+    scores: str = "global_fusion_state"
+    wishes: dict[str, Any] = {}
+    layers: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    reads_fusion: bool = True
+    encoders: dict[str, Any] = {}
+
+
+_EMBEDDING = ("visual_projection", "text_projection")
+# A new head is a row here.
+HEAD_FACTS = {
+    HiViLTModel: HeadFacts(AutoModel, encoders={"vision": "swin", "text": "roberta"}),
+    HiViLTForQuestionAnswering: HeadFacts(
+        AutoModelForVisualQuestionAnswering,
+        QuestionAnswering,
+        "logits",
+        wishes={"labels": torch.tensor([0, 4, 2, 1, 3])},
+        layers=("classifier",),
+        parameters=("classifier.", "logit_scale", *_EMBEDDING),
+        encoders={"vision": "vit", "text": "bert", "auxiliary_loss_weight": 0.5},
+    ),
+    HiViLTForRetrieval: HeadFacts(
+        AutoModelForZeroShotImageClassification,
+        Retrieval,
+        "text_embeds",
+        wishes={"return_loss": True},
+        layers=_EMBEDDING,
+        parameters=("logit_scale", "matching_logit_scale", *_EMBEDDING),
+        reads_fusion=False,
+        encoders={"vision": "clip", "text": "clip"},
+    ),
+}
+MODEL_CLASSES = list(HEAD_FACTS)
+AUTO_CLASSES = {model_class.__name__: facts.auto_class for model_class, facts in HEAD_FACTS.items()}
 
 # The files that travel with every checkpoint.
 CODE = sorted(path.name for path in Path(hivilt.__file__).parent.glob("*_hivilt.py"))

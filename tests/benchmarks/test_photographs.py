@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.tasks.retrieval import Retrieval
+from tiny import HEAD_FACTS
 
-ARGUMENTS = {task.script: task.arguments for task in (QuestionAnswering, Retrieval)}
+ARGUMENTS = {facts.task.script: facts.task.arguments for facts in HEAD_FACTS.values() if facts.task}
 
 
 @pytest.fixture
