@@ -14,11 +14,9 @@ training.png and retrieval.png. A search prints the best images and leaves searc
 
 from functools import partial
 
-from hivilt.tasks.retrieval import Retrieval
-from hivilt.training.command import run_command
-from hivilt.training.main import main as run
+from hivilt.training.command import run_command, run_task
 
-main = partial(run, Retrieval)
+main = partial(run_task, "hivilt.tasks.arguments:RetrievalArguments")
 
 if __name__ == "__main__":
     run_command(main)

@@ -13,11 +13,9 @@ predictions.jsonl, training.png and predictions.png; for a benchmark with a serv
 
 from functools import partial
 
-from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.training.command import run_command
-from hivilt.training.main import main as run
+from hivilt.training.command import run_command, run_task
 
-main = partial(run, QuestionAnswering)
+main = partial(run_task, "hivilt.tasks.arguments:VQAArguments")
 
 if __name__ == "__main__":
     run_command(main)

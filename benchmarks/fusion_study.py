@@ -267,7 +267,7 @@ def train(
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
     with tempfile.TemporaryDirectory() as folder:
-        settings = COMMON_DEFAULTS | data.task.defaults | trial.schedule(steps)
+        settings = COMMON_DEFAULTS | data.task.args.defaults | trial.schedule(steps)
         settings |= {"num_train_epochs": epochs * share, "learning_rate": learning_rate, "seed": seed}
         settings |= {f"per_device_{kind}_batch_size": trial.images for kind in ("train", "eval")}
         settings |= {"eval_strategy": "steps", "eval_steps": 1 / trial.evaluations}

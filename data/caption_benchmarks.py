@@ -40,11 +40,9 @@ class CaptionBenchmark(Benchmark[CaptionedImage]):
 
     Attributes:
         fold_size: images of a fold, where recall is also reported as the mean over consecutive folds of a split.
-        rerank_k: candidates of each query that ALBEF, BLIP and those after them re-rank.
     """
 
     fold_size: int | None = None
-    rerank_k: int | None = None
 
 
 def _flickr30k_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
@@ -169,7 +167,6 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
         columns=("image", "caption", "split"),
         image_id_column="img_id",
         hub={split: _flickr30k_copies(split) for split in ("train", "val", "test")},
-        rerank_k=128,
     ),
     "coco": CaptionBenchmark(
         title="MS-COCO",
@@ -185,7 +182,6 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
             "test": [HubTable("bitmind/MS-COCO", "test")],
         },
         fold_size=1000,
-        rerank_k=256,
     ),
     "flickr8k": CaptionBenchmark(
         title="Flickr8k",
@@ -197,6 +193,5 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
             split: [HubTable("jxie/flickr8k", theirs, columns={"filename": None})]
             for split, theirs in _HUB_SPLITS.items()
         },
-        rerank_k=128,
     ),
 }

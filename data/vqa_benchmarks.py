@@ -71,27 +71,21 @@ class VQABenchmark(Benchmark[VQAExample]):
 
     Attributes:
         answer_file: the answers that the field's classifiers choose from; `None`: those of the training data.
-        min_answer_count: for answers of the training data, of how many questions one must be.
-        metric: the official number, a key of what `official_metrics` gives; chooses checkpoints.
         official_metrics: the official metrics, given for each question the answers of a model and the example.
             Questions without a known answer are left out; if there are no others, it gives {}.
         submissions: what the server of the hidden splits takes, {file name: rows}, given the same; `None`: no server.
         watched_answer: an answer whose score is wanted for every question; it comes last if it is not among the best.
         reword: exchanges a share of the training questions for others in other words, by a seed; `None`: it has none.
-        reworded: that share, unless `--reword` says another.
     """
 
     columns: tuple[str, ...] = ("image", "question", "question_id")
     image_id_column: str | None = "image_id"
     answer_column: str | None = "answers"
     answer_file: Path | None = None
-    min_answer_count: int = 1
-    metric: str = "accuracy"
     official_metrics: Metrics
     submissions: Metrics | None = None
     watched_answer: str | None = None
     reword: Callable[[Sequence[VQAExample], float, int], list[VQAExample]] | None = None
-    reworded: float = 0.0
 
 
 def _images(folder: Path, image_dir: Path | None, *names: str) -> Path:
@@ -410,7 +404,6 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         read_package=_easy_vqa_package,
         official_metrics=_measured(official.clevr_metrics, single=True),
         reword=reword,
-        reworded=0.3,
     ),
     "vqav2": VQABenchmark(
         title="VQAv2",
@@ -425,7 +418,6 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
             "test-dev": _lmms("VQAv2", "testdev"),
         },
         answer_file=_ANSWERS / "vqav2_3129.txt",
-        metric="vqa_accuracy",
         official_metrics=_vqa_metrics,
         submissions=partial(_submission, write=submissions.vqa_submission),
     ),
@@ -450,8 +442,6 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         other_columns=("answer_type", "answerable"),
         image_id_column="question_id",
         hub={split: _lmms("VizWiz-VQA", split, columns={"answer_type": "category"}) for split in ("val", "test")},
-        min_answer_count=2,
-        metric="vqa_accuracy",
         official_metrics=_vizwiz_metrics,
         submissions=_vizwiz_submissions,
         watched_answer="unanswerable",
@@ -466,8 +456,6 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
             ours: [*_lmms("textvqa", theirs), HubTable("facebook/textvqa", theirs, revision="refs/convert/parquet")]
             for ours, theirs in {"train": "train", "val": "validation", "test": "test"}.items()
         },
-        min_answer_count=2,
-        metric="vqa_accuracy",
         official_metrics=_measured(official.textvqa_metrics),
         submissions=partial(_submission, write=submissions.vqa_submission),
     ),
@@ -481,8 +469,6 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
             "train": [_fatima("OK-VQA_train", "train")],
             "val": [*_lmms("OK-VQA", "val2014", columns={"image_id": None}), _fatima("OK-VQA_test", "test")],
         },
-        min_answer_count=2,
-        metric="vqa_accuracy",
         official_metrics=_vqa_metrics,
     ),
     "vqa-rad": _one_answer(

@@ -5,7 +5,6 @@ import logging
 import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers.hf_argparser import HfArg
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import GRAY, Augmentation
@@ -34,6 +32,7 @@ from hivilt.data.vqa import (
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.calibration import calibrate
+from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions
 from hivilt.evaluation.vqa import (
     answer_ceiling,
     answer_coverage,
@@ -45,51 +44,14 @@ from hivilt.evaluation.vqa import (
 from hivilt.losses_hivilt import classification_loss
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.tasks.arguments import VQAArguments
 from hivilt.tasks.task import Task, spread, write_rows
-from hivilt.training.arguments import TaskArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.results import warn_of_few
 from hivilt.training.splits import read_splits
 from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger("hivilt")
-
-
-@dataclass
-class VQAArguments(TaskArguments):
-    """What only question answering has."""
-
-    benchmark: str | None = HfArg(
-        default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless other data "
-        "is named.",
-        metadata={"choices": list(VQA_BENCHMARKS)},
-    )
-    question_column: str = HfArg(default="question", help="Column of questions.")
-    question_id_column: str | None = HfArg(default=None, help="Column copied to predictions.jsonl.")
-    answer_column: str = HfArg(default="answer", help="Column of an answer, or of a list of them.")
-    answer_file: str | None = HfArg(
-        default=None,
-        help="Answers to choose from, one a line or a JSON list. Unset: the benchmark's, or those of the training data.",
-    )
-    min_answer_count: int = HfArg(default=1, help="Leave rarer training answers out of the vocabulary.")
-    max_answers: int | None = HfArg(default=None, help="Keep only this many most frequent answers.")
-    blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
-    reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
-
-    at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.names_data():
-            self.benchmark = "easy-vqa"
-        benchmark = VQA_BENCHMARKS.get(self.benchmark)
-        if self.reword is None:
-            self.reword = 0.0 if benchmark is None else benchmark.reworded
-        if not 0 <= self.reword <= 1 or (self.reword and (benchmark is None or benchmark.reword is None)):
-            raise ValueError(f"reword: expected a share from 0 to 1 of the questions of easy-vqa, got {self.reword}.")
-        if self.image_dir and not self.benchmark:
-            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
 
 
 # Training
@@ -262,16 +224,7 @@ class QuestionAnswering(Task):
     pipeline_tag = "visual-question-answering"
     card_template = "question_answering.md"
     arguments = VQAArguments
-    defaults = {
-        **Task.defaults,
-        "output_dir": "outputs/vqa",
-        "num_train_epochs": 10,
-        "per_device_train_batch_size": 8,  # images, of about ten questions each in easy-VQA
-        "per_device_eval_batch_size": 32,
-        "metric_for_best_model": "accuracy",
-    }
     benchmarks = VQA_BENCHMARKS
-    benchmark_flags = {"metric_for_best_model": "metric", "min_answer_count": "min_answer_count"}
     model_class = HiViLTForQuestionAnswering
     trainer_class = QuestionAnsweringTrainer
     label2id: dict[str, int]  # canonical answers, known once there is a model
@@ -281,7 +234,7 @@ class QuestionAnswering(Task):
     def metric(self) -> str:
         """The metric that is printed, and that checkpoints are chosen by unless that is the loss."""
         metric = self.training_args.metric_for_best_model.removeprefix("eval_")
-        return self.defaults["metric_for_best_model"] if metric == "loss" else metric
+        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args
@@ -407,8 +360,6 @@ class QuestionAnswering(Task):
                 metrics[split][f"{prefixes[split]}_{name}_of_blank_images"] = measured[name]
 
     def write(self, folder: Path, dataset: VQADataset, predictions: list[list[dict]]) -> None:
-        from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions  # matplotlib, which --help does without
-
         write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
         # Images from all over the split, of each another question.
         groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
-from transformers.hf_argparser import HfArg
 from transformers.utils import ModelOutput
 
 from hivilt.data.augmentation import Augmentation
@@ -33,6 +32,7 @@ from hivilt.data.captions import (
 )
 from hivilt.data.tables import HEIF_ENDINGS, open_image
 from hivilt.evaluation.calibration import calibrate, draw_candidates
+from hivilt.evaluation.plots import RetrievedImages, plot_retrieved
 from hivilt.evaluation.retrieval import best_first, chance_recall, recall_table, rerank, retrieval_metrics
 from hivilt.fusion_hivilt import map_states
 from hivilt.losses_hivilt import MAX_LOGIT_SCALE, inverse_temperature
@@ -40,8 +40,9 @@ from hivilt.modeling_hivilt import HiViLTForRetrieval
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import ImageIndex
 from hivilt.search.scoring import score_pairs
+from hivilt.tasks.arguments import RetrievalArguments
 from hivilt.tasks.task import Task, spread, write_rows
-from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
+from hivilt.training.arguments import HiViLTTrainingArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.models import load_or_build, set_threads
 from hivilt.training.results import warn_of_few
@@ -51,55 +52,6 @@ from hivilt.training.trainer import HiViLTTrainer, in_order
 logger = logging.getLogger("hivilt")
 
 DIRECTIONS = ("image_to_text", "text_to_image")
-
-
-@dataclass
-class RetrievalArguments(TaskArguments):
-    """What only retrieval has."""
-
-    benchmark: str | None = HfArg(
-        default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless other data "
-        "is named.",
-        metadata={"choices": list(CAPTION_BENCHMARKS)},
-    )
-    caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")
-    karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
-    captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
-    similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
-    num_hard_negatives: int = HfArg(default=3, help="Others of the batch that an image or caption is matched against.")
-    rerank_k: int = HfArg(default=16, help="Candidates of each query that fusion re-ranks; 0: by embeddings alone.")
-    contrastive_chunk_size: int | None = HfArg(
-        default=None, help="Train in chunks of this many images and captions, for batches larger than the memory."
-    )
-    index: str | None = HfArg(default=None, help="Folder of images to embed for searching.")
-    index_factory: str = HfArg(default="Flat", help="FAISS index to search with; Flat is exact, 'IVF256,Flat' faster.")
-    query: list[str] | None = HfArg(default=None, help="Words to search for, quoted, or an image's path; or several.")
-    top_k: int = HfArg(default=10, help="Images that a search prints.")
-    rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
-
-    at_least_one = (
-        *TaskArguments.at_least_one,
-        *("captions_per_image", "contrastive_chunk_size", "num_hard_negatives", "similar_per_batch", "top_k"),
-    )
-    places = (*TaskArguments.places, "karpathy_file", "index")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.query, str):
-            self.query = [self.query]
-        if (self.index or self.query is not None) and (self.karpathy_file or self.names_data()):
-            raise ValueError("index, query: a search reads no data to train or measure on; drop one or the other.")
-        if self.karpathy_file and self.names_data():
-            raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
-        if not (self.names_data() or self.karpathy_file):
-            self.benchmark = "openmoji"
-        if self.image_dir and not (self.karpathy_file or self.benchmark):
-            raise ValueError(
-                "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
-            )
-        if self.rerank_k < 0:
-            raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
 
 
 # Training
@@ -348,16 +300,7 @@ class Retrieval(Task):
     pipeline_tag = "zero-shot-image-classification"
     card_template = "retrieval.md"
     arguments = RetrievalArguments
-    defaults = {
-        **Task.defaults,
-        "output_dir": "outputs/retrieval",
-        "num_train_epochs": 12,
-        "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64,
-        "metric_for_best_model": "mean_recall",
-    }
     benchmarks = CAPTION_BENCHMARKS
-    benchmark_flags = {"rerank_k": "rerank_k"}
     model_class = HiViLTForRetrieval
     trainer_class = RetrievalTrainer
 
@@ -408,8 +351,6 @@ class Retrieval(Task):
         return {**given, "fold_size": self.benchmark and self.benchmark.fold_size}
 
     def write(self, folder: Path, dataset: CaptionDataset, predictions: dict[str, torch.Tensor]) -> None:
-        from hivilt.evaluation.plots import RetrievedImages, plot_retrieved  # matplotlib, which --help does without
-
         write_rows(folder / "predictions.jsonl", prediction_rows(dataset, predictions))
         rows = []
         for place in spread(len(dataset.captions), 8):
@@ -507,14 +448,12 @@ def read_query(query: str) -> str | Path:
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
     """Embeds the images of a folder, or searches those embedded before; gives the hits of each query."""
-    from hivilt.evaluation.plots import RetrievedImages, plot_retrieved  # as in `Retrieval.write`
-
     if training_args.world_size > 1:
         raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     queries = [read_query(query) for query in args.query or ()]
     folder = Path(training_args.output_dir)
     if args.model_name_or_path is None:
-        args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else Retrieval.defaults["output_dir"]
+        args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else args.defaults["output_dir"]
     model, processor = load_or_build(args, HiViLTForRetrieval)
     set_threads(args, model)
     model = model.to(training_args.device).eval()

@@ -32,15 +32,8 @@ class Task:
     script: ClassVar[str]  # the file that runs it
     pipeline_tag: ClassVar[str]  # the Hub's name of it
     card_template: ClassVar[str]  # in this folder: what the model card says of this task alone
-    arguments: ClassVar[type[TaskArguments]]
-    defaults: ClassVar[Mapping[str, Any]] = {  # of any flag
-        "learning_rate": 1.5e-3,
-        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
-        "weight_decay": 0.05,
-        "warmup_steps": 0.1,  # a share of all steps
-    }
+    arguments: ClassVar[type[TaskArguments]]  # of `hivilt.tasks.arguments`
     benchmarks: ClassVar[Mapping[str, Benchmark]]
-    benchmark_flags: ClassVar[Mapping[str, str]] = {}  # flags that a benchmark sets, and its fields that say to what
     model_class: ClassVar[type[HiViLTPreTrainedModel]]
     trainer_class: ClassVar[type[HiViLTTrainer]]
 
@@ -48,15 +41,6 @@ class Task:
         self.args = args
         self.training_args = training_args
         self.benchmark = self.benchmarks.get(args.benchmark)
-
-    @classmethod
-    def benchmark_defaults(cls) -> dict[str, dict[str, Any]]:
-        """Flags that each benchmark sets by itself, by its name; resolution, learning rates and epochs are in runs/."""
-        defaults = {}
-        for name, benchmark in cls.benchmarks.items():
-            values = {flag: getattr(benchmark, field) for flag, field in cls.benchmark_flags.items()}
-            defaults[name] = {flag: value for flag, value in values.items() if value is not None}
-        return defaults
 
     @cached_property
     def resumed(self) -> str | None:

@@ -1,9 +1,9 @@
 """
 What a process does that has nothing but a checkpoint's folder: no installed hivilt, no network, an empty module cache.
 
-    python -I tests/elsewhere.py FUNCTION ARGUMENTS.json RESULT.json
+    tests/elsewhere.py FUNCTION ARGUMENTS.json RESULT.json
 
-`run_elsewhere` of this file starts such a process and hands its result back.
+`run_elsewhere` of fresh.py starts such a process and hands its result back.
 """
 
 import contextlib
@@ -12,18 +12,15 @@ import importlib
 import io
 import json
 import os
-import subprocess
 import sys
-import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-if __name__ in ("__main__", "__mp_main__"):
-    # An installed hivilt, editable or not, must be as good as absent; also in a worker that spawns from here.
+if __name__ == "__mp_main__":
+    # In a worker that spawns from here an installed hivilt, editable or not, must be as good as absent, too.
     sys.modules["hivilt"] = None
 
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -33,78 +30,10 @@ from transformers import (
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
-    Trainer,
-    TrainingArguments,
     logging,
     pipeline,
     set_seed,
 )
-
-AUTO_CLASSES = {
-    "HiViLTModel": AutoModel,
-    "HiViLTForQuestionAnswering": AutoModelForVisualQuestionAnswering,
-    "HiViLTForRetrieval": AutoModelForZeroShotImageClassification,
-}
-
-
-# Starting such a process
-
-
-def start_elsewhere(
-    function: Callable[..., dict],
-    home: Path,
-    environment: dict[str, str] | None = None,
-    has_hivilt: bool = False,
-    **arguments: Any,
-) -> subprocess.Popen:
-    """Starts a function in a process of its own, whose caches and working directory are in `home`.
-
-    Args:
-        function: of a module that ends with `answer_request`, as this one does; gives what JSON can hold.
-        home: a new one holds empty caches.
-        environment: variables, beside those of this process that are not about Python or Hugging Face; unset: offline.
-        has_hivilt: whether the process can import hivilt.
-        **arguments: what JSON can hold, and paths.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    request, result = (home / f"{kind} {uuid.uuid4()}.json" for kind in ("request", "result"))
-    request.write_text(json.dumps(arguments, default=str), encoding="utf-8")
-    foreign = ("HF_", "TRANSFORMERS_", "HUGGINGFACE_", "XDG_") + (() if has_hivilt else ("PYTHON",))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    ours = {
-        "HOME": str(home),
-        "HF_HOME": str(home / "hf"),
-        "HF_MODULES_CACHE": str(home / "modules"),
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    script = sys.modules[function.__module__].__file__
-    process = subprocess.Popen(
-        [sys.executable, *([] if has_hivilt else ["-I"]), script, function.__name__, str(request), str(result)],
-        cwd=home,
-        env=kept | ours | ({"HF_HUB_OFFLINE": "1"} if environment is None else environment),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    process.result = result
-    return process
-
-
-def finish_elsewhere(process: subprocess.Popen) -> dict:
-    """Waits for it; gives what the function returned."""
-    try:
-        output, _ = process.communicate(timeout=900)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    assert process.returncode == 0, output
-    return {**json.loads(process.result.read_text(encoding="utf-8")), "output": output}
-
-
-def run_elsewhere(function, home: Path, **arguments) -> dict:
-    return finish_elsewhere(start_elsewhere(function, home, **arguments))
-
 
 # What both sides do
 
@@ -129,6 +58,8 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def fine_tune(model, processor, output_dir: Path, resume_from: Path | None = None) -> list[float]:
     """Four steps with a checkpoint after each two, dropout and all; the loss of each step."""
+    from transformers import Trainer, TrainingArguments  # a second, which those that do not train save
+
     generator = torch.Generator().manual_seed(0)
     examples = [
         {
@@ -183,12 +114,14 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
     facts = {}
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (architecture,) = saved["architectures"]
+        of_models = {auto: ours for auto, ours in saved["auto_map"].items() if ours.startswith("modeling_hivilt.")}
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
         facts[folder.name]["modules"] = [type(config).__module__, type(processor).__module__]
-        for name, auto_class in AUTO_CLASSES.items():
+        for auto_class, name in ((getattr(transformers, auto), ours.split(".")[1]) for auto, ours in of_models.items()):
             model, loading = _open(auto_class, folder, output_loading_info=True)
             facts[folder.name][auto_class.__name__] = {
                 "class": type(model).__name__,

@@ -1,9 +1,9 @@
 """
 What a process does that talks to the Hub of hub.py, with transformers, peft and huggingface_hub as they are.
 
-    python tests/hub_client.py FUNCTION ARGUMENTS.json RESULT.json
+    tests/hub_client.py FUNCTION ARGUMENTS.json RESULT.json
 
-`start_elsewhere` of elsewhere.py starts such a process, and `finish_elsewhere` hands its result back.
+`start_elsewhere` of fresh.py starts such a process, and `finish_elsewhere` hands its result back.
 """
 
 import os
@@ -13,9 +13,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    if sys.flags.isolated:
-        # An installed hivilt, editable or not, must be as good as absent.
-        sys.modules["hivilt"] = None
 
 import torch
 from huggingface_hub import HfApi, ModelCard

@@ -89,8 +89,6 @@ def _server() -> subprocess.Popen:
 
 
 def _serve() -> None:
-    for module in ("hivilt.run_vqa", "hivilt.run_retrieval"):
-        importlib.import_module(module)
     draw_with(pytest.MonkeyPatch(), lambda name: draw_blank)
     for line in sys.stdin:
         module, num_processes, arguments = json.loads(line)

@@ -17,13 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, pipeline, set_seed
 
 import hivilt
-from elsewhere import (
-    AUTO_CLASSES,
-    open_and_answer,
-    outputs,
-    run_elsewhere,
-    tensors,
-)
+from elsewhere import open_and_answer, outputs, tensors
+from fresh import run_elsewhere
 from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
@@ -41,7 +36,7 @@ from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments
 from hivilt.training.models import load_or_build
 from hivilt.training.trainer import HiViLTTrainer
-from tiny import CODE, make_batch, make_image, make_model, make_processor
+from tiny import AUTO_CLASSES, CODE, make_batch, make_image, make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
 COLORS = ["red", "blue", "lime", "white"]

@@ -5,6 +5,7 @@ attention, outputs, numerics, embeddings, training, adapters, offloading; over e
 
 import copy
 import inspect
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
 from hivilt.fusion_hivilt import cross_attend, eager_attention_forward
 from tiny import (
+    HEAD_FACTS,
     MODEL_CLASSES,
     NUM_ANSWERS,
     TEXT_CONFIGS,
@@ -65,12 +67,8 @@ def dirty_memory():
 
 
 def make_inputs(model_class: type) -> dict[str, torch.Tensor]:
-    """Five texts of three images; for question answering with answers, for retrieval with the wish for a loss."""
-    wishes = {
-        HiViLTForQuestionAnswering: {"labels": torch.tensor([0, 4, 2, 1, 3])},
-        HiViLTForRetrieval: {"return_loss": True},
-    }
-    return make_batch() | wishes.get(model_class, {})
+    """Five texts of three images, and what a head takes to give a loss."""
+    return make_batch() | HEAD_FACTS[model_class].wishes
 
 
 def make_rows(model_class: type) -> list[dict[str, torch.Tensor]]:
@@ -131,7 +129,7 @@ def test_config_without_arguments_is_enough(model_class):
     assert model.base_model.vision_model.config.image_size == 224
 
 
-@pytest.mark.parametrize(("model_class", "vision"), zip(MODEL_CLASSES, ["vit", "dinov3", "swin"], strict=True))
+@pytest.mark.parametrize(("model_class", "vision"), zip(MODEL_CLASSES, cycle(["vit", "dinov3", "swin"])))
 def test_missing_weights_are_initialised_as_new_ones_are(model_class, vision, dirty_memory, monkeypatch):
     initialize = PreTrainedModel._initialize_weights
 
@@ -172,7 +170,7 @@ def test_every_tensor_is_a_parameter_or_a_buffer(model_class):
 
 @pytest.mark.checklist("3")
 @pytest.mark.parametrize(
-    ("model_class", "how"), zip(MODEL_CLASSES, [{"device_map": "cpu"}, {}, {"dtype": torch.bfloat16}], strict=True)
+    ("model_class", "how"), zip(MODEL_CLASSES, cycle([{"device_map": "cpu"}, {}, {"dtype": torch.bfloat16}]))
 )
 def test_sentinel_weights_and_all_buffers_come_back(model_class, how, tmp_path, dirty_memory):
     model = make_model(model_class, vision="swin", text="roberta", auxiliary_loss_weight=1.0)
@@ -226,7 +224,7 @@ def test_base_and_head_open_each_others_weights(head, tmp_path):
     base, info = HiViLTModel.from_pretrained(tmp_path / "head", output_loading_info=True)
     # Retrieval has no use for F_global, so a base model made from it brings that MLP new.
     assert {name.rsplit(".", 2)[0] for name in info["missing_keys"]} == (
-        {"fusion.global_fusion.mlp"} if head is HiViLTForRetrieval else set()
+        set() if HEAD_FACTS[head].reads_fusion else {"fusion.global_fusion.mlp"}
     )
     close({name: base.state_dict()[name] for name in shared}, shared, rtol=0, atol=0)
 
@@ -379,7 +377,7 @@ def test_heads_score_alike_with_eager_and_sdpa(head_class, dtype):
     model = make_model(head_class).to(dtype)
     inputs = make_inputs(head_class)
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    name = "logits" if head_class is HiViLTForQuestionAnswering else "text_embeds"
+    name = HEAD_FACTS[head_class].scores
     expected = model(**inputs)[name].float()
     model.set_attn_implementation("eager")
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}[dtype]
@@ -419,7 +417,7 @@ def test_a_text_of_padding_alone_harms_nobody(head):
     outputs.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     others = [0, 1, 2, 4]
-    name = "logits" if head is HiViLTForQuestionAnswering else "text_embeds"
+    name = HEAD_FACTS[head].scores
     close(outputs[name][others], expected[name][others])
 
 
@@ -469,7 +467,7 @@ def test_hidden_states_and_attentions_on_request_only(model_class, flag):
     model = make_model(model_class, attn_implementation="eager")
     inputs = make_inputs(model_class)
     # Retrieval fuses nothing but the pairs of its losses.
-    expected = RECORDED[flag] | ({} if model_class is HiViLTForRetrieval else RECORDED_BY_FUSION[flag])
+    expected = RECORDED[flag] | (RECORDED_BY_FUSION[flag] if HEAD_FACTS[model_class].reads_fusion else {})
     recorded = lambda outputs: {name: len(value) for name, value in outputs.items() if isinstance(value, tuple)}
     assert recorded(model(**inputs)) == {}
     assert recorded(model(**inputs, **{flag: True})) == expected
@@ -920,7 +918,7 @@ def test_adapters_train_save_load_and_merge(head, part, tmp_path):
     model = make_model(head)
     inputs = make_inputs(head)
     model.save_pretrained(tmp_path / "base")
-    own_head = ["classifier"] if head is HiViLTForQuestionAnswering else ["visual_projection", "text_projection"]
+    own_head = list(HEAD_FACTS[head].layers)
     adapted = get_peft_model(
         head.from_pretrained(tmp_path / "base"),
         LoraConfig(target_modules=PARTS[part], r=2, modules_to_save=own_head),

@@ -19,7 +19,8 @@ from transformers import pipeline
 
 import hivilt
 from caption_miniatures import make_caption_miniature
-from elsewhere import finish_elsewhere, outputs, run_elsewhere, start_elsewhere, tensors
+from elsewhere import outputs, tensors
+from fresh import finish_elsewhere, run_elsewhere, start_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hub import Fault, Hub
 from hub_client import (

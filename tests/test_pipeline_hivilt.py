@@ -12,7 +12,8 @@ from datasets import Dataset, Features, Value
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from elsewhere import answer_everywhere, run_elsewhere
+from elsewhere import answer_everywhere
+from fresh import run_elsewhere
 from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,

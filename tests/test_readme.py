@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 import hivilt
-from elsewhere import run_code, run_elsewhere
+from elsewhere import run_code
+from fresh import run_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of
@@ -446,7 +447,7 @@ def test_settings_are_the_defaults_of_the_scripts():
     settings = RESULTS["vqa"]["settings"]
     assert settings["seed"] == 42 and settings["max_train_samples"] is None
     for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay"):
-        assert settings[name] == QuestionAnswering.defaults[name]
+        assert settings[name] == QuestionAnswering.arguments.defaults[name]
 
 
 @pytest.mark.parametrize(

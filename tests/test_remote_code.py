@@ -16,36 +16,31 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BertModel, ViTModel
 
 import hivilt
-from elsewhere import (
-    AUTO_CLASSES,
-    finish_elsewhere,
-    first_process,
-    open_from_folder_and_hub,
-    outputs,
-    run_elsewhere,
-    second_process,
-    start_elsewhere,
-    tensors,
-)
+from elsewhere import first_process, open_from_folder_and_hub, outputs, second_process, tensors
+from fresh import finish_elsewhere, run_elsewhere, start_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.configuration_hivilt import AUTO_MAP
-from tiny import CODE, MODEL_CLASSES, VISION_CONFIGS, make_batch, make_config, make_model, make_processor
+from tiny import (
+    AUTO_CLASSES,
+    CODE,
+    HEAD_FACTS,
+    MODEL_CLASSES,
+    VISION_CONFIGS,
+    make_batch,
+    make_config,
+    make_model,
+    make_processor,
+)
 
 ROOT = Path(hivilt.__file__).resolve().parent
 PROCESSOR_FILES = ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 NAMES = [model_class.__name__ for model_class in MODEL_CLASSES]
-# Each class with other encoders, chosen for their buffers: position ids, token types, relative position tables.
-ENCODERS = {
-    "HiViLTModel": {"vision": "swin", "text": "roberta"},
-    "HiViLTForQuestionAnswering": {"vision": "vit", "text": "bert", "auxiliary_loss_weight": 0.5},
-    "HiViLTForRetrieval": {"vision": "clip", "text": "clip"},
-}
 CARD = "---\nlicense: apache-2.0\ntags: [mine]\n---\nWritten by hand.\n"
 
 
 def make_sentinel_model(model_class: type):
     """No weight as it was initialised, so that none can be initialised again unseen."""
-    model = make_model(model_class, **ENCODERS[model_class.__name__])
+    model = make_model(model_class, **HEAD_FACTS[model_class].encoders)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -152,33 +147,25 @@ def test_every_auto_class_opens_every_checkpoint(loaded, saved_by):
     assert all(module.startswith("transformers_modules.") for module in facts["modules"])
 
 
-HEADS = {
-    "HiViLTModel": (),
-    "HiViLTForQuestionAnswering": ("classifier.", "logit_scale", "visual_projection.", "text_projection."),
-    "HiViLTForRetrieval": (*("logit_scale", "matching_logit_scale", "visual_projection.", "text_projection."),),
-}
-
-
 def without_prefix(keys: list[str]) -> list[str]:
     """Names inside the base model: `model.fusion.x` in a head is `fusion.x` in the base model."""
     return [key.removeprefix("model.") for key in keys]
 
 
 @pytest.mark.checklist("2")
-@pytest.mark.parametrize("opened_as", NAMES)
-@pytest.mark.parametrize("saved_by", NAMES)
+@pytest.mark.parametrize("opened_as", MODEL_CLASSES, ids=NAMES)
+@pytest.mark.parametrize("saved_by", MODEL_CLASSES, ids=NAMES)
 def test_classes_exchange_all_that_they_share(loaded, saved_by, opened_as):
-    loading = loaded[0][saved_by][AUTO_CLASSES[opened_as].__name__]
+    there, here = HEAD_FACTS[saved_by], HEAD_FACTS[opened_as]
+    loading = loaded[0][saved_by.__name__][here.auto_class.__name__]
     missing, unexpected = without_prefix(loading["missing_keys"]), without_prefix(loading["unexpected_keys"])
     if saved_by == opened_as:
         assert missing == unexpected == []
     # Retrieval compares two sides and has no MLP that joins them; all else but the heads is common.
     joins = ("fusion.global_fusion.mlp.",)
-    assert all(key.startswith(HEADS[opened_as] + joins) for key in missing)
-    assert all(key.startswith(HEADS[saved_by] + joins) for key in unexpected)
-    assert any(key.startswith(joins) for key in missing) == (
-        saved_by == "HiViLTForRetrieval" and opened_as != "HiViLTForRetrieval"
-    )
+    assert all(key.startswith(here.parameters + joins) for key in missing)
+    assert all(key.startswith(there.parameters + joins) for key in unexpected)
+    assert any(key.startswith(joins) for key in missing) == (here.reads_fusion and not there.reads_fusion)
 
 
 @pytest.mark.checklist("1")

@@ -18,7 +18,7 @@ from hivilt import HiViLTForRetrieval
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.run_retrieval import main
 from hivilt.search import ImageIndex
-from hivilt.tasks.retrieval import RetrievalArguments
+from hivilt.tasks.arguments import RetrievalArguments
 from processes import launch
 from tiny import CODE, VISION_CONFIGS, make_image, make_model, make_processor
 

@@ -1,8 +1,9 @@
 """Tiny models and inputs, all from seeds. Sizes are odd so that swapped axes cannot pass."""
 
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
     BertConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
@@ -30,6 +34,9 @@ from transformers import (
 import hivilt
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.retrieval import Retrieval
+from hivilt.tasks.task import Task
 
 IMAGE_SIZE = 20
 NUM_ANSWERS = 5
@@ -75,7 +82,60 @@ TEXT_CONFIGS = {
     "t5": lambda: T5Config(vocab_size=61, d_model=18, d_kv=9, d_ff=29, num_layers=2, num_heads=2),
     "clip": lambda: CLIPTextConfig(**_TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0),
 }
-MODEL_CLASSES = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval]
+# The modules that draw.
+PLOTTING = ["hivilt.tasks.question_answering", "hivilt.tasks.retrieval", "hivilt.training.main"]
+
+
+class HeadFacts(NamedTuple):
+    """What the tests that go over all classes know of one.
+
+    Args:
+        auto_class: the class of transformers that opens its checkpoints.
+        task: what trains it, and knows its script and pipeline; `None`: nothing.
+        scores: the output to compare models by.
+        wishes: what a call takes beside `make_batch`, to give a loss.
+        layers: those of its own that are trained beside an adapter.
+        parameters: how the names of those begin that the base model lacks.
+        reads_fusion: whether its outputs come from F_global, which retrieval computes for its losses alone.
+        encoders: other ones for each class, chosen for their buffers: position ids, token types, relative position tables.
+    """
+
+    auto_class: type
+    task: type[Task] | None = None
+    scores: str = "global_fusion_state"
+    wishes: dict[str, Any] = {}
+    layers: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    reads_fusion: bool = True
+    encoders: dict[str, Any] = {}
+
+
+_EMBEDDING = ("visual_projection", "text_projection")
+# A new head is a row here.
+HEAD_FACTS = {
+    HiViLTModel: HeadFacts(AutoModel, encoders={"vision": "swin", "text": "roberta"}),
+    HiViLTForQuestionAnswering: HeadFacts(
+        AutoModelForVisualQuestionAnswering,
+        QuestionAnswering,
+        "logits",
+        wishes={"labels": torch.tensor([0, 4, 2, 1, 3])},
+        layers=("classifier",),
+        parameters=("classifier.", "logit_scale", *_EMBEDDING),
+        encoders={"vision": "vit", "text": "bert", "auxiliary_loss_weight": 0.5},
+    ),
+    HiViLTForRetrieval: HeadFacts(
+        AutoModelForZeroShotImageClassification,
+        Retrieval,
+        "text_embeds",
+        wishes={"return_loss": True},
+        layers=_EMBEDDING,
+        parameters=("logit_scale", "matching_logit_scale", *_EMBEDDING),
+        reads_fusion=False,
+        encoders={"vision": "clip", "text": "clip"},
+    ),
+}
+MODEL_CLASSES = list(HEAD_FACTS)
+AUTO_CLASSES = {model_class.__name__: facts.auto_class for model_class, facts in HEAD_FACTS.items()}
 
 # The files that travel with every checkpoint.
 CODE = sorted(path.name for path in Path(hivilt.__file__).parent.glob("*_hivilt.py"))
@@ -167,8 +227,8 @@ def make_image(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Im
 
 def draw_with(patch: pytest.MonkeyPatch, choose: Callable[[str], Callable]) -> None:
     """Has the runs of this process draw with what `choose` gives for the name of a plotting function."""
-    ours = [name for name in sys.modules if name.startswith(("hivilt.tasks.", "hivilt.training."))]
-    for module in map(sys.modules.get, ours):
+    # Scripts import these only once they have read their flags.
+    for module in map(importlib.import_module, PLOTTING):
         for name in [name for name in vars(module) if name.startswith("plot_")]:
             patch.setattr(module, name, choose(name))
 

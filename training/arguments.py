@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from hivilt.configuration_hivilt import HiViLTConfig
@@ -103,9 +102,22 @@ class TaskArguments:
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
 
+    task = ""  # of those of a task: where its class is, as `pkgutil.resolve_name` takes it
+    defaults = {  # of any flag
+        "learning_rate": 1.5e-3,
+        "adam_beta2": 0.98,  # what colours taught the gradients' scale is soon forgotten, so shapes are learned next
+        "weight_decay": 0.05,
+        "warmup_steps": 0.1,  # a share of all steps
+    }
+    benchmark_defaults = {}  # of each benchmark, by its name, the flags that it sets by itself
     # Those of its fields that are numbers from one on, and files and folders to read.
     at_least_one = ("image_size", "num_threads", "max_train_samples", "max_eval_samples", "max_predict_samples")
     places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> "tuple[TaskArguments, HiViLTTrainingArguments]":
+        """`parse_arguments` with the defaults of this task."""
+        return parse_arguments(argv, cls, cls.defaults, cls.benchmark_defaults)
 
     def __post_init__(self):
         # The Hub refuses a card with others, and with it the whole push at the end of a run.
@@ -238,6 +250,9 @@ class HiViLTTrainingArguments(TrainingArguments):
             raise ValueError("fp16: there is no GPU, and nothing else trains in float16; give --fp16 false.")
         super().__post_init__()
         check_training_arguments(self)
+        if self.report_to:
+            # Here, for it imports all that models are made of, which --help does without.
+            from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
         for name in self.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
                 known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))

@@ -1,7 +1,8 @@
-"""A script as a command: a user's mistakes in one line, and the end of a process that trains with others."""
+"""A script as a command: its flags, a user's mistakes in one line, and the end of a process that trains with others."""
 
 import gc
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -11,17 +12,34 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import StrictDataclassError
 
-# What a person gave and can mend; all else is a fault of ours, and keeps its traceback.
-MISTAKES = (ValueError, TypeError, OSError, ImportError, DatasetsError, StrictDataclassError)
+
+def run_task(arguments: str, argv: list[str] | None = None) -> Any:
+    """`hivilt.training.main.main` of the task that has the flags `arguments`, a subclass of `TaskArguments` by its place,
+    "module:class". The flags are read first: `--help` and a mistake in them wait neither for models nor for Trainer."""
+    kind = pkgutil.resolve_name(arguments)
+    parsed = kind.parse(sys.argv[1:] if argv is None else argv)
+    from hivilt.training.main import main
+
+    return main(pkgutil.resolve_name(kind.task), argv, parsed)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What a person gave and can mend; all else is a fault of ours, and keeps its traceback."""
+    from datasets.exceptions import DatasetsError  # a second, which --help does without
+
+    return (ValueError, TypeError, OSError, ImportError, DatasetsError, StrictDataclassError)
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """A script's `main`; then ends the process, having left those that it trained with. What `MISTAKES` lists ends it with
+    """A script's `main`; then ends the process, having left those that it trained with. What `_mistakes` lists ends it with
     status 2 and one line on stderr; `HIVILT_DEBUG=1` in the environment shows the traceback instead."""
     status, mistake = None, None
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        # transformers.training_args imports peft, and peft all of transformers: more than half of the time that listing
+        # flags would take. Nothing else is done in this process.
+        sys.modules.setdefault("peft", None)
     try:
         main()
     except SystemExit as stop:  # of all processes together: told to stop by SIGTERM or Ctrl-C
@@ -29,7 +47,7 @@ def run_command(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
         mistake = "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one."
-    except MISTAKES as error:
+    except _mistakes() as error:  # called only once there is an error
         status, mistake = 2, _describe(error)
     if mistake is not None:
         if int(os.environ.get("RANK", 0)) > 0:
@@ -65,6 +83,8 @@ def _describe(error: BaseException) -> str:
     elif isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         said = str(error.__cause__)  # which names the field; the rest is about how a config checks itself
     else:
+        from datasets.exceptions import DatasetsError  # as above
+
         said = str(error) or type(error).__name__
         if isinstance(error, DatasetsError) and error.__cause__ is not None:
             said = f"{said}: {error.__cause__}"

@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hivilt.data.augmentation import Augmentation
+from hivilt.evaluation.plots import plot_training
 from hivilt.tasks.task import Task
-from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments, parse_arguments
+from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
 from hivilt.training.cards import write_model_card
 from hivilt.training.encoder_cache import EncoderCache
 from hivilt.training.models import freeze_parts, parameter_table, set_threads
@@ -53,15 +53,13 @@ class _BeginsAnew(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
 
 
-def begin_run(argv: Sequence[str] | None, task: type[Task]) -> tuple[TaskArguments, HiViLTTrainingArguments]:
-    """`parse_arguments` (`argv` unset: of the command line), with logging, threads and seed set as they say.
+def begin_run(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
+    """Looks whether what the arguments name is there, and sets logging, threads and seed as they say.
 
     Raises:
         ValueError: also where the launcher started several processes that do not know of each other.
         OSError, ValueError: see `check_output_dir`.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    args, training_args = parse_arguments(argv, task.arguments, task.defaults, task.benchmark_defaults())
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > training_args.world_size:
         raise ValueError(
@@ -74,7 +72,6 @@ def begin_run(argv: Sequence[str] | None, task: type[Task]) -> tuple[TaskArgumen
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads or 1)
     set_seed(training_args.seed)
-    return args, training_args
 
 
 def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:
@@ -125,8 +122,6 @@ def run(
         trainer.save_model(_internal_call=True)  # without pushing: card and results are yet to come
         trainer.measure_familiarity()
     if args.do_train and trainer.is_world_process_zero():
-        from hivilt.evaluation.plots import plot_training  # matplotlib, which --help does without
-
         plot_training(trainer.state.log_history, Path(args.output_dir, "training.png"), args.metric_for_best_model)
     if args.do_eval and trainer.eval_dataset is not None:
         metrics["validation"] = trainer.evaluate()
@@ -138,11 +133,17 @@ def run(
     return metrics, predictions
 
 
-def main(task_class: type[Task], argv: list[str] | None = None) -> Any:
+def main(
+    task_class: type[Task],
+    argv: list[str] | None = None,
+    parsed: tuple[TaskArguments, HiViLTTrainingArguments] | None = None,
+) -> Any:
     """Runs a task as the flags in `argv` ask; unset, those of the command line. Gives what `results.json` holds, on the main
-    process, or what `Task.instead` gave where the flags ask for that."""
+    process, or what `Task.instead` gave where the flags ask for that. `parsed` are these flags, where they are read already.
+    """
     start = time.perf_counter()
-    args, training_args = begin_run(argv, task_class)
+    args, training_args = parsed or task_class.arguments.parse(sys.argv[1:] if argv is None else argv)
+    begin_run(args, training_args)
     task = task_class(args, training_args)
     if (done := task.instead()) is not None:
         return done

@@ -4,11 +4,9 @@ import json
 
 import pytest
 
-from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.tasks.retrieval import Retrieval
-from hivilt.training.arguments import parse_arguments
+from tiny import HEAD_FACTS
 
-ARGUMENTS = {task.script: (task.arguments, task.defaults) for task in (QuestionAnswering, Retrieval)}
+ARGUMENTS = {facts.task.script: facts.task.arguments for facts in HEAD_FACTS.values() if facts.task}
 
 
 @pytest.fixture
@@ -58,9 +56,8 @@ def test_data_that_is_not_named_ends_it_before_it_trains(benchmark, tmp_path, ca
 
 def test_scripts_read_the_flags_of_their_steps(benchmark):
     for script, steps in benchmark.RECIPES.values():
-        arguments, defaults = ARGUMENTS[script]
         for flags in steps.values():
-            args, training = parse_arguments([*benchmark.COMMON, *flags], arguments, defaults)
+            args, training = ARGUMENTS[script].parse([*benchmark.COMMON, *flags])
             assert training.do_train and args.freeze
         # The test split is read by the last step alone.
         assert training.do_predict and all("--do_predict" not in flags for flags in list(steps.values())[:-1])

@@ -28,20 +28,17 @@ from caption_miniatures import make_caption_miniature
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, run_retrieval, run_vqa
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.tasks.question_answering import QuestionAnswering
-from hivilt.tasks.retrieval import Retrieval
-from hivilt.training.arguments import parse_arguments
 from hivilt.training.main import main
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from miniatures import make_vqa_miniature
 from processes import launch_sharded
-from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_model, make_tokenizer
+from tiny import HEAD_FACTS, IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
 PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr", "sort_of_clevr"}
 QUICK = {"vqav2", "easy_vqa", "coco", "openmoji"}
-TASKS = {task.script: task for task in (QuestionAnswering, Retrieval)}
+TASKS = {facts.task.script: facts.task for facts in HEAD_FACTS.values() if facts.task}
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
 TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13}
@@ -92,9 +89,7 @@ def encoders(tmp_path_factory) -> list[str]:
 
 def parsed(script: str, flags: list[str]):
     """What the script makes of these flags, without a GPU."""
-    task = TASKS[script]
-    flags = [*flags, "--use_cpu", "--bf16", "false"]
-    return parse_arguments(flags, task.arguments, task.defaults, task.benchmark_defaults())
+    return TASKS[script].arguments.parse([*flags, "--use_cpu", "--bf16", "false"])
 
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):

@@ -2,6 +2,8 @@
 
 import inspect
 
+from PIL import Image
+
 from caption_miniatures import make_caption_miniature
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
@@ -26,3 +28,5 @@ def test_a_run_asks_a_task_in_the_order_in_which_its_methods_stand(tmp_path):
     results = main(Noted, [*flags, "--max_steps", "1", "--output_dir", str(tmp_path / "out"), "--rerank_k", "2"])
     assert list(dict.fromkeys(asked)) == [name for name in STEPS if name != "hold_out_by"]
     assert {"validation", "test", "settings"} <= set(results)
+    # What tests/conftest.py says of all runs, since drawing is half of what a tiny one does.
+    assert {Image.open(tmp_path / f"out/{name}.png").size for name in ("training", "retrieval")} == {(1, 1)}

@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.tasks.question_answering import QuestionAnsweringTrainer, VQAArguments
-from hivilt.tasks.retrieval import RetrievalArguments, RetrievalTrainer
+from hivilt.tasks.arguments import RetrievalArguments, VQAArguments
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
 from hivilt.training.check_arguments import LEFT, REFUSED, WORKS, page
 from tiny import make_config, make_image, make_processor

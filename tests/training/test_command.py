@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 import time
 import weakref
@@ -34,6 +35,39 @@ def test_a_script_that_ends_leaves_the_other_processes(status, tmp_path):
         run_command(main)
     assert stop.value.code == status
     assert not dist.is_initialized() and not models
+
+
+# Each takes a third of a second or more to import, and lists no flags.
+NOT_FOR_HELP = {
+    "datasets",
+    "evaluate",
+    "faiss",
+    "hivilt.modeling_hivilt",
+    "hivilt.training.main",
+    "matplotlib",
+    "scipy",
+}
+NOT_FOR_HELP |= {"sklearn", "torch._dynamo", "transformers.modeling_utils", "transformers.trainer"}
+HELP = """
+import runpy, sys
+scripts = sys.argv[1:]
+for script in scripts:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        print("ended with", stop.code)
+print("imported", *sys.modules)
+"""
+
+
+def test_help_lists_all_flags_without_models_data_sets_and_trainer():
+    scripts = [run_vqa.__file__, run_retrieval.__file__]
+    done = subprocess.run([sys.executable, "-c", HELP, *scripts], capture_output=True, text=True, check=True)
+    for_vqa, for_retrieval, rest = done.stdout.split("ended with 0\n")
+    for text, own in ((for_vqa, "--question_column"), (for_retrieval, "--caption_column")):
+        assert {own, "--train_file", "--learning_rate"} <= set(text.split())
+    assert not NOT_FOR_HELP & set(rest.split()), NOT_FOR_HELP & set(rest.split())
 
 
 MISTAKES = [

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivilt.tasks.question_answering import VQAArguments
-from hivilt.tasks.retrieval import RetrievalArguments
+from hivilt.tasks.arguments import RetrievalArguments, VQAArguments
 from hivilt.training.arguments import HiViLTTrainingArguments, parse_arguments
 from hivilt.training.flags import Parser, flags_in_file
 

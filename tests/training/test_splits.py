@@ -1,7 +1,8 @@
 """What a run holds out of its training data."""
 
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.tasks.question_answering import QuestionAnswering, VQAArguments
+from hivilt.tasks.arguments import VQAArguments
+from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.training.arguments import parse_arguments
 from hivilt.training.splits import prepare_splits
 from miniatures import make_vqa_miniature
