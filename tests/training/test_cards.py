@@ -419,15 +419,6 @@ def test_odd_words_break_neither_yaml_nor_tables_nor_code(task, request, tmp_pat
     assert card.text.count("\n## ") == 4
 
 
-# Arguments
-
-
-@pytest.mark.parametrize("wrong", [{"license": "Apache 2.0"}, {"license": ""}, {"language": ["en", "English"]}])
-def test_what_the_hub_would_refuse_is_refused_before_training(wrong):
-    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected"):
-        TaskArguments(**wrong)
-
-
 # This repository
 
 
