@@ -253,7 +253,7 @@ def test_resuming_on_changed_rows_holds_out_what_was_held_out(tmp_path):
         ("a new answer", "checkpoint-2 does not know 1 of this run's 7 answers: 'teal'.*--model_name_or_path"),
         ("several answers", "problem_type .* was 'single_label_classification' and is 'multi_label_classification'"),
         (["--fusion", json.dumps({**TINY, "hidden_size": 20})], r"hidden_size \(--fusion\) was 16 and is 20"),
-        (["--image_size", "48"], r"size.height of its image processor \(--image_size.*\) was 32 and is 48"),
+        (["--image_size", "48"], r"image_processor.size.height \(--image_size.*\) was 32 and is 48"),
         (["--vision_model", "vision"], r"vision_config.*\(--vision_model\)"),
         (["--text_model", "text"], r"text_config.*\(--text_model\)"),
         (["--answer_file", "answers.txt"], "answer_file: .* 2 answers that are not in .*answers.txt: 'blue', 'white'"),

@@ -103,30 +103,27 @@ def write_model_card(
         tags=["custom_code", "hivilt", "vision-language", *tags],
     )
     metric, folder = trainer.args.metric_for_best_model.removeprefix("eval_"), Path(trainer.args.output_dir)
-    card = TEMPLATES.get_template(task.card_template).render(
-        card_data=card_data.to_yaml(),
-        title=_escape(title),
-        data_name=_escape(data_name),
+    measures = {"eval_loss", f"eval_{metric}"}
+    said = {
+        "card_data": card_data.to_yaml(),
+        "title": _escape(title),
+        "data_name": _escape(data_name),
         # Where a reader finds it: on the Hub, or in a folder, not where this machine keeps that.
-        model=python_literal(trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder.as_posix())),
-        shown=_shown,
-        parameters=results["parameters"]["all"],
-        texts=train[trainer.unit] - train.get("dropped_questions", 0),
-        images=train["images"],
-        measured=_results_table(results) if measured is None else measured,
-        calibration=results.get("calibration"),
-        familiarity=results.get("familiarity"),
-        image=image if "test" in results else None,
-        data=_data_table(results["data"], trainer.unit),
-        credit=CREDITS.get(args.benchmark),
-        metric=metric.replace("_", " "),
-        course=_course_table(trainer, metric),
-        settings=_settings_table(args, results["settings"]),
-        version=results["environment"]["hivilt"],
-        command=_command(task.script, argv, results["settings"]["world_size"]),
-        cost=_cost_table(results),
-        **facts,
-    )
+        "model": python_literal(trainer.hub_model_id or trainer.args.hub_model_id or without_place(folder.as_posix())),
+        "texts": train[trainer.unit] - train.get("dropped_questions", 0),
+        "images": train["images"],
+        "unit": trainer.unit,
+        "measured": measured or [split for split in ("validation", "test") if split in results],
+        "image": image if "test" in results else None,
+        "credit": CREDITS.get(args.benchmark),
+        "metric": metric,
+        # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
+        "course": {one["step"]: one for one in reversed(trainer.state.log_history) if measures <= one.keys()},
+        "shown_settings": _shown_settings(args, results["settings"]),
+        "command": _command(task.script, argv, results["settings"]["world_size"]),
+    }
+    optional = dict.fromkeys(("validation", "test", "calibration", "familiarity"))
+    card = TEMPLATES.get_template(task.card_template).render(optional | results | said | facts)
     ModelCard(card).save(folder / "README.md")
 
 
@@ -178,64 +175,18 @@ def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_nam
     ]
 
 
-# Tables
-
-
-def _results_table(results: Mapping[str, Any]) -> str:
-    splits = [split for split in ("validation", "test") if split in results]
-    numbers = [item for split in splits for item in results[split].items() if isinstance(item[1], int | float)]
-    rows = [[name.replace("_", " "), *(results[split].get(name, "") for split in splits)] for name in dict(numbers)]
-    return _table(["metric", *splits], rows)
-
-
-def _data_table(data: Mapping[str, Any], unit: str) -> str:
-    rows = [
-        [split, read["images"], read[unit] - read.get("dropped_questions", 0), len(read["bad_images"])]
-        for split in ("train", "validation", "test")
-        if (read := data.get(split)) is not None
-    ]
-    return _table(["split", "images", unit, "unreadable images, left out"], rows)
-
-
-def _course_table(trainer: HiViLTTrainer, metric: str) -> str:
-    keys = [f"eval_{name}" for name in dict.fromkeys(["loss", metric])]
-    # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
-    evaluated = {entry["step"]: entry for entry in reversed(trainer.state.log_history) if set(keys) <= set(entry)}
-    rows = [[f"{one['epoch']:.2f}", step, *(one[key] for key in keys)] for step, one in sorted(evaluated.items())]
-    return _table(["epoch", "step", *(key.replace("eval_", "held-out ").replace("_", " ") for key in keys)], rows)
-
-
-def _settings_table(args: TaskArguments, settings: Mapping[str, Any]) -> str:
+def _shown_settings(args: TaskArguments, settings: Mapping[str, Any]) -> dict[str, Any]:
     hidden = set(_NO_SETTINGS)
     if args.vision_model or args.model_name_or_path:
         hidden.add("image_size")  # of the small new encoder alone
     if settings["max_steps"] > 0:
         hidden.add("num_train_epochs")  # which it overrides
-    rows = [
-        [name, "yes" if value is True else value]
+    return {
+        name: "yes" if value is True else value
         for name, value in settings.items()
         if name not in hidden and not name.endswith("_column") and value not in (None, "", [], {}, -1)
         if value is not False  # and not 0, which equals it
-    ]
-    return _table(["setting", "value"], rows)
-
-
-def _cost_table(results: Mapping[str, Any]) -> str:
-    costs = {"parameters": results["parameters"]["all"], "parameters that train": results["parameters"]["training"]}
-    costs |= {f"training: {name}": value for name, value in results["train"].items() if value is not None}
-    for kind in ("peak_memory", "peak_cuda_memory"):
-        if f"{kind}_bytes" in results:
-            costs[kind] = f"{results[f'{kind}_bytes'] / 2**30:.2f} GiB"
-    costs |= results["environment"]
-    return _table(["what", "value"], [[name.replace("_", " "), value] for name, value in costs.items()])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """In Markdown; an empty string where there are no rows."""
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *([_escape(_shown(cell)) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    }
 
 
 # Words
@@ -259,6 +210,10 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*<\[|])", r"\\\1", _line(text))
 
 
+TEMPLATES.globals["shown"] = _shown
+TEMPLATES.filters["cell"] = lambda value: _escape(_shown(value))
+
+
 def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
     """The command line, a flag a line, without secrets, places of this machine, and where the model was pushed."""
     argv = sys.argv[1:] if argv is None else argv
@@ -268,7 +223,7 @@ def _command(script: str, argv: Sequence[str] | None, world_size: int) -> str:
     for part in argv:
         if part.startswith("--"):
             name, equals, value = part.partition("=")
-            flags.append([name + equals + without_place(value) if equals else name])
+            flags.append([name + equals + without_place(value)])
         elif flags:
             flags[-1].append(without_place(part))
     start = "python" if world_size == 1 else f"accelerate launch --multi_gpu --num_processes {world_size}"

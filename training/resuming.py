@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
+from transformers.utils.generic import flatten_dict
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -63,13 +64,13 @@ def _check_whole(checkpoint: Path) -> None:
         )
 
 
-# What a config or an image processor says of how it was saved and how it runs, not of what weights mean; and answers,
-# which are compared by themselves.
+# What a config or an image processor says of how it was saved and how it runs, not of what weights mean; of encoders answers.
 _NOT_WEIGHTS = {"_attn_implementation", "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id"}
 _NOT_WEIGHTS |= {"num_hard_negatives", "return_loss", "transformers_version", "use_cache"}
 _NOT_WEIGHTS |= {"image_processor_type", "processor_class", "_processor_class"}
-# The flag that makes each part of a config.
-_FLAGS = {"vision_config": "--vision_model", "text_config": "--text_model", "problem_type": "answers a question"}
+# What makes each part of a model; of others the flag --fusion.
+_MADE_BY = {"vision_config": "--vision_model", "text_config": "--text_model", "id2label": "answers"}
+_MADE_BY |= {"image_processor": "--image_size, --vision_model", "problem_type": "answers a question"}
 
 
 def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, processor: Any = None) -> None:
@@ -89,9 +90,13 @@ def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, proce
         )
     differences = []
     if (checkpoint / CONFIG_NAME).exists():  # of adapters alone there is none
-        differences += _config_differences(HiViLTConfig.from_pretrained(checkpoint), model.config)
+        differences += _differences(HiViLTConfig.from_pretrained(checkpoint).to_dict(), model.config.to_dict())
     if isinstance(processor, HiViLTProcessor) and (checkpoint / PROCESSOR_NAME).exists():
-        differences += _processor_differences(HiViLTProcessor.from_pretrained(checkpoint), processor)
+        both = HiViLTProcessor.from_pretrained(checkpoint), processor
+        before, now = (_rules(one.tokenizer) for one in both)
+        if before != now:
+            differences.append("its tokenizer (--text_model) is another one")
+        differences += _differences(*({"image_processor": one.image_processor.to_dict()} for one in both))
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
@@ -101,51 +106,20 @@ def check_resumable(checkpoint: str | os.PathLike, model: PreTrainedModel, proce
         )
 
 
-def _config_differences(saved: HiViLTConfig, own: HiViLTConfig) -> Iterator[str]:
-    # Encoders of another kind have other fields, and `model_type` in common.
-    differences = sorted(_differences(saved, own), key=lambda found: not found[0].endswith("model_type"))
-    for name, before, now in differences:
-        # A new model learns its kind of labels from the first batch.
-        if name != "problem_type" or None not in (before, now):
-            yield f"{name} ({_FLAGS.get(name.split('.')[0], '--fusion')}) was {before!r} and is {now!r}"
-    if saved.id2label != own.id2label:
-        before, now = saved.id2label, own.id2label
-        label = next(label for label in before | now if before.get(label) != now.get(label))
-        was = f"answer {label} was {before.get(label)!r} and is {now.get(label)!r}"
-        yield f"its {len(before)} answers are not the {len(now)} of this run: {was}"
-
-
-def _processor_differences(saved: HiViLTProcessor, own: HiViLTProcessor) -> Iterator[str]:
-    saved_ids, own_ids = saved.tokenizer.get_vocab(), own.tokenizer.get_vocab()
-    token = next((token for token in sorted(saved_ids | own_ids) if saved_ids.get(token) != own_ids.get(token)), None)
-    if token is not None:
-        was = f"{token!r} was token {saved_ids.get(token)} and is {own_ids.get(token)}"
-        yield f"its tokenizer is another one (--text_model): {was}"
-    elif _rules(saved.tokenizer) != _rules(own.tokenizer):
-        yield "its tokenizer (--text_model) cuts texts otherwise"
-    for name, before, now in _differences(saved.image_processor, own.image_processor):
-        yield f"{name} of its image processor (--image_size, --vision_model) was {before!r} and is {now!r}"
-
-
 def _rules(tokenizer: Any) -> dict[str, Any]:
-    """How a tokenizer cuts and marks texts; a call changes its padding and truncation."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    """How a tokenizer cuts, numbers and marks texts; a call changes its padding and truncation."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"vocab": tokenizer.get_vocab()}
     return {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
 
 
-def _differences(saved: Any, own: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Fields that both have with another value, in the order of their names."""
-    before, now = dict(_flat(saved.to_dict())), dict(_flat(own.to_dict()))
-    for name in sorted(before.keys() & now.keys()):
-        if before[name] != now[name]:
-            yield name, before[name], now[name]
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if name in _NOT_WEIGHTS:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", list(value) if isinstance(value, tuple) else value
+def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """Says of answers, and of fields that both have, what differs; what kind an encoder is comes first."""
+    # As JSON has them: lists, no tuples.
+    before, now = (flatten_dict(json.loads(json.dumps(fields, default=str))) for fields in (saved, own))
+    for name in sorted(before | now, key=lambda name: (not name.endswith("model_type"), name)):
+        part, *_ = parts = name.split(".")
+        compared = part == "id2label" or (name in before and name in now and _NOT_WEIGHTS.isdisjoint(parts))
+        was, is_now = before.get(name), now.get(name)
+        # A new model learns its kind of labels from the first batch.
+        if compared and was != is_now and not (name == "problem_type" and None in (was, is_now)):
+            yield f"{name} ({_MADE_BY.get(part, '--fusion')}) was {was!r} and is {is_now!r}"

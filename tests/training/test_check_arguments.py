@@ -12,13 +12,12 @@ from accelerate import ParallelismConfig
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
-from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
-from hivilt.tasks.arguments import RetrievalArguments, VQAArguments
+from hivilt.tasks.arguments import VQAArguments
 from hivilt.tasks.question_answering import QuestionAnsweringTrainer
 from hivilt.tasks.retrieval import RetrievalTrainer
-from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, TaskArguments, parse_arguments
-from hivilt.training.check_arguments import LEFT, REFUSED, WORKS, page
+from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments, parse_arguments
+from hivilt.training.check_arguments import REFUSED
 from tiny import make_config, make_image, make_processor
 
 ANSWERS = ["red", "blue", "yes", "no"]
@@ -28,11 +27,16 @@ ANSWERS = ["red", "blue", "yes", "no"]
 INSTALLED = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
-def test_every_flag_of_the_installed_transformers_is_in_the_table_once():
+PAGE = (Path(__file__).parents[2] / "docs/training_arguments.md").read_text(encoding="utf-8")
+WORKS, IN_PAGE, LEFT = (dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", part, re.M)) for part in PAGE.split("\n## ")[1:])
+
+
+def test_the_page_lists_every_flag_of_the_installed_transformers_once():
     """A new one has to be decided: works and is tested, refused, or left to transformers."""
-    listed = [*WORKS, *REFUSED, *LEFT]
-    assert len(set(listed)) == len(listed)
+    listed = [*WORKS, *IN_PAGE, *LEFT]
+    assert len(set(listed)) == len(listed) == PAGE.count("\n| `")
     assert set(listed) >= INSTALLED
+    assert IN_PAGE == REFUSED
 
 
 def test_every_flag_that_works_is_in_a_test():
@@ -40,40 +44,15 @@ def test_every_flag_that_works_is_in_a_test():
     assert [name for name in WORKS if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
 
 
-def test_the_page_is_written_from_the_table():
-    written = Path(__file__).parents[2] / "docs/training_arguments.md"
-    assert written.read_text(encoding="utf-8") == page()
-
-
 # Refused
-
-OTHERWISE = {
-    "average_tokens_across_devices": ["false"],
-    "deepspeed": ["zero2.json"],
-    "eval_accumulation_steps": ["2"],
-    "eval_do_concat_batches": ["false"],
-    "include_for_metrics": ["inputs"],
-    "label_names": ["answers"],
-    "length_column_name": ["len"],
-    "logging_nan_inf_filter": ["false"],
-}
-ELSEWHERE = {
-    "liger_kernel_config": {"rope": True},
-    "parallelism_config": ParallelismConfig(),
-}  # not from a command line
-
-
-@pytest.mark.parametrize("name", sorted((REFUSED.keys() & INSTALLED) - ELSEWHERE.keys()))
-def test_a_flag_without_a_meaning_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"^{name}: got .*, but .*[;:] .*"):
-        parse_arguments([f"--{name}", *OTHERWISE.get(name, ["true"])], TaskArguments, {})
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED.keys() & INSTALLED))
-def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(name, tmp_path):
+def test_a_flag_without_a_meaning_is_refused_by_name_and_by_the_trainers_of_plain_arguments(name, tmp_path):
     usual = {field.name: field.default for field in dataclasses.fields(HiViLTTrainingArguments)}[name]
-    value = ELSEWHERE.get(name, (not usual) if isinstance(usual, bool) else ["x"])
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    values = {"liger_kernel_config": {"rope": True}, "parallelism_config": ParallelismConfig()}
+    value = values.get(name, (not usual) if isinstance(usual, bool) else ["x"])
+    with pytest.raises(ValueError, match=f"(?s)^{name}: got .*, but .*[;:] .*"):
         HiViLTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none")
     setattr(plain, name, value)
@@ -84,14 +63,10 @@ def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(na
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train_sampling_strategy", "group_by_length"], "^train_sampling_strategy: got 'group_by_length', expected"),
-        (["--train_sampling_strategy", "batch_rebalance"], "^train_sampling_strategy: got 'batch_rebalance', expected"),
-        (["--accelerator_config", '{"dispatch_batches": true}'], "^accelerator_config: got dispatch_batches=True"),
-        (
-            ["--optim_target_modules", "attn"],
-            "^optim_target_modules: got 'attn', which adamw_torch_fused does not read",
-        ),
-        (["--push_to_hub", "--hub_strategy", "checkpoint"], "^hub_strategy: got 'checkpoint', expected 'end'"),
+        (["--train_sampling_strategy", "group_by_length"], "^train_sampling_strategy: got 'group_by_length', but"),
+        (["--accelerator_config", '{"dispatch_batches": true}'], "^accelerator_config: got .*, but dispatch_batches"),
+        (["--push_to_hub", "--hub_strategy", "checkpoint"], "^hub_strategy: got 'checkpoint', but .*'end'"),
+        (["--eval_accumulation_steps", "2"], "^eval_accumulation_steps: got 2, but"),
         (["--do_predict", "--resume_from_checkpoint", "last"], "^resume_from_checkpoint: .*without do_train"),
         (["--label_smoothing_factor", "2"], "^label_smoothing_factor: expected at least 0 and less than 1, got 2.0"),
         (["--adam_beta2", "1.5"], "^adam_beta2: expected at least 0 and less than 1, got 1.5"),
@@ -101,10 +76,9 @@ def test_it_is_refused_from_python_too_and_by_the_trainers_of_plain_arguments(na
         (["--report_to", "tensorbord"], "^report_to: expected any of .*tensorboard.*, got 'tensorbord'"),
     ],
 )
-@pytest.mark.parametrize("task", [VQAArguments, RetrievalArguments])
-def test_values_that_cannot_work_are_refused_by_name(task, flags, message):
+def test_values_that_cannot_work_are_refused_by_name(flags, message):
     with pytest.raises(ValueError, match=message):
-        parse_arguments(flags, task, {})
+        parse_arguments(flags, VQAArguments, {})
 
 
 # Works
@@ -419,35 +393,6 @@ def test_dropping_the_last_batch_is_of_training_alone(make, examples):
     assert len(trainer.predict(VQADataset(examples)).predictions) == len(examples)
     with pytest.raises(ValueError, match="^dataloader_drop_last: .* does not fill one batch of 50"):
         make(dataloader_drop_last=True, per_device_train_batch_size=50).train()
-
-
-def test_dropping_the_last_batch_of_captions_is_of_training_alone(examples, tmp_path):
-    images = [
-        CaptionedImage(one.image_id, one.image, (f"a {one.answers[0]} circle", one.question)) for one in examples[:5]
-    ]
-    set_seed(0)
-    args = HiViLTTrainingArguments(
-        **COMMON_DEFAULTS | {"save_strategy": "no", "load_best_model_at_end": False},
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        dataloader_drop_last=True,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        num_train_epochs=1,
-        disable_tqdm=True,
-    )
-    trainer = RetrievalTrainer(
-        model=HiViLTForRetrieval(make_config()),
-        args=args,
-        train_dataset=CaptionDataset(images, seed=0),
-        eval_dataset=CaptionDataset(images),
-        data_collator=CaptionCollator(make_processor()),
-        processing_class=make_processor(),
-        rerank_k=2,
-    )
-    trainer.train()
-    assert trainer.state.global_step == 2
-    assert trainer.evaluate()["eval_num_captions"] == 10
 
 
 def test_metrics_of_ones_own_are_refused_since_nothing_calls_them(make):

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import BertModel, TrainerCallback, TrainingArguments, ViTImageProcessorPil, ViTModel
 
@@ -74,7 +74,9 @@ def plain(examples, processor):
 # A loop of one's own
 
 
-def test_loss_and_gradients_are_those_without_the_cache(tmp_path, examples, model, processor):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_are_those_without_the_cache(side, tmp_path, examples, model, processor):
+    processor.tokenizer.padding_side = side
     cache, batch = fill(tmp_path / "cache", examples, model, processor)
     assert "pixel_values" not in batch and {"feature_maps", "token_states", "input_ids"} <= batch.keys()
     assert cache.summary()["vision"]["encoded"] == 10
@@ -101,7 +103,7 @@ def test_a_second_run_encodes_nothing(tmp_path, examples, model, processor, capl
         cache, batch = fill(tmp_path / "cache", examples, model, processor)
     assert model(**batch).loss.isfinite()
     assert [one["encoded"] for one in cache.summary().values()] == [0, 0]
-    assert "vision: 10 images from the cache, 0 of them encoded now; " in caplog.text
+    assert "vision: 10 from the cache, 0 of them encoded now; " in caplog.text
 
 
 @pytest.mark.parametrize("change", ["vision weights", "text weights", "processor", "an image", "the files' names"])
@@ -132,37 +134,25 @@ def test_what_changed_is_encoded_again_and_nothing_else(change, tmp_path, exampl
     )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_reads_the_same_states(side, tmp_path, examples, model, processor):
-    processor.tokenizer.padding_side = side
-    _, batch = fill(tmp_path / "cache", examples, model, processor)
-    assert not batch["token_states"][~batch["attention_mask"].bool()].any()
-    model.eval()
-    expected = model(**plain(examples, processor))
-    torch.testing.assert_close(model(**batch).text_embeds, expected.text_embeds, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_the_bytes_for_nearly_the_same_scores(dtype, tmp_path, examples, model, processor):
     whole, _ = fill(tmp_path / "whole", examples, model, processor)
     half, batch = fill(tmp_path / "half", examples, model, processor, dtype=dtype)
     assert {states.dtype for states in (*batch["feature_maps"], batch["token_states"])} == {getattr(torch, dtype)}
-    numbers = [sum(tensor.numel() for tensor in batch["feature_maps"]) * size for size in (4, 2)]
-    difference = whole.summary()["vision"]["bytes"] - half.summary()["vision"]["bytes"]
-    assert difference == numbers[0] - numbers[1]
+    saved = whole.summary()["vision"]["bytes"] - half.summary()["vision"]["bytes"]
+    assert saved == pytest.approx(2 * sum(tensor.numel() for tensor in batch["feature_maps"]), rel=0.05)
     model.eval()
     expected = model(**plain(examples, processor)).image_embeds
     torch.testing.assert_close(model(**batch).image_embeds, expected, atol=0.02, rtol=0.02)
-
-
-def test_what_float16_cannot_hold_is_refused(tmp_path, examples, model, processor):
     with torch.no_grad():
         model.model.vision_model.layernorm.weight.mul_(1e6)
-    fill(tmp_path / "cache", examples, model, processor, dtype="bfloat16")
-    with pytest.raises(
-        ValueError, match="cache_dtype: float16 holds numbers up to 65,504, but the encoder gives [1-9],"
-    ):
-        fill(tmp_path / "cache", examples, model, processor, dtype="float16")
+    if dtype == "float16":
+        with pytest.raises(
+            ValueError, match="cache_dtype: float16 holds numbers up to 65,504, but the encoder gives [1-9],"
+        ):
+            fill(tmp_path / "half", examples, model, processor, dtype=dtype)
+    else:
+        fill(tmp_path / "half", examples, model, processor, dtype=dtype)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -214,10 +204,11 @@ def test_only_what_is_frozen_as_a_whole_is_cached(tmp_path, examples, processor)
 @pytest.mark.parametrize("flip, cached", [(None, {"text"}), ("skip", {"text"}), ("swap", set())])
 def test_augmented_images_are_not_cached_and_it_is_said(flip, cached, tmp_path, examples, model, processor, caplog):
     augmentation = Augmentation(random_crop=0.5, random_flip=flip)
+    logging.Logger.info_once.cache_clear()
     with caplog.at_level(logging.INFO, "hivilt"):
         cache, batch = fill(tmp_path / "cache", examples, model, processor, augmentation=augmentation)
     assert "pixel_values" in batch and set(cache.summary()) == cached
-    assert "vision: not cached in training, since augmentation changes the images each time." in caplog.text
+    assert "vision: not cached in training, since augmentation changes it each time." in caplog.text
     # What is evaluated on is never augmented.
     cache.add(CaptionDataset(examples), model, processor, augmentation=augmentation, progress=False)
     collator = CaptionCollator(processor, augmentation, cache)
@@ -225,14 +216,16 @@ def test_augmented_images_are_not_cached_and_it_is_said(flip, cached, tmp_path, 
     assert "pixel_values" in collator([CaptionDataset(examples, seed=0)[0]])
 
 
-def test_a_model_with_another_encoder_wants_a_cache_of_its_own(tmp_path, examples, model, processor):
+@pytest.mark.parametrize("how", [{}, {"parts": ("text",)}, {"augmentation": Augmentation(random_flip="skip")}], ids=str)
+def test_a_cache_refuses_another_encoder_and_gives_nothing_of_the_first(how, tmp_path, examples, model, processor):
     cache, _ = fill(tmp_path / "cache", examples, model, processor)
     with torch.no_grad():
         model.model.vision_model.layernorm.weight[3] += 0.5
     with pytest.raises(
         ValueError, match="model: its vision encoder is another than that of the data sets added before"
     ):
-        cache.add(CaptionDataset(examples), model, processor, progress=False)
+        cache.add(CaptionDataset(examples, seed=0), model, processor, progress=False, **how)
+    assert "pixel_values" in CaptionCollator(processor, encoder_cache=cache)([CaptionDataset(examples)[0]])
 
 
 def test_a_cache_that_served_a_frozen_encoder_gives_nothing_once_it_trains(tmp_path, examples, model, processor):
@@ -265,37 +258,12 @@ def test_states_that_carry_a_gradient_train_their_encoder(examples, processor):
     assert model.model.vision_model.layernorm.weight.grad.any()
 
 
-def test_a_cache_that_was_refused_another_model_gives_nothing(tmp_path, examples, model, processor):
-    cache, _ = fill(tmp_path / "cache", examples, model, processor)
-    with torch.no_grad():
-        model.model.vision_model.layernorm.weight[3] += 0.5
-    dataset, flipped = CaptionDataset(examples), Augmentation(random_flip="skip")
-    for data, how in ((dataset, {"parts": ("text",)}), (CaptionDataset(examples, seed=0), {"augmentation": flipped})):
-        cache, _ = fill(tmp_path / "cache", examples, model, processor)
-        with torch.no_grad():
-            model.model.vision_model.layernorm.weight[3] += 0.5
-        with pytest.raises(ValueError, match="model: its vision encoder is another"):
-            cache.add(data, model, processor, progress=False, **how)
-        assert "pixel_values" in CaptionCollator(processor, encoder_cache=cache)([dataset[0]])
-
-
-def test_a_cache_keeps_to_its_first_model(tmp_path, examples, model, processor):
-    cache, _ = fill(tmp_path / "cache", examples, model, processor)
-    cache.add(CaptionDataset(examples), make_model(HiViLTForRetrieval), processor, progress=False)  # nothing is frozen
-    with torch.no_grad():
-        model.model.vision_model.layernorm.weight[3] += 0.5
-    with pytest.raises(ValueError, match="model: its vision encoder is another"):
-        cache.add(CaptionDataset(examples), model, processor, progress=False)
-
-
 def test_an_image_that_was_written_over_since_is_encoded_anew(tmp_path, examples, model, processor):
     cache, _ = fill(tmp_path / "cache", examples, model, processor)
     collator = CaptionCollator(processor, encoder_cache=cache)
     assert "feature_maps" in collator([CaptionDataset(examples)[0]])
     make_image("cyan", size=(31, 40)).save(examples[0].image)
     assert "pixel_values" in collator([CaptionDataset(examples)[0]])
-    Path(examples[1].image).unlink()
-    assert "feature_maps" in collator([CaptionDataset(examples)[1]])
 
 
 def test_an_encoder_with_an_adapter_is_not_cached(tmp_path, examples, model, processor):
@@ -306,19 +274,6 @@ def test_an_encoder_with_an_adapter_is_not_cached(tmp_path, examples, model, pro
     adapted.requires_grad_(False)
     cache, batch = fill(tmp_path / "cache", examples, model, processor)
     assert [*cache.summary()] == ["text"] and "pixel_values" in batch
-
-
-def test_an_encoder_with_other_activations_is_another(tmp_path, examples, model, processor):
-    fill(tmp_path / "cache", examples, model, processor)
-    for module in model.model.vision_model.modules():
-        if hasattr(module, "activation_fn") or hasattr(module, "intermediate_act_fn"):
-            name = "activation_fn" if hasattr(module, "activation_fn") else "intermediate_act_fn"
-            setattr(module, name, torch.nn.ReLU())
-    cache, batch = fill(tmp_path / "cache", examples, model, processor)
-    assert cache.summary()["vision"]["encoded"] == 10
-    torch.testing.assert_close(
-        model.eval()(**batch).logits_per_image, model(**plain(examples, processor)).logits_per_image
-    )
 
 
 def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, processor):
@@ -336,7 +291,7 @@ def encode(keys):
 
 
 def fill_store(store, keys, encode=encode):
-    store.fill(dict.fromkeys(keys, 1), encode, 4)
+    store.fill(dict(zip(keys, keys, strict=True)), encode, 4)
 
 
 def assert_holds(store, keys):
@@ -380,108 +335,27 @@ def test_a_file_that_was_cut_off_is_encoded_again(tmp_path, caplog):
     broken.write_bytes(broken.read_bytes()[:-7])
     (tmp_path / "other.safetensors").write_bytes(b"no such file")
     store = StateStore(tmp_path, torch.float32)
-    assert f"{broken} was cut off" in caplog.text and "other.safetensors" in caplog.text
-    fill_store(store, keys)
-    assert 1 <= store.num_encoded <= 4
-    assert_holds(store, keys)
-
-
-def rewrite(path, change):
-    """A cache's file with a changed header, of the same length."""
-    found = path.read_bytes()
-    end = 8 + int.from_bytes(found[:8], "little")
-    header = change(found[8:end])
-    assert len(header) == end - 8
-    path.write_bytes(found[:8] + header + found[end:])
-
-
-@pytest.mark.parametrize("what", ["keys", "dtype"])
-def test_a_header_that_was_damaged_is_found(what, tmp_path, caplog):
-    keys = [*map(str, range(8))]
-    fill_store(StateStore(tmp_path, torch.float32), keys)
-    broken = sorted(tmp_path.glob("*.safetensors"))[0]
-    if what == "dtype":
-        rewrite(broken, lambda header: header.replace(b'"F32"', b'"I32"'))
-    else:
-        first = [key for key in keys if f'\\"{key}\\"'.encode() in broken.read_bytes()[:2000]][:2]
-        one, two = (f'\\"{key}\\"'.encode() for key in first)
-        rewrite(broken, lambda h: h.replace(one, b"@@@@@").replace(two, one).replace(b"@@@@@", two))
-    store = StateStore(tmp_path, torch.float32)
-    fill_store(store, keys)
-    assert f"{broken} is damaged" in caplog.text and store.num_encoded == 4
-    assert_holds(store, keys)
-
-
-def test_a_file_that_is_cut_off_after_it_was_read_is_encoded_again(tmp_path, caplog):
-    keys = [*map(str, range(8))]
-    fill_store(StateStore(tmp_path, torch.float32), keys)
-    store = StateStore(tmp_path, torch.float32)
-    broken = sorted(tmp_path.glob("*.safetensors"))[0]
-    broken.unlink()
-    broken.write_bytes(b"no such file")
-    fill_store(store, keys)
-    assert f"{broken} is damaged" in caplog.text
-    assert_holds(store, keys)
-
-
-@pytest.mark.parametrize("sizes, keys", [([4], '["a"]'), (4, '["a"]'), ([[4]], '[["a"]]'), ([[4]], "7")])
-def test_files_of_others_are_left_alone(sizes, keys, tmp_path, caplog):
-    save_file(
-        {"sizes": torch.tensor(sizes), "part_0": torch.ones(4)}, tmp_path / "x.safetensors", metadata={"keys": keys}
-    )
-    store = StateStore(tmp_path, torch.float32)
-    assert len(store) == 0 and "x.safetensors was cut off or is no file of this cache" in caplog.text
+    assert f"{broken} cannot be read" in caplog.text and "other.safetensors" in caplog.text
+    for encoded in (True, False):  # the file is whole again
+        fill_store(store, keys)
+        assert_holds(store, keys)
+        assert bool(store.num_encoded) == encoded
+        store = StateStore(tmp_path, torch.float32)
 
 
 def test_workers_that_find_the_cache_deleted_encode_images_themselves(tmp_path, examples, model, processor):
     cache, _ = fill(tmp_path / "cache", examples, model, processor)
-    collator = pickle.loads(pickle.dumps(CaptionCollator(processor, encoder_cache=cache)))  # as to a spawned worker
+    sent = pickle.dumps(CaptionCollator(processor, encoder_cache=cache))  # as to a spawned worker
     shutil.rmtree(tmp_path / "cache")
-    batch = collator([CaptionDataset(examples)[0]])
+    batch = pickle.loads(sent)([CaptionDataset(examples)[0]])
     assert "pixel_values" in batch and "token_states" not in batch
-
-
-@pytest.mark.parametrize("where", ["the sizes", "the states"])
-def test_a_file_that_was_damaged_is_encoded_again(where, tmp_path, caplog):
-    keys = [*map(str, range(10))]
-    fill_store(StateStore(tmp_path, torch.float32), keys)
-    broken = sorted(tmp_path.glob("*.safetensors"))[1]
-    whole = bytearray(broken.read_bytes())
-    sizes = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["sizes"]["data_offsets"]
-    start = 8 + int.from_bytes(whole[:8], "little")
-    first, last = [start + one for one in sizes] if where == "the sizes" else (len(whole) - 5, len(whole) - 3)
-    whole[first:last] = bytes(last - first) if where == "the sizes" else bytes(255 - one for one in whole[first:last])
-    broken.write_bytes(whole)
-    store = StateStore(tmp_path, torch.float32)
-    fill_store(store, keys)
-    assert 1 <= store.num_encoded <= 4 and str(broken) in caplog.text
-    assert_holds(store, keys)
-    # The file is whole again.
-    again = StateStore(tmp_path, torch.float32)
-    fill_store(again, keys)
-    assert again.num_encoded == 0
 
 
 def test_others_may_read_what_one_wrote(tmp_path):
     (tmp_path / "plain").touch()
-    fill_store(StateStore(tmp_path, torch.float32), [*map(str, range(10))])
-    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
-    assert len(modes) == 1
-
-
-def test_a_folder_that_is_deleted_while_it_is_filled_is_made_anew(tmp_path, examples, model, processor):
-    keys = [*map(str, range(10))]
-    store = StateStore(tmp_path / "cache", torch.float32)
-
-    def encode_and_delete(keys):
-        yield from encode(keys)
-        shutil.rmtree(tmp_path / "cache")
-
-    fill_store(store, keys, encode_and_delete)
-    assert_holds(store, keys)
-    model.model.vision_model.register_forward_hook(lambda *_: shutil.rmtree(tmp_path / "other", ignore_errors=True))
-    _, batch = fill(tmp_path / "other", examples, model, processor)
-    assert model(**batch).loss.isfinite() and "feature_maps" in batch
+    fill_store(StateStore(tmp_path / "cache", torch.float32), [*map(str, range(10))])
+    (mode,) = {path.stat().st_mode for path in (tmp_path / "cache").iterdir()}
+    assert mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_whoever_deletes_it_while_a_run_trains_takes_nothing_from_the_run(tmp_path):
@@ -553,12 +427,7 @@ def test_where_there_is_no_room_nothing_is_written_and_all_is_encoded_each_time(
 ):
     cache, batch = fill(tmp_path / "cache", examples, model, processor, max_bytes=20_000)
     vision = 10 * 4 * sum(states[0].numel() for states in plain_maps(model, examples, processor))
-    assert vision > 20_000
-    assert (
-        "vision: " in caplog.text
-        and f"{vision / 1e6:.1f} MB are to come" in caplog.text
-        and "--cache_gb" in caplog.text
-    )
+    assert f"vision: {vision / 1e9:.3g} GB are to come, but" in caplog.text and "--cache_gb" in caplog.text
     assert not [*(tmp_path / "cache").glob("vision-*/*.safetensors")]
     assert "pixel_values" in batch and model(**batch).loss.isfinite()
 
@@ -574,12 +443,6 @@ def test_a_full_disk_stops_the_cache_and_not_the_run(tmp_path, examples, model, 
     _, batch = fill(tmp_path / "file" / "cache", examples, model, processor)
     assert caplog.text.count("so what is missing is encoded in every epoch") == 2  # vision, text
     assert "pixel_values" in batch and model(**batch).loss.isfinite()
-
-
-def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(ValueError, match="--cache_dir.: expected a folder, got the file .*cache"):
-        EncoderCache(tmp_path / "cache")
 
 
 def test_an_unknown_dtype_is_refused():
@@ -659,15 +522,8 @@ def test_two_processes_encode_each_image_once_and_train_as_without(tmp_path, exa
     for name, how in {"with": ["--cache_dir", str(tmp_path / "cache")], "without": ["--no_encoder_cache"]}.items():
         launch("hivilt.run_retrieval", 2, [*data, *flags(tmp_path / name, encoders, *more, *how)])
     assert history(tmp_path / "with") == pytest.approx(history(tmp_path / "without"), abs=1e-5)
-    stored = [json.loads(open_metadata(path)["keys"]) for path in (tmp_path / "cache").glob("vision-*/*.safetensors")]
-    assert sorted(sum(stored, [])) == sorted(set(sum(stored, []))) and len(sum(stored, [])) == 10
-
-
-def open_metadata(path):
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+    stored = [name for path in (tmp_path / "cache").glob("vision-*/*.safetensors") for name in load_file(path)]
+    assert len({name.partition(".")[0] for name in stored}) == 10 and len(set(stored)) == len(stored)
 
 
 def make_trainer(folder, model, collator, examples, cache=None, **more):
@@ -717,17 +573,6 @@ def test_a_cache_that_the_user_gave_the_collator_is_the_trainers_and_knows_its_m
         other.model.vision_model.layernorm.weight[3] += 0.5
     with pytest.raises(ValueError, match="model: its vision encoder is another"):
         make_trainer(tmp_path, other, CaptionCollator(processor, encoder_cache=cache), examples).train()
-
-
-def test_evaluation_after_the_encoders_weights_changed_does_not_read_what_they_gave_before(
-    tmp_path, examples, model, processor
-):
-    trainer = make_trainer(tmp_path, model, CaptionCollator(processor), examples, EncoderCache(tmp_path / "cache"))
-    trainer.evaluate()
-    with torch.no_grad():
-        model.model.vision_model.layernorm.weight[3] += 0.5
-    with pytest.raises(ValueError, match="model: its vision encoder is another"):
-        trainer.evaluate()
 
 
 def test_evaluation_with_workers_that_stay_reads_nothing_of_an_encoder_that_trains_since(

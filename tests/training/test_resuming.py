@@ -36,10 +36,9 @@ def test_a_checkpoint_is_of_the_model_that_wrote_it(vision, text, tmp_path):
     ("other", "message"),
     [
         (
-            {"id2label": {0: "yes", 1: "no", 2: "red"}},
-            "its 3 answers are not the 3 of this run: answer 1 was 'red' and is 'no'",
+            {"id2label": {0: "yes", 1: "no"}},
+            r"id2label.1 \(answers\) was 'red' and is 'no'; id2label.2 .* 'no' and is None",
         ),
-        ({"id2label": {0: "yes", 1: "red"}}, "its 3 answers are not the 2 of this run: answer 2 was 'no' and is None"),
         ({"num_fusion_stages": 3}, r"num_fusion_stages \(--fusion\) was 2 and is 3"),
         ({"fusion_top_k": 2}, r"fusion_top_k \(--fusion\) was None and is 2"),
         ({"vision": "swin"}, r"vision_config.model_type \(--vision_model\) was 'vit' and is 'swin'"),
@@ -64,13 +63,11 @@ def test_other_tokens_and_other_images_are_refused_by_name(tmp_path):
     tokenizer.add_tokens(["zebra"])
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     other = HiViLTProcessor(ViTImageProcessor(size=size), tokenizer)
-    with pytest.raises(
-        ValueError, match=r"its tokenizer is another one \(--text_model\): 'zebra' was token None and is 24"
-    ):
+    with pytest.raises(ValueError, match=r"its tokenizer \(--text_model\) is another one"):
         check_resumable(tmp_path, model_of(), other)
     for changed in ({"size": {"height": 8, "width": 9}}, {"image_mean": [0.1, 0.2, 0.3]}, {"do_rescale": False}):
         other = HiViLTProcessor(ViTImageProcessor(**{"size": size, **changed}), make_tokenizer())
-        with pytest.raises(ValueError, match=f"{next(iter(changed))}.* of its image processor .* was .* and is"):
+        with pytest.raises(ValueError, match=f"image_processor.{next(iter(changed))}.* was .* and is"):
             check_resumable(tmp_path, model_of(), other)
 
 
