@@ -47,51 +47,39 @@ def read_folder(
     folder = Path(data_dir or name)
     is_local = folder.is_dir() and all(map(Path.is_file, every))
 
-    if is_local and isinstance(builder, ImageFolder):
+    if isinstance(builder, ImageFolder):
         metadata = {split: [file for file in paths if file.name in METADATA_FILES] for split, paths in files.items()}
-        _check_image_folder(folder, every, metadata, wanted)
-        if any(metadata.values()):
+        if is_local:
+            _check_image_folder(folder, every, metadata)
+        elif any(file.name == "metadata.csv" for file in every):
+            raise ValueError(
+                f"dataset_name: {name} is an image folder with metadata.csv, which is read from a local folder alone: hf "
+                f"download {name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
+            )
+        if is_local and any(metadata.values()):
             return {split: FolderSplit(_metadata_rows(metadata[split]), folder) for split in wanted}
     elif is_local and every and all(file.suffix.lower() in TEXT_ENDINGS for file in every):
         return {split: _text_rows(files[split]) for split in wanted}
-    elif isinstance(builder, ImageFolder) and any(file.name == "metadata.csv" for file in every):
-        raise ValueError(
-            f"dataset_name: {name} is an image folder with metadata.csv, which is read from a local folder alone: hf download "
-            f"{name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
-        )
     as_written = {"keep_default_na": False, "dtype": str} if isinstance(builder, Csv) else {}
     tables = datasets.load_dataset(name or "imagefolder", config, data_dir=data_dir, **as_written)
     return {split: FolderSplit(tables[split], folder) for split in tables if splits is None or split in splits}
 
 
-def _check_image_folder(
-    folder: Path, files: list[Path], metadata: dict[str, list[Path]], wanted: Collection[str]
-) -> None:
+def _check_image_folder(folder: Path, files: list[Path], metadata: dict[str, list[Path]]) -> None:
+    """Refuses metadata of which `datasets` would have its cells guessed or its rows lost."""
     paths = [file for of_split in metadata.values() for file in of_split]
-    archive = next((file for file in files if file.suffix.lower() == ".zip"), None)
-    if archive is not None:
+    for archive in (file for file in files if file.suffix.lower() == ".zip"):
         raise ValueError(f"data_dir: {archive} is an archive; unpack it into its folder.")
-    above = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-    # The same file by another path: `datasets` has absolute ones.
-    if above is not None and not any(map(above.samefile, paths)):
-        raise ValueError(
-            f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
-            "each, with paths that start there."
-        )
-    table = next(
-        (file for file in sorted(folder.iterdir()) if file.suffix.lower() in (*TEXT_ENDINGS, ".parquet")), None
-    )
-    if not paths and table is not None:
-        raise ValueError(
-            f"data_dir: {folder} has no {', '.join(METADATA_FILES)}, but {table.name}; give it such a name, or name it with "
-            "--train_file."
-        )
-    twice = next((place for place, count in Counter(file.parent for file in paths).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"data_dir: {twice} has several of {', '.join(METADATA_FILES)}; drop all but one.")
-    without = next((split for split in wanted if not metadata[split]), None)
-    if paths and without is not None:
-        raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without!r}.")
+    for above in (folder / name for name in METADATA_FILES if (folder / name).is_file()):
+        # The same file by another path: `datasets` has absolute ones.
+        if not any(map(above.samefile, paths)):
+            raise ValueError(
+                f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own "
+                "into each, with paths that start there."
+            )
+    for place, count in Counter(file.parent for file in paths).items():
+        if count > 1:
+            raise ValueError(f"data_dir: {place} has several of {', '.join(METADATA_FILES)}; drop all but one.")
 
 
 def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
