@@ -447,7 +447,7 @@ def test_flickr8k_of_kaggle_reads_commas_quotes_and_line_breaks_as_written(minia
         (
             "image,caption",
             "image_name,comment",
-            "captions.txt: expected the columns image and caption.*got image_name, com",
+            r"Flickr8k, train, is not laid out as expected \(KeyError\('image'\)\)",
         ),
         (
             "1000268202_0000000001.jpg,",

@@ -163,11 +163,19 @@ def test_a_missing_answer(name, folder):
         return
     where = {
         "easy-vqa": ("data/train/questions.json", lambda rows: rows[3].__setitem__(1, ""), "train, row 4"),
-        "vqav2": ("v2_mscoco_train2014_annotations.json", lambda one: one["annotations"].pop(0), "question_id 103002"),
+        "vqav2": (
+            "v2_mscoco_train2014_annotations.json",
+            lambda one: one["annotations"].pop(0),
+            "'answers' is empty or missing",
+        ),
         "gqa": ("train_balanced_questions.json", lambda one: one["030"].pop("answer"), "train, row 4"),
         "vizwiz": ("Annotations/train.json", lambda rows: rows[3].pop("answers"), "train, row 4"),
         "textvqa": ("TextVQA_0.5.1_train.json", lambda one: one["data"][3].update(answers=[]), "train, row 4"),
-        "ok-vqa": ("mscoco_train2014_annotations.json", lambda one: one["annotations"].pop(0), "question_id 103002"),
+        "ok-vqa": (
+            "mscoco_train2014_annotations.json",
+            lambda one: one["annotations"].pop(0),
+            "'answers' is empty or missing",
+        ),
         "vqa-rad": ("VQA_RAD Dataset Public.json", lambda rows: rows[3].pop("answer"), "train, row 4"),
         "clevr": (
             "CLEVR_v1.0/questions/CLEVR_train_questions.json",
@@ -359,16 +367,9 @@ def test_daquar_lists_in_any_order_are_one_class(tmp_path):
     assert [one.answers[0] for one in examples] == [*["chair, table"] * 3, "2", "lamp, picture, picture"]
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (DAQUAR_LINES[:3], "train.txt: expected a question and its answer by turns, got 3 lines"),
-        ([DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], "train.txt, line 3: expected a question that names its image"),
-        (["what is it ?", "cup"], r"train.txt, line 1: .*, got 'what is it \?'"),
-    ],
-)
-def test_daquar_lines_that_do_not_take_turns(tmp_path, lines, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("lines", [DAQUAR_LINES[:3], [DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], ["what is it ?", "cup"]])
+def test_daquar_lines_that_do_not_take_turns(tmp_path, lines):
+    with pytest.raises(ValueError, match="DAQUAR, train, is not laid out as expected"):
         daquar(tmp_path, {"qa.894.raw.train.txt": lines})
 
 
