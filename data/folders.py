@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 from datasets.packaged_modules.csv.csv import Csv
@@ -19,17 +19,11 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TEXT_ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS)
 
 
-class FolderSplit(NamedTuple):
-    """Rows of a split, and where their relative image paths start."""
-
-    rows: datasets.Dataset | list[dict[str, Any]]
-    folder: Path
-
-
 def read_folder(
     name: str | None, config: str | None = None, data_dir: str | None = None, splits: Collection[str] | None = None
-) -> dict[str, FolderSplit]:
-    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them.
+) -> dict[str, tuple[datasets.Dataset | list[dict[str, Any]], Path]]:
+    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them: rows, and the
+    folder where their relative image paths start.
 
     Args:
         name: a folder, or a name on the Hub; `None`: `data_dir` is an image folder, whose metadata.csv, metadata.jsonl or
@@ -57,12 +51,12 @@ def read_folder(
                 f"download {name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
             )
         if is_local and any(metadata.values()):
-            return {split: FolderSplit(_metadata_rows(metadata[split]), folder) for split in wanted}
+            return {split: (_metadata_rows(metadata[split]), folder) for split in wanted}
     elif is_local and every and all(file.suffix.lower() in TEXT_ENDINGS for file in every):
         return {split: _text_rows(files[split]) for split in wanted}
     as_written = {"keep_default_na": False, "dtype": str} if isinstance(builder, Csv) else {}
     tables = datasets.load_dataset(name or "imagefolder", config, data_dir=data_dir, **as_written)
-    return {split: FolderSplit(tables[split], folder) for split in tables if splits is None or split in splits}
+    return {split: (tables[split], folder) for split in tables if splits is None or split in splits}
 
 
 def _check_image_folder(folder: Path, files: list[Path], metadata: dict[str, list[Path]]) -> None:
@@ -105,7 +99,7 @@ def _with_image(column: str, cell: Any, folder: Path, where: str) -> tuple[str, 
     return column.removesuffix("file_name").removesuffix("_") or "image", str(folder / str(cell))
 
 
-def _text_rows(paths: list[Path]) -> FolderSplit:
+def _text_rows(paths: list[Path]) -> tuple[list[dict[str, Any]], Path]:
     folders = sorted({path.parent for path in paths})
     if len(folders) > 1:
         raise ValueError(
@@ -117,4 +111,4 @@ def _text_rows(paths: list[Path]) -> FolderSplit:
         table = read_rows(path)
         column_names(table, str(path))  # refuses what is no table
         rows += table
-    return FolderSplit(rows, folders[0])
+    return (rows, folders[0])

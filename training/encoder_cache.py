@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 import hivilt
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionDataset
-from hivilt.data.tables import NO_FILE, TableImage, file_stamp, image_bytes, open_item
+from hivilt.data.tables import NO_FILE, TableImage, file_stamp, image_bytes, open_image
 from hivilt.data.vqa import VQADataset
 from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -518,7 +518,7 @@ def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixel_values(processor: HiViLTProcessor, images: Sequence[str | TableImage]) -> torch.Tensor:
-    resized = [processor.resize(open_item({"image": image})) for image in images]
+    resized = [processor.resize(open_image(image)) for image in images]
     return processor(images=resized, return_tensors="pt")["pixel_values"]
 
 

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from hivilt.data.folders import read_folder
-from hivilt.data.vqa import Columns, read_file, read_table
+from hivilt.data.vqa import Columns, read_table
 from tiny import make_image
 
 # What pandas and Arrow make something else of.
@@ -38,7 +38,7 @@ def write(path, rows):
 
 
 def examples(found):
-    return read_table(found.rows, source="toy", folder=found.folder)
+    return read_table(found[0], source="toy", folder=found[1])
 
 
 def test_a_folder_of_images_may_be_named_from_where_one_is(folder, monkeypatch):
@@ -61,7 +61,7 @@ def test_cells_of_an_image_folder_are_read_as_those_of_a_file(folder, kind):
     assert {(one.image_id, one.image) for one in examples(found["train"])} == {
         ("train/a.png", str(folder / "train" / "a.png"))
     }
-    as_a_file = read_file(path, Columns(image="file_name"))
+    as_a_file = read_table(path, Columns(image="file_name"))
     assert [one[3:] for one in as_a_file] == [one[3:] for one in examples(found["test"])]
     # The folder itself, named as a data set.
     assert [one.answers for one in examples(read_folder(str(folder))["train"])] == [(cell,) for cell in CELLS]
@@ -81,7 +81,7 @@ def test_images_may_lie_below_the_metadata_and_have_columns_of_other_names(folde
     rows = [{"photo_file_name": "below/b.png", "question": "q", "answer": "NA", "file_names": ["x"]}]
     write(folder / "train" / "metadata.jsonl", rows)
     (found,) = read_folder(None, data_dir=str(folder), splits=["train"]).values()
-    assert read_table(found.rows, Columns(image="photo"), folder=found.folder)[0].image_id == "train/below/b.png"
+    assert read_table(found[0], Columns(image="photo"), folder=found[1])[0].image_id == "train/below/b.png"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_an_image_folder_without_metadata_has_its_folders_as_classes(tmp_path):
     for color in ("red", "blue"):
         (tmp_path / color).mkdir()
         make_image(color).save(tmp_path / color / "a.png")
-    rows = [{"question": "which color?", **row} for row in read_folder(None, data_dir=str(tmp_path))["train"].rows]
+    rows = [{"question": "which color?", **row} for row in read_folder(None, data_dir=str(tmp_path))["train"][0]]
     assert sorted(row["label"] for row in rows) == [0, 1]
-    table = read_folder(None, data_dir=str(tmp_path))["train"].rows.add_column("question", ["which?"] * 2)
+    table = read_folder(None, data_dir=str(tmp_path))["train"][0].add_column("question", ["which?"] * 2)
     assert sorted(one.answers[0] for one in read_table(table, Columns(answer="label"))) == ["blue", "red"]
 
 
