@@ -224,7 +224,7 @@ class ImageIndex:
         """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no complete index, or the images' folder is gone.
+            FileNotFoundError: there is no complete index.
             ValueError: another checkpoint made the index.
         """
         output_dir = Path(os.path.realpath(output_dir))
@@ -254,11 +254,6 @@ class ImageIndex:
     @classmethod
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
         folder = Path(os.path.realpath(output_dir / info["images"]))
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"The images of the index in {output_dir} were in {folder}, which is gone: put them back, or build "
-                "the index again from where they are now."
-            )
         dataset = datasets.load_from_disk(str(output_dir / info["embeddings"]))
         dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
         return cls(dataset, folder, model, processor)

@@ -634,7 +634,7 @@ def test_an_image_of_floats_goes_by_its_own_range():
 
 def test_prepared_floats_must_be_finite_and_of_three_channels():
     for prepared, came in [
-        (torch.full((3, 4, 4), torch.nan), r"\(3, 4, 4\) with NaN"),
+        (torch.full((3, 4, 4), torch.nan), r"\(3, 4, 4\) from nan"),
         (torch.rand(1, 4, 4), r"\(1, 4, 4\)"),
     ]:
         with pytest.raises(ValueError, match=f"do_rescale=False.*got shape {came}"):
@@ -649,7 +649,7 @@ def test_prepared_tensors_are_taken_as_they_are():
 
 def test_prepared_tensors_that_pil_would_have_to_resize_are_refused_with_the_way_out():
     normalized = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), -1.0)
-    with pytest.raises(ValueError, match=r"from -1 to -1 cannot be resized.*do_resize=False"):
+    with pytest.raises(ValueError, match=r"from -1 to -1\. .*do_resize=False"):
         PROCESSOR(images=[normalized], do_rescale=False, do_normalize=False)
 
 
@@ -773,14 +773,9 @@ def a_pipe(folder):
         (lambda _: b"\x89PNG", TypeError, r"got bytes; give PIL.Image.open\(io.BytesIO\(content\)\)"),
         (lambda _: {"bytes": b"", "path": None}, TypeError, r"got dict"),
         (lambda _: "s3://bucket/cat.png", ValueError, r"download s3://bucket/cat.png and give"),
-        (
-            lambda _: "data:image/png;base64,iVBO",
-            ValueError,
-            r"decode the base64 after the comma, then give PIL.Image.op",
-        ),
-        (lambda _: "iVBORw0KGgo" * 2000 + "==", FileNotFoundError, r"'iVBO.{40,60}; if it is base64, decode it"),
-        (lambda _: "images\\cat.png", FileNotFoundError, r"cat.png'; write it with / in place of"),
-        (lambda _: "~/cat.png", FileNotFoundError, r"'~/cat.png'; `~` is not expanded"),
+        (lambda _: "data:image/png;base64,iVBO", FileNotFoundError, r"content give PIL.Image.open"),
+        (lambda _: "iVBORw0KGgo" * 2000 + "==", FileNotFoundError, r"'iVBO.{40,60}; check the path"),
+        (lambda _: "~/cat.png", FileNotFoundError, r"'~/cat.png'.*`~` is not expanded"),
         (lambda _: np.zeros((5, 4, 5), np.uint8), ValueError, r"\(height, width, channels\).*got \(5, 4, 5\)"),
         (lambda _: np.zeros((2, 5, 5), np.uint8), ValueError, r"1, 3 or 4 channels, got \(2, 5, 5\)"),
         (lambda _: np.zeros((1, 1, 4, 4, 3), np.uint8), ValueError, r"\(height, width\).*got \(1, 1, 4, 4, 3\)"),
