@@ -438,9 +438,11 @@ def _read_info(output_dir: Path) -> dict | None:
     """`index.json`; `None` if there is no index, or not all of it."""
     if not (output_dir / _INFO).is_file():
         return None
-    info = {"embeddings": _TURNS[0], **json.loads((output_dir / _INFO).read_text(encoding="utf-8"))}
+    info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+    # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings.
+    info = {"embeddings": _TURNS[0], **{name.replace("pictures", "images"): value for name, value in info.items()}}
     parts = (info["embeddings"], f"{info['embeddings']}.faiss")
-    return info if "images" in info and all((output_dir / name).exists() for name in parts) else None
+    return info if all((output_dir / name).exists() for name in parts) else None
 
 
 def _complete_info(output_dir: Path) -> dict:

@@ -506,17 +506,6 @@ def test_which_captions_are_drawn_says_nothing_about_the_augmentation():
         assert abs(sum(numbers) / len(numbers) - 0.5) < 0.06
 
 
-def test_workers_that_stay_hear_of_the_next_epoch():
-    dataset, here = CaptionDataset(many(8), 1, seed=0), CaptionDataset(many(8), 1, seed=0)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=4, collate_fn=caption_index_of, num_workers=2, persistent_workers=True
-    )
-    for epoch in (0, 1, 2):
-        dataset.set_epoch(epoch)
-        here.set_epoch(epoch)
-        assert sum(loader, []) == drawn(here)
-
-
 def caption_index_of(items):
     return [item["caption_index"] for item in items]
 
@@ -620,36 +609,6 @@ def test_images_stay_as_they_are_where_a_caption_says_left(beside):
         pixels = collator([dataset[0]])["pixel_values"]
         mirrored.setdefault(processor.texts[0], set()).add(not torch.equal(pixels, plain))
     assert mirrored == {"a Dark corner on the Left": {False}, "a red image": {False, True}}
-
-
-def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(examples):
-    train, test = CaptionDataset(examples, seed=0), CaptionDataset(examples)
-    plain = CaptionCollator(make_processor())([test[0], test[1]])
-    same = [
-        CaptionCollator(make_processor())([train[0], train[1]]),
-        CaptionCollator(make_processor(), Augmentation())([train[0], train[1]]),
-        CaptionCollator(make_processor(), FULL)([test[0], test[1]]),
-    ]
-    for batch in same:
-        torch.testing.assert_close(batch, plain, rtol=0, atol=0)
-    changed = CaptionCollator(make_processor(), FULL)([train[0], train[1]])
-    assert changed.keys() == plain.keys()
-    assert all((changed["pixel_values"][row] != plain["pixel_values"][row]).any() for row in range(2))
-    assert torch.equal(changed["caption_index"], plain["caption_index"])
-
-
-def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(examples):
-    dataset, epochs = CaptionDataset(examples, 1, seed=0), []
-    for epoch in range(3):
-        dataset.set_epoch(epoch)
-        batches = [
-            list(torch.utils.data.DataLoader(dataset, 1, collate_fn=CaptionCollator(make_processor(), FULL), **workers))
-            for workers in ({"num_workers": 0}, {"num_workers": 2})
-        ]
-        for own, foreign in zip(*batches, strict=True):
-            torch.testing.assert_close(own, foreign, rtol=0, atol=0)
-        epochs.append(torch.cat([batch["pixel_values"] for batch in batches[0]]))
-    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_collator_names_the_setting_that_spoils_its_items():

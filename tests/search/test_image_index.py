@@ -117,6 +117,15 @@ class TestBuild:
         assert [one["image"] for one in info["skipped"]] == ["notes.txt"]
         assert faiss.read_index(str(output_dir / "embeddings.faiss")).metric_type == faiss.METRIC_INNER_PRODUCT
 
+    def test_an_index_of_the_time_of_pictures_is_read(self, images, model):
+        build(images, model)
+        path = images.parent / "index/index.json"
+        info = json.loads(path.read_text().replace('"images"', '"pictures"').replace('"num_images"', '"num_pictures"'))
+        del info["embeddings"]
+        path.write_text(json.dumps(info))
+        assert len(ImageIndex.load(path.parent, model, make_processor())) == len(build(images, model)) == 12
+        assert model.encoded == [2] * 6  # nothing was done again
+
     def test_folder_and_index_may_move_together(self, images, model, tmp_path, caplog):
         build(images, model)
         moved = shutil.move(
