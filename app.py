@@ -11,13 +11,11 @@ Open the address that it prints. Nothing leaves this machine, and only this mach
 
 import argparse
 import base64
-import errno
 import functools
 import hashlib
 import html
 import io
 import json
-import os
 import re
 import socket
 import tempfile
@@ -446,18 +444,11 @@ def build_page(
 
 
 def check_address(host: str, port: int) -> None:
-    """Names the flag if the page cannot be served there; Gradio would do so in its own terms, after the models are loaded."""
-    if not 1 <= port <= 65535:
-        raise ValueError(f"--port: expected a number from 1 to 65535, got {port}.")
+    """Refuses an address where the page cannot be served, before models are loaded and images embedded."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address, family=family).close()
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise OSError(f"--host: {host!r} is no address of this machine ({error.strerror}).") from error
-        other = port + 1 if 1024 <= port < 65535 else 7861
-        reason = os.strerror(error.errno)  # `strerror` has the address, too
-        raise OSError(f"--port: {port} cannot be had ({reason}); give another, such as --port {other}.") from error
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        raise OSError(f"--host, --port: the page cannot be at {host}:{port} ({error}); give another.") from error
 
 
 def open_indexes(

@@ -99,24 +99,14 @@ TEXT_FAMILIES = {
     "opt": TextFamily(width="word_embed_proj_dim"),
 }
 
-_PADDING = "padding changes what it makes of a text"
-_UNTRAINED = "some of its parameters would never get a gradient"
-
-# Families of which it is known why they cannot be right here.
-_REFUSED = {
-    **dict.fromkeys(("canine", "convbert", "mobilebert", "nystromformer", "yoso"), _PADDING),
-    **dict.fromkeys(("lilt", "luke", "markuplm", "mra", "squeezebert"), _UNTRAINED),
-    "fnet": f"it takes no attention mask, so {_PADDING}",
-    "longformer": f"{_UNTRAINED}: those of its global attention, which no token has",
-    "roc_bert": f"{_UNTRAINED}: those of shapes and pronunciations, which tokens here do not have",
+# Families that cannot be right here, and what to take in their place.
+REFUSED_FAMILIES = {
     "timm_backbone": "it has no last hidden state; `TimmWrapperConfig(architecture=...)` takes the same models of timm",
     "vit_mae": (
         "it drops random patches, in evaluation too. Its weights are those of a `vit`: save them once by "
         "`ViTModel.from_pretrained(name).save_pretrained(folder)`, and name that folder"
     ),
-    "yolos": "its detection tokens leave no grid of patches",
 }
-REFUSED_FAMILIES = dict(sorted(_REFUSED.items()))
 
 # Fields that switch off what nothing here reads of a family.
 _SWITCHES = {
@@ -399,16 +389,12 @@ def image_maps(
     The last one is normalised where the encoder normalises only its pooled output.
 
     Raises:
-        ValueError: a state is missing, or its tokens do not fill the images' grid.
+        ValueError: the tokens of a state do not fill the images' grid.
     """
     config = encoder.config
     given = image_states(config, outputs)
     maps = []
     for index in indices:
-        if index >= len(given):
-            raise ValueError(
-                f"This `{config.model_type}` encoder gave {len(given)} hidden states, none of index {index}."
-            )
         state = given[index]
         if state.dim() == 3:
             grid = _grid(config, pixel_values, state, states[index])

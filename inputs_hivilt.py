@@ -186,15 +186,11 @@ def check_token_states(token_states, input_ids, inputs_embeds, config: HiViLTCon
     if inputs_embeds is not None:
         raise ValueError("Give the texts as either `inputs_embeds` or `token_states`, not both.")
     width = text_width(config.text_config)
-    if not is_floats(token_states, 3) or token_states.shape[2] != width:
+    fits = is_floats(token_states, 3) and token_states.shape[2] == width
+    if not fits or (input_ids is not None and input_ids.shape != token_states.shape[:2]):
         raise ValueError(
-            f"`token_states` must be a float tensor of shape (texts, tokens, {width}), as `get_token_states` of this "
-            f"model gives it; {described(token_states)}."
-        )
-    if input_ids is not None and input_ids.shape != token_states.shape[:2]:
-        raise ValueError(
-            f"`input_ids` beside `token_states` must have their shape {tuple(token_states.shape[:2])}, got "
-            f"{tuple(input_ids.shape)}."
+            f"`token_states` must be a float tensor of shape (texts, tokens, {width}), as `get_token_states` of this model "
+            f"gives it, of the `input_ids` beside it; {described(token_states)}."
         )
 
 
@@ -227,32 +223,21 @@ def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
     """
     if not isinstance(labels, torch.Tensor):
         raise ValueError(f"`labels` must be a tensor, {described(labels)}: `torch.tensor(labels)`.")
-    if labels.is_floating_point():
-        if labels.shape != (num_texts, num_labels):
-            raise ValueError(
-                f"Soft `labels` must have shape (texts, num_labels) = {(num_texts, num_labels)}, got "
-                f"{tuple(labels.shape)}. Answers by their numbers are integers: `labels.long()`."
-            )
-        answered = labels > 0
-        if has_values(labels) and not ((labels >= 0) & (labels <= 1)).all():
-            raise ValueError(
-                f"Soft `labels` must lie in [0, 1], got {labels.min().item()}..{labels.max().item()}. A row of zeros is "
-                "one without a known answer."
-            )
-    else:
-        if not is_integers(labels, 1) or labels.shape[0] != num_texts:
-            raise ValueError(
-                f"Integer `labels` must hold one answer for each of the {num_texts} texts, {described(labels)}. Scores of "
-                f"all answers, of shape {(num_texts, num_labels)}, are floats: `labels.float()`."
-            )
-        labels = labels.long()
-        answered = labels != -100
-        if has_values(labels) and (answered & ((labels < 0) | (labels >= num_labels))).any():
-            raise ValueError(
-                f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row "
-                f"without one; got {labels.min().item()}..{labels.max().item()}. Build the head for your answers with "
-                "`id2label=...` or `resize_answer_head(answers)`."
-            )
+    soft = labels.is_floating_point()
+    if labels.shape != ((num_texts, num_labels) if soft else (num_texts,)) or not (soft or is_integers(labels, 1)):
+        raise ValueError(
+            f"`labels` must be integers of shape ({num_texts},), an answer for each text, or floats of shape "
+            f"{(num_texts, num_labels)}, a score for each answer: `labels.long()`, `labels.float()`; {described(labels)}."
+        )
+    labels = labels if soft else labels.long()
+    answered = labels > 0 if soft else labels != -100
+    valid = (labels >= 0) & (labels <= 1) if soft else ~answered | (labels >= 0) & (labels < num_labels)
+    if has_values(labels) and not valid.all():
+        raise ValueError(
+            f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row without one; "
+            f"soft ones in [0, 1], all 0 for a row without; got {labels.min().item()}..{labels.max().item()}. Build the head "
+            "for your answers with `id2label=...` or `resize_answer_head(answers)`."
+        )
     if has_values(labels) and not answered.any():
         logger.warning_once(
             f"None of the {num_texts} questions of a batch has an answer among the {num_labels} of `config.id2label`: its "

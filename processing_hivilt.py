@@ -58,17 +58,11 @@ def load_image(
         shown = repr(name if len(name) < 300 else f"{name[:40]}...")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
             raise ValueError(f"Images are not fetched from the web: download {name} and give the file's path.")
-        if name.startswith("data:"):
-            raise ValueError(f"{shown} is an image's content: decode the base64 after the comma, then {FROM_BYTES}.")
         if not os.path.isfile(name):  # Path.is_file raises, for a folder that may not be looked into
-            hint = "check the path and the working directory"
-            if name.startswith("~"):
-                hint = "`~` is not expanded: give os.path.expanduser(path)"
-            elif "\\" in name and os.sep == "/":
-                hint = "write it with / in place of \\"
-            elif len(name) > 99 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name):
-                hint = f"if it is base64, decode it, then {FROM_BYTES}"
-            raise FileNotFoundError(f"There is no image file {shown}; {hint}.")
+            raise FileNotFoundError(
+                f"There is no image file {shown}; check the path and the working directory. `~` is not expanded; of an "
+                f"image's content {FROM_BYTES}."
+            )
         try:
             with Image.open(name) as opened:
                 return _as_seen(opened)
@@ -141,17 +135,13 @@ def _channels_last(array, input_data_format: str | None) -> np.ndarray:
 def _prepared(array, input_data_format: str | None, is_resized: bool) -> np.ndarray:
     """Values that are scaled already, channels first; refuses those that PIL is to resize and cannot."""
     values = _channels_last(array, input_data_format)
-    finite = np.isfinite(values).all()
-    if values.ndim != 3 or values.shape[2] != 3 or not finite:
+    low, high = float(values.min()), float(values.max())  # NaN if there is one
+    is_sound = np.isfinite([low, high]).all() and (not is_resized or 0 <= low <= high <= 1)
+    if values.ndim != 3 or values.shape[2] != 3 or not is_sound:
         raise ValueError(
-            "Floats that are taken as they are (do_rescale=False) must be finite and have three channels, got shape "
-            f"{tuple(array.shape)}{'' if finite else ' with NaN or infinity'}."
-        )
-    if is_resized and not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(
-            f"Floats that are taken as they are (do_rescale=False) from {values.min():.6g} to {values.max():.6g} cannot be "
-            "resized, only those from 0 to 1: give them in the size that the model takes, and do_resize=False, "
-            "do_center_crop=False; do_normalize=False, too, if they are normalized."
+            "Floats that are taken as they are (do_rescale=False) must have three channels and be finite, and lie in [0, 1] "
+            f"where they are resized; got shape {tuple(array.shape)} from {low:.6g} to {high:.6g}. Give others in the size that "
+            "the model takes, and do_resize=False, do_center_crop=False; do_normalize=False, too, if they are normalized."
         )
     return np.moveaxis(values, 2, 0)
 

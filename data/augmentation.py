@@ -137,14 +137,10 @@ class Augmentation:
         if self.random_flip not in (None, "skip", "swap"):
             raise ValueError(f"random_flip: expected 'skip', 'swap' or None for no flip, got {self.random_flip!r}.")
         if operations is not None:
-            if not isinstance(operations, tuple | list) or len(operations) != 2:
-                raise ValueError(f"rand_augment: expected (num_ops, magnitude), such as (2, 7), got {operations!r}.")
-            num_ops, magnitude = operations
-            if not isinstance(num_ops, int) or num_ops < 1:
-                raise ValueError(f"rand_augment: expected at least 1 operation, got {num_ops!r}.")
-            if not isinstance(magnitude, int) or not 0 <= magnitude <= MAX_MAGNITUDE:
-                expected = f"a magnitude from 0 to {MAX_MAGNITUDE}, a whole number"
-                raise ValueError(f"rand_augment: expected {expected}, got {magnitude!r}.")
+            parts = operations if isinstance(operations, tuple | list) and len(operations) == 2 else (None, None)
+            if not all(isinstance(part, int) for part in parts) or parts[0] < 1 or not 0 <= parts[1] <= MAX_MAGNITUDE:
+                expected = f"(num_ops, magnitude), at least 1 and from 0 to {MAX_MAGNITUDE}, such as (2, 7)"
+                raise ValueError(f"rand_augment: expected {expected}, got {operations!r}.")
 
     def __call__(self, image: Image.Image, texts: Sequence[str], draw: random.Random) -> tuple[Image.Image, bool]:
         """A changed RGB image, of which `texts` are all that is said (questions and answers, or captions), and whether it was

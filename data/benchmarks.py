@@ -128,7 +128,7 @@ class Benchmark(Generic[Record]):
     def _read_files(self, split: str, folder: Path, image_dir: Path | None) -> Rows:
         try:
             return self.read_folder(folder, split, None if image_dir is None else Path(image_dir))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"data_dir: an official file of {self.title}, {split}, is not laid out as expected ({error!r}); "
                 "is it of this data set and version?"

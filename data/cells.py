@@ -4,7 +4,6 @@
 """
 
 import ast
-import codecs
 import csv
 import datetime
 import io
@@ -13,7 +12,6 @@ import math
 import os
 import re
 import reprlib
-import tokenize
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -38,25 +36,19 @@ def read_text(path: str | os.PathLike, what: str = "") -> str:
     """A text file, without its byte order mark; line ends are as they stand there. Messages call it `what`, or by its name.
 
     Raises:
-        ValueError: it is not UTF-8, or holds NUL characters, as UTF-16 does; names the line and the way out.
+        ValueError: it is not UTF-8, or holds NUL characters, as UTF-16 does; names the way out.
     """
     content, what = Path(path).read_bytes(), what or Path(path).name
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{what}: is UTF-16, not UTF-8; save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8').")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{what}: is not UTF-8 (line {line}: {error}); save it as UTF-8 (a spreadsheet calls it 'CSV UTF-8'), or "
-            f"convert it: iconv -f WINDOWS-1252 -t UTF-8."
+            f"convert it: iconv -f WINDOWS-1252 (or UTF-16) -t UTF-8."
         ) from error
-    before, nul, _ = text.partition("\0")
-    if nul:
-        line = before.count("\n") + 1
-        raise ValueError(
-            f"{what}, line {line}: holds a NUL character, so it is damaged, UTF-16 or no text; save it as UTF-8 text."
-        )
+    if "\0" in text:
+        raise ValueError(f"{what}: holds a NUL character, so it is damaged, UTF-16 or no text; save it as UTF-8 text.")
     return text
 
 
@@ -99,13 +91,8 @@ def read_json_rows(path: Path) -> Any:
     """
     text = read_text(path)
     lines = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
-    first = lines[0][1] if lines else ""
-    # A list in a file of lines, and lines in a file of a list: what both begin with tells.
-    if path.suffix.lower() != ".json":
-        by_line = not first.lstrip().startswith("[")
-    else:
-        by_line = len(lines) > 1 and _is_object(first)
-    if by_line:
+    # What it begins with tells a list from an object a line, whatever the ending.
+    if lines and _is_object(lines[0][1]) and (len(lines) > 1 or path.suffix.lower() != ".json"):
         return [parse_json(line, f"{path.name}, line {number}") for number, line in lines]
     rows = parse_json(text, path.name)
     return rows["data"] if isinstance(rows, dict) and "data" in rows else rows
@@ -132,7 +119,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     blanks = re.search(rf'{re.escape(delimiter)} +"(?!")', text) is not None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     header, rows, line = None, [], 1
-    limit = csv.field_size_limit(2**31 - 1)
     try:
         for cells in reader:
             where, line = f"{path.name}, line {line}", reader.line_num + 1
@@ -154,8 +140,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             f"{path.name}, line {line}: the quotes do not pair up ({error}). A cell that holds {delimiter!r}, a line "
             'break or a quote stands in quotes, and a quote in it is written twice: "a 5"" disk, red".'
         ) from error
-    finally:
-        csv.field_size_limit(limit)
     return rows
 
 
@@ -251,10 +235,7 @@ def _as_list(text: str, where: str) -> Any:
 
 
 def _parse_literal(text: str) -> Any:
-    tree = ast.parse(text, mode="eval")
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     # ['red' 'blue'], as numpy writes an array, would be one text to Python.
-    if len(texts) != sum(token.type == tokenize.STRING for token in tokens):
+    if re.search(r"""['"]\s+['"]""", text):
         raise ValueError("texts without commas between")
-    return ast.literal_eval(tree)
+    return ast.literal_eval(text)

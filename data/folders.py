@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 from datasets.packaged_modules.csv.csv import Csv
@@ -19,17 +19,11 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TEXT_ENDINGS = (*CSV_ENDINGS, *JSON_ENDINGS)
 
 
-class FolderSplit(NamedTuple):
-    """Rows of a split, and where their relative image paths start."""
-
-    rows: datasets.Dataset | list[dict[str, Any]]
-    folder: Path
-
-
 def read_folder(
     name: str | None, config: str | None = None, data_dir: str | None = None, splits: Collection[str] | None = None
-) -> dict[str, FolderSplit]:
-    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them.
+) -> dict[str, tuple[datasets.Dataset | list[dict[str, Any]], Path]]:
+    """The splits of a data set with this name, config and `data_dir`, as `datasets.load_dataset` takes them: rows, and the
+    folder where their relative image paths start.
 
     Args:
         name: a folder, or a name on the Hub; `None`: `data_dir` is an image folder, whose metadata.csv, metadata.jsonl or
@@ -47,51 +41,39 @@ def read_folder(
     folder = Path(data_dir or name)
     is_local = folder.is_dir() and all(map(Path.is_file, every))
 
-    if is_local and isinstance(builder, ImageFolder):
+    if isinstance(builder, ImageFolder):
         metadata = {split: [file for file in paths if file.name in METADATA_FILES] for split, paths in files.items()}
-        _check_image_folder(folder, every, metadata, wanted)
-        if any(metadata.values()):
-            return {split: FolderSplit(_metadata_rows(metadata[split]), folder) for split in wanted}
+        if is_local:
+            _check_image_folder(folder, every, metadata)
+        elif any(file.name == "metadata.csv" for file in every):
+            raise ValueError(
+                f"dataset_name: {name} is an image folder with metadata.csv, which is read from a local folder alone: hf "
+                f"download {name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
+            )
+        if is_local and any(metadata.values()):
+            return {split: (_metadata_rows(metadata[split]), folder) for split in wanted}
     elif is_local and every and all(file.suffix.lower() in TEXT_ENDINGS for file in every):
         return {split: _text_rows(files[split]) for split in wanted}
-    elif isinstance(builder, ImageFolder) and any(file.name == "metadata.csv" for file in every):
-        raise ValueError(
-            f"dataset_name: {name} is an image folder with metadata.csv, which is read from a local folder alone: hf download "
-            f"{name} --repo-type dataset --local-dir FOLDER, then --data_dir FOLDER."
-        )
     as_written = {"keep_default_na": False, "dtype": str} if isinstance(builder, Csv) else {}
     tables = datasets.load_dataset(name or "imagefolder", config, data_dir=data_dir, **as_written)
-    return {split: FolderSplit(tables[split], folder) for split in tables if splits is None or split in splits}
+    return {split: (tables[split], folder) for split in tables if splits is None or split in splits}
 
 
-def _check_image_folder(
-    folder: Path, files: list[Path], metadata: dict[str, list[Path]], wanted: Collection[str]
-) -> None:
+def _check_image_folder(folder: Path, files: list[Path], metadata: dict[str, list[Path]]) -> None:
+    """Refuses metadata of which `datasets` would have its cells guessed or its rows lost."""
     paths = [file for of_split in metadata.values() for file in of_split]
-    archive = next((file for file in files if file.suffix.lower() == ".zip"), None)
-    if archive is not None:
+    for archive in (file for file in files if file.suffix.lower() == ".zip"):
         raise ValueError(f"data_dir: {archive} is an archive; unpack it into its folder.")
-    above = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-    # The same file by another path: `datasets` has absolute ones.
-    if above is not None and not any(map(above.samefile, paths)):
-        raise ValueError(
-            f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own into "
-            "each, with paths that start there."
-        )
-    table = next(
-        (file for file in sorted(folder.iterdir()) if file.suffix.lower() in (*TEXT_ENDINGS, ".parquet")), None
-    )
-    if not paths and table is not None:
-        raise ValueError(
-            f"data_dir: {folder} has no {', '.join(METADATA_FILES)}, but {table.name}; give it such a name, or name it with "
-            "--train_file."
-        )
-    twice = next((place for place, count in Counter(file.parent for file in paths).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"data_dir: {twice} has several of {', '.join(METADATA_FILES)}; drop all but one.")
-    without = next((split for split in wanted if not metadata[split]), None)
-    if paths and without is not None:
-        raise ValueError(f"data_dir: {folder} has no {' or '.join(METADATA_FILES)} for the split {without!r}.")
+    for above in (folder / name for name in METADATA_FILES if (folder / name).is_file()):
+        # The same file by another path: `datasets` has absolute ones.
+        if not any(map(above.samefile, paths)):
+            raise ValueError(
+                f"data_dir: {above} lies above the folders of the splits ({', '.join(metadata)}); put a file of its own "
+                "into each, with paths that start there."
+            )
+    for place, count in Counter(file.parent for file in paths).items():
+        if count > 1:
+            raise ValueError(f"data_dir: {place} has several of {', '.join(METADATA_FILES)}; drop all but one.")
 
 
 def _metadata_rows(paths: list[Path]) -> list[dict[str, Any]]:
@@ -117,7 +99,7 @@ def _with_image(column: str, cell: Any, folder: Path, where: str) -> tuple[str, 
     return column.removesuffix("file_name").removesuffix("_") or "image", str(folder / str(cell))
 
 
-def _text_rows(paths: list[Path]) -> FolderSplit:
+def _text_rows(paths: list[Path]) -> tuple[list[dict[str, Any]], Path]:
     folders = sorted({path.parent for path in paths})
     if len(folders) > 1:
         raise ValueError(
@@ -129,4 +111,4 @@ def _text_rows(paths: list[Path]) -> FolderSplit:
         table = read_rows(path)
         column_names(table, str(path))  # refuses what is no table
         rows += table
-    return FolderSplit(rows, folders[0])
+    return (rows, folders[0])

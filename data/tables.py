@@ -39,8 +39,6 @@ _NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 CSV_ENDINGS = (".csv", ".tsv")
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
-# What data sets call a column, too; where one of them is there alone, an error names it.
-_OTHER_NAMES = {"caption": ("captions", "text", "sentences")}
 # An image's first bytes in base64 (PNG, JPEG, GIF, WebP), or what is too long for the name of a file.
 _BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+/\s-]{256,})=*\s*", re.ASCII)
 
@@ -103,6 +101,14 @@ def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
     raise ValueError(f"data file {path}: expected .json, .jsonl, .csv or .parquet, got {kind or 'no ending'!r}.")
 
 
+def open_table(rows: Any, source: str | None, folder: str | os.PathLike | None) -> tuple[Any, str, str | os.PathLike]:
+    """Rows, what to call them, and where their relative image paths start: of a path the rows of that file, its name and its
+    folder; rows as they are, "the table" and the working directory."""
+    if not isinstance(rows, (str, os.PathLike)):
+        return rows, source or "the table", folder or "."
+    return read_rows(rows), source or Path(rows).name, folder or Path(rows).parent
+
+
 def column_names(rows: Any, source: str) -> list[str]:
     """The columns of a `datasets.Dataset`, or the keys of a list of dicts.
 
@@ -130,11 +136,10 @@ def check_columns(columns: Mapping[str, str | None], present: Sequence[str], sou
     for kind, name in columns.items():
         if name is not None and name not in present:
             alike = {column.casefold(): column for column in present}
-            likely = {alike[close] for close in difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)}
-            likely |= set(present).intersection(_OTHER_NAMES.get(name, ()))
+            likely = [alike[close] for close in difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.75)]
             raise ValueError(
                 f"{kind}_column: {source} has no column {name!r}; it has {', '.join(map(repr, present))}. "
-                f"Name the right one with --{kind}_column{f', probably {likely.pop()!r}' if len(likely) == 1 else ''}."
+                f"Name the right one with --{kind}_column{f', probably {likely[0]!r}' if likely else ''}."
             )
 
 
@@ -230,26 +235,21 @@ def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
 
 def iterate_rows(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Rows whose cells of `datasets.ClassLabel`, in lists and objects too, are the names of their classes; -1 is `None`."""
-    rename = _namer(dict(rows.features)) if isinstance(rows, datasets.Dataset) else None
-    return iter(rows) if rename is None else map(rename, rows)
+    features = dict(rows.features) if isinstance(rows, datasets.Dataset) else {}
+    return (_named(row, features) for row in rows)
 
 
-def _namer(feature: Any) -> Callable[[Any], Any] | None:
-    """What a cell of this feature has to go through; `None`: nothing."""
-    if isinstance(feature, datasets.ClassLabel):
-        # A transform may have given them their names.
-        return lambda value: value if not isinstance(value, int) else feature.int2str(value) if value >= 0 else None
-    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32"):
-        # As short as it was written: Python's 0.1 is another number than float32's.
-        return lambda value: None if value is None else np.dtype(feature.dtype).type(value)
-    if isinstance(feature, (datasets.List, datasets.LargeList, list)):
-        inner = _namer(feature[0] if isinstance(feature, list) else feature.feature)
-        return inner and (lambda values: values and [inner(value) for value in values])
-    if isinstance(feature, dict):
-        namers = {name: namer for name, inner in feature.items() if (namer := _namer(inner)) is not None}
-        if namers:  # a transform may have dropped some
-            return lambda value: value and {**value, **{k: namers[k](value[k]) for k in namers if k in value}}
-    return None
+def _named(value: Any, feature: Any) -> Any:
+    """A cell with the names of classes, and with floats as short as they were written: 0.1 is another number in float32."""
+    if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):  # a transform may have given its name
+        return feature.int2str(value) if value >= 0 else None
+    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32") and value is not None:
+        return np.dtype(feature.dtype).type(value)
+    if isinstance(feature, (datasets.List, datasets.LargeList)) and value is not None:
+        return [_named(part, feature.feature) for part in value]
+    if isinstance(feature, dict) and feature and value is not None:  # a transform may have added columns
+        return {name: _named(part, feature[name]) if name in feature else part for name, part in value.items()}
+    return value
 
 
 def _path_as_id(written: str, image: str, folder: str | os.PathLike) -> str:
@@ -271,8 +271,6 @@ def _locate(image: str, folder: str | os.PathLike, where: str) -> str:
             f"{where}: holds an image as base64, {reprlib.repr(image)}; write it to a file and give its path, or make a "
             "Parquet file with a column of datasets.Image."
         )
-    if "\0" in image:
-        raise ValueError(f"{where}: the path {image!r} holds a NUL character; mend it.")
     tidy = os.path.expanduser(image.strip().replace("\\", "/"))
     is_as_written = tidy == image or os.path.isfile(Path(folder, image))
     return str(Path(folder, image if is_as_written else tidy))
@@ -307,8 +305,8 @@ def hold_out(
         held_out = set(chosen) & set(groups)
         if not 0 < len(held_out) < len(groups):
             raise ValueError(
-                f"Of the {len(chosen)} images that this run held out to choose by, the training data has {len(held_out)}, "
-                f"and {len(groups) - len(held_out)} others. Give a --validation_file, or begin anew in another --output_dir."
+                "The images that this run held out to choose by are none of the training data, or all. Give a "
+                "--validation_file, or begin anew in another --output_dir."
             )
     train = [example for example in examples if by(example) not in held_out]
     return train, [example for example in examples if by(example) in held_out]
@@ -356,33 +354,24 @@ def check_images(
         The examples to use, and the ids of the images left out.
 
     Raises:
-        FileNotFoundError, ValueError: with `"error"` files are missing or no images; with `"skip"` no image is left.
+        ValueError: with `"error"` files are missing or no images; with `"skip"` no image is left.
     """
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
     images = {example.image_id: example.image for example in examples}
-    if on_bad_image == "error":
-        missing = [image for image in images.values() if isinstance(image, str) and not os.path.isfile(image)]
-        if missing:
-            raise FileNotFoundError(
-                f"{source}: {len(missing)} of {len(images)} image files are missing: {_some(missing)}. Paths are "
-                "relative to the data file; put the files there, or leave them out with --on_bad_image skip."
-            )
-        checked = tqdm(images.values(), desc=f"Checking images, {source}", unit="images")
-        foreign = [str(image) for image in checked if _is_foreign(image)]
-        if foreign:
-            raise ValueError(
-                f"{source}: {len(foreign)} of {len(images)} files are no readable images: {_some(foreign)}. Replace them, "
-                f"or leave them out with --on_bad_image skip.{heif_hint(foreign)}"
-            )
-        return list(examples), []
-
-    bad = {}
-    for image_id, image in tqdm(images.items(), desc=f"Opening images, {source}", unit="images"):
+    look, bad = _begin if on_bad_image == "error" else open_image, {}
+    for image_id, image in tqdm(images.items(), desc=f"Checking images, {source}", unit="images"):
         try:
-            open_image(image)
-        except (FileNotFoundError, ValueError) as error:
+            look(image)
+        except Exception as error:  # see `unreadable`
             bad[image_id] = str(error)
+    if bad and on_bad_image == "error":
+        named = [str(images[image_id]) for image_id in bad]
+        raise ValueError(
+            f"{source}: {len(bad)} of {len(images)} images are missing or unreadable: {_some(named)}. Relative paths start at "
+            "the data file; put the files there, replace them, or leave them out with --on_bad_image skip."
+            f"{heif_hint(named)}"
+        )
     kept = [example for example in examples if example.image_id not in bad]
     if bad:
         logger.warning(
@@ -394,13 +383,10 @@ def check_images(
     return kept, list(bad)
 
 
-def _is_foreign(image: str | TableImage) -> bool:
-    """Whether what should be an image does not even begin as one: it is empty, a web page, or may not be read."""
-    try:
-        with Image.open(_stored_file(image)):
-            return False
-    except Exception:  # see `unreadable`
-        return True
+def _begin(image: str | TableImage) -> None:
+    """Fails where what should be an image does not even begin as one: it is missing, empty, or a web page."""
+    with Image.open(_stored_file(image)):
+        pass
 
 
 def _stored_file(image: str | TableImage) -> str | io.BytesIO:
@@ -502,7 +488,7 @@ class Collator:
                 return {"feature_maps": maps}, [False] * len(items)
         resized, mirrored = [], []
         for item, said, is_augmented in zip(items, texts, augmented, strict=True):
-            image, flipped = open_item(item), False
+            image, flipped = open_image(item["image"]), False
             if is_augmented:
                 image, flipped = self.augmentation(image, said, random.Random(item["draw"]))
             # At once, so that only one image is in memory at its full size.
@@ -539,11 +525,3 @@ def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> 
             f"{collator} takes the items of a {dataset}. If a Trainer made this batch, set "
             "TrainingArguments(remove_unused_columns=False): it drops what the model's forward does not name."
         )
-
-
-def open_item(item: Mapping[str, Any]) -> Image.Image:
-    """The image of an item; the errors of `open_image` say how to leave it out."""
-    try:
-        return open_image(item["image"])
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error} Or leave it out with --on_bad_image skip.") from error

@@ -28,7 +28,7 @@ from hivilt.data.tables import (
     check_columns,
     check_items,
     column_names,
-    read_rows,
+    open_table,
     rows_with_images,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
@@ -75,32 +75,22 @@ class Columns(NamedTuple):
 DEFAULT_COLUMNS = Columns()
 
 
-def read_file(
-    path: str | os.PathLike, columns: Columns = DEFAULT_COLUMNS, answers_needed: bool = True
-) -> list[VQAExample]:
-    """`read_table` of a local JSON, JSONL, CSV or Parquet file. Relative image paths start at the file's folder.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
-    """
-    path = Path(path)
-    return read_table(read_rows(path), columns, path.name, path.parent, answers_needed)
-
-
 def read_table(
-    rows: datasets.Dataset | Sequence[Mapping[str, Any]],
+    rows: str | os.PathLike | datasets.Dataset | Sequence[Mapping[str, Any]],
     columns: Columns = DEFAULT_COLUMNS,
-    source: str = "the table",
-    folder: str | os.PathLike = ".",
+    source: str | None = None,
+    folder: str | os.PathLike | None = None,
     answers_needed: bool = True,
 ) -> list[VQAExample]:
-    """Examples of a table, see `rows_with_images` for its images and `read_answers` for its answers.
+    """Examples of a JSON, JSONL, CSV or Parquet file, or of a table; see `open_table` for its name and folder,
+    `rows_with_images` for its images and `read_answers` for its answers.
 
     `answers_needed=False` lets the answer column be absent, for questions that are only to be answered.
 
     Raises:
-        ValueError, TypeError: a column or a value is not as expected; names which.
+        FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
     """
+    rows, source, folder = open_table(rows, source, folder)
     names = columns._asdict()
     present = column_names(rows, source)
     if columns.answer not in present and not answers_needed:
@@ -293,8 +283,7 @@ class VQAImages(EpochDataset):
 class VQACollator(Collator):
     """Makes a batch of questions, in their order, and of their images, once each; see `Collator`.
 
-    A batch whose questions all have answers outside the vocabulary teaches nothing and has a loss of 0; of the first one
-    a warning tells. Where an image is mirrored, left and right are exchanged before labels are looked up.
+    Where an image is mirrored, left and right are exchanged before labels are looked up.
 
     Args:
         label2id: the answer vocabulary, `model.config.label2id`; see `labels_by_answer`, also for errors.
@@ -318,7 +307,6 @@ class VQACollator(Collator):
         super().__init__(processor, augmentation, encoder_cache)
         self.label2id = labels_by_answer(label2id)
         self.soft_labels = soft_labels
-        self._told_of_unknown_answers = False
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         check_items(items, "examples", "VQACollator", "VQADataset")
@@ -338,19 +326,7 @@ class VQACollator(Collator):
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
         if any(example.answers for example in examples) or any("draw" in item for item in items):
             batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
-            self._tell_of_unknown_answers(batch["labels"], examples)
         return batch
-
-    def _tell_of_unknown_answers(self, labels: torch.Tensor, examples: Sequence[VQAExample]) -> None:
-        known = (labels > 0).any() if self.soft_labels else (labels != IGNORED_LABEL).any()
-        said = dict.fromkeys(answer for example in examples for answer in example.answers)
-        if said and not known and not self._told_of_unknown_answers:
-            self._told_of_unknown_answers = True
-            logger.warning(
-                f"None of the {len(examples)} questions of a batch has an answer of label2id, so they teach nothing: their "
-                f"answers are {reprlib.repr(list(said))}, those of label2id {reprlib.repr(list(self.label2id))}. Further "
-                "such batches are not reported."
-            )
 
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
         labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]

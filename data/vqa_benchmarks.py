@@ -1,32 +1,7 @@
 """The benchmarks of visual question answering: official files or a copy on the Hub, official splits and metrics.
 
-| name | official files, in `--data_dir` | on the Hub, the best first | licence |
-|---|---|---|---|
-| `easy-vqa` | `data/{train,test}/questions.json`, `images/`; or PyPI `easy-vqa` | | MIT |
-| `vqav2` | `v2_OpenEnded_mscoco_*_questions.json`, `v2_mscoco_*_annotations.json`, COCO's `train2014/`, `val2014/`, \
-`test2015/` | train: pingzhili/vqa_v2, Multimodal-Fatima/VQAv2_train; else lmms-lab-encoder/VQAv2, lmms-lab/VQAv2 | \
-CC BY 4.0; images: Flickr's terms |
-| `gqa` | `*_balanced_questions.json`, `images/` | lmms-lab-encoder/GQA, lmms-lab/GQA, Mineru/GQA | \
-MIT by the Hub's card; images of Visual Genome and COCO |
-| `vizwiz` | `Annotations/*.json`, `train/`, `val/`, `test/` | lmms-lab-encoder/VizWiz-VQA, lmms-lab/VizWiz-VQA; \
-no train | CC BY 4.0 |
-| `textvqa` | `TextVQA_0.5.1_*.json`, `train_images/`, `test_images/`; words: `TextVQA_Rosetta_OCR_v0.2_*.json` | \
-lmms-lab-encoder/textvqa, lmms-lab/textvqa, facebook/textvqa | CC BY 4.0; images CC BY 2.0 |
-| `ok-vqa` | as VQAv2's without `v2_` | train: Multimodal-Fatima/OK-VQA_train; val: lmms-lab-encoder/OK-VQA, \
-lmms-lab/OK-VQA, Multimodal-Fatima/OK-VQA_test | not stated; images: Flickr's terms |
-| `vqa-rad` | `VQA_RAD Dataset Public.json`, `VQA_RAD Image Folder/` | flaviagiammarino/vqa-rad | CC0 |
-| `clevr` | `CLEVR_v1.0/questions/`, `CLEVR_v1.0/images/` | none with one question a row | CC BY 4.0 |
-| `sort-of-clevr` | `sort_of_clevr_{train,test}.json`, `images/`, of `python -m hivilt.data.sort_of_clevr` | | drawn here |
-| `daquar` | `qa.894.raw.{train,test}.txt`, or `all_qa_pairs.txt` with `{train,test}_images_list.txt`; or the reduced set \
-`qa.37.raw.{train,test}.txt`; or a copy's `data_{train,eval}.csv`; `images/` | | not stated; research |
-
-`VQA_BENCHMARKS` below says which split is what; without a split for validation, training images are held out.
-
-DAQUAR's questions lose the number of their image ("in the image1"), and a list of things is one answer, its items sorted
-("chair, table" for "table, chair").
-
-GQA's splits are the balanced ones. `datasets` downloads all splits of a copy, but of GQA only what is read. The copies
-of OK-VQA and VQA-RAD have no ids of images, which then go by a hash of their bytes.
+`docs/data.md` has a table of their files, copies and licences; `VQA_BENCHMARKS` below says which split is what. Without a
+split for validation, training images are held out.
 """
 
 import logging
@@ -43,8 +18,8 @@ from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
 from hivilt.data.vqa import VQAExample, read_answers, read_question
-from hivilt.evaluation import submissions
 from hivilt.evaluation import vqa_benchmarks as official
+from hivilt.evaluation.submissions import submission
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.evaluation.wups import answer_items, wordnet_similarity
 
@@ -136,12 +111,6 @@ def _coco_rows(folder: Path, split: str, image_dir: Path | None, version: str) -
     if not split.startswith("test"):
         path = find_file(folder, f"{version}mscoco_{part}_annotations.json")
         annotations = {row["question_id"]: row for row in read_json(path, _text_of_answer)["annotations"]}
-        unanswered = [row["question_id"] for row in questions if row["question_id"] not in annotations]
-        if unanswered:
-            raise ValueError(
-                f"{path.name}: {len(unanswered)} of {len(questions)} questions have no annotation, question_id "
-                f"{unanswered[0]} first; are both files of the same split?"
-            )
     return [
         {**annotations.get(row["question_id"], {}), **row, "image": images / f"COCO_{year}_{row['image_id']:012d}.jpg"}
         for row in questions
@@ -234,20 +203,12 @@ def _daquar_pairs(folder: Path, split: str) -> list[tuple[str, str, str]]:
 
 def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
     """Of lines that are a question, "what is red in the image1 ?", and its answer by turns."""
-    lines = split_lines(read_text(path).rstrip())
-    if len(lines) % 2:
-        raise ValueError(f"{path.name}: expected a question and its answer by turns, got {len(lines):,} lines.")
-    pairs = []
+    lines, pairs = split_lines(read_text(path).rstrip()), []
     for place in range(0, len(lines), 2):
-        named = re.findall(r"\bimage\d+\b", lines[place])
-        if not named:
-            raise ValueError(
-                f"{path.name}, line {place + 1}: expected a question that names its image, 'what is red in the image1 ?', "
-                f"got {lines[place]!r}; questions and answers take turns."
-            )
+        image = re.findall(r"\bimage\d+\b", lines[place])[-1]
         # The number would give the image away; "in the image" at the end is in nearly all, and says nothing.
         question = re.sub(r" in the image\d+(?=\s*\?*\s*$)", "", lines[place])
-        pairs.append((named[-1], re.sub(r"\bimage\d+\b", "image", question), lines[place + 1].strip()))
+        pairs.append((image, re.sub(r"\bimage\d+\b", "image", question), lines[place + 1].strip()))
     return pairs
 
 
@@ -350,17 +311,13 @@ def _unanswerable_scores(predictions: Predictions) -> list[float] | None:
     return None if None in scores else scores
 
 
-def _submission(
-    predictions: Predictions, examples: Sequence[VQAExample], write: Callable[[list[str], list[str]], list[dict]]
-) -> dict[str, Any]:
-    return {"submission.json": write([e.question_id for e in examples], [given[0]["answer"] for given in predictions])}
-
-
-def _vizwiz_submissions(predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
-    files, scores = _submission(predictions, examples, submissions.vizwiz_submission), _unanswerable_scores(predictions)
-    if scores is not None:
-        ids = [example.question_id for example in examples]
-        files["submission_answerability.json"] = submissions.vizwiz_answerability_submission(ids, scores)
+def _submissions(server: str, predictions: Predictions, examples: Sequence[VQAExample]) -> dict[str, Any]:
+    """What a server takes; VizWiz's also which questions can be answered, from a model that has an answer for those others."""
+    ids = [example.question_id for example in examples]
+    files = {"submission.json": submission(server, ids, [given[0]["answer"] for given in predictions])}
+    if server == "vizwiz" and (scores := _unanswerable_scores(predictions)) is not None:
+        answerable = [1 - score for score in scores]
+        files["submission_answerability.json"] = submission("vizwiz_answerability", ids, answerable)
     return files
 
 
@@ -419,7 +376,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         },
         answer_file=_ANSWERS / "vqav2_3129.txt",
         official_metrics=_vqa_metrics,
-        submissions=partial(_submission, write=submissions.vqa_submission),
+        submissions=partial(_submissions, "vqa"),
     ),
     "gqa": VQABenchmark(
         title="GQA",
@@ -432,7 +389,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         hub={split: _gqa_copies(split) for split in ("train", "val", "testdev", "test", "challenge")},
         answer_file=_ANSWERS / "gqa_1842.txt",
         official_metrics=_measured(official.gqa_metrics, single=True, **{kind: kind for kind in _GQA_TYPES}),
-        submissions=partial(_submission, write=submissions.gqa_submission),
+        submissions=partial(_submissions, "gqa"),
     ),
     "vizwiz": VQABenchmark(
         title="VizWiz-VQA",
@@ -443,7 +400,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         image_id_column="question_id",
         hub={split: _lmms("VizWiz-VQA", split, columns={"answer_type": "category"}) for split in ("val", "test")},
         official_metrics=_vizwiz_metrics,
-        submissions=_vizwiz_submissions,
+        submissions=partial(_submissions, "vizwiz"),
         watched_answer="unanswerable",
     ),
     "textvqa": VQABenchmark(
@@ -457,7 +414,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
             for ours, theirs in {"train": "train", "val": "validation", "test": "test"}.items()
         },
         official_metrics=_measured(official.textvqa_metrics),
-        submissions=partial(_submission, write=submissions.vqa_submission),
+        submissions=partial(_submissions, "vqa"),
     ),
     "ok-vqa": VQABenchmark(
         title="OK-VQA",

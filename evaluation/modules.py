@@ -21,9 +21,11 @@ ANSWERS = datasets.Features(
 class FunctionMetric(evaluate.Metric, ABC):
     """A metric that calls `function` with predictions, references and options.
 
-    A subclass states `function`, `features`, `citation` and `reference_urls`. Its docstring is the description and, after a
-    blank line, an example; the docstring of `function` describes the arguments.
+    A subclass states `function`, `citation`, a paper that ends with its address, and `features` unless they are a text each.
+    Its docstring is the description and, after a blank line, an example; the docstring of `function` describes the arguments.
     """
+
+    features = ANSWER
 
     @staticmethod
     @abstractmethod
@@ -37,7 +39,7 @@ class FunctionMetric(evaluate.Metric, ABC):
             citation=self.citation,
             inputs_description=f"\n{self._renamed(arguments)}\n\n{example}\n",
             features=self.features,
-            reference_urls=self.reference_urls,
+            reference_urls=[self.citation.split()[-1]],
         )
 
     def _compute(self, predictions: list, references: list, **options: Any) -> dict[str, Any]:

@@ -168,27 +168,20 @@ def retrieval_metrics(
     )
 
 
-def chance_recall(
-    num_images: int, captions_per_image: Sequence[int], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
+def chance_recall(captions_per_image: Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """`retrieval_metrics` of a random ranking on average, exactly: the line that a model has to pass.
 
-    With N images and T texts, text to image: min(k, N) / N. Image to text, for an image with m of the texts:
-    1 - C(T - m, k) / C(T, k), where all k drawn texts belong to other images; then the mean over the images.
+    With N images, which have `captions_per_image` (N,) of the T texts, text to image: min(k, N) / N. Image to text, for an
+    image with m of the texts: 1 - C(T - m, k) / C(T, k), where all k drawn texts belong to other images; then the mean over
+    the images.
 
-    Args:
-        num_images: N.
-        captions_per_image: (N,), the number of texts of each image, at least 1.
-
-    >>> chance_recall(2, [2, 2], ks=(1,))
+    >>> chance_recall([2, 2], ks=(1,))
     {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.5, 'mean_recall': 0.5}
     """
     _check_ks(ks)
-    if num_images < 1 or len(captions_per_image) != num_images or min(captions_per_image) < 1:
-        raise ValueError(
-            f"num_images, captions_per_image: got {num_images} images and {len(captions_per_image)} numbers of "
-            "captions; expected at least one image, and for each one number that is at least 1."
-        )
+    if len(captions_per_image) == 0 or min(captions_per_image) < 1:
+        raise ValueError("captions_per_image: expected one image at least, and a number from 1 on for each.")
+    num_images = len(captions_per_image)
     num_texts = sum(captions_per_image)
     image_to_text = {}
     for k in ks:
@@ -201,7 +194,7 @@ def chance_recall(
 def recall_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int] = (1, 5, 10)) -> str:
     """A Markdown table, in percent, of `retrieval_metrics` or `chance_recall` by what ranked.
 
-    >>> print(recall_table({"chance": chance_recall(2, [2, 2], ks=(1,))}, ks=(1,)))
+    >>> print(recall_table({"chance": chance_recall([2, 2], ks=(1,))}, ks=(1,)))
     |        | image to text R@1 | text to image R@1 | mean |
     | :----- | ----------------: | ----------------: | ---: |
     | chance |              50.0 |              50.0 | 50.0 |

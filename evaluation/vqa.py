@@ -187,8 +187,7 @@ def accuracy_by_type(scores: Sequence[float], types: Sequence[str | None]) -> di
     >>> accuracy_by_type([1.0, 0.3, 0.0], ["yes/no", "number", "yes/no"])
     {'number': 0.3, 'yes/no': 0.5}
     """
-    if len(types) != len(scores):
-        raise ValueError(f"types: expected one a score, got {len(types)} for {len(scores)}.")
+    check_lengths(len(scores), types=types)
     by_type: dict[str, list[float]] = {}
     for score, kind in zip(scores, types, strict=True):
         if kind is not None:

@@ -1,8 +1,10 @@
 """The official metrics of the benchmarks of question answering, as pure functions over strings and lists.
 
-All arguments are lists of one entry a question; in lists of types, `None` is one that is not known. A `ValueError` names an
-argument of another length, or with a value that means nothing; a `TypeError` one without a string where there must be one.
-All numbers are in [0, 1]; a mean over no questions is left out, and so is what needs an argument that was not given.
+All arguments are lists of one entry a question: `answers` is the answer, or what people said, with repetitions (ten of them,
+or fewer that stand for ten); lists of types name its kinds in the data set's words, `None` where it is not known. A
+`ValueError` names an argument of another length, or with a value that means nothing; a `TypeError` one without a string where
+there must be one. All numbers are in [0, 1]; `by_...` are means of each type; a mean over no questions is left out, and so is
+what needs an argument that was not given.
 """
 
 from collections.abc import Sequence
@@ -30,14 +32,8 @@ def vqav2_metrics(
 ) -> dict[str, Any]:
     """What the VQAv2 tool reports (GT-Vision-Lab/VQA), as fractions and not rounded; OK-VQA is scored by it too.
 
-    Args:
-        answers: for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
-        normalization: see `hivilt.evaluation.vqa`: "official", "legacy", "always", "mmf" or "vizwiz".
-        answer_types: "yes/no", "number" or "other".
-        question_types: how each question begins, "what color is the".
-
-    Returns:
-        `vqa_accuracy`, and its mean of each type, `by_answer_type` and `by_question_type`.
+    `normalization` is as in `hivilt.evaluation.vqa`; `answer_types` are "yes/no", "number" or "other", `question_types` how
+    each question begins, "what color is the". Returns `vqa_accuracy`, `by_answer_type` and `by_question_type`.
     """
     check_split(predictions, answers, answer_types=answer_types, question_types=question_types)
     scores = vqa_accuracies(predictions, answers, normalization)
@@ -57,14 +53,9 @@ def gqa_metrics(
     A prediction counts if it is the answer letter by letter: nothing is normalized, not even case. Consistency,
     validity, plausibility, grounding and distribution need more than answers and are not measured.
 
-    Args:
-        structural: "verify", "query", "choose", "logical" or "compare".
-        semantic: "obj", "attr", "cat", "rel" or "global".
-        detailed: the detailed type, "existC".
-
     Returns:
-        `accuracy`, and its mean of each type, `by_structural`, `by_semantic` and `by_detailed`; with `structural` also
-        `open_accuracy`, of "query" questions, and `binary_accuracy`, of all others.
+        `accuracy`, `by_structural`, `by_semantic` and `by_detailed`; with `structural` ("verify", "query", "choose",
+        "logical" or "compare") also `open_accuracy`, of "query" questions, and `binary_accuracy`, of all others.
     """
     scores = _exact(predictions, answers, structural=structural, semantic=semantic, detailed=detailed)
     by_type = _by_types(scores, by_structural=structural, by_semantic=semantic, by_detailed=detailed)
@@ -86,17 +77,14 @@ def vizwiz_metrics(
     """What the VizWiz tool (Gurari et al. 2018) reports of both tasks, answering and telling what cannot be answered.
 
     Args:
-        answers: for each question what people said, with repetitions.
         answer_types: "yes/no", "number", "other" or "unanswerable".
-        unanswerable_scores: for each question the probability, in [0, 1], that it cannot be answered; needs one of the
-            other two to compare with.
-        answerable: for each question whether it can be answered, 1 or 0; left out, `answer_types` tell.
+        unanswerable_scores: the probability, in [0, 1], that a question cannot be answered; needs one of the other two.
+        answerable: whether a question can be answered, 1 or 0; left out, `answer_types` tell.
 
     Returns:
-        `vqa_accuracy`, with VizWiz's normalization, and `by_answer_type`, its mean of each type;
-        `answerable_vqa_accuracy`, without the unanswerable questions, where it is known of all which these are;
-        `answerability_average_precision` and, at a threshold of 0.5, `answerability_f1`, where some question is
-        unanswerable, the positive class.
+        `vqa_accuracy`, with VizWiz's normalization, and `by_answer_type`; `answerable_vqa_accuracy`, without the
+        unanswerable questions, where it is known of all which these are; `answerability_average_precision` and, at a
+        threshold of 0.5, `answerability_f1`, where some question is unanswerable, the positive class.
     """
     check_split(
         predictions, answers, answer_types=answer_types, unanswerable_scores=unanswerable_scores, answerable=answerable
@@ -129,13 +117,7 @@ def vizwiz_metrics(
 
 
 def textvqa_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """What TextVQA's evaluator (Singh et al. 2019; in MMF) reports.
-
-    `answers` are for each question what people said, with repetitions; ten of them, or fewer that stand for ten.
-
-    Returns:
-        `vqa_accuracy`, with MMF's normalization.
-    """
+    """What TextVQA's evaluator (Singh et al. 2019; in MMF) reports: `vqa_accuracy`, with MMF's normalization."""
     return vqav2_metrics(predictions, answers, "mmf")
 
 
@@ -144,11 +126,8 @@ def vqa_rad_metrics(
 ) -> dict[str, float]:
     """Accuracy on VQA-RAD as papers report it: exact match but for case and spaces, open and closed questions apart.
 
-    Args:
-        answer_types: "OPEN" or "CLOSED"; spaces around it, as in the released file, do no harm.
-
-    Returns:
-        `accuracy`; with `answer_types` also `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
+    `answer_types` are "OPEN" or "CLOSED", with or without spaces around, as in the released file. Returns `accuracy`; with
+    `answer_types` also `open_accuracy` and `closed_accuracy`; `num_open` and `num_closed` questions.
     """
     check_split(predictions, answers, answer_types=answer_types)
     check_strings("answers", answers)
@@ -172,14 +151,7 @@ def vqa_rad_metrics(
 def clevr_metrics(
     predictions: Sequence[str], answers: Sequence[str], families: Sequence[str | None] | None = None
 ) -> dict[str, Any]:
-    """Accuracy on CLEVR: a prediction counts if it is the answer letter by letter.
-
-    Args:
-        families: "exist", "count", "compare_integer", "query_attribute" or "compare_attribute".
-
-    Returns:
-        `accuracy`, and `by_family`, its mean of each.
-    """
+    """Accuracy on CLEVR: a prediction counts if it is the answer letter by letter. Returns `accuracy` and `by_family`."""
     scores = _exact(predictions, answers, families=families)
     return {"accuracy": fmean(scores), **_by_types(scores, by_family=families)}
 
@@ -189,12 +161,8 @@ def daquar_metrics(
 ) -> dict[str, float]:
     """What DAQUAR's script (Malinowski and Fritz 2014) reports. An answer is a set of items, "chair, table".
 
-    Args:
-        predictions, answers: one a question, as the files write them: "garbage_bin".
-        similarity: of two words, see `hivilt.evaluation.wups.wordnet_similarity`; `None`: WUPS is left out.
-
-    Returns:
-        `accuracy`, the share of predictions with the items of the answer, in any order; `wups_0.9` and `wups_0.0`.
+    `similarity` is of two words, see `hivilt.evaluation.wups.wordnet_similarity`; `None` leaves WUPS out. Returns
+    `accuracy`, the share of predictions with the items of the answer, in any order; `wups_0.9` and `wups_0.0`.
     """
     check_split(predictions, answers)
     check_strings("answers", answers)

@@ -74,15 +74,11 @@ def wordnet_similarity() -> Similarity | None:
 
         try:
             wordnet.ensure_loaded()
-            version = wordnet.get_version()
-        except LookupError:
-            why = "NLTK has no WordNet"
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            why = f"NLTK's WordNet cannot be read ({error})"
-        else:
-            if version == "3.0":
+            if (version := wordnet.get_version()) == "3.0":
                 return functools.cache(functools.partial(_wu_palmer, wordnet))
             why = f"NLTK's WordNet is version {version}, and published numbers are by 3.0"
+        except (LookupError, OSError, ValueError, zipfile.BadZipFile) as error:
+            why = f"NLTK's WordNet is missing or damaged ({type(error).__name__})"
     logger.warning(
         f"WUPS is left out: {why}. It needs pip install nltk, and once python -m nltk.downloader wordnet (where there is no "
         "network, its folder corpora/wordnet below one that NLTK_DATA names)."

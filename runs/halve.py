@@ -26,9 +26,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="a checkpoint in one file, model.safetensors")
     folder = parser.parse_args(argv).folder
     weights, config = folder / "model.safetensors", folder / "config.json"
-    for path in (weights, config):
-        if not path.is_file():
-            raise FileNotFoundError(f"folder: {path} is not there.")
     before = weights.stat().st_size
     halved = {}
     for name, value in load_file(weights).items():

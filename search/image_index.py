@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,9 @@ from hivilt.search.scoring import check_at_least, check_evaluates, score_pairs
 
 logger = logging.getLogger(__name__)
 
-_EMBEDDINGS, _FAISS, _INFO, _SHARDS, _STAGING = "embeddings", "embeddings.faiss", "index.json", "shards", "staging"
+_INFO, _SHARDS, _STAMP = "index.json", "shards", ("image", "size", "mtime_ns")
+# Folders of embeddings: a new one is written beside the one that serves, and takes its place once `index.json` names it.
+_TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 
@@ -111,9 +113,9 @@ class ImageIndex:
         A build that was cut off goes on where it stopped, and an index that is already there serves until the new one is
         complete. `output_dir` then has
 
-        - `embeddings/`: a `datasets` folder with columns `image` (path below `images`), `size` (bytes), `mtime_ns`
-          and `embedding` (`projection_dim` float32 numbers), sorted by path;
-        - `embeddings.faiss`: their FAISS index, by inner product;
+        - `embeddings/`, after a rebuild `embeddings-2/` by turns: a `datasets` folder with columns `image` (path below
+          `images`), `size` (bytes), `mtime_ns` and `embedding` (`projection_dim` float32 numbers), sorted by path;
+        - `embeddings.faiss`, likewise: their FAISS index, by inner product;
         - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
 
         Args:
@@ -163,13 +165,12 @@ class ImageIndex:
             "images": Path(place).as_posix(),
             "index_factory": index_factory,
         }
-        _publish(output_dir)
         old = _read_info(output_dir)
-        columns = {"image": "string", "size": "int64", "mtime_ns": "int64"}
+        columns = dict.fromkeys(_STAMP, "int64") | {"image": "string"}
         features = datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()})
         features["embedding"] = datasets.List(datasets.Value("float32"), length=width)
         if old is not None and all(old[name] == info[name] for name in ("fingerprint", "images")):
-            complete = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
+            complete = datasets.load_from_disk(str(output_dir / old["embeddings"]))
         else:
             complete = datasets.Dataset.from_dict({name: [] for name in features}, features)
         # Named after what they belong to: shards of another checkpoint or folder are never mixed in.
@@ -179,17 +180,25 @@ class ImageIndex:
             """What there is by now, and the row of each image, as it was when it was embedded."""
             paths = map(str, sorted((output_dir / _SHARDS).glob(f"{key}-*.arrow")))
             table = datasets.concatenate_datasets([complete, *map(datasets.Dataset.from_file, paths)])
-            images = table.select_columns([*columns]).to_pandas().itertuples(index=False, name=None)
+            images = zip(*(table[name][:] for name in _STAMP), strict=True)
             return table, {image: row for row, image in enumerate(images)}
 
         table, known = embedded()
         todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
         if todo:
-            save = partial(_write_shard, output_dir / _SHARDS, key, features)
-            with tqdm(total=len(found), initial=len(found) - len(todo), unit="image", desc="Embedding") as bar:
-                skipped |= _embed_images(
-                    folder, todo, model, processor, batch_size, on_bad_image == "skip", shard_size, save, bar
-                )
+            pending, save = [], partial(_write_shard, output_dir / _SHARDS, key, features)
+            bar = tqdm(total=len(found), initial=len(found) - len(todo), unit="image", desc="Embedding")
+            try:
+                for rows, reasons in _embed_images(folder, todo, model, processor, batch_size, on_bad_image):
+                    pending, skipped = pending + rows, skipped | reasons
+                    bar.update(len(rows) + len(reasons))
+                    if len(pending) >= shard_size:
+                        save(pending)
+                        pending = []
+            finally:
+                bar.close()
+                if pending:
+                    save(pending)
             table, known = embedded()
         if skipped:
             logger.warning(
@@ -202,10 +211,11 @@ class ImageIndex:
             image = next(iter(found))
             raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
         reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
-        info |= {"num_images": len(rows), "skipped": reasons}
+        serving = _TURNS[1] if old is None else old["embeddings"]
+        info |= {"num_images": len(rows), "skipped": reasons, "embeddings": serving}
         if info != old or rows != list(range(len(complete))):
-            _stage(output_dir, table.select(rows), faiss_index, info)
-            _publish(output_dir)
+            info["embeddings"] = _TURNS[serving == _TURNS[0]]
+            _publish(output_dir, table.select(rows), faiss_index, info)
         shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
         return cls._open(output_dir, info, model, processor)
 
@@ -215,7 +225,7 @@ class ImageIndex:
         many images of the folder were added or deleted since.
 
         Raises:
-            FileNotFoundError: there is no complete index, or the images' folder is gone.
+            FileNotFoundError: there is no complete index.
             ValueError: another checkpoint made the index.
         """
         output_dir = Path(os.path.realpath(output_dir))
@@ -253,13 +263,8 @@ class ImageIndex:
     @classmethod
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
         folder = Path(os.path.realpath(output_dir / info["images"]))
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"The images of the index in {output_dir} were in {folder}, which is gone: put them back, or build "
-                "the index again from where they are now."
-            )
-        dataset = datasets.load_from_disk(str(output_dir / _EMBEDDINGS))
-        dataset.load_faiss_index("embedding", str(output_dir / _FAISS))
+        dataset = datasets.load_from_disk(str(output_dir / info["embeddings"]))
+        dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
         return cls(dataset, folder, model, processor)
 
     @torch.inference_mode()
@@ -388,34 +393,23 @@ def _read_images(folder: Path, processor: HiViLTProcessor, images: list[str]) ->
 
 
 def _embed_images(
-    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size, skip: bool, shard_size: int, save, bar
-) -> dict[str, str]:
-    """Hands rows to `save`, every `shard_size` or so and whatever ends it; gives the images that were skipped, and why."""
-    images, skipped, pending = list(todo), {}, []
-    try:
-        # Whole batches between saves, so that a resumed build forms the same batches.
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            pixel_values, errors = _read_images(folder, processor, batch)
-            for image, error in errors.items():
-                skipped[image] = str(error).replace(f"{folder}{os.sep}", "")
-                if not skip:
-                    raise ValueError(
-                        f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad "
-                        "files, give --on_bad_image skip. The images before it need not be embedded again."
-                    ) from error
-            if pixel_values:
-                inputs = torch.cat([*pixel_values.values()]).to(model.device)
-                embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
-                pending += [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)]
-            bar.update(len(batch))
-            if len(pending) >= shard_size:
-                save(pending)
-                pending = []
-    finally:
-        if pending:
-            save(pending)
-    return skipped
+    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size: int, on_bad_image: str
+) -> Iterator[tuple[list[tuple], dict[str, str]]]:
+    """By batches the rows of images, and why others were skipped."""
+    images = list(todo)
+    for start in range(0, len(images), batch_size):
+        pixel_values, errors = _read_images(folder, processor, images[start : start + batch_size])
+        skipped = {image: str(error).replace(f"{folder}{os.sep}", "") for image, error in errors.items()}
+        for image, error in errors.items() if on_bad_image == "error" else ():
+            raise ValueError(
+                f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad files, give "
+                "--on_bad_image skip. The images before it need not be embedded again."
+            ) from error
+        embeds = ()
+        if pixel_values:
+            inputs = torch.cat([*pixel_values.values()]).to(model.device)
+            embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
+        yield [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)], skipped
 
 
 def _write_shard(folder: Path, key: str, features: datasets.Features, rows: list[tuple]) -> None:
@@ -427,12 +421,12 @@ def _write_shard(folder: Path, key: str, features: datasets.Features, rows: list
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
-    """Writes a whole index into `staging`; once its `index.json` is there, `_publish` can always finish."""
-    staging = output_dir / _STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    table.save_to_disk(str(staging / _EMBEDDINGS))
-    dataset = datasets.load_from_disk(str(staging / _EMBEDDINGS))
+def _publish(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
+    """Writes a whole index beside the one that serves, which goes once `index.json` names the other."""
+    folder = output_dir / info["embeddings"]
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was cut off
+    table.save_to_disk(str(folder))
+    dataset = datasets.load_from_disk(str(folder))
     try:
         train_size = None if faiss_index.is_trained else len(dataset)
         dataset.add_faiss_index("embedding", custom_index=faiss_index, train_size=train_size)
@@ -441,36 +435,30 @@ def _stage(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, 
             f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} images; take fewer lists, "
             f'or "Flat". No image need be embedded again. ({error})'
         ) from error
-    dataset.save_faiss_index("embedding", str(staging / _FAISS))
-    (staging / "index.tmp").write_text(f"{json.dumps(info, indent=2)}\n", encoding="utf-8")
-    os.replace(staging / "index.tmp", staging / _INFO)
-
-
-def _publish(output_dir: Path) -> None:
-    """Moves a whole index out of `staging`, `index.json` last. May be cut anywhere, and is then done by the next."""
-    staging = output_dir / _STAGING
-    if (staging / _INFO).is_file():
-        for name in (_EMBEDDINGS, _FAISS, _INFO):
-            if (staging / name).exists():
-                shutil.rmtree(output_dir / name, ignore_errors=True)  # folders; files are replaced
-                os.replace(staging / name, output_dir / name)
-    shutil.rmtree(staging, ignore_errors=True)
+    dataset.save_faiss_index("embedding", f"{folder}.faiss")
+    new = output_dir / "index.tmp"
+    new.write_text(f"{json.dumps(info, indent=2)}\n", encoding="utf-8")
+    os.replace(new, output_dir / _INFO)
+    for other in set(_TURNS) - {info["embeddings"]}:
+        shutil.rmtree(output_dir / other, ignore_errors=True)
+        (output_dir / f"{other}.faiss").unlink(missing_ok=True)
 
 
 def _read_info(output_dir: Path) -> dict | None:
-    """`index.json`; `None` if there is no index, or not all of it, or one that is half replaced."""
-    whole = all((output_dir / name).exists() for name in (_EMBEDDINGS, _FAISS, _INFO))
-    if not whole or (output_dir / _STAGING / _INFO).is_file():
+    """`index.json`; `None` if there is no index, or not all of it."""
+    if not (output_dir / _INFO).is_file():
         return None
     info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
-    # Until 2026-11-29 it said "pictures" and "num_pictures".
-    return {name.replace("pictures", "images"): value for name, value in info.items()}
+    # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings.
+    info = {"embeddings": _TURNS[0], **{name.replace("pictures", "images"): value for name, value in info.items()}}
+    parts = (info["embeddings"], f"{info['embeddings']}.faiss")
+    return info if all((output_dir / name).exists() for name in parts) else None
 
 
 def _complete_info(output_dir: Path) -> dict:
     info = _read_info(output_dir)
     if info is None:
-        begun = any((output_dir / name).exists() for name in (_INFO, _STAGING, _SHARDS))
+        begun = any((output_dir / name).exists() for name in (_INFO, _SHARDS, *_TURNS))
         what = "a whole index: build it again, it goes on where it stopped" if begun else "an index: build one there"
         raise FileNotFoundError(f"output_dir: {output_dir} does not hold {what}, or check the path.")
     return info

@@ -9,6 +9,7 @@ from datasets.utils import tqdm
 
 from hivilt import HiViLTForRetrieval
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select
+from hivilt.inputs_hivilt import check_index
 
 
 def take_texts(batches: Sequence[HiViLTTextStates], index: torch.LongTensor) -> HiViLTTextStates:
@@ -70,8 +71,8 @@ def score_pairs(
     check_at_least("batch_size", batch_size, 1)
     ends = _ends("image_batches", image_batches)
     num_images, num_texts = int(ends[-1]), int(_ends("text_batches", text_batches)[-1])
-    images = _check_index("image_index", image_index, num_images)
-    texts = _check_index("text_index", text_index, num_texts)
+    images = check_index("image_index", image_index, num_images, "images").cpu()
+    texts = check_index("text_index", text_index, num_texts, "texts").cpu()
     if images.shape != texts.shape:
         raise ValueError(f"image_index and text_index: got {len(images)} images and {len(texts)} texts; one of each.")
 
@@ -99,15 +100,6 @@ def _ends(name: str, batches: Sequence[HiViLTImageStates] | Sequence[HiViLTTextS
     if not batches:
         raise ValueError(f"{name}: is empty; give the states of at least one encoded batch.")
     return torch.tensor([len(batch.global_state) for batch in batches]).cumsum(0)
-
-
-def _check_index(name: str, index: torch.LongTensor, length: int) -> torch.LongTensor:
-    index = index.cpu()
-    if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name}: got {index.dtype} of shape {tuple(index.shape)}, expected whole numbers, (rows,).")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
-        raise ValueError(f"{name}: got row numbers from {index.min()} to {index.max()}, expected 0 to {length - 1}.")
-    return index.long().contiguous()
 
 
 def check_evaluates(model: HiViLTForRetrieval) -> None:

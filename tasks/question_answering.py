@@ -27,7 +27,6 @@ from hivilt.data.vqa import (
     build_answer_vocabulary,
     drop_unknown_answers,
     read_answers_file,
-    read_file,
     read_table,
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
@@ -240,9 +239,8 @@ class QuestionAnswering(Task):
         args = self.args
         texts, ids = (args.question_column, args.answer_column), (args.image_id_column, args.question_id_column)
         columns = Columns(args.image_column, *texts, *ids)
-        of_file = lambda path, split: read_file(path, columns, answers_needed=split != "test")
         of_table = lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test")
-        return read_splits(args, splits, of_file, of_table, self.benchmark)
+        return read_splits(args, splits, of_table, self.benchmark)
 
     def hold_out_by(self, example: VQAExample) -> str:
         return example.image_id if self.benchmark is None else self.benchmark.hold_out_by(example)

@@ -25,7 +25,6 @@ from hivilt.data.captions import (
     CaptionDataset,
     CaptionedImage,
     SimilarCaptionsSampler,
-    read_caption_file,
     read_caption_table,
     read_karpathy,
     read_openmoji,
@@ -317,9 +316,8 @@ class Retrieval(Task):
             # Drawn at the size that the model sees.
             benchmark = replace(benchmark, read_package=partial(read_openmoji, size=args.image_size))
         columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
-        of_file = lambda path, split: read_caption_file(path, columns)
         of_table = lambda table, source, split, folder: read_caption_table(table, columns, source, folder)
-        return read_splits(args, splits, of_file, of_table, benchmark)
+        return read_splits(args, splits, of_table, benchmark)
 
     @staticmethod
     def texts_of(example: CaptionedImage) -> tuple[str, ...]:
@@ -339,7 +337,7 @@ class Retrieval(Task):
             dataset = CaptionDataset(examples)
             warn_of_few(split, len(dataset), "images")
         logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
-        chance = chance_recall(len(dataset), [len(example.captions) for example in examples])
+        chance = chance_recall([len(example.captions) for example in examples])
         return dataset, {"images": len(dataset), "captions": len(dataset.captions), "chance": chance}
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> CaptionCollator:

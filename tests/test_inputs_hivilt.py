@@ -19,16 +19,15 @@ from tiny import MODEL_CLASSES, make_batch, make_model
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([0.0, 1.0]), r"\(2, 3\), got \(2,\).*`labels.long\(\)`"),
-        (torch.tensor([True, False]), r"got torch.bool of shape \(2,\).*`labels.float\(\)`"),
-        (torch.ones(2, 3).bool(), r"got torch.bool of shape \(2, 3\).*`labels.float\(\)`"),
-        (torch.ones(2, 3).long(), r"got torch.int64 of shape \(2, 3\).*`labels.float\(\)`"),
-        (torch.tensor([[0]]), r"each of the 2 texts"),
+        (torch.tensor([0.0, 1.0]), r"floats of shape \(2, 3\).*`labels.long\(\)`.*got torch.float32 of shape \(2,\)"),
+        (torch.tensor([True, False]), r"`labels.float\(\)`; got torch.bool of shape \(2,\)"),
+        (torch.ones(2, 3).long(), r"`labels.float\(\)`; got torch.int64 of shape \(2, 3\)"),
+        (torch.tensor([[0]]), r"integers of shape \(2,\), an answer for each text"),
         (torch.tensor([0, 3]), r"0\.\.2.*got 0\.\.3.*resize_answer_head"),
-        (torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got 0.0..2.0"),
-        (torch.tensor([[0.0, -100.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], got -100.0..1.0.*row of zeros"),
+        (torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]]), r"in \[0, 1\], .* got 0.0..2.0"),
+        (torch.tensor([[0.0, -100.0, 1.0], [0.0, 0.0, 0.0]]), r"all 0 for a row without; got -100.0..1.0"),
         ([0, 1], r"`labels` must be a tensor, got a list"),
-        (torch.full((2, 3), math.nan), r"in \[0, 1\], got nan"),
+        (torch.full((2, 3), math.nan), r"in \[0, 1\], .* got nan"),
     ],
 )
 def test_labels_that_would_be_misread_are_refused(labels, message):
@@ -84,8 +83,8 @@ def _wrong(batch, **changes):
             r"`input_ids` must lie in 0\.\.\d+.*got 9999\.\.9999. Take the processor",
         ),
         ({"labels": torch.tensor([0, 1, 2, 3, 5])}, r"`labels` must lie in 0..4.*resize_answer_head"),
-        ({"labels": torch.tensor([0, 1])}, "one answer for each of the 5 texts"),
-        ({"labels": torch.zeros(5, 6)}, r"shape \(texts, num_labels\) = \(5, 5\), got \(5, 6\)"),
+        ({"labels": torch.tensor([0, 1])}, r"integers of shape \(5,\), an answer for each text"),
+        ({"labels": torch.zeros(5, 6)}, r"floats of shape \(5, 5\), .*got torch.float32 of shape \(5, 6\)"),
     ],
 )
 def test_bad_input_is_named_with_its_remedy(changes, message, batch):
@@ -125,7 +124,7 @@ def test_losses_from_what_encoders_gave_know_equal_texts_and_come_in_chunks(chun
             r"`token_states` must be .*\(texts, tokens, 18\).*got .*\(5, 7, 17\)",
         ),
         ({"token_states": torch.zeros(5, 7, 18).long()}, "`token_states` must be a float tensor"),
-        ({"token_states": torch.zeros(5, 6, 18)}, r"`input_ids` beside `token_states` must have their shape \(5, 6\)"),
+        ({"token_states": torch.zeros(5, 6, 18)}, r"`token_states` must be .*\(5, 6, 18\)"),
         ({"token_states": torch.zeros(5, 7, 18), "attention_mask": torch.ones(5, 6)}, "`attention_mask` must have"),
         (
             {"token_states": torch.zeros(5, 7, 18), "inputs_embeds": torch.zeros(5, 7, 18), "input_ids": None},

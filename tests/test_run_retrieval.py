@@ -433,7 +433,7 @@ def test_nothing_to_evaluate(data, tmp_path):
 
 def test_missing_images_are_named_before_training(karpathy, tmp_path):
     shutil.rmtree(tmp_path / "coco/val2014")
-    with pytest.raises(FileNotFoundError, match="of .* image files are missing"):
+    with pytest.raises(ValueError, match="of .* images are missing or unreadable"):
         main([*karpathy, *flags(tmp_path / "out")])
 
 

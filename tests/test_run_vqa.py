@@ -778,7 +778,7 @@ def test_unknown_column_stops_the_run(data, tmp_path):
 def test_bad_images_stop_the_run_or_are_left_out(data, tmp_path):
     (data / "test/2.png").write_text("no image")
     (data / "train/3.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 10 image files are missing: .*3.png.*--on_bad_image skip"):
+    with pytest.raises(ValueError, match="1 of 10 images are missing or unreadable: .*3.png.*--on_bad_image skip"):
         main(flags(data, tmp_path / "out"))
     results = main(flags(data, tmp_path / "out", "--on_bad_image", "skip"))
     assert results["data"]["train"]["bad_images"] == ["train/3.png"]

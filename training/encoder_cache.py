@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 import hivilt
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionDataset
-from hivilt.data.tables import NO_FILE, TableImage, file_stamp, image_bytes, open_item
+from hivilt.data.tables import NO_FILE, TableImage, file_stamp, image_bytes, open_image
 from hivilt.data.vqa import VQADataset
 from hivilt.modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
@@ -406,4 +406,4 @@ def _encode(
 def _read(part: str, processor: HiViLTProcessor, items: Sequence[Any]) -> Mapping[str, torch.Tensor]:
     if part == "text":
         return processor(text=items, return_tensors="pt", padding=True)
-    return processor(images=[processor.resize(open_item({"image": image})) for image in items], return_tensors="pt")
+    return processor(images=[processor.resize(open_image(image)) for image in items], return_tensors="pt")

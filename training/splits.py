@@ -22,17 +22,15 @@ HELD_OUT = "held_out.json"
 def read_splits(
     args: TaskArguments,
     splits: Collection[str],
-    read_file: Callable[[Path, str], list],
-    read_table: Callable[[Any, str, str, Path], list],
+    read_table: Callable[[Any, str | None, str, Path | None], list],
     benchmark: Benchmark | None = None,
 ) -> tuple[str, dict[str, list]]:
     """The data that the arguments name, or a `benchmark` whose copy they may name: its name, and those of the `splits`
     "train", "validation" and "test" that there are.
 
     Args:
-        read_file: gives the examples of a file, by its path and the split.
-        read_table: those of a table of `datasets` or a list of rows, by what to call it, the split, and the folder where
-            relative image paths start.
+        read_table: gives the examples of a file, a table of `datasets` or a list of rows, by what to call it, the split, and
+            the folder where relative image paths start; `None` for a file's own.
     """
     if benchmark is not None:
         return benchmark.title, _read_benchmark(args, splits, benchmark)
@@ -41,14 +39,14 @@ def read_splits(
     if files:
         # Files are called train or test; it is their folder that has a name.
         name = next(iter(files.values())).resolve().parent.name
-        return name, {split: read_file(file, split) for split, file in files.items() if split in splits}
+        return name, {split: read_table(file, None, split, None) for split, file in files.items() if split in splits}
     name = args.dataset_name or args.data_dir
     # A folder goes by its own name, wherever it lies.
     name = Path(name).name if Path(name).exists() else name
     named = {split: official or split for split, official in _named_splits(args).items() if split in splits}
     tables = read_folder(args.dataset_name, args.dataset_config_name, args.data_dir, set(named.values()))
     return name, {
-        split: read_table(tables[table].rows, f"{name}, {table}", split, tables[table].folder)
+        split: read_table(tables[table][0], f"{name}, {table}", split, tables[table][1])
         for split, table in named.items()
         if table in tables
     }
@@ -84,8 +82,7 @@ def prepare_splits(
         The name of the data, its splits, which of their images are bad, and what was held out (`None`: nothing was).
 
     Raises:
-        ValueError: a split that is needed is not there, or nothing is left of what was held out.
-        FileNotFoundError: images are missing.
+        ValueError: a split that is needed is not there, nothing is left of what was held out, or images are missing.
     """
     needed = {
         "train": training_args.do_train,

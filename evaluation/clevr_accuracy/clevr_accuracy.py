@@ -1,4 +1,4 @@
-from hivilt.evaluation.modules import ANSWER, FunctionMetric
+from hivilt.evaluation.modules import FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import clevr_metrics
 
 
@@ -11,11 +11,6 @@ class CLEVRAccuracy(FunctionMetric):
     """
 
     function = staticmethod(clevr_metrics)
-    features = ANSWER
-    reference_urls = ["https://arxiv.org/abs/1612.06890"]
-    citation = """@inproceedings{johnson2017clevr,
-    title = {{CLEVR}: A Diagnostic Dataset for Compositional Language and Elementary Visual Reasoning},
-    author = {Johnson, Justin and Hariharan, Bharath and van der Maaten, Laurens and Fei-Fei, Li and
-        Zitnick, C. Lawrence and Girshick, Ross},
-    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2017},
-}"""
+    citation = (
+        "Johnson et al. 2017, CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual Reasoning"
+    )

@@ -1,4 +1,4 @@
-from hivilt.evaluation.modules import ANSWER, FunctionMetric
+from hivilt.evaluation.modules import FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import daquar_metrics
 from hivilt.evaluation.wups import wordnet_similarity
 
@@ -12,13 +12,7 @@ class DaquarAccuracy(FunctionMetric):
     """
 
     function = staticmethod(daquar_metrics)
-    features = ANSWER
-    reference_urls = ["https://arxiv.org/abs/1410.0210"]
-    citation = """@inproceedings{malinowski2014daquar,
-    title = {A Multi-World Approach to Question Answering about Real-World Scenes based on Uncertain Input},
-    author = {Malinowski, Mateusz and Fritz, Mario},
-    booktitle = {Advances in Neural Information Processing Systems 27}, year = {2014},
-}"""
+    citation = "Malinowski and Fritz 2014, A Multi-World Approach to Question Answering about Real-World Scenes, https://arxiv.org/abs/1410.0210"
 
     def _compute(self, predictions: list[str], references: list[str], similarity=None) -> dict[str, float]:
         return super()._compute(predictions, references, similarity=similarity or wordnet_similarity())

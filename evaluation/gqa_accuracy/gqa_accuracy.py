@@ -1,4 +1,4 @@
-from hivilt.evaluation.modules import ANSWER, FunctionMetric
+from hivilt.evaluation.modules import FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import gqa_metrics
 
 
@@ -11,10 +11,6 @@ class GQAAccuracy(FunctionMetric):
     """
 
     function = staticmethod(gqa_metrics)
-    features = ANSWER
-    reference_urls = ["https://arxiv.org/abs/1902.09506"]
-    citation = """@inproceedings{hudson2019gqa,
-    title = {{GQA}: A New Dataset for Real-World Visual Reasoning and Compositional Question Answering},
-    author = {Hudson, Drew A. and Manning, Christopher D.},
-    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2019},
-}"""
+    citation = (
+        "Hudson and Manning 2019, GQA: A New Dataset for Real-World Visual Reasoning, https://arxiv.org/abs/1902.09506"
+    )

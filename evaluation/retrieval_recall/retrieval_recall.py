@@ -17,9 +17,4 @@ class RetrievalRecall(FunctionMetric):
     features = datasets.Features(
         predictions=datasets.Sequence(datasets.Value("int64")), references=datasets.Sequence(datasets.Value("int64"))
     )
-    reference_urls = ["https://arxiv.org/abs/1707.05612"]
-    citation = """@inproceedings{faghri2018vsepp,
-    title = {{VSE++}: Improving Visual-Semantic Embeddings with Hard Negatives},
-    author = {Faghri, Fartash and Fleet, David J. and Kiros, Jamie Ryan and Fidler, Sanja},
-    booktitle = {British Machine Vision Conference}, year = {2018},
-}"""
+    citation = "Faghri et al. 2018, VSE++: Improving Visual-Semantic Embeddings with Hard Negatives, https://arxiv.org/abs/1707.05612"

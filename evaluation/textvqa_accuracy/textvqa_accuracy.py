@@ -12,10 +12,4 @@ class TextvqaAccuracy(FunctionMetric):
 
     function = staticmethod(textvqa_metrics)
     features = ANSWERS
-    reference_urls = ["https://arxiv.org/abs/1904.08920"]
-    citation = """@inproceedings{singh2019textvqa,
-    title = {Towards {VQA} Models That Can Read},
-    author = {Singh, Amanpreet and Natarajan, Vivek and Shah, Meet and Jiang, Yu and Chen, Xinlei and Batra, Dhruv and
-        Parikh, Devi and Rohrbach, Marcus},
-    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2019},
-}"""
+    citation = "Singh et al. 2019, Towards VQA Models That Can Read, https://arxiv.org/abs/1904.08920"

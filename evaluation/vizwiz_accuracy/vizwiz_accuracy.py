@@ -12,10 +12,4 @@ class VizwizAccuracy(FunctionMetric):
 
     function = staticmethod(vizwiz_metrics)
     features = ANSWERS
-    reference_urls = ["https://arxiv.org/abs/1802.08218"]
-    citation = """@inproceedings{gurari2018vizwiz,
-    title = {{VizWiz} Grand Challenge: Answering Visual Questions from Blind People},
-    author = {Gurari, Danna and Li, Qing and Stangl, Abigale J. and Guo, Anhong and Lin, Chi and Grauman, Kristen and
-        Luo, Jiebo and Bigham, Jeffrey P.},
-    booktitle = {Conference on Computer Vision and Pattern Recognition}, year = {2018},
-}"""
+    citation = "Gurari et al. 2018, VizWiz Grand Challenge: Answering Visual Questions from Blind People, https://arxiv.org/abs/1802.08218"

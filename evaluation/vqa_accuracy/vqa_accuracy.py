@@ -13,10 +13,4 @@ class VQAAccuracy(FunctionMetric):
 
     function = staticmethod(vqav2_metrics)
     features = ANSWERS
-    reference_urls = ["https://arxiv.org/abs/1505.00468", "https://visualqa.org/evaluation"]
-    citation = """@inproceedings{antol2015vqa,
-    title = {{VQA}: Visual Question Answering},
-    author = {Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and
-        Zitnick, C. Lawrence and Parikh, Devi},
-    booktitle = {International Conference on Computer Vision}, year = {2015},
-}"""
+    citation = "Antol et al. 2015, VQA: Visual Question Answering, https://arxiv.org/abs/1505.00468"

@@ -1,4 +1,4 @@
-from hivilt.evaluation.modules import ANSWER, FunctionMetric
+from hivilt.evaluation.modules import FunctionMetric
 from hivilt.evaluation.vqa_benchmarks import vqa_rad_metrics
 
 
@@ -11,10 +11,4 @@ class VqaRadAccuracy(FunctionMetric):
     """
 
     function = staticmethod(vqa_rad_metrics)
-    features = ANSWER
-    reference_urls = ["https://doi.org/10.1038/sdata.2018.251"]
-    citation = """@article{lau2018vqarad,
-    title = {A Dataset of Clinically Generated Visual Questions and Answers about Radiology Images},
-    author = {Lau, Jason J. and Gayen, Soumya and Ben Abacha, Asma and Demner-Fushman, Dina},
-    journal = {Scientific Data}, year = {2018},
-}"""
+    citation = "Lau et al. 2018, A Dataset of Clinically Generated Visual Questions and Answers about Radiology Images, https://doi.org/10.1038/sdata.2018.251"

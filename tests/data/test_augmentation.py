@@ -232,11 +232,11 @@ def test_texts_do_not_change_the_other_draws():
         ({"random_crop": 1.5}, "random_crop: expected .* got 1.5"),
         ({"random_crop": "0.5"}, "random_crop: expected .* got '0.5'"),
         ({"random_flip": True}, "random_flip: expected 'skip', 'swap' or None for no flip, got True"),
-        ({"rand_augment": 2}, r"rand_augment: expected \(num_ops, magnitude\), such as \(2, 7\), got 2"),
-        ({"rand_augment": (2, 7, 1)}, r"rand_augment: expected \(num_ops, magnitude\)"),
-        ({"rand_augment": (0, 7)}, "rand_augment: expected at least 1 operation, got 0"),
-        ({"rand_augment": (2, 11)}, "rand_augment: expected a magnitude from 0 to 10, a whole number, got 11"),
-        ({"rand_augment": (2, 0.7)}, "rand_augment: expected a magnitude from 0 to 10, a whole number, got 0.7"),
+        ({"rand_augment": 2}, r"rand_augment: expected \(num_ops, magnitude\), .* such as \(2, 7\), got 2"),
+        ({"rand_augment": (2, 7, 1)}, r"rand_augment: .* got \(2, 7, 1\)"),
+        ({"rand_augment": (0, 7)}, r"rand_augment: .* at least 1 .* got \(0, 7\)"),
+        ({"rand_augment": (2, 11)}, r"rand_augment: .* from 0 to 10, .* got \(2, 11\)"),
+        ({"rand_augment": (2, 0.7)}, r"rand_augment: .* got \(2, 0.7\)"),
     ],
 )
 def test_errors_name_the_field(fields, message):

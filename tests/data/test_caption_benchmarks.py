@@ -199,20 +199,6 @@ def test_flickr30k_on_the_hub(miniature, hub):
         assert_same_images(examples, files[split])
 
 
-def test_flickr30k_with_rewritten_captions(miniature, hub):
-    # AnyModal/flickr30k
-    folder = miniature("flickr30k")
-    for split in ("train", "val", "test"):
-        rows = [
-            {**row, "alt_text": ["Rewritten."], "original_alt_text": row.pop("caption")}
-            for row in flickr30k_rows(folder, split)
-        ]
-        name = hub("validation" if split == "val" else split, rows)
-    files = read_splits("flickr30k", data_dir=folder)
-    for split, examples in read_splits("flickr30k", dataset_name=name).items():
-        assert without_images(examples) == without_images(files[split])
-
-
 def test_flickr30k_with_all_splits_in_one_table(miniature, hub):
     # nlphuji/flickr30k
     folder = miniature("flickr30k")
@@ -264,15 +250,6 @@ def test_coco_in_full(miniature):
     assert len(benchmark.read("train", data_dir=folder)) == 8
     for split, examples in read_splits("coco", data_dir=folder).items():
         assert sorted(examples) == sorted(read_karpathy(folder / "dataset_coco.json", split))
-
-
-def test_coco_images_in_a_folder_of_their_own(miniature):
-    folder = miniature("coco")
-    for year in ("train2014", "val2014"):
-        (folder / "images").mkdir(exist_ok=True)
-        (folder / year).rename(folder / "images" / year)
-    for examples in read_splits("coco", data_dir=folder).values():
-        check_images(examples)
 
 
 def test_coco_on_the_hub(miniature, hub):
@@ -347,13 +324,6 @@ def test_flickr8k_on_the_hub(miniature, hub):
         assert [one.captions for one in examples] == [one.captions for one in files[split]]
         assert_same_images(examples, files[split])
         assert len({one.image_id for one in examples}) == len(examples) - 1
-
-
-def test_flickr8k_without_one_of_its_images(miniature):
-    folder = miniature("flickr8k")
-    (folder / "Flicker8k_Dataset/1000268202_0000000001.jpg").unlink()
-    train = CAPTION_BENCHMARKS["flickr8k"].read("train", data_dir=folder)
-    assert check_images(train, "skip")[1] == ["1000268202_0000000001.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +417,7 @@ def test_flickr8k_of_kaggle_reads_commas_quotes_and_line_breaks_as_written(minia
         (
             "image,caption",
             "image_name,comment",
-            "captions.txt: expected the columns image and caption.*got image_name, com",
+            r"Flickr8k, train, is not laid out as expected \(KeyError\('image'\)\)",
         ),
         (
             "1000268202_0000000001.jpg,",

@@ -27,7 +27,6 @@ from hivilt.data.captions import (
     SimilarCaptionsSampler,
     openmoji_split,
     rasterize,
-    read_caption_file,
     read_caption_table,
     read_karpathy,
     read_openmoji,
@@ -181,11 +180,9 @@ def test_openmoji_without_its_packages_says_what_to_install(tmp_path, monkeypatc
         read_openmoji("test", tmp_path)
 
 
-def test_openmoji_refuses_other_splits_and_sizes(tmp_path):
+def test_openmoji_refuses_other_splits(tmp_path):
     with pytest.raises(ValueError, match="'train', 'validation' and 'test', got 'val'"):
         read_openmoji("val", tmp_path)
-    with pytest.raises(ValueError, match="size: expected a number of pixels, at least 1, got 0"):
-        read_openmoji("test", tmp_path, size=0)
 
 
 # Karpathy's files
@@ -248,7 +245,7 @@ def test_flickr30k(folder):
     assert read_karpathy(path, "validation")[0].captions == ("Blue", "Blue")
     elsewhere = read_karpathy(path, "train", folder / "flickr30k-images")
     assert elsewhere[0].image == str(folder / "flickr30k-images/red.png")
-    with pytest.raises(FileNotFoundError, match="1 of 1 image files are missing: .*flickr30k-images/red.png"):
+    with pytest.raises(ValueError, match="1 of 1 images are missing or unreadable: .*flickr30k-images/red.png"):
         check_images(elsewhere)
 
 
@@ -258,11 +255,6 @@ def test_coco_trains_on_restval(folder):
     (example,) = read_karpathy(path, "test", "images")
     assert example == CaptionedImage("1004", "images/val2014/COCO_000000000004.jpg", ("Image 4",))
     assert [one.image_id for one in read_karpathy(path, "validation")] == ["1003"]
-
-
-def test_a_karpathy_file_is_known_when_it_comes_as_any_file(folder):
-    with pytest.raises(ValueError, match="dataset_coco.json: is a file of Karpathy's.*--karpathy_file"):
-        read_caption_file(coco(folder))
 
 
 def test_karpathy_errors(folder):
@@ -313,7 +305,7 @@ def test_one_row_a_caption(folder, kind):
     else:
         datasets.Dataset.from_list(ROWS).to_parquet(str(path))
     # In order, repeated captions once; relative paths start at the file, wherever the program runs.
-    assert read_caption_file(path) == [
+    assert read_caption_table(path) == [
         CaptionedImage("red.png", str(folder / "red.png"), ("a red image", "red")),
         CaptionedImage("blue.png", str(folder / "blue.png"), ("blue",)),
     ]
@@ -328,7 +320,7 @@ def test_parquet_with_images_inside_and_one_row_a_caption(folder):
     )
     table.to_parquet(str(folder / "train.parquet"))
     for id_column in ("cocoid", None):
-        read = read_caption_file(folder / "train.parquet", CaptionColumns("image", "sentences", id_column))
+        read = read_caption_table(folder / "train.parquet", CaptionColumns("image", "sentences", id_column))
         assert [one.captions for one in read] == [("Red", "A red one"), ("Blue",)]
         assert [open_image(one.image).getpixel(CORNER) for one in read] == [(255, 0, 0), (0, 0, 255)]
     assert read[0].image_id != read[1].image_id
@@ -421,13 +413,8 @@ def test_a_row_that_lacks_a_column_is_named():
 
 
 def test_a_missing_column_is_named_with_the_likely_one():
-    message = (
-        "caption_column: toy has no column 'caption'; it has 'image', 'text'. .* --caption_column, probably 'text'."
-    )
-    with pytest.raises(ValueError, match=message):
-        read_caption_table([{"image": "a", "text": "b"}], source="toy")
-    with pytest.raises(ValueError, match="it has 'image', 'text', 'captions'. .* with --caption_column.$"):
-        read_caption_table([{"image": "a", "text": "b", "captions": ["c"]}])
+    with pytest.raises(ValueError, match="it has 'image', 'captions'. .* with --caption_column, probably 'captions'.$"):
+        read_caption_table([{"image": "a", "captions": ["c"]}])
     with pytest.raises(ValueError, match="no column 'alt'; .* with --caption_column.$"):
         read_caption_table([{"image": "a", "text": "b"}], CaptionColumns(caption="alt"))
     with pytest.raises(ValueError, match="image_column: .* has no column 'image'; .* --image_column"):
@@ -519,17 +506,6 @@ def test_which_captions_are_drawn_says_nothing_about_the_augmentation():
         assert abs(sum(numbers) / len(numbers) - 0.5) < 0.06
 
 
-def test_workers_that_stay_hear_of_the_next_epoch():
-    dataset, here = CaptionDataset(many(8), 1, seed=0), CaptionDataset(many(8), 1, seed=0)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=4, collate_fn=caption_index_of, num_workers=2, persistent_workers=True
-    )
-    for epoch in (0, 1, 2):
-        dataset.set_epoch(epoch)
-        here.set_epoch(epoch)
-        assert sum(loader, []) == drawn(here)
-
-
 def caption_index_of(items):
     return [item["caption_index"] for item in items]
 
@@ -553,9 +529,9 @@ def test_bad_datasets_are_refused(examples):
         CaptionDataset([])
     with pytest.raises(ValueError, match="image 'r' has no caption"):
         CaptionDataset([examples[0]._replace(captions=())])
-    with pytest.raises(ValueError, match="captions_per_image: expected at least 1, or None for all, got 0"):
+    with pytest.raises(ValueError, match="captions_per_image: expected at least 1, .* got 0"):
         CaptionDataset(examples, 0, seed=0)
-    with pytest.raises(ValueError, match="captions_per_image: drawing 1 of .* needs a seed, got None"):
+    with pytest.raises(ValueError, match="captions_per_image: .* with a seed .* got 1 and seed=None"):
         CaptionDataset(examples, 1)
 
 
@@ -635,36 +611,6 @@ def test_images_stay_as_they_are_where_a_caption_says_left(beside):
     assert mirrored == {"a Dark corner on the Left": {False}, "a red image": {False, True}}
 
 
-def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(examples):
-    train, test = CaptionDataset(examples, seed=0), CaptionDataset(examples)
-    plain = CaptionCollator(make_processor())([test[0], test[1]])
-    same = [
-        CaptionCollator(make_processor())([train[0], train[1]]),
-        CaptionCollator(make_processor(), Augmentation())([train[0], train[1]]),
-        CaptionCollator(make_processor(), FULL)([test[0], test[1]]),
-    ]
-    for batch in same:
-        torch.testing.assert_close(batch, plain, rtol=0, atol=0)
-    changed = CaptionCollator(make_processor(), FULL)([train[0], train[1]])
-    assert changed.keys() == plain.keys()
-    assert all((changed["pixel_values"][row] != plain["pixel_values"][row]).any() for row in range(2))
-    assert torch.equal(changed["caption_index"], plain["caption_index"])
-
-
-def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(examples):
-    dataset, epochs = CaptionDataset(examples, 1, seed=0), []
-    for epoch in range(3):
-        dataset.set_epoch(epoch)
-        batches = [
-            list(torch.utils.data.DataLoader(dataset, 1, collate_fn=CaptionCollator(make_processor(), FULL), **workers))
-            for workers in ({"num_workers": 0}, {"num_workers": 2})
-        ]
-        for own, foreign in zip(*batches, strict=True):
-            torch.testing.assert_close(own, foreign, rtol=0, atol=0)
-        epochs.append(torch.cat([batch["pixel_values"] for batch in batches[0]]))
-    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
-
-
 def test_collator_names_the_setting_that_spoils_its_items():
     with pytest.raises(
         TypeError, match="CaptionCollator takes the items of a CaptionDataset.*remove_unused_columns=Fal"
@@ -672,9 +618,9 @@ def test_collator_names_the_setting_that_spoils_its_items():
         CaptionCollator(make_processor())([{"image": "x"}])
 
 
-def test_an_unreadable_image_is_named_with_the_way_out(examples, folder):
+def test_an_unreadable_image_is_named(examples, folder):
     (folder / "red.png").write_text("no image")
-    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
+    with pytest.raises(ValueError, match="red.png' is not a readable image .*; replace or remove it"):
         CaptionCollator(make_processor())([CaptionDataset(examples)[0]])
 
 
@@ -740,10 +686,10 @@ def test_groups_begin_elsewhere_in_every_epoch():
 
 
 def test_groups_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="group_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="group_size, dataset: expected at least 1, .* got 0"):
         SimilarCaptionsSampler(alphabet(3), 0)
 
 
 def test_an_order_without_a_seed_is_refused():
-    with pytest.raises(ValueError, match="dataset: expected a training split, got one without a seed"):
+    with pytest.raises(ValueError, match="group_size, dataset: .* a training split, .* seed=None"):
         SimilarCaptionsSampler(CaptionDataset(many(3)), 1)

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import json
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -22,7 +21,6 @@ from hivilt.data.tables import (
     column_names,
     hold_out,
     open_image,
-    open_item,
     read_rows,
     rows_with_images,
 )
@@ -99,8 +97,6 @@ def test_a_missing_column_is_an_error_with_its_flag():
         ValueError, match="image_column: toy has no column 'c'; it has 'a', 'b'. .* with --image_column.$"
     ):
         check_columns({"image": "c"}, ["a", "b"], "toy")
-    with pytest.raises(ValueError, match="with --caption_column, probably 'text'.$"):
-        check_columns({"caption": "caption"}, ["a", "text"], "toy")
 
 
 def test_rows_with_paths():
@@ -182,12 +178,6 @@ def test_class_labels_are_read_by_name_wherever_they_stand():
     assert str(first["score"]) == "0.1"
 
 
-def test_class_labels_tell_images_apart_by_name():
-    table = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "id": [1, 0]})
-    table = table.cast_column("id", datasets.ClassLabel(names=["zebra", "ape"]))
-    assert [row.image_id for row in images_of(table, "id")] == ["ape", "zebra"]
-
-
 @pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
 def test_a_table_in_another_format_is_read_as_it_is(format):
     table = datasets.Dataset.from_dict({"image": ["a.png"], "answer": [["red", "blue"]], "id": [7]})
@@ -263,7 +253,6 @@ def test_a_benchmark_is_trusted_with_its_ids():
         ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=", "as base64"),
         ("/9j/4AAQSkZJRgABAQEAYABgAAD/2wBDAAIBAQIBAQICAgICAgICAwUDAwMDAwYEBAMFBwYHBwcG", "as base64"),
         ("qk" * 200, "as base64"),
-        ("a\0.png", "NUL"),
     ],
 )
 def test_what_is_no_path_is_refused_before_training(image, message):
@@ -276,7 +265,7 @@ def test_what_is_no_path_is_refused_before_training(image, message):
 )
 def test_paths_of_all_kinds_are_looked_for_and_named(image):
     (row,) = images_of([{"image": image}])
-    with pytest.raises(FileNotFoundError, match="toy: 1 of 1 image files are missing: folder|toy: .*: /9j"):
+    with pytest.raises(ValueError, match="toy: 1 of 1 images are missing or unreadable: folder|toy: .*: /9j"):
         check_images([Record(row.image_id, row.image)], source="toy")
 
 
@@ -318,14 +307,6 @@ def test_holding_out_by_something_else_keeps_that_together():
     assert not {one.number // 2 for one in train} & {one.number // 2 for one in held_out}
 
 
-def test_no_spelling_of_a_path_leaks_into_what_is_held_out(tmp_path):
-    written = [f"{start}{number}.png" for start in ("", "./", "x/../", f"{tmp_path}/") for number in range(5)]
-    rows = rows_with_images([{"image": one} for one in written], "image", None, "toy", tmp_path)
-    train, held_out = hold_out([Record(row.image_id, row.image) for row in rows], fraction=0.4)
-    assert len(held_out) == 8
-    assert not {Path(one.image).name for one in train} & {Path(one.image).name for one in held_out}
-
-
 @given(st.lists(st.integers(0, 9), min_size=2), st.floats(0, 1), st.integers(0, 5))
 def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
     examples = [Record(str(one), "", n) for n, one in enumerate(ids + [10, 11])]
@@ -341,8 +322,8 @@ def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
 
 def test_missing_images_are_found_before_training(images, tmp_path):
     (tmp_path / "blue.png").unlink()
-    message = r"toy: 1 of 2 image files are missing: .*blue.png.*--on_bad_image skip"
-    with pytest.raises(FileNotFoundError, match=message):
+    message = r"toy: 1 of 2 images are missing or unreadable: .*blue.png.*--on_bad_image skip"
+    with pytest.raises(ValueError, match=message):
         check_images(images, source="toy")
     kept, bad = check_images(images, "skip", "toy")
     assert bad == ["blue.png"]
@@ -368,7 +349,9 @@ def test_unreadable_images_are_skipped_with_names_and_counts(images, tmp_path, c
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><p>404", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_files_that_are_no_images_are_found_before_training(images, tmp_path, content):
     (tmp_path / "red.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"toy: 1 of 2 files are no readable images: .*red\.png.*--on_bad_image skip"):
+    with pytest.raises(
+        ValueError, match=r"toy: 1 of 2 images are missing or unreadable: .*red\.png.*--on_bad_image skip"
+    ):
         check_images(images, source="toy")
 
 
@@ -380,7 +363,7 @@ def test_heic_images_that_cannot_be_opened_name_what_opens_them(tmp_path):
 
 
 def test_a_long_list_of_missing_images_is_cut():
-    with pytest.raises(FileNotFoundError, match="7 of 7 .*: 0, 1, 2, 3, 4 and 2 more. "):
+    with pytest.raises(ValueError, match="7 of 7 .*: 0, 1, 2, 3, 4 and 2 more. "):
         check_images([Record(str(n), str(n)) for n in range(7)])
 
 
@@ -399,7 +382,9 @@ def test_images_in_tables_are_checked_before_training(tmp_path):
     stored = [{"bytes": good, "path": None}, {"bytes": b"<html>", "path": None}, {"bytes": b"404", "path": "c.png"}]
     rows = images_of(datasets.Dataset.from_dict({"image": stored}))
     records = [Record(row.image_id, row.image, number) for number, row in enumerate(rows)]
-    message = r"toy: 2 of 3 files are no readable images: row 2 of column 'image', row 3 of column 'image' \(c.png\)"
+    message = (
+        r"toy: 2 of 3 images are missing or unreadable: row 2 of column 'image', row 3 of column 'image' \(c.png\)"
+    )
     with pytest.raises(ValueError, match=message):
         check_images(records, source="toy")
     kept, bad = check_images(records, "skip", source="toy")
@@ -425,20 +410,6 @@ def test_images_are_turned_upright_and_closed(tmp_path, recwarn):
 
 
 # Batches
-
-
-def test_an_item_opens_its_image(images):
-    opened = [open_item({"image": one.image}) for one in images]
-    assert [image.getpixel((30, 22)) for image in opened] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
-
-
-def test_a_bad_image_of_an_item_is_named_with_the_way_out(images, tmp_path):
-    (tmp_path / "red.png").write_text("no image")
-    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
-        open_item({"image": images[0].image})
-    (tmp_path / "red.png").unlink()
-    with pytest.raises(FileNotFoundError, match="red.png.*--on_bad_image skip"):
-        open_item({"image": images[0].image})
 
 
 def test_foreign_items_name_the_setting_that_spoils_them():

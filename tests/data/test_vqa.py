@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pickle
 
 import datasets
 import pytest
@@ -21,7 +20,6 @@ from hivilt.data.vqa import (
     build_answer_vocabulary,
     drop_unknown_answers,
     read_answers_file,
-    read_file,
     read_table,
 )
 from hivilt.evaluation.vqa import exact_match
@@ -72,7 +70,7 @@ def table_of_images(colors, **columns):
 
 @pytest.mark.parametrize("kind", [".json", ".data.json", ".jsonl", ".csv", ".parquet"])
 def test_local_files(folder, kind):
-    examples = read_file(write(folder, kind))
+    examples = read_table(write(folder, kind))
     red = str(folder / "images/red.png")
     # Relative paths start at the data file, wherever the program runs.
     assert examples[0] == VQAExample("0", "images/red.png", red, "what color is the shape?", ("red",))
@@ -83,7 +81,7 @@ def test_local_files(folder, kind):
 def test_parquet_with_images_inside(folder):
     path = folder / "train.parquet"
     table_of_images(["red", "blue", "red"], question=["q1", "q2", "q3"], answer=["1", "2", "3"]).to_parquet(str(path))
-    examples = read_file(path)
+    examples = read_table(path)
     assert examples[0].image_id == examples[2].image_id != examples[1].image_id
     assert open_image(examples[1].image).getpixel((30, 22)) == (0, 0, 255)
 
@@ -141,12 +139,12 @@ def test_answers_in_every_form(folder):
         ([], ()),
     ]
     rows = [{"image": "images/red.png", "question": "q", "answer": form} for form, _ in forms]
-    assert [one.answers for one in read_file(write(folder, ".json", rows))] == [answers for _, answers in forms]
+    assert [one.answers for one in read_table(write(folder, ".json", rows))] == [answers for _, answers in forms]
 
 
 def test_csv_cells_stay_as_they_are_written(folder):
     rows = [{"image": "images/red.png", "question": "q", "answer": answer} for answer in ("None", "007", "NA", "")]
-    assert [one.answers for one in read_file(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
+    assert [one.answers for one in read_table(write(folder, ".csv", rows))] == [("None",), ("007",), ("NA",), ()]
 
 
 def test_answers_as_class_labels_are_the_names_of_their_classes(folder):
@@ -157,7 +155,7 @@ def test_answers_as_class_labels_are_the_names_of_their_classes(folder):
     table.to_parquet(folder / "train.parquet")
     for read in (
         lambda columns: read_table(table, columns),
-        lambda columns: read_file(folder / "train.parquet", columns),
+        lambda columns: read_table(folder / "train.parquet", columns),
     ):
         assert [one.answers for one in read(Columns())] == [("no",), ("007",), ()]
         assert [one.answers for one in read(Columns(answer="several"))] == [("no", "yes"), ("007", "yes"), ("yes",)]
@@ -166,7 +164,7 @@ def test_answers_as_class_labels_are_the_names_of_their_classes(folder):
 @pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".parquet"])
 def test_composed_and_decomposed_texts_are_one(folder, kind):
     rows = [ROWS[0] | {"question": f"un {text}?", "answer": text} for text in ("caf\u00e9", "cafe\u0301", "Caf\u00e9")]
-    examples = read_file(write(folder, kind, rows))
+    examples = read_table(write(folder, kind, rows))
     assert {one.question for one in examples} == {"un caf\u00e9?", "un Caf\u00e9?"}
     assert build_answer_vocabulary([one.answers for one in examples]) == ["caf\u00e9"]
     assert exact_match("CAFE\u0301", ["caf\u00e9"])
@@ -178,15 +176,15 @@ def test_answers_of_all_kinds_of_files_are_those_that_were_written(tmp_path_fact
     rows = [{"image": "a.png", "question": "what?", "answer": answer} for answer in answers]
     wanted = [(clean(answer),) if clean(answer) else () for answer in answers]
     for kind in (".json", ".jsonl", ".csv"):
-        assert [one.answers for one in read_file(write(folder, kind, rows))] == wanted
+        assert [one.answers for one in read_table(write(folder, kind, rows))] == wanted
 
 
 def test_question_ids_are_read_as_other_cells_are(folder):
     rows = [row | {"id": number} for row, number in zip(ROWS, (7.0, "007", 3), strict=True)]
-    examples = read_file(write(folder, ".json", rows), Columns(question_id="id"))
+    examples = read_table(write(folder, ".json", rows), Columns(question_id="id"))
     assert [one.question_id for one in examples] == ["7", "007", "3"]
     with pytest.raises(ValueError, match="row 2: the question's id in column 'id' is empty"):
-        read_file(write(folder, ".json", [rows[0], rows[1] | {"id": float("nan")}]), Columns(question_id="id"))
+        read_table(write(folder, ".json", [rows[0], rows[1] | {"id": float("nan")}]), Columns(question_id="id"))
 
 
 # Bad input
@@ -208,7 +206,7 @@ def test_question_ids_are_read_as_other_cells_are(folder):
 )
 def test_bad_values_name_row_and_column(folder, change, error, message):
     with pytest.raises(error, match=message):
-        read_file(write(folder, ".json", [ROWS[0], ROWS[1] | change]))
+        read_table(write(folder, ".json", [ROWS[0], ROWS[1] | change]))
 
 
 @pytest.mark.parametrize("key", ["question", "image", "id"])
@@ -216,7 +214,7 @@ def test_a_row_that_lacks_a_key_is_named(folder, key):
     rows = [row | {"id": str(place)} for place, row in enumerate(ROWS[:2])]
     del rows[1][key]
     with pytest.raises((ValueError, TypeError), match=f"row 2: .*column '{key}'"):
-        read_file(write(folder, ".json", rows), Columns(question_id="id"))
+        read_table(write(folder, ".json", rows), Columns(question_id="id"))
 
 
 @pytest.mark.parametrize("kind", [".json", ".csv", ".parquet"])
@@ -224,9 +222,9 @@ def test_unknown_column_lists_those_present(folder, kind):
     path = write(folder, kind)
     message = "answer_column: .* has no column 'answers'; it has 'image', 'question', 'answer'.*--answer_column"
     with pytest.raises(ValueError, match=message):
-        read_file(path, Columns(answer="answers"))
+        read_table(path, Columns(answer="answers"))
     with pytest.raises(ValueError, match="image_id_column: .* has no column 'id'"):
-        read_file(path, Columns(image_id="id"))
+        read_table(path, Columns(image_id="id"))
 
 
 def test_an_answer_under_another_name_in_some_rows_is_refused(folder):
@@ -239,7 +237,7 @@ def test_an_answer_under_another_name_in_some_rows_is_refused(folder):
 
 def test_answers_may_be_absent_where_only_predictions_are_wanted(folder, caplog):
     rows = [{key: row[key] for key in ("image", "question")} for row in ROWS]
-    examples = read_file(write(folder, ".json", rows), answers_needed=False)
+    examples = read_table(write(folder, ".json", rows), answers_needed=False)
     assert {one.answers for one in examples} == {()}
     assert "has no column 'answer': its questions are answered, accuracy is not measured" in caplog.text
 
@@ -248,14 +246,7 @@ def test_answers_may_be_absent_where_only_predictions_are_wanted(folder, caplog)
 def test_a_file_without_examples_is_named(tmp_path, content, error):
     (tmp_path / "rows.json").write_text(content)
     with pytest.raises(error, match="rows.json: "):
-        read_file(tmp_path / "rows.json")
-
-
-def test_an_unreadable_image_is_named_with_the_way_out(folder):
-    (folder / "images/red.png").write_text("no image")
-    dataset = VQADataset(read_file(write(folder, ".json")))
-    with pytest.raises(ValueError, match="red.png.*--on_bad_image skip"):
-        VQACollator(make_processor(), {"yes": 0})([dataset[0]])
+        read_table(tmp_path / "rows.json")
 
 
 # Answers
@@ -346,7 +337,7 @@ def test_questions_without_a_known_answer_cannot_be_trained_on():
 
 
 def test_a_batch_ships_each_image_once(folder):
-    dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
+    dataset = VQADataset(read_table(write(folder, ".json"))).by_image()
     assert len(dataset) == 2
     batch = VQACollator(make_processor(), {"yes": 0, "no": 1})([dataset[0], dataset[1]])
     assert next(iter(batch)) == "input_ids"
@@ -359,7 +350,7 @@ def test_a_batch_ships_each_image_once(folder):
 
 
 def test_one_item_is_one_question_and_a_batch_keeps_their_order(folder):
-    dataset = VQADataset(read_file(write(folder, ".json")), seed=0)
+    dataset = VQADataset(read_table(write(folder, ".json")), seed=0)
     assert len(dataset) == 3 and dataset[-1]["question_index"] == [2]
     with pytest.raises(IndexError):
         dataset[3]
@@ -376,7 +367,7 @@ def test_one_item_is_one_question_and_a_batch_keeps_their_order(folder):
 
 
 def test_by_image_has_all_questions_of_an_image_and_shares_the_epoch(folder):
-    dataset = VQADataset(read_file(write(folder, ".json")), seed=0)
+    dataset = VQADataset(read_table(write(folder, ".json")), seed=0)
     images = dataset.by_image()
     assert [item["question_index"] for item in images] == dataset.groups == [[0, 2], [1]]
     images.set_epoch(3)
@@ -386,7 +377,7 @@ def test_by_image_has_all_questions_of_an_image_and_shares_the_epoch(folder):
 @pytest.mark.parametrize("spelling", ["Red", "RED", "  red ", "red"])
 def test_labels_are_found_whatever_the_spelling_in_the_config(folder, spelling):
     label2id = {"Yes": 0, "NO": 1, spelling: 2}
-    examples = read_file(write(folder, ".json"))
+    examples = read_table(write(folder, ".json"))
     assert drop_unknown_answers(examples, label2id) == examples
     dataset = VQADataset(examples)
     batch = VQACollator(make_processor(), label2id)([dataset[place] for place in range(3)])
@@ -400,26 +391,11 @@ def test_an_accent_may_be_composed_or_not(folder):
         assert labels.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_a_batch_without_a_known_answer_is_told_of_once(folder, soft, caplog):
-    dataset = VQADataset(read_file(write(folder, ".json")))
-    collator = VQACollator(make_processor(), {"LABEL_0": 0, "LABEL_1": 1}, soft)
-    for place in range(3):
-        collator([dataset[place]])
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "None of the 1 questions of a batch" in said and "['red']" in said and "['label_0', 'label_1']" in said
-    caplog.clear()
-    VQACollator(make_processor(), {"yes": 0}, soft)([dataset[place] for place in range(3)])
-    assert caplog.records == []
-
-
 @pytest.mark.parametrize(
     ("label2id", "came"),
     [
         ({}, r"got \{\}"),
         ({0: "yes", 1: "no"}, r"got \{0: 'yes', 1: 'no'\}"),
-        (["yes", "no"], r"got \['yes', 'no'\]"),
-        ({"yes": "0"}, r"got \{'yes': '0'\}"),
         ({"yes": -1}, r"got \{'yes': -1\}"),
         (None, "got None"),
     ],
@@ -444,7 +420,7 @@ def test_soft_labels_are_the_metric():
 
 def test_questions_without_answers_have_no_labels(folder):
     rows = [row | {"answer": None} for row in ROWS]
-    dataset = VQADataset(read_file(write(folder, ".json", rows))).by_image()
+    dataset = VQADataset(read_table(write(folder, ".json", rows))).by_image()
     assert "labels" not in VQACollator(make_processor(), {"yes": 0})([dataset[0]])
 
 
@@ -521,7 +497,7 @@ def test_all_questions_and_answers_decide_whether_their_image_is_mirrored(folder
 
 
 def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_on(folder):
-    examples = read_file(write(folder, ".json"))
+    examples = read_table(write(folder, ".json"))
     train, test = VQADataset(examples, seed=0).by_image(), VQADataset(examples).by_image()
     assert "draw" in train[0] and "draw" not in test[0]
     labels = {"yes": 0, "no": 1}
@@ -540,21 +516,8 @@ def test_augmentation_is_off_unless_asked_for_and_never_of_a_split_to_evaluate_o
     assert all(torch.equal(changed[name], plain[name]) for name in plain if name != "pixel_values")
 
 
-def test_draws_depend_on_seed_epoch_and_image_alone(folder):
-    examples = read_file(write(folder, ".json"))
-    draws = []
-    for seed in (0, 1):
-        dataset, fewer = (VQADataset(some, seed=seed).by_image() for some in (examples, examples[2:] + examples[1:2]))
-        for epoch in (0, 1):
-            dataset.set_epoch(epoch)
-            fewer.set_epoch(epoch)
-            draws += [dataset[place]["draw"] for place in range(2)]
-            assert [fewer[place]["draw"] for place in range(2)] == draws[-2:]
-    assert len(set(draws)) == 8
-
-
 def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(folder):
-    dataset, epochs = VQADataset(read_file(write(folder, ".json")), seed=0).by_image(), []
+    dataset, epochs = VQADataset(read_table(write(folder, ".json")), seed=0).by_image(), []
     collator = VQACollator(make_processor(), {"yes": 0, "no": 1}, augmentation=FULL)
     loaders = [
         torch.utils.data.DataLoader(dataset, collate_fn=collator, **workers)
@@ -568,30 +531,3 @@ def test_augmentation_is_the_same_with_workers_and_another_in_the_next_epoch(fol
             assert all(torch.equal(own[name], foreign[name]) for name in own)
         epochs.append(torch.cat([batch["pixel_values"] for batch in batches[0]]))
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
-
-
-def test_collator_names_the_setting_that_spoils_its_items(folder):
-    with pytest.raises(TypeError, match="remove_unused_columns=False"):
-        VQACollator(make_processor(), {"yes": 0})([{"image": "x"}])
-
-
-def test_empty_dataset_is_refused():
-    with pytest.raises(ValueError, match="examples: a dataset needs at least one"):
-        VQADataset([])
-
-
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_batches_from_workers_are_the_same(context, folder):
-    dataset = VQADataset(read_file(write(folder, ".json"))).by_image()
-    collator = pickle.loads(pickle.dumps(VQACollator(make_processor(), {"yes": 0, "no": 1, "red": 2})))
-    here = list(torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=collator))
-    there = list(
-        torch.utils.data.DataLoader(
-            dataset, batch_size=1, collate_fn=collator, num_workers=1, multiprocessing_context=context
-        )
-    )
-    assert len(here) == len(there) == 2
-    for own, foreign in zip(here, there, strict=True):
-        assert own.keys() == foreign.keys()
-        for name in own:
-            torch.testing.assert_close(own[name], foreign[name], rtol=0, atol=0)

@@ -154,32 +154,27 @@ def test_images_may_lie_elsewhere(name, folder, tmp_path):
 
 def test_a_missing_answer(name, folder):
     """Of VQAv2 and OK-VQA an annotation."""
+    drop_annotation = lambda one: one["annotations"].pop(0)
+    where = {
+        "easy-vqa": ("data/train/questions.json", lambda rows: rows[3].__setitem__(1, "")),
+        "vqav2": ("v2_mscoco_train2014_annotations.json", drop_annotation),
+        "gqa": ("train_balanced_questions.json", lambda one: one["030"].pop("answer")),
+        "vizwiz": ("Annotations/train.json", lambda rows: rows[3].pop("answers")),
+        "textvqa": ("TextVQA_0.5.1_train.json", lambda one: one["data"][3].update(answers=[])),
+        "ok-vqa": ("mscoco_train2014_annotations.json", drop_annotation),
+        "vqa-rad": ("VQA_RAD Dataset Public.json", lambda rows: rows[3].pop("answer")),
+        "clevr": ("CLEVR_v1.0/questions/CLEVR_train_questions.json", lambda one: one["questions"][3].pop("answer")),
+        "sort-of-clevr": ("sort_of_clevr_train.json", lambda rows: rows[3].pop("answer")),
+    }
     if name == "daquar":
         lines = (folder / "all_qa_pairs.txt").read_text().split("\n")
         # 6 questions about the test images come first.
         lines[2 * 6 + 7] = ""
         (folder / "all_qa_pairs.txt").write_text("\n".join(lines))
-        with pytest.raises(ValueError, match="train, row 4: 'answer' is empty"):
-            VQA_BENCHMARKS[name].read("train", folder)
-        return
-    where = {
-        "easy-vqa": ("data/train/questions.json", lambda rows: rows[3].__setitem__(1, ""), "train, row 4"),
-        "vqav2": ("v2_mscoco_train2014_annotations.json", lambda one: one["annotations"].pop(0), "question_id 103002"),
-        "gqa": ("train_balanced_questions.json", lambda one: one["030"].pop("answer"), "train, row 4"),
-        "vizwiz": ("Annotations/train.json", lambda rows: rows[3].pop("answers"), "train, row 4"),
-        "textvqa": ("TextVQA_0.5.1_train.json", lambda one: one["data"][3].update(answers=[]), "train, row 4"),
-        "ok-vqa": ("mscoco_train2014_annotations.json", lambda one: one["annotations"].pop(0), "question_id 103002"),
-        "vqa-rad": ("VQA_RAD Dataset Public.json", lambda rows: rows[3].pop("answer"), "train, row 4"),
-        "clevr": (
-            "CLEVR_v1.0/questions/CLEVR_train_questions.json",
-            lambda one: one["questions"][3].pop("answer"),
-            "train, row 4",
-        ),
-        "sort-of-clevr": ("sort_of_clevr_train.json", lambda rows: rows[3].pop("answer"), "train, row 4"),
-    }
-    file, edit, message = where[name]
-    change(folder / file, lambda content: edit(content) and None)
-    with pytest.raises(ValueError, match=message):
+    else:
+        file, edit = where[name]
+        change(folder / file, lambda content: edit(content) and None)
+    with pytest.raises(ValueError, match=r"train, row \d+: 'answers?' is empty"):
         VQA_BENCHMARKS[name].read("train", folder)
 
 
@@ -246,14 +241,9 @@ def test_textvqa_words_come_from_rosetta_else_from_the_questions(tmp_path):
 @pytest.mark.parametrize(
     ("function", "family"),
     [
-        ("exist", "exist"),
-        ("count", "count"),
-        ("equal_integer", "compare_integer"),
         ("less_than", "compare_integer"),
-        ("greater_than", "compare_integer"),
+        ("equal_integer", "compare_integer"),
         ("query_size", "query_attribute"),
-        ("query_material", "query_attribute"),
-        ("equal_color", "compare_attribute"),
         ("equal_shape", "compare_attribute"),
     ],
 )
@@ -360,16 +350,9 @@ def test_daquar_lists_in_any_order_are_one_class(tmp_path):
     assert [one.answers[0] for one in examples] == [*["chair, table"] * 3, "2", "lamp, picture, picture"]
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (DAQUAR_LINES[:3], "train.txt: expected a question and its answer by turns, got 3 lines"),
-        ([DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], "train.txt, line 3: expected a question that names its image"),
-        (["what is it ?", "cup"], r"train.txt, line 1: .*, got 'what is it \?'"),
-    ],
-)
-def test_daquar_lines_that_do_not_take_turns(tmp_path, lines, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("lines", [DAQUAR_LINES[:3], [DAQUAR_LINES[0], *DAQUAR_LINES[2:5]], ["what is it ?", "cup"]])
+def test_daquar_lines_that_do_not_take_turns(tmp_path, lines):
+    with pytest.raises(ValueError, match="DAQUAR, train, is not laid out as expected"):
         daquar(tmp_path, {"qa.894.raw.train.txt": lines})
 
 

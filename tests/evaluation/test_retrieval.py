@@ -176,7 +176,7 @@ def test_chance_is_the_mean_over_all_rankings(captions):
     image_of_text = [image for image, number in enumerate(captions) for _ in range(number)]
     texts_of_image = [[t for t, owner in enumerate(image_of_text) if owner == image] for image in range(len(captions))]
     ks = (1, 2, 4, 9)
-    chance = chance_recall(len(captions), captions, ks)
+    chance = chance_recall(captions, ks)
     for direction, candidates, matches in (
         ("image_to_text", sum(captions), texts_of_image),
         ("text_to_image", len(captions), [[image] for image in image_of_text]),
@@ -189,18 +189,18 @@ def test_chance_is_the_mean_over_all_rankings(captions):
 
 
 def test_chance_of_a_benchmark():
-    chance = chance_recall(1000, [5] * 1000)
+    chance = chance_recall([5] * 1000)
     everything = torch.arange(10).repeat(10, 1)
     assert list(chance) == list(retrieval_metrics(everything, everything, range(10)))
     assert chance["image_to_text_recall@1"] == pytest.approx(0.001)
     assert chance["text_to_image_recall@10"] == 0.01
     assert chance["mean_recall"] == pytest.approx(sum(list(chance.values())[:6]) / 6)
-    assert chance_recall(3, [1, 1, 1])["mean_recall"] == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert chance_recall([1, 1, 1])["mean_recall"] == pytest.approx((1 / 3 + 1 + 1) / 3)
 
 
 def test_chance_refuses_what_has_no_answer():
-    for num_images, captions in ((0, []), (2, [5]), (2, [1, 0])):
-        with pytest.raises(ValueError, match=f"got {num_images} images"):
-            chance_recall(num_images, captions)
+    for captions in ([], [1, 0]):
+        with pytest.raises(ValueError, match="captions_per_image: expected one image at least"):
+            chance_recall(captions)
     with pytest.raises(ValueError, match="ks: got"):
-        chance_recall(1, [1], ks=[0])
+        chance_recall([1], ks=[0])

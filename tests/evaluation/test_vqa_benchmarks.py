@@ -18,7 +18,7 @@ def test_accuracy_by_type():
     by_type = accuracy_by_type([1, 0, 0.3, 0.5, 1], ["yes/no", "yes/no", "number", None, "a"])
     assert list(by_type.items()) == [("a", 1), ("number", 0.3), ("yes/no", 0.5)]
     assert accuracy_by_type([1], [None]) == {}
-    with pytest.raises(ValueError, match="types: expected one a score, got 1 for 2"):
+    with pytest.raises(ValueError, match="types: expected one a question, got 1 for 2"):
         accuracy_by_type([1, 0], ["yes/no"])
 
 

