@@ -1,7 +1,7 @@
 """What frozen encoders give, encoded once and kept on disk: every later epoch and run costs fusion and head alone.
 
-    cache_dir/vision-1f0c.../0a72....safetensors    maps of some images, a tensor a level: `<image>.00`, `<image>.01`, ...
-    cache_dir/text-93be.../77d1....safetensors      states of some texts: `<text>.00`
+    cache_dir/vision-1f0c.../0a72....safetensors    maps of some images, a tensor a level: `<image>.0`, `<image>.1`, ...
+    cache_dir/text-93be.../77d1....safetensors      states of some texts: `<text>.0`
 
 A folder belongs to one encoder, with its weights, its processor and the precision stored; an item goes by its content:
 the bytes of an image's file, the tokens of a text. So nothing stale is ever read. Files come as a whole or not at all,
@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -69,8 +70,8 @@ class StateStore:
     def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
         self.folder, self.dtype, self.max_bytes = folder, dtype, max_bytes
         self.num_encoded, self.seconds, self.nbytes = 0, 0.0, 0
-        # What reads the tensors of each key. A file that was opened is mapped: whoever deletes it takes nothing.
-        self._items: dict[str, list[Callable[[], torch.Tensor]]] = {}
+        # The file and the number of tensors of each key. An open file is mapped: whoever deletes it takes nothing.
+        self._items: dict[str, tuple[safe_open, int]] = {}
         self._seen: set[Path] = set()
         self.refresh()
 
@@ -97,15 +98,17 @@ class StateStore:
 
     def _open(self, path: Path) -> None:
         self._seen.add(path)
-        file, found = safe_open(path, "pt"), {}
-        for name in sorted(file.keys()):
-            found.setdefault(name.partition(".")[0], []).append(partial(file.get_tensor, name))
-        self._items |= found
+        file = safe_open(path, "pt")
+        counts = Counter(name.partition(".")[0] for name in sorted(file.keys()))
+        self._items |= {key: (file, count) for key, count in counts.items()}
         self.nbytes += path.stat().st_size
 
     def read(self, keys: Sequence[str]) -> list[list[torch.Tensor]] | None:
         """The tensors of each key, in mapped files: copy what is to be changed. `None` unless all of them are there."""
-        return None if self.missing(keys) else [[read() for read in self._items[key]] for key in keys]
+        if self.missing(keys):
+            return None
+        found = [(key, *self._items[key]) for key in keys]
+        return [[file.get_tensor(f"{key}.{level}") for level in range(count)] for key, file, count in found]
 
     def fill(
         self,
@@ -137,7 +140,7 @@ class StateStore:
                     tensors = {}
                     encoded = encode([items[key] for key in missing]) if missing else ()
                     for key, levels in zip(missing, encoded, strict=True):
-                        tensors |= {f"{key}.{place:02}": self._stored(level) for place, level in enumerate(levels)}
+                        tensors |= {f"{key}.{place}": self._stored(level) for place, level in enumerate(levels)}
                         bar.update()
                     if missing:
                         self._write(f"{_digest(missing)}.safetensors", tensors, len(self.missing(keys)) / len(missing))
