@@ -15,7 +15,7 @@ from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQAExample
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.evaluation.plots import plot_attention
+from plots import plot_attention
 
 
 @torch.no_grad()

@@ -62,7 +62,6 @@ from hivilt.data.vqa import (
     drop_unknown_answers,
 )
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
-from hivilt.evaluation.plots import plot_study
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval
@@ -73,6 +72,7 @@ from hivilt.training.models import train_tokenizer
 from hivilt.training.names import check_name
 from hivilt.training.results import environment
 from peers import count_flops
+from plots import plot_study
 
 BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS}
 SEARCH_SEED = 0

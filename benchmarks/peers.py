@@ -30,9 +30,9 @@ from transformers.utils import logging
 from common import alternate, goals_table, judge_goal, make_parser, markdown, seconds
 from contestants import CONTESTANTS, NUM_TOKENS, Contestant, make_batch, make_hivilt
 from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
-from hivilt.evaluation.plots import plot_peers
 from hivilt.fusion_hivilt import map_states
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
+from plots import plot_peers
 
 QUESTIONS_PER_IMAGE = [1, 5.4, 10]
 IMAGES = [1, 8]

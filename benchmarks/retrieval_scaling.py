@@ -32,12 +32,12 @@ from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval, V
 from common import alternate, make_parser, markdown, seconds
 from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
-from hivilt.evaluation.plots import plot_scaling
 from hivilt.search import ImageIndex
 from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.models import train_tokenizer
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
+from plots import plot_scaling
 
 # ViT-B/16 at 224 and BERT-base, cut down: a twelfth of the width, half of the layers, a third of the image's side.
 SIZES = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 256}

@@ -1,4 +1,4 @@
-"""Every image this repository draws: the course of training, what a model answered or found, its attention.
+"""What a run draws: the course of training, and what a model answered or found.
 
 Pure functions over lists and arrays that write a PNG file to `path`; they need no display and leave matplotlib's global
 state alone.
@@ -9,11 +9,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
@@ -26,6 +23,14 @@ class AnsweredQuestion(NamedTuple):
     question: str
     predictions: Sequence[Mapping[str, Any]]  # `{"answer": str, "score": float}`, best first
     answer: str | None  # the right answer; `None` where it is not known
+
+
+class GeneratedCaption(NamedTuple):
+    """One cell of `plot_captions`."""
+
+    image: Image.Image
+    prediction: str
+    reference: str | None  # what a person wrote of the image; `None` where nothing is known
 
 
 class RetrievedImages(NamedTuple):
@@ -66,61 +71,6 @@ def plot_training(
     figure.savefig(path, dpi=120)
 
 
-def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """An image, in RGB, under the colors of the attention to it: bright where most, dark where least.
-
-    Args:
-        attention: (rows, columns), not negative. It covers the image whatever its grid.
-    """
-    scaled = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
-    # Smoothly between the centers of the cells.
-    colors = colormaps["inferno"](np.asarray(scaled.resize(image.size, Image.Resampling.BILINEAR)), bytes=True)
-    return Image.blend(image, Image.fromarray(colors).convert("RGB"), 0.75)
-
-
-def plot_attention(
-    image: Image.Image,
-    words: Sequence[str],
-    stages: Sequence[tuple[str, np.ndarray]],
-    bars: Mapping[str, Mapping[str, float]],
-    title: str,
-    path: str | os.PathLike,
-) -> None:
-    """What each word of a question attended to in the image, stage by stage, and what global fusion attended to.
-
-    Args:
-        image: in RGB.
-        words: the tokens of the question, a column each.
-        stages: a row each, its name and the attention of each word, (words, rows, columns), not negative.
-        bars: for each side of global fusion the share of its attention that each thing got; shares sum to 1.
-    """
-    num_words = len(words)
-    figure = Figure(figsize=(1.3 * max(num_words, 4), 1.5 * (len(stages) + 1) + 0.8), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.add_gridspec(len(stages) + 1, num_words)
-    for row, (name, maps) in enumerate(stages):
-        for column, (word, attention) in enumerate(zip(words, maps, strict=True)):
-            axes = figure.add_subplot(grid[row, column])
-            _draw_image(axes, draw_attention(image, attention))
-            if row == 0:
-                axes.set_title(word, fontsize=10)
-            if column == 0:
-                axes.set_ylabel(name, fontsize=9)
-    last = grid[-1, :].subgridspec(1, 2, width_ratios=(1, 2))
-    _draw_image(figure.add_subplot(last[0]), image)
-    axes = figure.add_subplot(last[1])
-    for place, shares in enumerate(bars.values()):
-        start = 0.0
-        for seen, share in shares.items():
-            axes.barh(place, share, left=start, color=f"C{len(axes.patches) % 2}", alpha=0.5)
-            if share >= 0.1:  # it has room for its name
-                axes.text(start + share / 2, place, f"{seen} {share:.0%}", ha="center", va="center", fontsize=8)
-            start += share
-    axes.set(yticks=range(len(bars)), yticklabels=list(bars), xticks=[], xlim=(0, 1))
-    axes.set_title("global fusion", fontsize=10)
-    figure.savefig(path, dpi=80)
-
-
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike) -> None:
     """A grid of images, row by row, with their question and the model's best answers.
 
@@ -129,26 +79,47 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
     """
     if len(answered) == 0:
         raise ValueError("answered: there is no question to draw.")
-    cells, heights = [], []
+    cells = []
     for image, question, predictions, answer in answered:
         lines = [f"{textwrap.shorten(best['answer'], 42)}  {best['score']:.1%}" for best in predictions]
         right = predictions[0]["answer"] == answer
         if answer is not None and not right:
             lines.append(f"(right: {textwrap.shorten(answer, 42)})")
         color = NEUTRAL if answer is None else RIGHT if right else WRONG
-        title = _wrapped(question, 42, 3)
-        cells.append((image, title, "\n".join(lines), {"fontsize": 9, "color": color}))
+        cells.append((image, _wrapped(question, 42, 3), "\n".join(lines), color))
+    _plot_grid(cells, "Question and best answers with their probabilities", path)
+
+
+def plot_captions(captions: Sequence[GeneratedCaption], path: str | os.PathLike) -> None:
+    """A grid of images, row by row, with the caption that the model generated above and a person's below.
+
+    Raises:
+        ValueError: `captions` is empty.
+    """
+    if len(captions) == 0:
+        raise ValueError("captions: there is no image to draw.")
+    cells = [
+        (image, _wrapped(prediction, 42, 3), "" if reference is None else _wrapped(f"({reference})", 48, 3), NEUTRAL)
+        for image, prediction, reference in captions
+    ]
+    _plot_grid(cells, "Generated caption, and below each image (what a person wrote)", path)
+
+
+def _plot_grid(cells: Sequence[tuple[Image.Image, str, str, str]], title: str, path: str | os.PathLike) -> None:
+    """A cell is an image, the text above it, the text below it and that one's color."""
+    heights = []
+    for image, above, below, _ in cells:
         image_height = max(0.3, min(4.0 * image.height / image.width, 2.5))
-        heights.append(image_height + 0.17 * (title.count("\n") + 1 + len(lines)) + 0.3)
+        heights.append(image_height + 0.17 * (above.count("\n") + below.count("\n") + 2) + 0.3)
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
     columns = min(4, len(cells))
     heights = [max(heights[start : start + columns]) for start in range(0, len(cells), columns)]
     figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
-    figure.suptitle("Question and best answers with their probabilities")
+    figure.suptitle(title)
     grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
-    for axes, (image, title, lines, style) in zip(grid, cells, strict=False):
-        _draw_image(axes, image, lines, **style)
-        axes.set_title(title, fontsize=10, parse_math=False)
+    for axes, (image, above, below, color) in zip(grid, cells, strict=False):
+        draw_image(axes, image, below, fontsize=9, color=color)
+        axes.set_title(above, fontsize=10, parse_math=False)
     for axes in grid[len(cells) :]:
         axes.set_axis_off()
     figure.draw_without_rendering()  # a first layout does not know yet how the images' shapes shrink their axes
@@ -189,10 +160,10 @@ def plot_retrieved(
             first.text(0, 0.5, query, transform=first.transAxes, va="center", fontsize=10, parse_math=False)
             first.set_axis_off()
         else:
-            _draw_image(first, row.query, "query", frame=(NEUTRAL, 1))
+            draw_image(first, row.query, "query", frame=(NEUTRAL, 1))
         matches = row.matches or [False] * len(row.images)
         for axes, image, caption, right in zip(others, row.images, row.captions, matches, strict=False):
-            _draw_image(axes, image, _wrapped(caption, 22, 2), (RIGHT, 4) if right else (FRAME, 0.8))
+            draw_image(axes, image, _wrapped(caption, 22, 2), (RIGHT, 4) if right else (FRAME, 0.8))
         for axes in others[len(row.images) :]:
             axes.set_axis_off()
     figure.savefig(path, dpi=100)
@@ -202,88 +173,12 @@ def _wrapped(text: str, width: int, max_lines: int) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=max_lines, placeholder=" ..."))
 
 
-def _draw_image(
+def draw_image(
     axes: Axes, image: Image.Image, caption: str = "", frame: tuple[str, float] = (FRAME, 0), fontsize: int = 8, **style
 ) -> None:
+    """An image without ticks, in RGB, with a caption below and a frame of a color and width in points."""
     axes.imshow(image.convert("RGB"))
     axes.set(xticks=[], yticks=[])
     color, width = frame
     axes.spines[:].set(edgecolor=color, linewidth=width)
     axes.set_xlabel(caption, fontsize=fontsize, parse_math=False, **style)
-
-
-def plot_scaling(collections: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Seconds of evaluating collections of different sizes, in two stages and by fusing all pairs.
-
-    Args:
-        collections: `num_images`, `seconds` of the two stages together, and `all_pairs_seconds` by model.
-    """
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
-    sizes = [row["num_images"] for row in collections]
-    axes.plot(sizes, [row["seconds"] for row in collections], marker="o", label="HiViLT, two stages (measured)")
-    for model, name in {"hivilt": "HiViLT", "vilt": "ViLT"}.items():
-        times = [row["all_pairs_seconds"][model] for row in collections]
-        axes.plot(sizes, times, marker="o", linestyle="--", label=f"{name}, all pairs (from a slice)")
-    for seconds, unit in ((60, "a minute"), (3600, "an hour"), (86400, "a day")):
-        axes.axhline(seconds, color="0.85", linewidth=1, zorder=0)
-        axes.annotate(unit, (sizes[0], seconds), color="0.6", fontsize=8, va="bottom")
-    axes.set(xscale="log", yscale="log", xlabel="images, five captions each", ylabel="seconds, one thread")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def plot_peers(models: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Questions a second of several models against how many questions each image meets, in inference and training.
-
-    Args:
-        models: by name, `inference_seconds_per_question` and `training_seconds_per_question`, each by setting, named
-            `"<images> x <questions an image>"`; those with the most images are drawn.
-    """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2), ("inference", "training"), strict=True):
-        for name, row in models.items():
-            settings = [(*map(float, key.split(" x ")), s) for key, s in row[f"{kind}_seconds_per_question"].items()]
-            most = max(images for images, _, _ in settings)
-            points = sorted((per, 1 / seconds) for images, per, seconds in settings if images == most)
-            style = {"linewidth": 3, "color": "black", "zorder": 3} if name == "HiViLT" else {"linewidth": 1.5}
-            axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
-        axes.set(
-            title=kind, xlabel="questions about each image", ylabel="questions a second, one thread", ylim=(0, None)
-        )
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def plot_study(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike) -> None:
-    """What is reached against what training has cost so far, a panel for each task and a line for each contestant.
-
-    Args:
-        panels: trainings by task and contestant: `flops` of all of the training, and `curve`, pairs of the share of it
-            and the accuracy or recall in [0, 1] on held-out training images. Lines are means over trainings.
-    """
-    # A contestant looks the same in every panel; there are fewer colors than contestants.
-    names = list(dict.fromkeys(name for contestants in panels.values() for name in contestants))
-    styles = {name: {"color": f"C{place}", "linestyle": "--" if place > 6 else "-"} for place, name in enumerate(names)}
-    styles |= {name: {"color": "black", "linestyle": ":", "zorder": 3} for name in names if name.startswith("HiViLT")}
-    styles["HiViLT"] = {"linewidth": 3, "color": "black", "zorder": 3}
-    columns = min(3, max(1, len(panels)))
-    rows = -(-max(1, len(panels)) // columns)
-    figure = Figure(figsize=(4.5 * columns + 2.5, 4 * rows), layout="constrained")
-    panes = figure.subplots(rows, columns, squeeze=False).ravel()
-    drawn = {}
-    for axes, (task, contestants) in zip(panes, panels.items(), strict=False):
-        for contestant, lines in contestants.items():
-            curves = np.array([line["curve"] for line in lines])  # (seeds, evaluations, 2)
-            share, accuracy = curves.mean(axis=0).T
-            cost = share * lines[0]["flops"] / 1e12
-            (drawn[contestant],) = axes.plot(cost, 100 * accuracy, marker=".", label=contestant, **styles[contestant])
-        axes.set(title=task, xlabel="training, TFLOP", ylabel="on held-out training images, %", xscale="log")
-        # Powers of ten alone name too few places on some panels, and the usual ticks between them run into each other.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    for axes in panes[len(panels) :]:
-        axes.set_axis_off()
-    figure.legend([drawn[name] for name in names], names, loc="outside right upper")
-    figure.savefig(path, dpi=120)
