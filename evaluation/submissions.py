@@ -7,20 +7,21 @@ from typing import Any, Literal
 from hivilt.evaluation.vqa import check_lengths, check_probabilities, check_strings
 
 
-def _whole_number(question_id: str) -> int:
-    if not (question_id.isascii() and question_id.isdecimal()):
+def _whole_number(official_id: str) -> int:
+    if not (official_id.isascii() and official_id.isdecimal()):
         raise ValueError(
-            f"question_ids: the server wants whole numbers, got {question_id!r}; read the split with its official ids."
+            f"ids: the server wants whole numbers, got {official_id!r}; read the split with its official ids."
         )
-    return int(question_id)
+    return int(official_id)
 
 
 def _image_file(question_id: str) -> str:
     return question_id.removesuffix(".jpg") + ".jpg"
 
 
-# Of each server what it calls a question's id, how that is written, and what it calls the answer.
+# Of each server what it calls the id of a question, or an image, how that is written, and what it calls the answer.
 _FORMATS = {
+    "coco": ("image_id", _whole_number, "caption"),
     "vqa": ("question_id", _whole_number, "answer"),
     "gqa": ("questionId", str, "prediction"),
     "vizwiz": ("image", _image_file, "answer"),
@@ -29,18 +30,18 @@ _FORMATS = {
 
 
 def submission(
-    server: Literal["vqa", "gqa", "vizwiz", "vizwiz_answerability"],
-    question_ids: Sequence[str],
+    server: Literal["coco", "vqa", "gqa", "vizwiz", "vizwiz_answerability"],
+    ids: Sequence[str],
     predictions: Sequence[str] | Sequence[float],
 ) -> list[dict[str, Any]]:
-    """A row a question in the format of a challenge.
+    """A row a question, or an image, in the format of a challenge.
 
     Args:
         server: "vqa" is that of VQAv2 and TextVQA, which wants an answer to each question of test2015, even where only
-            test-dev is scored.
-        question_ids: the official ones: digits for "vqa", texts that may begin with a zero for "gqa", the images' file names
+            test-dev is scored; "coco" that of captions, in a file `captions_<split>_<name>_results.json`.
+        ids: the official ones: digits for "vqa" and "coco", texts that may begin with a zero for "gqa", the images' file names
             with or without ".jpg" for VizWiz.
-        predictions: an answer each; for "vizwiz_answerability" the probability, in [0, 1], that it can be answered.
+        predictions: an answer, or a caption, each; for "vizwiz_answerability" the probability, in [0, 1], that it can be answered.
 
     Raises:
         ValueError, TypeError: an argument is empty, has another length or values of another kind, or a question comes twice.
@@ -51,13 +52,17 @@ def submission(
     [{'image': 'VizWiz_test_00000000.jpg', 'answerable': 0.75}]
     """
     id_name, write_id, value_name = _FORMATS[server]
-    check_strings("question_ids", question_ids)
-    if len(question_ids) == 0:
-        raise ValueError("question_ids: got an empty list; there is nothing to submit.")
-    (check_probabilities if server == "vizwiz_answerability" else check_strings)("predictions", predictions)
-    check_lengths(len(question_ids), predictions=predictions)
-    ids = [write_id(question_id) for question_id in question_ids]
-    repeated, times = Counter(ids).most_common(1)[0]
+    unit = "image" if server == "coco" else "question"
+    check_strings("ids", ids, unit)
+    if len(ids) == 0:
+        raise ValueError("ids: got an empty list; there is nothing to submit.")
+    if server == "vizwiz_answerability":
+        check_probabilities("predictions", predictions)
+    else:
+        check_strings("predictions", predictions, unit)
+    check_lengths(len(ids), unit, predictions=predictions)
+    written = [write_id(one) for one in ids]
+    repeated, times = Counter(written).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"question_ids: {repeated!r} comes {times} times; the server takes one answer a question.")
-    return [{id_name: written, value_name: value} for written, value in zip(ids, predictions, strict=True)]
+        raise ValueError(f"ids: {repeated!r} comes {times} times; the server takes each {unit} once.")
+    return [{id_name: one, value_name: value} for one, value in zip(written, predictions, strict=True)]

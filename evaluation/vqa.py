@@ -298,20 +298,20 @@ def _check_answers(answers: Sequence[str], question: int | None = None, at_least
         raise ValueError(f"answers: got an empty list{where}; leave out a question without a known answer.")
 
 
-def check_strings(name: str, values: Sequence[str]) -> None:
-    """Refuses anything but a list of strings with a `TypeError` that names the argument and the question."""
+def check_strings(name: str, values: Sequence[str], unit: str = "question") -> None:
+    """Refuses anything but a list of strings with a `TypeError` that names the argument and the question (`unit`)."""
     if isinstance(values, str):
-        raise TypeError(f"{name}: expected a list, one string a question, got the string {values!r}.")
-    for question, value in enumerate(values):
+        raise TypeError(f"{name}: expected a list, one string per {unit}, got the string {values!r}.")
+    for place, value in enumerate(values):
         if not isinstance(value, str):
-            raise TypeError(f"{name}: expected one string a question, got {value!r} for question {question}.")
+            raise TypeError(f"{name}: expected one string per {unit}, got {value!r} for {unit} {place}.")
 
 
-def check_lengths(num_questions: int, **given: Sequence | None) -> None:
+def check_lengths(number: int, /, unit: str = "question", **given: Sequence | None) -> None:
     """Refuses lists of another length with a `ValueError` that names them; `None` was not given."""
     for name, values in given.items():
-        if values is not None and len(values) != num_questions:
-            raise ValueError(f"{name}: expected one a question, got {len(values)} for {num_questions} questions.")
+        if values is not None and len(values) != number:
+            raise ValueError(f"{name}: expected one per {unit}, got {len(values)} for {number} {unit}s.")
 
 
 def check_probabilities(name: str, values: Sequence[float]) -> None:

@@ -31,9 +31,20 @@ def test_vizwiz_names_files():
         submission("vizwiz_answerability", IMAGES, [0.5, -2.5])
 
 
+def test_coco_captions():
+    content = submission("coco", ["391895", "9"], ["a man, riding", ""])
+    assert json.dumps(content) == '[{"image_id": 391895, "caption": "a man, riding"}, {"image_id": 9, "caption": ""}]'
+    with pytest.raises(ValueError, match="ids: the server wants whole numbers, got 'COCO_9.jpg'"):
+        submission("coco", ["391895", "COCO_9.jpg"], ["a man", "a dog"])
+    with pytest.raises(ValueError, match="ids: 7 comes 2 times; the server takes each image once"):
+        submission("coco", ["7", "07"], ["a man", "a dog"])
+    with pytest.raises(TypeError, match="predictions: expected one string per image, got None for image 1"):
+        submission("coco", ["7", "8"], ["a man", None])
+
+
 @pytest.mark.parametrize("wrong", ["test_3", "", "-1", "1.0", " 7", "1_000", "²"])
 def test_vqa_ids_are_whole_numbers(wrong):
-    with pytest.raises(ValueError, match=f"question_ids: the server wants whole numbers, got {wrong!r}"):
+    with pytest.raises(ValueError, match=f"ids: the server wants whole numbers, got {wrong!r}"):
         submission("vqa", ["7", wrong], ["yes", "no"])
 
 
@@ -42,30 +53,30 @@ def test_vqa_ids_are_whole_numbers(wrong):
     [("vqa", ["7", "8", "7"]), ("vqa", ["7", "8", "07"]), ("gqa", ["7", "8", "7"]), ("vizwiz", ["7.jpg", "8", "7"])],
 )
 def test_a_question_that_comes_twice_is_named(server, ids):
-    with pytest.raises(ValueError, match="question_ids: .*7.* comes 2 times"):
+    with pytest.raises(ValueError, match="ids: .*7.* comes 2 times"):
         submission(server, ids, ["yes"] * 3)
 
 
 @pytest.mark.parametrize(
     ("server", "ids", "predictions", "error", "message"),
     [
-        ("vqa", ["7", "8"], ["yes"], ValueError, "predictions: expected one a question, got 1 for 2 questions"),
-        ("vizwiz_answerability", IMAGES, [0.5], ValueError, "predictions: expected one a question, got 1 for 2"),
+        ("vqa", ["7", "8"], ["yes"], ValueError, "predictions: expected one per question, got 1 for 2 questions"),
+        ("vizwiz_answerability", IMAGES, [0.5], ValueError, "predictions: expected one per question, got 1 for 2"),
         (
             "gqa",
             ["7", "8"],
             ["yes", None],
             TypeError,
-            "predictions: expected one string a question, got None for question",
+            "predictions: expected one string per question, got None for question",
         ),
         (
             "vizwiz",
             ["7", 8],
             ["yes", "no"],
             TypeError,
-            "question_ids: expected one string a question, got 8 for question 1",
+            "ids: expected one string per question, got 8 for question 1",
         ),
-        ("vqa", [], [], ValueError, "question_ids: got an empty list"),
+        ("vqa", [], [], ValueError, "ids: got an empty list"),
     ],
 )
 def test_answers_are_one_a_question(server, ids, predictions, error, message):

@@ -249,11 +249,11 @@ def test_a_bad_question_of_a_split_is_named():
         vqa_accuracies(["yes", "no"], [["yes"], "no"])
     with pytest.raises(ValueError, match="answers: got an empty list for question 1"):
         vqa_accuracies(["yes", "no"], [["yes"], []])
-    with pytest.raises(TypeError, match="predictions: expected one string a question, got None for question 1"):
+    with pytest.raises(TypeError, match="predictions: expected one string per question, got None for question 1"):
         vqa_accuracies(["yes", None], [["yes"], ["no"]])
     with pytest.raises(TypeError, match="predictions: expected a list"):
         vqa_accuracies("yes", [["yes"]] * 3)
-    with pytest.raises(ValueError, match="answers: expected one a question, got 1 for 2 questions"):
+    with pytest.raises(ValueError, match="answers: expected one per question, got 1 for 2 questions"):
         vqa_accuracies(["yes", "no"], [["yes"]])
 
 
@@ -287,7 +287,7 @@ def test_metrics_of_a_split():
     assert several["accuracy"] == 0.5
     assert several["vqa_accuracy"] == pytest.approx(0.8)
     assert vqa_metrics([["Red"]], [["red"] * 10], "official")["vqa_accuracy"] == 0
-    with pytest.raises(ValueError, match="answers: expected one a question, got 1 for 4 questions"):
+    with pytest.raises(ValueError, match="answers: expected one per question, got 1 for 4 questions"):
         vqa_metrics(predictions, [["yes"]])
 
 

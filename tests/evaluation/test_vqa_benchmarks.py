@@ -18,7 +18,7 @@ def test_accuracy_by_type():
     by_type = accuracy_by_type([1, 0, 0.3, 0.5, 1], ["yes/no", "yes/no", "number", None, "a"])
     assert list(by_type.items()) == [("a", 1), ("number", 0.3), ("yes/no", 0.5)]
     assert accuracy_by_type([1], [None]) == {}
-    with pytest.raises(ValueError, match="types: expected one a question, got 1 for 2"):
+    with pytest.raises(ValueError, match="types: expected one per question, got 1 for 2"):
         accuracy_by_type([1, 0], ["yes/no"])
 
 
@@ -60,7 +60,7 @@ def test_gqa():
         "binary_accuracy": pytest.approx(1 / 3),
     }
     assert "open_accuracy" not in gqa_metrics(["yes"], ["yes"], structural=["verify"])
-    with pytest.raises(TypeError, match=r"answers: expected one string a question, got \['yes'\]"):
+    with pytest.raises(TypeError, match=r"answers: expected one string per question, got \['yes'\]"):
         gqa_metrics(["yes"], [["yes"]])
 
 
@@ -134,7 +134,7 @@ def test_vqa_rad():
     assert only_open == {"accuracy": 1, "open_accuracy": 1, "num_open": 1, "num_closed": 0}
     with pytest.raises(ValueError, match="answer_types: expected 'OPEN' or 'CLOSED' for each question, got 'other'"):
         vqa_rad_metrics(["chest"], ["chest"], ["other"])
-    with pytest.raises(TypeError, match="answer_types: expected one string a question, got None"):
+    with pytest.raises(TypeError, match="answer_types: expected one string per question, got None"):
         vqa_rad_metrics(["chest"], ["chest"], [None])
 
 
@@ -161,7 +161,7 @@ def test_daquar():
         "wups_0.9": pytest.approx((3 + 0.08 + 0.95) / 5),
         "wups_0.0": pytest.approx((3 + 0.8 + 0.95) / 5),
     }
-    with pytest.raises(TypeError, match="answers: expected one string a question, got None"):
+    with pytest.raises(TypeError, match="answers: expected one string per question, got None"):
         daquar_metrics(["chair"], [None])
 
 
@@ -182,7 +182,7 @@ def test_every_list_has_one_entry_a_question(metrics, name):
     given = {"predictions": ["yes"] * 2, "answers": [["yes"] if lists else "yes"] * 2}
     given |= {"answer_types": ["OPEN"] * 2} if metrics is vqa_rad_metrics else {}
     one = given[name][:1] if name in given else ["OPEN"]
-    with pytest.raises(ValueError, match=f"^{name}: expected one a question, got 1 for 2 questions"):
+    with pytest.raises(ValueError, match=f"^{name}: expected one per question, got 1 for 2 questions"):
         metrics(**{**given, name: one})
     with pytest.raises(ValueError, match="^predictions: got an empty list"):
         metrics(**{key: [] for key in given})

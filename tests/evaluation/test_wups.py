@@ -92,7 +92,7 @@ def test_items_of_an_answer():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"threshold: expected a number in \[0, 1\], got 90"):
         wups("chair", "table", 90, similarity)
-    with pytest.raises(TypeError, match="expected one string a question, got None"):
+    with pytest.raises(TypeError, match="expected one string per question, got None"):
         wups(None, "table", 0.9, similarity)
 
 
