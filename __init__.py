@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from hivilt.configuration_hivilt import AUTO_MAP, HiViLTConfig
 
 if TYPE_CHECKING:
+    from hivilt.generation_hivilt import *  # noqa: F403
     from hivilt.modeling_hivilt import *  # noqa: F403
     from hivilt.pipeline_hivilt import *  # noqa: F403
     from hivilt.processing_hivilt import *  # noqa: F403
@@ -24,11 +25,13 @@ _HOMES["HiViLTVisualQuestionAnsweringPipeline"] = "pipeline_hivilt"
 
 __all__ = list(_HOMES)
 
-# The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them.
+# The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them, of
+# which the last one builds on another.
 _AUTO = {
     "transformers.pipelines": "hivilt.pipeline_hivilt",
     "transformers.models.auto.modeling_auto": "hivilt.modeling_hivilt",
     "transformers.modeling_layers": "hivilt.modeling_hivilt",  # imports that one midway, too early for ours
+    "hivilt.modeling_hivilt": "hivilt.generation_hivilt",
     "transformers.models.auto.processing_auto": "hivilt.processing_hivilt",
 }
 
@@ -79,10 +82,11 @@ class _RegisterWhenImported(MetaPathFinder):
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                layers = sys.modules.get("transformers.modeling_layers")
-                if fullname not in _AUTO:
+                if fullname in _AUTO.values():
                     _register(fullname)
-                elif layers is None or hasattr(layers, "GradientCheckpointingLayer"):  # else it is being imported
+                layers = sys.modules.get("transformers.modeling_layers")
+                is_ready = layers is None or hasattr(layers, "GradientCheckpointingLayer")  # else it is being imported
+                if fullname in _AUTO and is_ready:
                     importlib.import_module(_AUTO[fullname])
 
             spec.loader.exec_module = exec_module

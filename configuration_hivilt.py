@@ -1,5 +1,6 @@
 """HiViLT configuration: two encoders, described by their own configs, and the hierarchical fusion between them."""
 
+import copy
 import difflib
 import math
 import os
@@ -22,6 +23,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .encoders_hivilt import (
+    as_decoder,
     check_encoder,
     default_levels,
     image_size,
@@ -39,6 +41,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_hivilt.HiViLTModel",
     "AutoModelForVisualQuestionAnswering": "modeling_hivilt.HiViLTForQuestionAnswering",
     "AutoModelForZeroShotImageClassification": "modeling_hivilt.HiViLTForRetrieval",
+    "AutoModelForImageTextToText": "generation_hivilt.HiViLTForConditionalGeneration",
     "AutoProcessor": "processing_hivilt.HiViLTProcessor",
 }
 
@@ -70,10 +73,8 @@ def _check_spelling(name: str, config_class: type[PreTrainedConfig], keys: Itera
             raise ValueError(f"{name} has no `{key}`; did you mean `{close[0]}`?")
 
 
-def _encoder_config(
-    name: str, config: PreTrainedConfig | dict | None, default_type: str, saved: bool
-) -> PreTrainedConfig:
-    """The config of an encoder from what stands for it: itself, its fields, or nothing for that of the base model."""
+def _part_config(name: str, config: PreTrainedConfig | dict | None, default_type: str, saved: bool) -> PreTrainedConfig:
+    """The config of a part from what stands for it: itself, its fields, or nothing for that of the base model."""
     if isinstance(config, PreTrainedConfig):
         return config
     if config is not None and not isinstance(config, dict):
@@ -138,6 +139,13 @@ class HiViLTConfig(PreTrainedConfig):
             from the batch. Fused matching costs as many pairs.
         gather_negatives: retrieval: negatives in training come from all processes, with gradient.
         return_loss: retrieval: compute the losses in evaluation mode, too, where a call does not say; in training always.
+        decoder_config: generation: config of a causal language model with cross-attention (GPT-2, BERT, BART), or a `dict` of its
+            fields with its `model_type`, whose vocabulary is the text encoder's unless it says otherwise. Unset: no decoder;
+            [`HiViLTForConditionalGeneration`] then makes [`HiViLTConfig.with_decoder`].
+        prompt_ids: generation: tokens of the text, special ones included, that an image without a text meets.
+        label_smoothing: generation: probability that is spread over the whole vocabulary (arXiv 1512.00567).
+        bos_token_id, eos_token_id, pad_token_id, decoder_start_token_id: generation: the decoder's special tokens, which
+            [`HiViLTForConditionalGeneration.set_decoder_tokens`] sets.
 
     Raises:
         StrictDataclassError: a field is of the wrong type or out of range; the message names it.
@@ -146,7 +154,7 @@ class HiViLTConfig(PreTrainedConfig):
     """
 
     model_type = "hivilt"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "decoder_config": AutoConfig}
     # Trainer would otherwise gather and keep all of these for every evaluation batch.
     keys_to_ignore_at_inference = [
         *("local_fusion_state", "global_fusion_state", "vision_global_state", "text_global_state"),
@@ -156,6 +164,7 @@ class HiViLTConfig(PreTrainedConfig):
         *("contrastive_loss", "auxiliary_loss", "num_dropped_anchors"),
         # Square matrices of one batch; stacking them over batches means nothing. Recall comes from the embeddings.
         *("logits_per_image", "logits_per_text"),
+        *("past_key_values", "encoder_last_hidden_state", "decoder_hidden_states", "decoder_attentions"),
     ]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -184,6 +193,13 @@ class HiViLTConfig(PreTrainedConfig):
     num_hard_negatives: int = 1
     gather_negatives: bool = True
     return_loss: bool = False
+    decoder_config: dict | PreTrainedConfig | None = None
+    prompt_ids: list[int] | tuple[int, ...] | None = None
+    label_smoothing: float | int = 0.0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
         # What a saved config holds is kept, however it is spelt: another version may know it.
@@ -194,13 +210,18 @@ class HiViLTConfig(PreTrainedConfig):
             self.id2label = _by_number(self.label2id)
         self._refuse_foreign_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        self.vision_config = _encoder_config("vision_config", self.vision_config, "vit", saved)
-        self.text_config = _encoder_config("text_config", self.text_config, "bert", saved)
+        self.vision_config = _part_config("vision_config", self.vision_config, "vit", saved)
+        self.text_config = _part_config("text_config", self.text_config, "bert", saved)
+        if self.decoder_config is not None:
+            if isinstance(self.decoder_config, dict):
+                self.decoder_config = {"vocab_size": self.text_config.vocab_size, **self.decoder_config}
+            self.decoder_config = as_decoder(_part_config("decoder_config", self.decoder_config, "gpt2", saved))
+            self.is_encoder_decoder = True
         super().__post_init__(**kwargs)
         unknown = [key for key in kwargs if key in vars(self) and key != "auto_map" and key[0] != "_"]
         if unknown and not saved:
             logger.warning(f"HiViLTConfig has no `{'`, `'.join(unknown)}`: it is kept, and changes nothing.")
-        for name in self.sub_configs:
+        for name in ("vision_config", "text_config"):
             check_encoder(name, getattr(self, name))
             setattr(self, name, without_unread_parts(getattr(self, name)))
         self._name_labels()
@@ -213,12 +234,15 @@ class HiViLTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """
-        As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file.
+        As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file,
+        and `decoder_config` the file's.
         """
         # transformers would set them after the config is made and checked.
         labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
         if labels:
             config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
+        if kwargs.get("decoder_config") is not None:
+            config_dict = {**config_dict, "decoder_config": kwargs.pop("decoder_config")}
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -245,6 +269,33 @@ class HiViLTConfig(PreTrainedConfig):
         """Most tokens that the text encoder takes; `None` where there is no limit (T5)."""
         return max_text_length(self.text_config)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """As [`PreTrainedConfig.get_text_config`]; with `decoder=True`, from which `generate` makes its cache, the decoder's."""
+        if decoder and not encoder and self.decoder_config is not None:
+            return self.decoder_config
+        return super().get_text_config(decoder=decoder, encoder=encoder)
+
+    def with_decoder(self) -> "HiViLTConfig":
+        """
+        This config with a decoder: its own, or a GPT-2 of three layers as wide as the fusion, over the text encoder's
+        vocabulary. Its embeddings, which also score the tokens, start at 1/sqrt(hidden_size), as the fusion's layers do.
+        """
+        config = copy.deepcopy(self)
+        if config.decoder_config is None:
+            drop = {
+                "resid_pdrop": self.dropout,
+                "embd_pdrop": self.dropout,
+                "attn_pdrop": 0.0,
+            }  # which fused attention does without
+            tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+            size = {"n_embd": self.hidden_size, "n_head": self.num_attention_heads, "n_layer": 3, "n_positions": 512}
+            fields = {"model_type": "gpt2", "vocab_size": self.text_config.vocab_size, **size, **drop, **tokens}
+            fields["initializer_range"] = self.hidden_size**-0.5
+            config.decoder_config = as_decoder(AutoConfig.for_model(**fields))
+            config.decoder_config._attn_implementation = config._attn_implementation
+            config.is_encoder_decoder = True
+        return config
+
     def _refuse_foreign_labels(self, num_labels) -> None:
         # transformers makes maps of both before it validates any field.
         labels = self.id2label
@@ -269,7 +320,7 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError(f"`hidden_size` ({width}) must be a multiple of `num_attention_heads` ({heads}).")
         if self.fusion_top_k is not None and self.fusion_top_k < 1:
             raise ValueError(f"`fusion_top_k` must be at least 1, or None for dense fusion, got {self.fusion_top_k}.")
-        for name in ("dropout", "embedding_dropout"):
+        for name in ("dropout", "embedding_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         weights = ("classification_loss_weight", "contrastive_loss_weight", "auxiliary_loss_weight")
@@ -284,12 +335,24 @@ class HiViLTConfig(PreTrainedConfig):
         if self.hidden_act not in known:
             raise ValueError(f"`hidden_act` must be one of {', '.join(known)}, got {self.hidden_act!r}.")
         self._validate_levels()
+        self._validate_prompt()
         labels = self.id2label or {}
         if sorted(labels) != list(range(len(labels))):
             got = f"{min(labels)}..{max(labels)}"
             raise ValueError(f"`id2label` must number its {len(labels)} answers from 0, without gaps; got {got}.")
         if len(self.label2id or {}) != len(labels):
             raise ValueError("`id2label` must not name the same answer twice.")
+
+    def _validate_prompt(self):
+        if self.prompt_ids is None:
+            return
+        known, limit = getattr(self.text_config, "vocab_size", math.inf), self.max_text_length
+        if not self.prompt_ids or not all(0 <= token < known for token in self.prompt_ids):
+            raise ValueError(
+                f"`prompt_ids` must be tokens of the text encoder, 0..{known - 1}, got {list(self.prompt_ids)}."
+            )
+        if limit is not None and len(self.prompt_ids) > limit:
+            raise ValueError(f"`prompt_ids` has {len(self.prompt_ids)} tokens, but the text encoder takes {limit}.")
 
     def _validate_levels(self):
         if min(size := image_size(self.vision_config) or (1, 1)) < 1:

@@ -1,8 +1,8 @@
 """
 How a borrowed encoder becomes what fusion reads: a vision encoder a pyramid of maps, a text encoder one state a token.
 
-Everything that differs from one family of encoders to the next is in this file. `docs/encoders.md` lists the families. One
-of transformers that is in neither table is refused, since it is not tested. An encoder that a program registers itself
+Everything that differs from one family of encoders to the next is in this file, and what a borrowed decoder must be.
+`docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An encoder that a program registers itself
 (`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the meta device, and refused where it gives
 no maps or leaves parameters without a gradient.
 """
@@ -12,6 +12,7 @@ import inspect
 import itertools
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,13 @@ REFUSED_FAMILIES = {
     ),
 }
 
+# Causal language models of transformers with cross-attention.
+DECODER_FAMILIES = (
+    *("bart", "bert", "bert-generation", "bigbird_pegasus", "blenderbot", "blenderbot-small", "camembert"),
+    *("data2vec-text", "electra", "ernie", "gpt2", "marian", "mbart", "mvp", "pegasus", "plbart", "rembert", "roberta"),
+    *("roberta-prelayernorm", "roc_bert", "roformer", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl"),
+)
+
 # Fields that switch off what nothing here reads of a family.
 _SWITCHES = {
     "aimv2_vision_model": {"use_head": False},
@@ -174,15 +182,7 @@ def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
         build = model_class = own_class  # the Auto classes lack the towers of some CLIP-like models
     has_pooler = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
     without = {"add_pooling_layer": False} if has_pooler else {}
-    wanted = config._attn_implementation
-    try:
-        encoder = build(config, **without)
-    except ValueError:
-        if wanted in (None, "eager"):
-            raise
-        config._attn_implementation = None
-        encoder = build(config, **without)
-        _warn_of_attention(encoder, wanted)
+    encoder = _built(build, config, **without)
 
     if isinstance(getattr(encoder, "head", None), nn.Linear):
         encoder.head = nn.Identity()
@@ -193,6 +193,20 @@ def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
         del embeddings.mask_token
         embeddings.register_buffer("mask_token", mask_token, persistent=False)
     return encoder
+
+
+def _built(build: Callable, config: PreTrainedConfig, **kwargs) -> "PreTrainedModel":
+    """What `build` makes of a config, with the attention that it asks for, or, with a warning, the model's own."""
+    wanted = config._attn_implementation
+    try:
+        return build(config, **kwargs)
+    except ValueError:
+        if wanted in (None, "eager"):
+            raise
+        config._attn_implementation = None
+        model = build(config, **kwargs)
+        _warn_of_attention(model, wanted)
+        return model
 
 
 def _warn_of_attention(encoder: "PreTrainedModel", wanted: str) -> None:
@@ -550,3 +564,55 @@ def word_embeddings(encoder: "PreTrainedModel") -> nn.Module:
     """The embeddings that a text encoder runs: T5's own stand beside the ones of its stack, which have their weights."""
     inner = encoder.get_encoder()
     return (inner if isinstance(inner, transformers.PreTrainedModel) else encoder).get_input_embeddings()
+
+
+# Decoders
+
+
+def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
+    """
+    The config of a causal language model as that of a decoder with cross-attention: a copy, with no special token that its
+    vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
+
+    Raises:
+        ValueError: the language model has no cross-attention, or is of a family that is not tested.
+    """
+    family = config.model_type
+    if family not in DECODER_FAMILIES:
+        raise ValueError(
+            f"`decoder_config`: a `{family}` cannot be the decoder: it has no cross-attention to an encoder, or is not among "
+            f"those that are tested. Those that can: {', '.join(DECODER_FAMILIES)}."
+        )
+    config = copy.deepcopy(config)
+    config.is_decoder, config.is_encoder_decoder, config.add_cross_attention = True, False, True
+    config.dtype = None  # that of the whole model, whatever the checkpoint's was
+    if getattr(config, "decoder_layers", None) is not None:
+        # Of BART and its like caches count the encoder's, which is not there.
+        config.num_hidden_layers, config.num_attention_heads = config.decoder_layers, config.decoder_attention_heads
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        token = getattr(config, name, None)
+        if isinstance(token, int) and not 0 <= token < config.vocab_size:
+            setattr(config, name, None)
+    origin = Path(str(config.name_or_path))
+    if origin.is_absolute():
+        config.name_or_path = origin.name
+    return config
+
+
+def decoder_width(config: PreTrainedConfig) -> int:
+    """How wide the states are that a decoder attends to."""
+    return getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+
+
+def build_decoder(config: PreTrainedConfig) -> "PreTrainedModel":
+    """The decoder of a config of [`as_decoder`]; attention as [`build_encoder`]."""
+    return _built(transformers.AutoModelForCausalLM.from_config, config)
+
+
+def new_in_decoder(config: PreTrainedConfig) -> set[str]:
+    """The weights that cross-attention adds to a causal language model, by their names; none where it always has them."""
+    plain = copy.deepcopy(config)
+    plain.add_cross_attention = False
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        decoders = [transformers.AutoModelForCausalLM.from_config(one) for one in (copy.deepcopy(config), plain)]
+    return decoders[0].state_dict().keys() - decoders[1].state_dict().keys()

@@ -24,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import text_width
+from .encoders_hivilt import decoder_width, text_width
 
 
 @dataclass
@@ -99,6 +99,20 @@ class HiViLTModelOutput(ModelOutput):
     text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     vision_attentions: tuple[torch.FloatTensor, ...] | None = None
     text_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class HiViLTMemoryOutput(ModelOutput):
+    """
+    What a decoder attends to, and nothing else: beam search repeats each of these tensors by rows.
+
+    Args:
+        last_hidden_state: `(B_t, N, decoder's width)`, see [`HiViLTMemory`].
+        attention_mask: 0 at padding of the texts, 1 elsewhere, `(B_t, N)`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    attention_mask: torch.LongTensor | None = None
 
 
 # Attention
@@ -529,6 +543,37 @@ class HiViLTFusion(nn.Module):
             cross_attentions=attention_weights(text_to_image) if output_attentions else None,
             vision_cross_attentions=attention_weights(image_to_text) if output_attentions else None,
             global_cross_attentions=attention_weights(global_attentions) if output_attentions else None,
+        )
+
+
+# For decoders
+
+
+class HiViLTMemory(nn.Module):
+    """
+    What a decoder attends to: the fused rows of every stage, vision then text, and last the two rows of global fusion, each
+    kind normalised and projected to the decoder's width. Without local fusion, the coarsest level stands for the stages.
+    """
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        kinds = range((config.num_fusion_stages if config.use_local_fusion else 1) + 1)
+        width = decoder_width(config.decoder_config)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in kinds)
+        self.projections = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in kinds)
+
+    def forward(self, fused: HiViLTModelOutput, text_mask: torch.BoolTensor) -> HiViLTMemoryOutput:
+        """From `fused` with its `hidden_states`, and the texts' mask `(B_t, N_t)`, `False` at padding."""
+        stages = fused.hidden_states or (fused.local_fusion_state,)
+        kinds = [*stages, torch.stack([fused.vision_global_state, fused.text_global_state], dim=1)]
+        layers = zip(kinds, self.norms, self.projections, strict=True)
+        masks = []
+        for rows in stages:
+            masks += [text_mask.new_ones(rows.shape[0], rows.shape[1] - text_mask.shape[1]), text_mask]
+        masks.append(text_mask.new_ones(text_mask.shape[0], 2))
+        return HiViLTMemoryOutput(
+            last_hidden_state=torch.cat([projection(norm(rows)) for rows, norm, projection in layers], dim=1),
+            attention_mask=torch.cat(masks, dim=1).long(),
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import has_values, image_size, takes_one_size, text_width
+from .encoders_hivilt import has_values, image_size, max_text_length, takes_one_size, text_width
 
 logger = logging.get_logger(__name__)
 
@@ -15,6 +15,7 @@ logger = logging.get_logger(__name__)
 _ARGUMENTS = (
     *("image_index", "text_index", "attention_mask", "token_type_ids", "interpolate_pos_encoding"),
     *("return_loss", "gather_negatives", "chunk_size", "output_attentions", "output_hidden_states"),
+    *("decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values", "num_items_in_batch"),
 )
 
 
@@ -242,4 +243,40 @@ def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
         logger.warning_once(
             f"None of the {num_texts} questions of a batch has an answer among the {num_labels} of `config.id2label`: its "
             "loss is 0, and nothing is learned from it. Compare the answers of your data with `config.label2id`."
+        )
+
+
+def check_captions(labels: torch.Tensor, config: HiViLTConfig) -> None:
+    """Refuses `labels` that are not tokens of the decoder, or that have a begin token, which the model puts before them."""
+    if not is_integers(labels, 2) or 0 in labels.shape:
+        raise ValueError(
+            f"`labels` must be integers (captions, tokens), -100 after the end of each, {described(labels)}."
+        )
+    check_decoder_length("labels", labels.shape[1], config)
+    if labels.device.type != "cpu" or not has_values(labels):
+        return
+    answered, known = labels != -100, config.decoder_config.vocab_size
+    if not answered.any():
+        logger.warning_once("`labels` are -100 everywhere: the loss of a batch without any caption is 0.")
+        return
+    if not lies_below(labels[answered], known):
+        raise ValueError(
+            f"`labels` must lie in 0..{known - 1}, the tokens of the decoder, or be -100 where there is none; got "
+            f"{int(labels.min())}..{int(labels.max())}."
+        )
+    start = config.decoder_start_token_id
+    if start != config.eos_token_id and (labels[:, 0] == start).all():
+        raise ValueError(
+            f"`labels` begin with the begin token ({start}), which the model itself puts before them: give each caption's "
+            "tokens from the first word to the end token, `labels[:, 1:]`."
+        )
+
+
+def check_decoder_length(name: str, length: int, config: HiViLTConfig) -> None:
+    """Refuses more tokens than the decoder has positions for."""
+    limit = max_text_length(config.decoder_config)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"`{name}` asks for {length} tokens, but this `{config.decoder_config.model_type}` decoder has positions for "
+            f"{limit}; give fewer, or a `decoder_config` with more."
         )

@@ -39,6 +39,31 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return (losses * answered).sum() / answered.sum().clamp(min=1)
 
 
+def token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    num_items: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """
+    Cross-entropy of the tokens `labels` `(B, N_d)`, -100 where there is none, by scores `(B, N_d, vocab)` of the same places,
+    in float32: their sum divided by `num_items`, the tokens of all batches that one step learns from; unset, by those of
+    this one. With `label_smoothing` `e` a token costs `(1 - e) * -log p(token) + e * mean over the vocabulary of -log p`
+    (Szegedy et al., arXiv 1512.00567, section 7).
+    """
+    labels = labels.to(logits.device).long()
+    total = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=-100,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    if num_items is None:
+        num_items = (labels != -100).sum().clamp(min=1)
+    return total / (num_items.to(total.device) if isinstance(num_items, torch.Tensor) else num_items)
+
+
 def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor) -> torch.Tensor:
     """
     `L_contrast` of scaled similarities `(B_i, B_t)`: symmetric InfoNCE with a uniform target over every match (CLIP,

@@ -12,7 +12,7 @@ text once however many images. What they give is cut into levels, fine to coarse
                         |
     V_g, T_g, Pool(F_S) -> global cross-attention, both directions -> F_global         global
                         |
-    answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
+    answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)            captions: generation_hivilt.py
 
 Letters in shapes and "Equation L, P, G" are those of `fusion_hivilt.py`.
 """
@@ -87,10 +87,11 @@ from .losses_hivilt import (
     inverse_temperature,
     retrieval_losses,
 )
-from .upstream_hivilt import RecordingEncodersMixin, UpstreamMixin
+from .upstream_hivilt import RecordingMixin, UpstreamMixin
 
 if TYPE_CHECKING:
-    # Never run: saving and loading copy the files that this one is seen to import, and these two belong to the weights.
+    # Never run: saving and loading copy the files that this one is seen to import, and these belong to the weights.
+    from .generation_hivilt import HiViLTForConditionalGeneration  # noqa: F401
     from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
     from .processing_hivilt import HiViLTProcessor  # noqa: F401
 
@@ -205,6 +206,10 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.text_model.set_input_embeddings(value)
 
+    def borrowed_models(self) -> dict[str, PreTrainedModel]:
+        """The models that come from elsewhere, by the names of their configs."""
+        return {"vision_config": self.base_model.vision_model, "text_config": self.base_model.text_model}
+
     def get_feature_maps(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, ...]:
@@ -312,17 +317,19 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
                 )
             weights = pretrained.state_dict()
             tower.load_state_dict({name: weights[name] for name in tower.state_dict()})
-        return model.eval()
+        return model.float().eval()  # an encoder's config may name the precision it was saved in
 
 
 # The model
 
 
-class HiViLTModel(RecordingEncodersMixin, HiViLTPreTrainedModel):
+class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
     """
     The two encoders and their hierarchical fusion, without a head (design note, sections 2-4). `add_global_mlp` says
     whether to compute `global_fusion_state`.
     """
+
+    _recorded_models = ("vision_model", "text_model")
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
         super().__init__(config)

@@ -373,6 +373,24 @@ class HiViLTProcessor(ProcessorMixin):
         paired = image_index == list(range(num_images or 0))
         return [well_formed(single) for single in texts], None if paired else image_index
 
+    def tokenize_targets(self, texts: list[str]) -> torch.LongTensor:
+        """
+        The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text, -100 after
+        it. A text that is too long for the tokenizer is cut.
+
+        Raises:
+            ValueError: the tokenizer has no token that ends a text.
+        """
+        tokenizer = self.tokenizer
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        if end is None:
+            raise ValueError(
+                f"The {type(tokenizer).__name__} has no `eos_token` or `sep_token` to end texts with; name one."
+            )
+        tokens = tokenizer([well_formed(text) for text in texts], add_special_tokens=False)["input_ids"]
+        labels = [torch.tensor([*ids[: tokenizer.model_max_length - 1], end]) for ids in tokens]
+        return torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+
     def _tell_of_truncation(self, tokens, num_texts: int, max_length: int | None) -> None:
         num_cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
         if num_cut and not HiViLTProcessor._told_of_truncation:

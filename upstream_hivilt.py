@@ -65,21 +65,22 @@ class UpstreamMixin:
         return super().load_state_dict(tied | dict(state_dict), strict, assign)
 
     def enable_input_require_grads(self):
-        """As in transformers, but for both encoders, and for embeddings that return more than a tensor (Swin's)."""
+        """As in transformers, but for all borrowed models, and for embeddings that return more than a tensor (Swin's)."""
         embeddings = [self.get_input_embeddings()]
-        with suppress(NotImplementedError):  # ConvNeXt names no embeddings
-            embeddings.append(self.base_model.vision_model.get_input_embeddings())
+        for name, model in self.borrowed_models().items():
+            with suppress(NotImplementedError):  # ConvNeXt names no embeddings
+                if name != "text_config":
+                    embeddings.append(model.get_input_embeddings())
         # timm's are None
         self._require_grads_hooks = [e.register_forward_hook(_require_grad) for e in embeddings if e is not None]
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
-        """As [`PreTrainedModel.set_attn_implementation`]; an encoder without the one asked for keeps its own, and warns."""
-        encoders = {"vision_config": self.base_model.vision_model, "text_config": self.base_model.text_model}
-        parts = attn_implementation
-        parts = dict(parts) if isinstance(parts, dict) else dict.fromkeys(("", *encoders), parts)
-        for name, encoder in encoders.items():
+        """As [`PreTrainedModel.set_attn_implementation`]; a part without the one asked for keeps its own, and warns."""
+        borrowed, parts = self.borrowed_models(), attn_implementation
+        parts = dict(parts) if isinstance(parts, dict) else dict.fromkeys(("", *borrowed), parts)
+        for name, model in borrowed.items():
             if isinstance(parts.get(name), str):
-                parts[name] = attention_for(encoder, parts[name])
+                parts[name] = attention_for(model, parts[name])
         super().set_attn_implementation(parts, **kwargs)
 
 
@@ -97,23 +98,26 @@ def _remove_stale_weights(folder: Path) -> None:
         stale.unlink()
 
 
-class RecordingEncodersMixin:
-    """For the model that holds the encoders: hooks by which transformers records their states, from the beginning on."""
+class RecordingMixin:
+    """For a model that holds borrowed ones: hooks by which transformers records their states, from the beginning on."""
+
+    # The attributes that hold them.
+    _recorded_models = ()
 
     def install_capturing_hooks(self) -> None:
-        for encoder in (self.vision_model, self.text_model):
+        for name in self._recorded_models:
             # transformers does it in the first call, which then cannot be compiled or exported.
-            maybe_install_capturing_hooks(encoder)
+            maybe_install_capturing_hooks(getattr(self, name))
 
     def __getstate__(self) -> dict:
-        """What pickle and `torch.save` store: all but those hooks of the encoders, which are functions without a name."""
+        """What pickle and `torch.save` store: all but those hooks, which are functions without a name."""
         state = {**self.__dict__, "_modules": dict(self._modules)}
         # Tensors and configs are not copied, only the modules around them.
-        shared = (*self.parameters(), *self.buffers(), self.config.vision_config, self.config.text_config)
-        memo = {id(value): value for value in shared}
-        for name in ("vision_model", "text_model"):
-            encoder = state["_modules"][name] = copy.deepcopy(self._modules[name], memo)
-            for module in encoder.modules():
+        configs = [getattr(self, name).config for name in self._recorded_models]
+        memo = {id(value): value for value in (*self.parameters(), *self.buffers(), *configs)}
+        for name in self._recorded_models:
+            model = state["_modules"][name] = copy.deepcopy(self._modules[name], memo)
+            for module in model.modules():
                 for key, hook in list(module._forward_hooks.items()):
                     if getattr(hook, "__module__", None) == maybe_install_capturing_hooks.__module__:
                         del module._forward_hooks[key]

@@ -46,8 +46,10 @@ def tensors(model) -> dict[str, torch.Tensor]:
 
 def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What each class computes for a batch."""
+    # A decoder reads anything.
+    read = {"decoder_input_ids": batch["input_ids"]} if "Generation" in type(model).__name__ else {}
     with torch.no_grad():
-        result = model(**batch)
+        result = model(**batch, **read)
         if "Retrieval" in type(model).__name__:
             images = model.encode_images(batch["pixel_values"])
             texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
@@ -116,7 +118,7 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
     for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (architecture,) = saved["architectures"]
-        of_models = {auto: ours for auto, ours in saved["auto_map"].items() if ours.startswith("modeling_hivilt.")}
+        of_models = {auto: ours for auto, ours in saved["auto_map"].items() if auto.startswith("AutoModel")}
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}

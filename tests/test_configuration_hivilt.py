@@ -33,7 +33,7 @@ from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval,
 from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.fusion_hivilt import HiViLTModelOutput
 from hivilt.modeling_hivilt import HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
-from tiny import AUTO_CLASSES, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
+from tiny import AUTO_CLASSES, HEAD_FACTS, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
 
 
 def saved(config: HiViLTConfig, folder) -> dict:
@@ -432,8 +432,9 @@ def test_auto_config_knows_the_model_type(tmp_path):
 
 def test_auto_map_names_all_the_code():
     assert set(AUTO_MAP) == {"AutoConfig", "AutoProcessor", *(auto.__name__ for auto in AUTO_CLASSES.values())}
-    for name, auto in AUTO_CLASSES.items():
-        assert AUTO_MAP[auto.__name__] == f"modeling_hivilt.{name}"
+    for model_class, facts in HEAD_FACTS.items():
+        home = model_class.__module__.removeprefix("hivilt.")
+        assert AUTO_MAP[facts.auto_class.__name__] == f"{home}.{model_class.__name__}"
     for reference in AUTO_MAP.values():
         module, name = reference.split(".")
         assert getattr(importlib.import_module(f"hivilt.{module}"), name).__name__ == name

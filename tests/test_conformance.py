@@ -22,7 +22,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, default_da
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel
+from hivilt import (
+    HiViLTConfig,
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTModel,
+)
 from hivilt.fusion_hivilt import cross_attend, eager_attention_forward
 from tiny import (
     HEAD_FACTS,
@@ -30,6 +36,7 @@ from tiny import (
     NUM_ANSWERS,
     TEXT_CONFIGS,
     VISION_CONFIGS,
+    WITHOUT_CAPTIONS,
     make_batch,
     make_config,
     make_model,
@@ -112,7 +119,7 @@ def close(actual, expected, **tolerance) -> None:
 
 def test_every_class_ran_post_init(model_class):
     model = make_model(model_class)
-    assert model.all_tied_weights_keys == {}
+    assert len(model.all_tied_weights_keys) == (model_class is HiViLTForConditionalGeneration)
     assert model._no_split_modules
 
 
@@ -199,8 +206,9 @@ def test_safetensors_holds_every_weight_once(model_class, text, tmp_path):
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         saved = set(file.keys())
-    # T5 lets its encoder's embeddings be those of the model; nothing else is one tensor under two names.
-    assert len(model.all_tied_weights_keys) == (text == "t5")
+    # T5 lets its encoder's embeddings be those of the model, and a decoder scores by its own; nothing else has two names.
+    tied = (text == "t5") + (model_class is HiViLTForConditionalGeneration)
+    assert len(model.all_tied_weights_keys) == tied
     assert len(saved) == len(model.state_dict()) - len(model.all_tied_weights_keys)
     assert len(saved) == len({tensor.data_ptr() for tensor in model.state_dict().values()})
 
@@ -222,7 +230,7 @@ def test_base_and_head_open_each_others_weights(head, tmp_path):
 
     model.save_pretrained(tmp_path / "head")
     base, info = HiViLTModel.from_pretrained(tmp_path / "head", output_loading_info=True)
-    # Retrieval has no use for F_global, so a base model made from it brings that MLP new.
+    # Only question answering has a use for F_global; a base model made from another head brings that MLP new.
     assert {name.rsplit(".", 2)[0] for name in info["missing_keys"]} == (
         set() if HEAD_FACTS[head].reads_fusion else {"fusion.global_fusion.mlp"}
     )
@@ -460,14 +468,20 @@ RECORDED_BY_FUSION = {
     "output_hidden_states": {"hidden_states": 2},
     "output_attentions": {"cross_attentions": 2, "vision_cross_attentions": 2, "global_cross_attentions": 2},
 }
+RECORDED_BY_DECODER = {
+    "output_hidden_states": {"decoder_hidden_states": 4},
+    "output_attentions": {"decoder_attentions": 3, "cross_attentions": 3},
+}
 
 
 @pytest.mark.parametrize("flag", RECORDED)
 def test_hidden_states_and_attentions_on_request_only(model_class, flag):
     model = make_model(model_class, attn_implementation="eager")
     inputs = make_inputs(model_class)
-    # Retrieval fuses nothing but the pairs of its losses.
+    # Retrieval fuses nothing but the pairs of its losses, and of captions the decoder's are of interest.
     expected = RECORDED[flag] | (RECORDED_BY_FUSION[flag] if HEAD_FACTS[model_class].reads_fusion else {})
+    if model_class is HiViLTForConditionalGeneration:
+        expected = RECORDED_BY_DECODER[flag]
     recorded = lambda outputs: {name: len(value) for name, value in outputs.items() if isinstance(value, tuple)}
     assert recorded(model(**inputs)) == {}
     assert recorded(model(**inputs, **{flag: True})) == expected
@@ -500,7 +514,8 @@ def test_attentions_asked_of_sdpa_are_none_and_change_nothing(model_class):
     expected, seen = model(**inputs), eager(**inputs, output_attentions=True)
     outputs = model(**inputs, output_attentions=True)
     assert outputs.keys() == expected.keys() and not [name for name in outputs if name.endswith("attentions")]
-    assert seen["text_attentions"] is not None
+    writes = model_class is HiViLTForConditionalGeneration
+    assert seen["decoder_attentions" if writes else "text_attentions"] is not None
     close(outputs, expected, rtol=0, atol=0)
     images = model.encode_images(inputs["pixel_values"], output_attentions=True)
     texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"], output_attentions=True)
@@ -517,7 +532,8 @@ def test_hidden_states_named_by_index_are_the_only_ones_kept(model_class, wanted
     model = make_model(model_class)
     every, some = (model(**make_inputs(model_class), output_hidden_states=flag) for flag in (True, wanted))
     names = [name for name in every if name.endswith("hidden_states")]
-    assert {"vision_hidden_states", "text_hidden_states"} <= set(names)
+    writes = model_class is HiViLTForConditionalGeneration
+    assert ({"decoder_hidden_states"} if writes else {"vision_hidden_states", "text_hidden_states"}) <= set(names)
     for name in names:
         places = {index % len(every[name]) for index in kept}
         assert [state is not None for state in some[name]] == [i in places for i in range(len(every[name]))], name
@@ -592,6 +608,7 @@ def of_one_pair(outputs, text: int, image: int, padding: int) -> dict[str, torch
     return {name: pick(outputs[name]) for name, pick in picked.items() if name in outputs}
 
 
+@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
 @pytest.mark.parametrize("top_k", [None, 3], ids=["dense", "sparse"])
 def test_a_batch_is_its_rows_one_by_one_without_padding(model_class, top_k):
     model = make_model(model_class, weight_scale=2.0, fusion_top_k=top_k)
@@ -654,7 +671,7 @@ def test_input_embeddings_are_the_text_encoders(model_class):
     model = make_model(model_class)
     words = model.get_input_embeddings()
     assert words is model.base_model.text_model.embeddings.word_embeddings
-    assert model.get_output_embeddings() is None
+    assert (model.get_output_embeddings() is None) == (model_class is not HiViLTForConditionalGeneration)
     other = nn.Embedding(61, 18)
     model.set_input_embeddings(other)
     assert model.get_input_embeddings() is other is model.base_model.text_model.embeddings.word_embeddings
@@ -897,6 +914,7 @@ def test_parts_can_be_placed_by_name_on_loading(model_class, tmp_path):
     close(placed(**inputs), model(**inputs))
 
 
+@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
 def test_parts_may_live_on_different_devices(model_class):
     # Meta stands for a second accelerator: nothing comes out of it, but it refuses to be mixed with another device.
     model = make_model(model_class)
@@ -973,6 +991,8 @@ def test_trainer_evaluates_without_being_told_how(head, tmp_path):
     predictions = trainer.predict(rows).predictions
     if head is HiViLTForQuestionAnswering:
         assert predictions.shape == (4, NUM_ANSWERS)
+    elif head is HiViLTForConditionalGeneration:
+        assert predictions.shape == (4, 4, 61)
     else:
         # What recall is computed from; the matrices of single batches are left out.
         assert [array.shape for array in predictions] == [(4, 9), (4, 9)]

@@ -13,7 +13,7 @@ from hivilt import (
 )
 from hivilt.inputs_hivilt import check_labels
 from hivilt.losses_hivilt import classification_loss
-from tiny import MODEL_CLASSES, make_batch, make_model
+from tiny import WITHOUT_CAPTIONS, make_batch, make_model
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_chunks_of_nothing_are_refused(batch):
 
 
 def test_an_image_index_for_other_texts_is_refused(batch):
-    for model_class in MODEL_CLASSES:
+    for model_class in WITHOUT_CAPTIONS:
         with pytest.raises(ValueError, match="2 images cannot be paired with 5 texts"):
             make_model(model_class)(**{**batch, "image_index": torch.tensor([0, 1])})
 
@@ -152,7 +152,7 @@ def test_states_and_inputs_together_are_refused(batch):
         model.encode_images()
 
 
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
 def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
     model = make_model(model_class)
@@ -164,7 +164,7 @@ def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
         torch.testing.assert_close(outputs[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,5 +1,6 @@
 """The model against an independent reference, and what it promises about encoding, sparsity, losses and processes."""
 
+import copy
 import math
 
 import pytest
@@ -22,7 +23,16 @@ from hivilt import (
     HiViLTForRetrieval,
     HiViLTModel,
 )
-from tiny import FUSIONS, MODEL_CLASSES, NUM_ANSWERS, losses_and_gradients, make_config, make_model, with_dropout
+from tiny import (
+    FUSIONS,
+    MODEL_CLASSES,
+    NUM_ANSWERS,
+    WITHOUT_CAPTIONS,
+    losses_and_gradients,
+    make_config,
+    make_model,
+    with_dropout,
+)
 
 
 def _count_calls(module: torch.nn.Module) -> list[int]:
@@ -222,6 +232,13 @@ def test_an_encoder_may_be_new_beside_a_pretrained_one(pretrained):
         torch.testing.assert_close(value, models["vit"].vit.state_dict()[key])
 
 
+def test_an_encoder_saved_in_half_precision_trains_in_float32(pretrained, tmp_path):
+    folder, models = pretrained
+    copy.deepcopy(models["bert"]).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = HiViLTModel.from_vision_text_pretrained(folder / "vit", tmp_path, hidden_size=20, num_attention_heads=4)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_a_checkpoint_without_the_encoders_weights_is_refused(pretrained, tmp_path):
     folder, models = pretrained
     weights = models["bert"].state_dict()
@@ -270,7 +287,7 @@ def test_resized_answers_keep_the_weights_of_those_already_known(batch):
         model.resize_answer_head(["a", "a"])
 
 
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
 @pytest.mark.parametrize("fusion", [{}, {"vision_strides": [1, 3]}, {"use_local_fusion": False}], ids=str)
 def test_what_encoders_gave_stands_in_for_their_inputs(model_class, fusion, batch):
     model = make_model(model_class, weight_scale=4.0, **fusion)

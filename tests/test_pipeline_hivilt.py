@@ -249,7 +249,7 @@ def test_half_precision_model_answers(vqa):
         (iter([IMAGES["red"]]), QUESTIONS, ValueError, "Many images take one question"),
         (REQUESTS, QUESTIONS[0], ValueError, "question is given twice"),
         (b"\x89PNG", "is it red", TypeError, "got bytes; give PIL.Image.open"),
-        ("data:image/png;base64,iVBO", "is it red", ValueError, "decode the base64"),
+        ("data:image/png;base64,iVBO", "is it red", FileNotFoundError, r"give PIL\.Image\.open\(io\.BytesIO"),
         (np.zeros((2, 4, 4, 3), np.uint8), None, ValueError, '"image" and "question", got ndarray'),
     ],
 )

@@ -17,6 +17,7 @@ from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader, default_collate
 from transformers import (
     AutoProcessor,
@@ -301,6 +302,38 @@ def test_decoding_is_the_tokenizers():
     rows = [ids_of("red square"), ids_of("yes")]
     assert PROCESSOR.batch_decode(rows, skip_special_tokens=True) == ["red square", "yes"]
     assert PROCESSOR.decode(rows[1]) == "[CLS] yes [SEP]"
+
+
+# What is to be written
+
+
+def test_targets_end_with_the_end_token_and_are_padded_with_what_costs_nothing():
+    labels = PROCESSOR.tokenize_targets(["red square", "yes"])
+    assert labels.dtype == torch.long
+    assert labels.tolist() == [[*ids_of("red square")[1:-1], 3], [*ids_of("yes")[1:-1], 3, -100]]
+    assert PROCESSOR.tokenize_targets(["\ud83d"]).tolist() == [[1, 3]]  # half of a surrogate pair
+
+
+def test_a_target_that_is_too_long_is_cut_before_its_end_token():
+    (labels,) = PROCESSOR.tokenize_targets(["red " * 40]).tolist()
+    assert labels == [ids_of("red")[1]] * 23 + [3]
+
+
+def test_targets_of_a_tokenizer_like_t5s_end_once():
+    """It ends texts itself, and begins them with nothing."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    tokenizer.cls_token, tokenizer.sep_token, tokenizer.eos_token = None, None, "[SEP]"
+    processor = HiViLTProcessor(PROCESSOR.image_processor, tokenizer)
+    assert processor.tokenizer("yes").input_ids == [*ids_of("yes")[1:-1], 3]
+    assert processor.tokenize_targets(["yes"]).tolist() == [[*ids_of("yes")[1:-1], 3]]
+
+
+def test_targets_without_an_end_token_are_refused():
+    tokenizer = make_tokenizer()
+    tokenizer.sep_token = None
+    with pytest.raises(ValueError, match="TokenizersBackend has no `eos_token` or `sep_token` to end texts with"):
+        HiViLTProcessor(PROCESSOR.image_processor, tokenizer).tokenize_targets(["red"])
 
 
 # Images

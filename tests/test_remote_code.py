@@ -161,7 +161,8 @@ def test_classes_exchange_all_that_they_share(loaded, saved_by, opened_as):
     missing, unexpected = without_prefix(loading["missing_keys"]), without_prefix(loading["unexpected_keys"])
     if saved_by == opened_as:
         assert missing == unexpected == []
-    # Retrieval compares two sides and has no MLP that joins them; all else but the heads is common.
+    # Retrieval compares two sides, a decoder attends to both, and neither has an MLP that joins them; all else but the heads
+    # is common.
     joins = ("fusion.global_fusion.mlp.",)
     assert all(key.startswith(here.parameters + joins) for key in missing)
     assert all(key.startswith(there.parameters + joins) for key in unexpected)

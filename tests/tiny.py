@@ -12,8 +12,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoModelForImageTextToText,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
+    BartConfig,
     BertConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
@@ -22,6 +24,7 @@ from transformers import (
     Dinov2Config,
     DINOv3ViTConfig,
     DistilBertConfig,
+    GPT2Config,
     PreTrainedTokenizerFast,
     RobertaConfig,
     SiglipVisionConfig,
@@ -32,8 +35,16 @@ from transformers import (
 )
 
 import hivilt
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
+from hivilt import (
+    HiViLTConfig,
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTModel,
+    HiViLTProcessor,
+)
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
+from hivilt.tasks.captioning import Captioning
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
@@ -82,8 +93,23 @@ TEXT_CONFIGS = {
     "t5": lambda: T5Config(vocab_size=61, d_model=18, d_kv=9, d_ff=29, num_layers=2, num_heads=2),
     "clip": lambda: CLIPTextConfig(**_TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0),
 }
+# Deeper than the text encoder, and BART's deeper than its own.
+DECODER_CONFIGS = {
+    "gpt2": lambda: GPT2Config(vocab_size=61, n_embd=16, n_layer=3, n_head=2, n_positions=24),
+    "bert": lambda: BertConfig(**(_TEXT | {"hidden_size": 16, "num_hidden_layers": 3})),
+    "bart": lambda: BartConfig(
+        **{"vocab_size": 61, "d_model": 16, "encoder_layers": 1, "decoder_layers": 3, "decoder_attention_heads": 2},
+        **{"decoder_ffn_dim": 20, "max_position_embeddings": 24},
+        **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+    ),
+}
 # The modules that draw.
-PLOTTING = ["hivilt.tasks.question_answering", "hivilt.tasks.retrieval", "hivilt.training.main"]
+PLOTTING = [
+    "hivilt.tasks.captioning",
+    "hivilt.tasks.question_answering",
+    "hivilt.tasks.retrieval",
+    "hivilt.training.main",
+]
 
 
 class HeadFacts(NamedTuple):
@@ -133,9 +159,21 @@ HEAD_FACTS = {
         reads_fusion=False,
         encoders={"vision": "clip", "text": "clip"},
     ),
+    HiViLTForConditionalGeneration: HeadFacts(
+        AutoModelForImageTextToText,
+        Captioning,
+        "logits",
+        wishes={"labels": torch.arange(20).view(5, 4) + 5},
+        layers=("memory",),
+        parameters=("memory.", "decoder."),
+        reads_fusion=False,
+        encoders={"vision": "vit", "text": "bert"},
+    ),
 }
 MODEL_CLASSES = list(HEAD_FACTS)
 AUTO_CLASSES = {model_class.__name__: facts.auto_class for model_class, facts in HEAD_FACTS.items()}
+# Those that a batch of images and texts is enough for; another one reads captions, too.
+WITHOUT_CAPTIONS = [model_class for model_class in MODEL_CLASSES if model_class is not HiViLTForConditionalGeneration]
 
 # The files that travel with every checkpoint.
 CODE = sorted(path.name for path in Path(hivilt.__file__).parent.glob("*_hivilt.py"))
@@ -159,10 +197,26 @@ def make_model(model_class: type, seed: int = 0, weight_scale: float = 1.0, **co
     """A seeded tiny model in evaluation mode; `weight_scale` enlarges the weights so that attention is not uniform."""
     torch.manual_seed(seed)
     model = model_class(make_config(**config)).eval()
+    if model_class is HiViLTForConditionalGeneration:
+        model.set_decoder_tokens(make_tokenizer())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(weight_scale)
+    return model
+
+
+def make_captioner(decoder: str = "gpt2", seed: int = 0, **config) -> HiViLTForConditionalGeneration:
+    """A seeded tiny model with weights so large that it writes another text about each pair of [`make_batch`]."""
+    config = {"decoder_config": DECODER_CONFIGS[decoder](), "prompt_ids": [2, 5, 6, 3]} | config
+    model = make_model(HiViLTForConditionalGeneration, seed, weight_scale=6.0, **config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.decoder.named_parameters():
+            if parameter.dim() > 1:
+                attends_to_memory = any(part in name for part in ("crossattention", "encoder_attn"))
+                std = 1.6 if attends_to_memory else 0.4
+                parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     return model
 
 
