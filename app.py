@@ -5,6 +5,7 @@
     python app.py --images ~/Pictures --index outputs/index     keeps what it embeds, so that the next start is fast
     python app.py --index outputs/index                         searches what was embedded before
     python app.py --model outputs/mine                          another question answering checkpoint
+    python app.py --captioning outputs/mine                     another one that writes captions
 
 Open the address that it prints. Nothing leaves this machine, and only this machine sees the page unless --host says so.
 """
@@ -28,7 +29,12 @@ import torch
 from PIL import Image, ImageOps
 from transformers.utils import cached_file
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTProcessor,
+)
 from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.fusion_hivilt import HiViLTImageStates
@@ -47,7 +53,8 @@ except ImportError as error:
     raise missing from error
 
 ROOT = Path(__file__).resolve().parent
-RETRIEVAL, ANSWERING = ROOT, ROOT / "vqa"  # the checkpoints that are used unless others are named
+# The checkpoints that are used unless others are named.
+RETRIEVAL, ANSWERING, CAPTIONING = ROOT, ROOT / "vqa", ROOT / "captioning"
 PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
@@ -217,6 +224,19 @@ class Answerer:
         return dict(zip(questions, answers, strict=True)), familiar, note
 
 
+class Captioner:
+    """Writes a caption of an image with a checkpoint, its model in evaluation mode; once for each image."""
+
+    def __init__(self, model: HiViLTForConditionalGeneration, processor: HiViLTProcessor):
+        self.model, self.processor = model, processor
+        self.caption = functools.lru_cache(KEPT_QUESTIONS)(self._caption)
+
+    @torch.no_grad()
+    def _caption(self, image: str) -> str:
+        written = self.model.generate(**self.processor(images=image, return_tensors="pt").to(self.model.device))
+        return self.processor.batch_decode(written, skip_special_tokens=True)[0].strip()
+
+
 def percent(share: float) -> str:
     """A probability in words that never say that something is certain."""
     return "> 99 %" if share > 0.99 else "< 1 %" if share < 0.01 else f"{100 * share:.0f} %"
@@ -314,6 +334,7 @@ def build_page(
     indexes: Mapping[str, ImageIndex],
     about_search: str = "",
     about_answers: str = "",
+    captioning: tuple[HiViLTForConditionalGeneration, HiViLTProcessor] | None = None,
     examples: Sequence[tuple[Path, str]] = (),
     familiarity: Mapping[str, Any] | None = None,
 ) -> gr.Blocks:
@@ -323,9 +344,11 @@ def build_page(
         answering, familiarity: as `Answerer` takes them.
         indexes: folders to search, by the name to choose them by; empty: the page says how to name one.
         about_search, about_answers: HTML that says what the models know.
+        captioning: a model in evaluation mode that says below an opened image what it shows, and its processor; `None`: none.
         examples: image files with questions to begin with.
     """
     answerer = Answerer(*answering, familiarity)
+    captioner = None if captioning is None else Captioner(*captioning)
     samples = [[str(path), text] for path, text in examples]
     # Of Gradio's buttons "share" is left out: it sends images away.
     upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
@@ -355,6 +378,7 @@ def build_page(
                 with gr.Row():
                     with gr.Column():
                         shown_image = gr.Image(label="Image", elem_id="image", height=320, **upload)
+                        caption = gr.HTML(elem_id="caption")
                         asking = {"label": "Questions, one a line", "placeholder": QUESTIONS[0], "lines": 2}
                         question = gr.Textbox(elem_id="question", **asking)
                         button = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -392,6 +416,9 @@ def build_page(
             shown += show_answers([(*pair, "") for pair in answered.items()], all_answers=True)
             return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
 
+        def captioned(path: str) -> str:
+            return "" if captioner is None else note_of(f"Caption: {captioner.caption(path)}")
+
         def show_image(path: str | None, before: Image.Image | None):
             # Drawn anew, since browsers show fewer formats than are read. What cannot be read gives way to the one before.
             if path is None:
@@ -402,15 +429,26 @@ def build_page(
                 return error_note(error, uploads), before, before, gr.skip()
             return "", image, image, ""
 
+        def show_and_caption(path: str | None, before: Image.Image | None):
+            shown = show_image(path, before)
+            return *shown, gr.skip() if shown[0] else "" if path is None else captioned(path)
+
         def ask_example(number: int, before: list):
             path, text = samples[checked(number, samples)]
             image = opened(path)
-            return *ask(path, text, before), image, image, text
+            return *ask(path, text, before), image, image, text, ""
 
         outputs = [note, answers, history, kept, asked]
         on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask", js=TO_ANSWERS)
-        on([shown_image.input], show_image, [shown_image, last], [note, shown_image, last, answers], js=TO_ANSWERS)
-        on([offered.click], ask_example, [offered, kept], [*outputs, shown_image, last, question], js=TO_ANSWERS)
+        shown = [note, shown_image, last, answers, caption]
+        on([shown_image.input], show_and_caption, [shown_image, last], shown, js=TO_ANSWERS)
+        on(
+            [offered.click],
+            ask_example,
+            [offered, kept],
+            [*outputs, shown_image, last, question, caption],
+            js=TO_ANSWERS,
+        )
         clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
         if not indexes:
             return page
@@ -429,14 +467,15 @@ def build_page(
             return note_of(said), shown, paths
 
         def open_result(paths: list, event: gr.SelectData):
-            image = opened(paths[checked(event.index, paths)])
-            return "", image, image, "", gr.Tabs(selected="ask")
+            path = paths[checked(event.index, paths)]
+            image = opened(path)
+            return "", image, image, "", captioned(path), gr.Tabs(selected="ask")
 
         outputs = [search_note, gallery, results]
         on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
         on([page.load, folder.input], show_results, [folder], outputs)
         on([like.input], show_image, [like, last_like], [search_note, like, last_like, gr.State()])
-        on([gallery.select], open_result, [results], [note, shown_image, last, answers, tabs], js=TO_TOP)
+        on([gallery.select], open_result, [results], [*shown, tabs], js=TO_TOP)
     return page
 
 
@@ -481,6 +520,8 @@ def main(argv: list[str] | None = None) -> None:
     """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ANSWERING), help="question answering checkpoint, a folder or a Hub name")
+    known = str(CAPTIONING) if CAPTIONING.is_dir() else None
+    parser.add_argument("--captioning", default=known, help="checkpoint that captions an opened image, likewise")
     parser.add_argument("--retrieval", default=str(RETRIEVAL), help="retrieval checkpoint, likewise")
     shown = "folders of images to search, embedded where they are new"
     parser.add_argument("--images", "--pictures", nargs="+", default=[], help=shown)
@@ -493,7 +534,9 @@ def main(argv: list[str] | None = None) -> None:
             raise missing_place("--images", folder)
     check_address(args.host, args.port)
     folders = args.images or ([] if args.index or not PHOTOGRAPHS.is_dir() else [str(PHOTOGRAPHS)])
-    answering = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering)
+    answering, captioning = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering), None
+    if args.captioning:
+        captioning = load_checkpoint("--captioning", args.captioning, HiViLTForConditionalGeneration)
     with tempfile.TemporaryDirectory(prefix="hivilt-") as scratch:
         indexes, about_search = {}, ""
         if folders or args.index:
@@ -504,7 +547,8 @@ def main(argv: list[str] | None = None) -> None:
         answers = [answer for _, answer in sorted(answering[0].config.id2label.items())]
         about_answers = describe_answers(args.model, results, answers)
         examples = EXAMPLES if args.model == str(ANSWERING) else ()
-        page = build_page(answering, indexes, about_search, about_answers, examples, results.get("familiarity"))
+        said = {"about_search": about_search, "about_answers": about_answers, "captioning": captioning}
+        page = build_page(answering, indexes, **said, examples=examples, familiarity=results.get("familiarity"))
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 
 NUM_ANSWERS = 3129  # of VQAv2, as the field counts them
 NUM_TOKENS, ANSWER_TOKENS = 24, 4
@@ -96,12 +97,14 @@ def _sizes(width: int, num_layers: int) -> dict[str, int]:
     return {**sizes, "num_hidden_layers": num_layers}
 
 
-def make_hivilt(width: int = 768, num_layers: int = 12, side: int = 224, **fusion) -> HiViLTForQuestionAnswering:
+def make_hivilt(
+    width: int = 768, num_layers: int = 12, side: int = 224, head: type = HiViLTForQuestionAnswering, **fusion
+) -> HiViLTPreTrainedModel:
     """HiViLT at `HiViLTConfig()`'s size, or another, in evaluation mode."""
     sizes, fields = _sizes(width, num_layers), {"hidden_size": width, "num_labels": NUM_ANSWERS, **fusion}
     encoders = ViTConfig(**sizes, image_size=side), BertConfig(**sizes)
     config = HiViLTConfig.from_vision_text_configs(*encoders, **fields)
-    return HiViLTForQuestionAnswering(config).eval()
+    return head(config).eval()
 
 
 def _vilt(sizes: dict, side: int, patch_size: int) -> Contestant:

@@ -162,19 +162,14 @@ def goals_table(results: dict) -> str:
     return markdown("| test split | goal | measured | |", rows, left=(0, 3))
 
 
-def run(task: str, step: str, seed: int, before: Path | None, args: argparse.Namespace, flags: list[str]) -> Path:
-    """Does one step of a recipe, unless it was done; returns its folder."""
-    folder = args.output_dir / f"{task}-{step}-{seed}"
-    if (folder / "results.json").exists():
-        return folder
-    script, steps = RECIPES[task]
-    names = {"vision_model": args.vision_model, "text_model": args.text_model, "before": before}
-    given = [names.get(flag[1:-1], flag) for flag in steps[step]]
-    where = ["--benchmark", task, "--data_dir", args.data_dir[task], "--cache_dir", args.output_dir / "cache"]
-    command = [sys.executable, ROOT / script, *where, *COMMON, *given, "--seed", seed, "--output_dir", folder, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
-    subprocess.run([str(word) for word in command], check=True, env=environment)
-    return folder
+def run(script: str, folder: Path, flags: Sequence[object]) -> dict:
+    """Runs a script on one thread with these flags and `COMMON`, unless it came to its end in `folder`; its results."""
+    if not (folder / "results.json").exists():
+        where = ["--cache_dir", folder.parent / "cache", "--output_dir", folder]
+        command = [sys.executable, ROOT / script, *where, *COMMON, *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
+        subprocess.run([str(word) for word in command], check=True, env=environment)
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -195,10 +190,13 @@ def main(argv: list[str] | None = None) -> dict:
     results: dict = {}
     for task in args.tasks:
         for seed in args.seeds:
-            folder, found = None, {}
-            for step in RECIPES[task][1]:
-                folder = run(task, step, seed, folder, args, flags)
-                found[step] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            before, found, (script, steps) = None, {}, RECIPES[task]
+            for step, recipe in steps.items():
+                folder = args.output_dir / f"{task}-{step}-{seed}"
+                names = {"vision_model": args.vision_model, "text_model": args.text_model, "before": before}
+                given = [names.get(flag[1:-1], flag) for flag in recipe]
+                where = ["--benchmark", task, "--data_dir", args.data_dir[task]]
+                found[step], before = run(script, folder, [*where, *given, "--seed", seed, *flags]), folder
                 found[step].pop("familiarity", None)  # long lists, of use to the checkpoint alone
             results.setdefault(task, {})[str(seed)] = found
             results["environment"] = found[step]["environment"]

@@ -1,4 +1,4 @@
-"""The benchmarks of image-text retrieval by their names, with their official splits.
+"""The benchmarks of image-text retrieval and of captioning by their names, with their official splits.
 
 `docs/data.md` has a table of their files, copies, sizes and licences. Every caption is kept, repeated ones too, see
 `read_karpathy`.
@@ -107,6 +107,28 @@ def _token_captions(path: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f"{path.name}, line {number}: expected 'name.jpg#0', a tab, a caption, got {line!r}.")
 
 
+def _textcaps_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    images = find_folder(image_dir or folder, "test_images" if split == "test" else "train_images", ".")
+    captions: dict[str, list[str]] = {}  # a row a caption
+    for row in read_json(find_file(folder, f"TextCaps_0.1_{split}.json"))["data"]:
+        captions.setdefault(row["image_id"], []).extend([row["caption_str"]] if row.get("caption_str") else [])
+    return [{"image": images / f"{name}.jpg", "image_id": name, "captions": texts} for name, texts in captions.items()]
+
+
+def _vizwiz_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
+    read = read_json(find_file(folder, f"annotations/{split}.json", f"{split}.json"))
+    images, captions = find_folder(image_dir or folder, split, "."), {row["id"]: [] for row in read["images"]}
+    for row in read.get("annotations", ()):
+        # Those that the official evaluation leaves out: no caption, or "quality issues are too severe ...".
+        if not (row.get("is_rejected") or row.get("is_precanned")):
+            captions[row["image_id"]].append(row["caption"])
+    return [
+        {"image": images / row["file_name"], "image_id": row["id"], "captions": captions[row["id"]]}
+        for row in read["images"]
+        if captions[row["id"]] or split == "test"
+    ]
+
+
 def _openmoji_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     images = image_dir or find_folder(folder, "openmoji-72x72-color", "openmoji-618x618-color", ".")
     captions = emoji_captions(split, {path.stem for path in images.glob("*.png")})
@@ -133,6 +155,14 @@ def _flickr30k_copies(split: str) -> list[HubTable]:
         HubTable("AnyModal/flickr30k", _HUB_SPLITS[split], columns={"caption": "original_alt_text"}),
         HubTable("nlphuji/flickr30k", "test", "TEST", "refs/convert/parquet", where=("split", split)),
     ]
+
+
+def _lmms_copies(name: str, splits: dict[str, str], captions: str) -> dict[str, list[HubTable]]:
+    makers = ("lmms-lab-encoder", "lmms-lab")
+    return {
+        ours: [HubTable(f"{maker}/{name}", theirs, columns={"captions": captions}) for maker in makers]
+        for ours, theirs in splits.items()
+    }
 
 
 CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
@@ -179,5 +209,27 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
             split: [HubTable("jxie/flickr8k", theirs, columns={"filename": None})]
             for split, theirs in _HUB_SPLITS.items()
         },
+    ),
+    "textcaps": CaptionBenchmark(
+        title="TextCaps",
+        splits={"train": "train", "test": "val"},
+        read_folder=_textcaps_rows,
+        read_rows=partial(captioned_images, columns=["captions"], needed=False),
+        columns=("image",),
+        image_id_column="image_id",
+        answer_column="captions",
+        hidden=("test",),
+        hub=_lmms_copies("TextCaps", {"train": "train", "val": "val", "test": "test"}, "reference_strs"),
+    ),
+    "vizwiz-captions": CaptionBenchmark(
+        title="VizWiz-Captions",
+        splits={"train": "train", "test": "val"},
+        read_folder=_vizwiz_rows,
+        read_rows=partial(captioned_images, columns=["captions"], needed=False),
+        columns=("image",),
+        image_id_column="image_id",
+        answer_column="captions",
+        hidden=("test",),
+        hub=_lmms_copies("VizWiz-Caps", {"val": "val", "test": "test"}, "caption"),
     ),
 }

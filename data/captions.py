@@ -6,6 +6,7 @@ image with its captions, all or some of them, and `CaptionCollator` opens the im
 
 import hashlib
 import importlib
+import logging
 import os
 import random
 import re
@@ -35,6 +36,8 @@ from hivilt.data.tables import (
     rows_with_images,
 )
 
+logger = logging.getLogger(__name__)
+
 Split = Literal["train", "validation", "test"]
 
 # Where data sets have the captions of an object.
@@ -51,7 +54,7 @@ COLORED = "\N{VARIATION SELECTOR-16}"
 
 
 class CaptionedImage(NamedTuple):
-    """One image and the texts that describe it, at least one."""
+    """One image and the texts that describe it: at least one, but where it is only to be captioned."""
 
     image_id: str
     image: str | TableImage
@@ -187,12 +190,13 @@ def read_caption_table(
     columns: CaptionColumns = DEFAULT_COLUMNS,
     source: str | None = None,
     folder: str | os.PathLike | None = None,
+    captions_needed: bool = True,
 ) -> list[CaptionedImage]:
     """Examples of a JSON, JSONL, CSV or Parquet file, or of a table; see `open_table` for its name and folder,
     `rows_with_images` for its images and `read_captions` for its captions.
 
     Rows about the same image become one example, where the first of them stood, with its captions in order and repeated ones
-    once.
+    once. `captions_needed=False` lets the column of captions be absent, for images that are only to be captioned.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: the file, a column or a value is not as expected; names which.
@@ -201,7 +205,10 @@ def read_caption_table(
     present = column_names(rows, source)
     check_columns({"image": columns.image, "image_id": columns.image_id}, present, source)
     caption_columns = [columns.caption]
-    if columns.caption not in present:
+    if not captions_needed and not set(map(str.strip, columns.caption.split(","))) & set(present):
+        logger.warning(f"{source} has no column {columns.caption!r}: its images are captioned, nothing is measured.")
+        caption_columns = []
+    elif columns.caption not in present:
         caption_columns = [name.strip() for name in columns.caption.split(",")]
         for name in caption_columns:
             check_columns({"caption": name}, present, source)
@@ -209,15 +216,16 @@ def read_caption_table(
     return [image._replace(captions=tuple(dict.fromkeys(image.captions))) for image in images]
 
 
-def captioned_images(rows: Iterable[TableRow], columns: Sequence[str]) -> list[CaptionedImage]:
-    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too."""
+def captioned_images(rows: Iterable[TableRow], columns: Sequence[str], needed: bool = True) -> list[CaptionedImage]:
+    """One example an image, where its first row stood, with the captions of all its rows, repeated ones too; a cell may be
+    empty where they are not `needed`."""
     images: dict[str, str | TableImage] = {}
     captions: dict[str, list[str]] = {}
     for row in rows:
         images.setdefault(row.image_id, row.image)
-        for name in columns:
-            read = read_captions(row.values.get(name), f"{row.where}, column {name!r}")
-            captions.setdefault(row.image_id, []).extend(read)
+        own = captions.setdefault(row.image_id, [])
+        for name in columns if needed else [name for name in columns if row.values.get(name)]:
+            own += read_captions(row.values.get(name), f"{row.where}, column {name!r}")
     return [CaptionedImage(image_id, image, tuple(captions[image_id])) for image_id, image in images.items()]
 
 
@@ -280,14 +288,20 @@ class CaptionDataset(EpochDataset):
         captions_per_image: draw this many captions of each image, or all if it has fewer, anew in every epoch; a
             `ValueError` if it is not positive or comes without `seed`. Default: all of them, in order.
         seed: makes it a training split, see `EpochDataset`.
+        prompt: what a model that writes captions is given with every image; it may have images without a caption.
 
     Attributes:
-        captions, texts: all captions of the split, in order.
+        captions: all captions of the split, in order.
+        texts: those that a text encoder reads: the captions, or the prompt.
         image_of_caption: for each of them the `image_number` of its image.
     """
 
     def __init__(
-        self, examples: Sequence[CaptionedImage], captions_per_image: int | None = None, seed: int | None = None
+        self,
+        examples: Sequence[CaptionedImage],
+        captions_per_image: int | None = None,
+        seed: int | None = None,
+        prompt: str | None = None,
     ):
         super().__init__(examples, seed)
         if captions_per_image is not None and (captions_per_image < 1 or seed is None):
@@ -297,9 +311,10 @@ class CaptionDataset(EpochDataset):
             )
         self.captions_per_image = captions_per_image
         for example in self.examples:
-            if not example.captions:
+            if not example.captions and (prompt is None or seed is not None):
                 raise ValueError(f"examples: image {example.image_id!r} has no caption.")
-        self.texts = self.captions = [caption for example in self.examples for caption in example.captions]
+        self.captions = [caption for example in self.examples for caption in example.captions]
+        self.texts = self.captions if prompt is None else [prompt]
         self.image_of_caption = [number for number, example in enumerate(self.examples) for _ in example.captions]
         self._first_caption = [0, *accumulate(len(example.captions) for example in self.examples)]
 
@@ -359,16 +374,41 @@ class CaptionCollator(Collator):
         `CaptionDataset`), and `caption_index` (B_t,) long (the place in `CaptionDataset.captions`).
     """
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        check_items(items, "captions", "CaptionCollator", "CaptionDataset")
+    def captioned(self, items: Sequence[Mapping[str, Any]]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        """The images of these items, see `Collator.images`, and the captions of each."""
+        check_items(items, "captions", type(self).__name__, "CaptionDataset")
         groups = [item["captions"] for item in items]
         images, mirrored = self.images(items, groups)
         groups = [
             [swap_left_and_right(caption) for caption in group] if flipped else group
             for group, flipped in zip(groups, mirrored, strict=True)
         ]
+        return images, groups
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        images, groups = self.captioned(items)
         image_index = [number for number, group in enumerate(groups) for _ in group]
         batch = self.pair([caption for group in groups for caption in group], images, image_index)
         batch["image_ids"] = torch.tensor([item["image_number"] for item in items])
         batch["caption_index"] = torch.tensor([index for item in items for index in item["caption_index"]])
         return batch
+
+
+class CaptioningCollator(CaptionCollator):
+    """Makes a batch of images with the prompt of a `CaptionDataset(prompt=...)`, and of captions to be written about them; see
+    `Collator` for the other arguments.
+
+    Returns:
+        What `Collator.pair` gives of `B_i` images and as many prompts, with `image_number` (B_i,) long, the place in the
+        split; and where an image has captions what `Collator.targets` gives of all of them.
+    """
+
+    def __init__(self, processor, prompt: str, **kwargs):
+        super().__init__(processor, **kwargs)
+        self.prompt = prompt
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        images, groups = self.captioned(items)
+        batch = self.pair([self.prompt] * len(items), images, range(len(items)))
+        batch["image_number"] = torch.tensor([item["image_number"] for item in items])
+        return batch | self.targets(groups)

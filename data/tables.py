@@ -504,6 +504,16 @@ class Collator:
         # input_ids first: Trainer counts the rows of the first tensor.
         return {"input_ids": tokens["input_ids"], **tokens, **({} if states is None else {"token_states": states})}
 
+    def targets(self, groups: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        """What a model is to write, some texts about each row of a batch: `labels` (B_c, N_d) long, -100 at padding, and unless
+        each row has one text `text_index` (B_c,) long, the row of each; nothing where there is no text."""
+        texts = [text for group in groups for text in group]
+        if not texts:
+            return {}
+        index = [row for row, group in enumerate(groups) for _ in group]
+        labels = {"labels": self.processor.tokenize_targets(texts)}
+        return labels if index == list(range(len(groups))) else {**labels, "text_index": torch.tensor(index)}
+
     def pair(
         self, texts: Sequence[str], images: Mapping[str, torch.Tensor], image_index: Sequence[int]
     ) -> dict[str, torch.Tensor]:

@@ -325,8 +325,12 @@ class VQACollator(Collator):
         batch = self.pair([example.question for example in examples], images, image_index)
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
         if any(example.answers for example in examples) or any("draw" in item for item in items):
-            batch["labels"] = self._soft(examples) if self.soft_labels else self._hard(examples)
+            batch |= self.labels(examples)
         return batch
+
+    def labels(self, examples: Sequence[VQAExample]) -> dict[str, torch.Tensor]:
+        """What a batch of these questions holds beside them."""
+        return {"labels": self._soft(examples) if self.soft_labels else self._hard(examples)}
 
     def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
         labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]
@@ -338,6 +342,17 @@ class VQACollator(Collator):
             for label, score in soft_scores(example.answers, self.label2id).items():
                 labels[row, label] = score
         return labels
+
+
+class WrittenAnswersCollator(VQACollator):
+    """As `VQACollator`, for a model that writes answers: in place of `labels` of a vocabulary what `Collator.targets` gives of
+    all answers of each question, so that what more people said weighs more."""
+
+    def __init__(self, processor, **kwargs):
+        super(VQACollator, self).__init__(processor, **kwargs)
+
+    def labels(self, examples: Sequence[VQAExample]) -> dict[str, torch.Tensor]:
+        return self.targets([example.answers for example in examples])
 
 
 def _mirror(example: VQAExample) -> VQAExample:

@@ -26,11 +26,32 @@ _CAPTION_BENCHMARKS = {
     "flickr30k": {"rerank_k": 128},
     "coco": {"rerank_k": 256},
     "flickr8k": {"rerank_k": 128},
+    "textcaps": {},
+    "vizwiz-captions": {},
 }
 
 
 @dataclass
-class VQAArguments(TaskArguments):
+class GenerationArguments:
+    """How a model writes."""
+
+    decoder_model: str | None = HfArg(
+        default=None, help="Pretrained decoder, of the same tokens as text_model. Unset: a small one from scratch."
+    )
+    num_beams: int | None = HfArg(
+        default=None, help="Beams of the search for a text; 1: greedy. Unset: the checkpoint's, of a new model 3."
+    )
+    max_new_tokens: int | None = HfArg(
+        default=None,
+        help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers to questions 10.",
+    )
+
+    counts = ("num_beams", "max_new_tokens")
+    written = {"num_beams": 3, "max_new_tokens": 32}  # of a new model
+
+
+@dataclass
+class VQAArguments(GenerationArguments, TaskArguments):
     """What only question answering has."""
 
     benchmark: str | None = HfArg(
@@ -50,8 +71,11 @@ class VQAArguments(TaskArguments):
     max_answers: int | None = HfArg(default=None, help="Keep only this many most frequent answers.")
     blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
     reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
+    generate: bool = HfArg(
+        default=False,
+        help="Write answers in words, from no list; decoder_model, num_beams and max_new_tokens are for it alone.",
+    )
 
-    task = "hivilt.tasks.question_answering:QuestionAnswering"
     defaults = {
         **TaskArguments.defaults,
         "output_dir": "outputs/vqa",
@@ -61,12 +85,29 @@ class VQAArguments(TaskArguments):
         "metric_for_best_model": "accuracy",
     }
     benchmark_defaults = _VQA_BENCHMARKS
-    at_least_one = (*TaskArguments.at_least_one, "min_answer_count", "max_answers")
+    written = {**GenerationArguments.written, "max_new_tokens": 10}
+    at_least_one = (*TaskArguments.at_least_one, *GenerationArguments.counts, "min_answer_count", "max_answers")
+
+    @property
+    def task(self) -> str:
+        if self.generate:
+            return "hivilt.tasks.open_ended_answering:OpenEndedAnswering"
+        return "hivilt.tasks.question_answering:QuestionAnswering"
 
     def __post_init__(self):
         super().__post_init__()
         if not self.names_data():
             self.benchmark = "easy-vqa"
+        for name in ("answer_file", "max_answers", "calibrate"):
+            if self.generate and (given := getattr(self, name)):
+                raise ValueError(
+                    f"generate: answers come from no list and have no scores to calibrate; leave out {name} ({given!r})."
+                )
+        for name in ("decoder_model", *self.counts):
+            if not self.generate and (given := getattr(self, name)):
+                raise ValueError(
+                    f"{name}: got {given!r}, but answers come from a list; leave it out, or give --generate."
+                )
         share = _VQA_BENCHMARKS.get(self.benchmark, {}).get("reword", 0.0)
         if self.reword is None:
             self.reword = share
@@ -77,8 +118,8 @@ class VQAArguments(TaskArguments):
 
 
 @dataclass
-class RetrievalArguments(TaskArguments):
-    """What only retrieval has."""
+class CaptionArguments(TaskArguments):
+    """What the tasks over captioned images share."""
 
     benchmark: str | None = HfArg(
         default=None,
@@ -89,6 +130,26 @@ class RetrievalArguments(TaskArguments):
     caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")
     karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
     captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
+
+    at_least_one = (*TaskArguments.at_least_one, "captions_per_image")
+    places = (*TaskArguments.places, "karpathy_file")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.karpathy_file and self.names_data():
+            raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
+        if not (self.names_data() or self.karpathy_file):
+            self.benchmark = "openmoji"
+        if self.image_dir and not (self.karpathy_file or self.benchmark):
+            raise ValueError(
+                "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
+            )
+
+
+@dataclass
+class RetrievalArguments(CaptionArguments):
+    """What only retrieval has."""
+
     similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
     num_hard_negatives: int = HfArg(default=3, help="Others of the batch that an image or caption is matched against.")
     rerank_k: int = HfArg(default=16, help="Candidates of each query that fusion re-ranks; 0: by embeddings alone.")
@@ -112,24 +173,47 @@ class RetrievalArguments(TaskArguments):
     }
     benchmark_defaults = _CAPTION_BENCHMARKS
     at_least_one = (
-        *TaskArguments.at_least_one,
-        *("captions_per_image", "contrastive_chunk_size", "num_hard_negatives", "similar_per_batch", "top_k"),
+        *CaptionArguments.at_least_one,
+        *("contrastive_chunk_size", "num_hard_negatives", "similar_per_batch", "top_k"),
     )
-    places = (*TaskArguments.places, "karpathy_file", "index")
+    places = (*CaptionArguments.places, "index")
 
     def __post_init__(self):
-        super().__post_init__()
         if isinstance(self.query, str):
             self.query = [self.query]
         if (self.index or self.query is not None) and (self.karpathy_file or self.names_data()):
             raise ValueError("index, query: a search reads no data to train or measure on; drop one or the other.")
-        if self.karpathy_file and self.names_data():
-            raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
-        if not (self.names_data() or self.karpathy_file):
-            self.benchmark = "openmoji"
-        if self.image_dir and not (self.karpathy_file or self.benchmark):
-            raise ValueError(
-                "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
-            )
+        super().__post_init__()
         if self.rerank_k < 0:
             raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")
+
+
+@dataclass
+class CaptioningArguments(GenerationArguments, CaptionArguments):
+    """What only captioning has."""
+
+    prompt: str | None = HfArg(
+        default=None,
+        help="What the text encoder reads with every image. Unset: the checkpoint's, of a new model 'an image of'.",
+    )
+
+    task = "hivilt.tasks.captioning:Captioning"
+    defaults = {
+        **TaskArguments.defaults,
+        "output_dir": "outputs/captioning",
+        "num_train_epochs": 12,
+        "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 64,
+        "metric_for_best_model": "cider_d",
+    }
+    benchmark_defaults = {name: {} for name in _CAPTION_BENCHMARKS}
+    at_least_one = (*CaptionArguments.at_least_one, *GenerationArguments.counts)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError(
+                "prompt: expected some words for the text encoder, got none; leave it out for the default."
+            )
+        if self.calibrate:
+            raise ValueError("calibrate: captions have no scores to calibrate; leave it out.")

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,21 +136,27 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             the mean over questions whose answer is in the vocabulary; the number of questions.
         """
 
-        def answers_and_losses(inputs):
-            labels = inputs.pop("labels", None)
-            logits = model(**inputs).logits
-            losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
-            return zip(self._best_answers(logits), losses, strict=True)
-
-        measured = self.measure_each(batches, answers_and_losses, dataset)
+        measured = self.measure_each(batches, partial(self.answer, model), dataset)
         predictions, losses = map(list, zip(*measured, strict=True))
 
         metrics = self._metrics(predictions, dataset.examples)
-        if losses := [loss for loss in losses if loss is not None]:
-            metrics["loss"] = sum(losses) / len(losses)
+        if (loss := self.mean_loss(losses)) is not None:
+            metrics["loss"] = loss
         elif not all(math.isfinite(answer["score"]) for answers in predictions for answer in answers):
             metrics["loss"] = math.nan
         return predictions, metrics, len(predictions)
+
+    def answer(self, model, inputs: dict[str, Any]) -> Iterable[tuple[list[dict[str, Any]], float | None]]:
+        """The best answers of each question of a batch, and its loss where one is known."""
+        labels = inputs.pop("labels", None)
+        logits = model(**inputs).logits
+        losses = [None] * len(logits) if labels is None else question_losses(logits, labels)
+        return zip(self._best_answers(logits), losses, strict=True)
+
+    def mean_loss(self, losses: list[float | None]) -> float | None:
+        """The mean over questions, from what `answer` gives of each; `None` where no loss is known."""
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) / len(known) if known else None
 
     def is_labelled(self, example: VQAExample) -> bool:
         return bool(example.answers)

@@ -6,8 +6,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,7 @@ from transformers.utils import ModelOutput
 
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.data.captions import (
-    CaptionCollator,
-    CaptionColumns,
-    CaptionDataset,
-    CaptionedImage,
-    SimilarCaptionsSampler,
-    read_caption_table,
-    read_karpathy,
-    read_openmoji,
-)
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, SimilarCaptionsSampler
 from hivilt.data.tables import HEIF_ENDINGS, open_image
 from hivilt.evaluation.calibration import calibrate, draw_candidates
 from hivilt.evaluation.plots import RetrievedImages, plot_retrieved
@@ -40,12 +30,12 @@ from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.search import ImageIndex
 from hivilt.search.scoring import score_pairs
 from hivilt.tasks.arguments import RetrievalArguments
+from hivilt.tasks.captioned import read_captioned
 from hivilt.tasks.task import Task, spread, write_rows
 from hivilt.training.arguments import HiViLTTrainingArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.models import load_or_build, set_threads
 from hivilt.training.results import warn_of_few
-from hivilt.training.splits import read_splits
 from hivilt.training.trainer import HiViLTTrainer, in_order
 
 logger = logging.getLogger("hivilt")
@@ -308,16 +298,7 @@ class Retrieval(Task):
         return search(self.args, self.training_args) if is_search else None
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[CaptionedImage]]]:
-        args, benchmark = self.args, self.benchmark
-        if args.karpathy_file:
-            path = Path(args.karpathy_file)
-            return path.stem, {split: read_karpathy(path, split, args.image_dir) for split in splits}
-        if args.benchmark == "openmoji":
-            # Drawn at the size that the model sees.
-            benchmark = replace(benchmark, read_package=partial(read_openmoji, size=args.image_size))
-        columns = CaptionColumns(args.image_column, args.caption_column, args.image_id_column)
-        of_table = lambda table, source, split, folder: read_caption_table(table, columns, source, folder)
-        return read_splits(args, splits, of_table, benchmark)
+        return read_captioned(self.args, splits, self.benchmark)
 
     @staticmethod
     def texts_of(example: CaptionedImage) -> tuple[str, ...]:

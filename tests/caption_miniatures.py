@@ -19,6 +19,7 @@ def make_caption_miniature(name: str, folder: Path) -> None:
 
     There are 8 images to train on, 4 to choose and 4 to test with, each with five captions; MS-COCO has 2 more in
     restval, OpenMoji's captions are those of the package `emoji`. The first image of each split has one caption twice.
+    Those of the test splits of TextCaps and VizWiz-Captions are not public.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if name == "openmoji":
@@ -29,8 +30,31 @@ def make_caption_miniature(name: str, folder: Path) -> None:
         make_karpathy(folder, "dataset_flickr30k.json", "flickr30k-images")
     elif name == "coco":
         make_karpathy(folder, "dataset_coco.json", None)
+    elif name == "textcaps":
+        _make_textcaps(folder)
+    elif name == "vizwiz-captions":
+        _make_vizwiz(folder)
     else:
-        raise ValueError(f"name: expected openmoji, flickr30k, coco or flickr8k, got {name!r}.")
+        raise ValueError(f"name: there is no miniature of {name!r}.")
+
+
+def make_caption_files(folder: Path) -> list[str]:
+    """Writes train, validation and test files of JSON lines: 10, 5 and 7 images, one to three captions each. Gives the
+    flags that name them."""
+    flags = []
+    for split, num_images in (("train", 10), ("validation", 5), ("test", 7)):
+        rows = []
+        for number in range(num_images):
+            _save_image(number, folder / split / f"{number}.png")
+            captions = [short_caption(number, turn) for turn in range(1 + number % 3)]
+            rows.append({"image": f"{split}/{number}.png", "caption": captions})
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        flags += [f"--{split}_file", str(folder / f"{split}.jsonl")]
+    return flags
+
+
+def short_caption(number: int, turn: int) -> str:
+    return f"{['a', 'the', 'one'][turn]} {COLORS[number % 6]} image" + (f", number {number}" if number > 5 else "")
 
 
 def make_karpathy(folder: Path, file_name: str, image_dir: str | None) -> None:
@@ -81,6 +105,60 @@ def _make_flickr8k(folder: Path) -> None:
     # This one is in the file of captions alone.
     lines += [f"2258277193_586949ec62.jpg.1#{n}\t{text}" for n, text in enumerate(captions_of(number, False))]
     (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _make_textcaps(folder: Path) -> None:
+    number = 0
+    for split, size in SIZES.items():
+        rows, images = [], "test_images" if split == "test" else "train_images"
+        for place in range(size):
+            name = f"{0x24C2A8 + number + place:016x}"
+            _save_image(number + place, folder / images / f"{name}.jpg")
+            row = {
+                "image_id": name,
+                "image_classes": ["Square"],
+                "image_width": 31,
+                "image_height": 23,
+                "set_name": split,
+            }
+            row |= {"image_name": name, "image_path": f"{'test' if split == 'test' else 'train'}/{name}.jpg"}
+            if split == "test":
+                rows.append(row)
+                continue
+            captions = captions_of(number + place, place == 0)
+            rows += [
+                {"caption_str": text, "caption_id": 5 * (number + place) + turn, **row, "reference_strs": captions}
+                for turn, text in enumerate(captions)
+            ]
+        number += size
+        content = {"dataset_type": split, "dataset_name": "textcaps", "dataset_version": "0.1", "data": rows}
+        (folder / f"TextCaps_0.1_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _make_vizwiz(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    number = 0
+    for split, size in SIZES.items():
+        images, annotations = [], []
+        for place in range(size):
+            image = {"file_name": f"VizWiz_{split}_{place:08d}.jpg", "id": 23431 + number, "text_detected": False}
+            _save_image(number, folder / split / image["file_name"])
+            images.append(image)
+            for turn, text in enumerate(captions_of(number, place == 0)):
+                row = {"caption": text, "image_id": image["id"], "id": 5 * number + turn, "text_detected": False}
+                annotations.append({**row, "is_precanned": False, "is_rejected": False})
+            # What the official evaluation leaves out.
+            spam = {"caption": "good", "image_id": image["id"], "is_precanned": False, "is_rejected": True}
+            severe = "Quality issues are too severe to recognize visual content."
+            annotations += [spam, {**spam, "caption": severe, "is_precanned": True, "is_rejected": False}]
+            number += 1
+        if split == "train":
+            # Nobody could say what it shows.
+            images.append({"file_name": "VizWiz_train_00000099.jpg", "id": 99, "text_detected": False})
+            annotations.append({**annotations[-1], "image_id": 99})
+        content = {"info": {"description": "VizWiz"}, "images": images}
+        content |= {} if split == "test" else {"annotations": annotations}
+        (folder / f"annotations/{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _make_openmoji(folder: Path) -> None:

@@ -64,7 +64,7 @@ def publish(
     for main, flags in (
         (run_vqa.main, question_answering),
         (run_retrieval.main, retrieval),
-        (run_vqa.main, question_answering),
+        (run_vqa.main, [*question_answering, "--overwrite_output_dir"]),
     ):
         main(flags)
     os.environ["HF_TOKEN"] = token

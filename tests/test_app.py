@@ -16,12 +16,12 @@ import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, app
+from hivilt import HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, HiViLTForRetrieval, app
 from hivilt.evaluation.familiarity import features_of_images, measure_familiarity
 from hivilt.search import ImageIndex
 from hivilt.training.models import load_checkpoint
 from processes import free_port
-from tiny import make_image, make_model, make_processor
+from tiny import make_captioner, make_image, make_model, make_processor
 
 # Gradio's statistics use what pandas 4 will no longer have.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
@@ -54,6 +54,10 @@ def place(tmp_path_factory) -> Path:
         (folder / name).mkdir()
         for color in colors:
             make_image(color).save(folder / name / f"{color}.png")
+    captioner = make_captioner()
+    captioner.generation_config.update(max_new_tokens=5, num_beams=2)
+    captioner.save_pretrained(folder / "captions")
+    make_processor().save_pretrained(folder / "captions")
     (folder / "empty").mkdir()
     (folder / "no image <b>.png").write_text("no image")
     (folder / "cut.png").write_bytes((folder / "images" / "red.png").read_bytes()[:60])
@@ -68,6 +72,11 @@ def checkpoint(place) -> tuple:
 @pytest.fixture(scope="module")
 def searching(place) -> tuple:
     return load_checkpoint("--retrieval", str(place / "retrieval"), HiViLTForRetrieval)
+
+
+@pytest.fixture(scope="module")
+def captioning(place) -> tuple:
+    return load_checkpoint("--captioning", str(place / "captions"), HiViLTForConditionalGeneration)
 
 
 @pytest.fixture
@@ -165,6 +174,52 @@ def test_the_page_warns_beside_the_answer_of_an_image_unlike_those_of_training(c
         (ask,) = [one.fn for one in page.fns.values() if one.api_name == "ask"]
         _, shown, *_ = ask(str(place / "images" / "red.png"), QUESTION, [])
         assert (app.UNFAMILIAR in shown) == warned and QUESTION in shown
+
+
+def events_of(page: gr.Blocks, target: str) -> Iterator:
+    """What the page does when someone uploads an image ("input") or selects a result ("select")."""
+    for event in page.fns.values():
+        if any(name == target for _, name in event.targets):
+            yield event
+
+
+def output_of(event, elem_id: str) -> int:
+    return [output.elem_id for output in event.outputs].index(elem_id)
+
+
+def test_an_opened_image_shows_its_caption_once_written(checkpoint, captioning, searching, place, tmp_path):
+    index = ImageIndex.build(place / "others", *searching, tmp_path)
+    page = app.build_page(checkpoint, {"others": index}, captioning=captioning)
+    (opened,) = [one for one in events_of(page, "input") if "caption" in [out.elem_id for out in one.outputs]]
+    (selected,) = events_of(page, "select")
+    model, processor = captioning
+    captions = []
+    for color in ("red", "blue"):
+        path = str(place / "others" / f"{color}.png")
+        written = model.generate(**processor(images=path, return_tensors="pt"))
+        captions.append(processor.batch_decode(written, skip_special_tokens=True)[0].strip())
+        shown = opened.fn(path, None)[output_of(opened, "caption")]
+        assert shown == app.note_of(f"Caption: {captions[-1]}")
+    assert captions[0] != captions[1]
+
+    counts = []
+    hook = model.model.vision_model.register_forward_hook(lambda _, inputs, output: counts.append(1))
+    paths = [str(place / "others" / f"{color}.png") for color in ("blue", "red")]
+    found = selected.fn(paths, gr.SelectData(None, {"index": 1, "value": None}))
+    assert found[output_of(selected, "caption")] == app.note_of(f"Caption: {captions[0]}")
+    hook.remove()
+    assert counts == []
+
+    # What cannot be read leaves the image before it, and its caption; without an image there is none.
+    note, image, *_, caption = opened.fn(str(place / "cut.png"), "the one before")
+    assert "cut.png" in note and image == "the one before" and is_untouched(caption)
+    assert opened.fn(None, None)[output_of(opened, "caption")] == ""
+
+
+def test_without_a_captioning_checkpoint_no_caption_is_shown(checkpoint, place):
+    page = app.build_page(checkpoint, {})
+    (opened,) = [one for one in events_of(page, "input") if "caption" in [out.elem_id for out in one.outputs]]
+    assert opened.fn(str(place / "images" / "red.png"), None)[output_of(opened, "caption")] == ""
 
 
 def test_too_many_questions_are_refused_by_their_number(answerer, place):
@@ -371,6 +426,10 @@ def test_examples_are_offered_with_their_image(checkpoint):
         (
             {"--model": "answers", "--retrieval": "answers", "--index": "index"},
             "--retrieval: .*is a checkpoint of HiViLTForQuestionAnswering, expected HiViLTForR",
+        ),
+        (
+            {"--model": "answers", "--captioning": "answers"},
+            "--captioning: .*is a checkpoint of HiViLTForQuestionAnswering, expected HiViLTForConditionalGeneration",
         ),
         ({"--model": "answers", "--images": "image"}, "--images: .*did you mean .*images"),
         ({"--model": "answers", "--pictures": "image"}, "--images: .*did you mean .*images"),

@@ -19,10 +19,16 @@ from transformers import TrainingArguments
 import hivilt
 from elsewhere import run_code
 from fresh import run_elsewhere
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, run_retrieval, run_vqa
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    run_retrieval,
+    run_vqa,
+)
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of
-from tiny import make_model
+from tiny import make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,6 +111,10 @@ def furnish(place: Path) -> dict[str, str]:
         shutil.copy(ROOT / "docs" / "photographs" / Path(row["image"]).name, place / row["image"])
     for name in ("a.png", "b.png"):
         shutil.copy(ROOT / "docs" / "drawing.png", place / name)
+    writer = make_model(HiViLTForConditionalGeneration, num_labels=2)
+    writer.config.prompt_ids = make_processor().tokenizer("a image of").input_ids
+    for one in (writer, make_processor()):
+        one.save_pretrained(place / "outputs" / "captioning")
     named = ("a.png", "b.png", "my_images", "train.jsonl", "hivilt.onnx")
     return {f'"{name}"': repr(str(place / name)) for name in named} | {'"outputs/': f'"{place}/outputs/'}
 
@@ -291,7 +301,7 @@ def test_ones_own_trainer_predicts_one_row_a_question(ran):
 
 
 def test_a_file_of_ones_own_is_trained_on_and_saved(ran):
-    names = ran("README.md")["Your own Trainer"].names[-1]
+    names = ran("docs/training.md")["A file, from Python"].names[-1]
     rows = [json.loads(row) for row in blocks("json", "Train on your own data")[0].splitlines()]
     saved = HiViLTForQuestionAnswering.from_pretrained(names["args"].output_dir)
     assert set(saved.config.label2id) == {row["answer"] for row in rows}

@@ -923,3 +923,44 @@ def test_a_baseline_stands_beside_the_accuracy_and_few_questions_are_told(data, 
     assert "standard error of up to 17 percentage points" in told[0]
     # Two steps teach nothing.
     assert any("not told from chance" in record.message and "10 images" in record.message for record in caplog.records)
+
+
+# Answers in words
+
+
+def test_answers_are_written_in_words(data, tmp_path, capsys, drawn):
+    out = tmp_path / "out"
+    results = main(flags(data, out, "--generate", "--num_beams", "2", "--max_new_tokens", "4"))
+    promised = ["config.json", "generation_config.json", "README.md", "results.json", "predictions.jsonl", *CODE]
+    assert {*promised, "training.png", "predictions.png"} <= {path.name for path in out.iterdir()}
+    assert "num_answers" not in results
+    rows = read_lines(out / "predictions.jsonl")
+    assert [row["question"] for row in rows] == [row["question"] for row in read_lines(data / "test.jsonl")]
+    assert all(len(row["predictions"]) == 3 and all(one["answer"] for one in row["predictions"]) for row in rows)
+    assert results["test"]["accuracy"] == sum(row["correct"] for row in rows) / len(rows)
+    assert results["test"]["loss"] > 0 and results["test"]["majority_answer"]
+    assert "test accuracy: " in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card and "in words, from no list" in card
+
+    write = pipeline("image-text-to-text", model=str(out), trust_remote_code=True)
+    for row in rows[:3]:
+        (said,) = write(images=str(data / row["image"]), text=row["question"], return_full_text=False)
+        assert said["generated_text"]
+
+    # It is measured as it is, and is no classifier.
+    base = ["--model_name_or_path", str(out), "--do_predict", "--use_cpu", "--test_file", str(data / "test.jsonl")]
+    again = main([*base, "--generate", "--output_dir", str(tmp_path / "again")])
+    first = lambda row: [one["answer"] for one in row["predictions"]]
+    assert [first(row) for row in read_lines(tmp_path / "again/predictions.jsonl")] == [first(row) for row in rows]
+    assert again["settings"]["max_new_tokens"] == 4
+    with pytest.raises(ValueError, match="a checkpoint of HiViLTForConditionalGeneration, expected HiViLTForQuestionA"):
+        main([*base, "--output_dir", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    "more", [["--answer_file", "answers.txt"], ["--max_answers", "5"], ["--calibrate"]], ids=lambda more: more[0]
+)
+def test_what_needs_a_list_of_answers_does_not_go_with_writing(data, tmp_path, more):
+    with pytest.raises(ValueError, match=f"^generate: answers come from no list.*leave out {more[0][2:]}"):
+        main(flags(data, tmp_path / "out", "--generate", *more))

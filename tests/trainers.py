@@ -12,13 +12,25 @@ from PIL import Image
 from transformers import TrainerCallback, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
-from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage
-from hivilt.data.vqa import VQACollator, VQADataset, VQAExample
+from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, CaptioningCollator
+from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, WrittenAnswersCollator
+from hivilt.tasks.arguments import CaptioningArguments, GenerationArguments, VQAArguments
+from hivilt.tasks.captioning import CaptioningTrainer
+from hivilt.tasks.generation import prepare_to_write
+from hivilt.tasks.open_ended_answering import OpenEndedTrainer
 from hivilt.tasks.question_answering import QuestionAnsweringTrainer
 from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.command import run_command
-from tiny import make_config, make_image, make_model, make_processor
+from tiny import (
+    DECODER_CONFIGS,
+    make_captioner,
+    make_config,
+    make_image,
+    make_model,
+    make_processor,
+    with_dropout,
+)
 
 ANSWERS = ["yes", "no", "red", "blue"]
 
@@ -135,6 +147,47 @@ def make_retrieval_trainer(
         fold_size=fold_size,
         contrastive_chunk_size=contrastive_chunk_size,
         callbacks=callbacks,
+    )
+
+
+PROMPT = "what is in the image"
+
+
+def make_writer(args: GenerationArguments):
+    """A model that writes words of the tokenizer alone, without dropout, to be trained as these flags say; its processor."""
+    processor, decoder = make_processor(), DECODER_CONFIGS["gpt2"]()
+    decoder.vocab_size = len(processor.tokenizer)
+    model = with_dropout(make_captioner(decoder_config=decoder), 0.0)
+    model.config.text_config.attention_probs_dropout_prob = 0.0
+    prepare_to_write(model, processor, args, trains=True)
+    return model, processor
+
+
+def make_captioning_trainer(
+    tmp_path, captioned, captions_per_image=None, callbacks=None, train=None, num_beams=2, **arguments
+):
+    model, processor = make_writer(CaptioningArguments(num_beams=num_beams, max_new_tokens=5))
+    return CaptioningTrainer(
+        model=model,
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=CaptionDataset(train or captioned, captions_per_image, seed=0, prompt=PROMPT),
+        eval_dataset=CaptionDataset(captioned, prompt=PROMPT),
+        data_collator=CaptioningCollator(processor, PROMPT),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def make_open_ended_trainer(tmp_path, dataset, top_k=3, **arguments):
+    model, processor = make_writer(VQAArguments(generate=True, num_beams=2, max_new_tokens=4))
+    return OpenEndedTrainer(
+        model=model,
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=WrittenAnswersCollator(processor),
+        processing_class=processor,
+        top_k=top_k,
     )
 
 

@@ -50,6 +50,8 @@ CREDITS = {
     "flickr30k": "The data is Flickr30k (https://shannon.cs.illinois.edu/DenotationGraph), for research only.",
     "coco": f"The captions are MS-COCO's, CC BY 4.0; {_COCO_IMAGES}",
     "flickr8k": "The data is Flickr8k, for research only.",
+    "textcaps": "The captions are TextCaps' (https://textvqa.org/textcaps), CC BY 4.0; the images are of Open Images, CC BY 2.0.",
+    "vizwiz-captions": "The data is VizWiz-Captions (https://vizwiz.org), CC BY 4.0.",
 }
 # Arguments that tell a reader nothing about the model; columns besides.
 _NO_SETTINGS = {"license", "language", "num_threads", "on_bad_image", "trust_remote_code", "top_k", "index_factory"}

@@ -7,7 +7,7 @@ from transformers.trainer_utils import HubStrategy
 
 # Refused at a value other than the default: why, and what to do instead.
 REFUSED = {
-    "average_tokens_across_devices": "the loss of a step is always the mean over the questions of all processes; leave it out",
+    "average_tokens_across_devices": "the loss of a step is always the mean over the questions, or tokens, of all processes; leave it out",
     "batch_eval_metrics": "metrics are of whole splits; leave it out",
     "deepspeed": "evaluation needs whole weights on each process; shard with FSDP instead, see runs/fsdp.yaml",
     "enable_jit_checkpoint": "a run saves on SIGTERM and Ctrl-C as it is; leave it out",
@@ -23,7 +23,7 @@ REFUSED = {
     "parallelism_config": "no tensor, context or sequence of HiViLT is split over devices; use FSDP, see runs/fsdp.yaml",
     "prediction_loss_only": "evaluation always measures; leave out --do_eval and --do_predict to do without it",
     "remove_unused_columns": "Trainer would drop images and texts before the collator sees them; leave it out, or False",
-    "use_cache": "there is no decoder whose keys could be kept; leave it out",
+    "use_cache": "no keys are kept in training, and always in writing; leave it out",
     "use_liger_kernel": "Liger has no kernels for HiViLT; leave it out, --torch_compile fuses kernels",
 }
 

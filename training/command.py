@@ -22,7 +22,7 @@ def run_task(arguments: str, argv: list[str] | None = None) -> Any:
     parsed = kind.parse(sys.argv[1:] if argv is None else argv)
     from hivilt.training.main import main
 
-    return main(pkgutil.resolve_name(kind.task), argv, parsed)
+    return main(pkgutil.resolve_name(parsed[0].task), argv, parsed)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:

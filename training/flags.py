@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -27,8 +27,9 @@ class Parser(HfArgumentParser):
                 f"{unknown[0]!r}: expected a flag such as --output_dir, or its values; a settings file stands alone. --help "
                 "lists all flags."
             )
+        hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
         for name, value in vars(parsed).items():
-            if isinstance(value, str) and value.startswith("{"):
+            if isinstance(value, str) and value.startswith("{") and "dict" in str(hints.get(name)):
                 read_mapping(name, value)
         return parsed
 

@@ -175,13 +175,17 @@ class HiViLTTrainer(Trainer):
         """How many of what `unit` names a batch trains: its texts."""
         return len(inputs["input_ids"])
 
+    def weigh(self, inputs: Mapping[str, Any]) -> int:
+        """How many terms the loss of a batch is the mean of."""
+        return self.count(inputs)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one step, and what they `count` on all processes together."""
+        """The batches of one step, and what they `weigh` on all processes together."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor([sum(map(self.count, batches))], device=device)
-        count = self.accelerator.gather(count).sum()
+        sums = torch.tensor([[sum(map(of, batches)) for of in (self.count, self.weigh)]], device=device)
+        count, weight = self.accelerator.gather(sums).sum(dim=0)
         self.num_examples_trained += int(count)
-        return batches, count
+        return batches, weight
 
     # Training
 
@@ -258,11 +262,11 @@ class HiViLTTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def step_share(self, loss: torch.Tensor, inputs: Mapping[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
-        """The share of a batch's mean loss in the mean over all that `count` counts in a step, on all processes."""
+        """The share of a batch's mean loss in the mean over all terms of a step, on all processes."""
         if num_items is None:
             return loss
         # Trainer goes on to divide by the number of batches, and gradients are averaged over processes.
-        share = self.count(inputs) / num_items.clamp(min=1)
+        share = self.weigh(inputs) / num_items.clamp(min=1)
         return loss * share * self.current_gradient_accumulation_steps * self.args.world_size
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:

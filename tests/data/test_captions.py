@@ -24,6 +24,7 @@ from hivilt.data.captions import (
     CaptionColumns,
     CaptionDataset,
     CaptionedImage,
+    CaptioningCollator,
     SimilarCaptionsSampler,
     openmoji_split,
     rasterize,
@@ -412,6 +413,29 @@ def test_a_row_that_lacks_a_column_is_named():
         read_caption_table([ROWS[0], {"caption": "blue"}], source="toy")
 
 
+def test_images_to_be_captioned_need_no_captions(folder, caplog):
+    rows = [{"image": "red.png"}, {"image": "blue.png"}]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    read = read_caption_table(folder / "test.jsonl", captions_needed=False)
+    assert [(Path(one.image).name, one.captions) for one in read] == [("red.png", ()), ("blue.png", ())]
+    assert "test.jsonl has no column 'caption': its images are captioned, nothing is measured." in caplog.text
+    with pytest.raises(ValueError, match="no column 'caption'"):
+        read_caption_table(folder / "test.jsonl")
+    # Of columns by commas all are absent, or none may be.
+    several = CaptionColumns(caption="caption_0, caption_1")
+    assert [one.captions for one in read_caption_table(folder / "test.jsonl", several, captions_needed=False)] == [
+        (),
+        (),
+    ]
+    some = [{**row, "caption_0": "a square"} for row in rows]
+    with pytest.raises(ValueError, match="no column 'caption_1'"):
+        read_caption_table(some, several, source="some", folder=folder, captions_needed=False)
+    # A column that is there is read as ever.
+    some = [{**row, "caption": "a square"} for row in rows]
+    read = read_caption_table(some, source="some", folder=folder, captions_needed=False)
+    assert {one.captions for one in read} == {("a square",)}
+
+
 def test_a_missing_column_is_named_with_the_likely_one():
     with pytest.raises(ValueError, match="it has 'image', 'captions'. .* with --caption_column, probably 'captions'.$"):
         read_caption_table([{"image": "a", "captions": ["c"]}])
@@ -609,6 +633,49 @@ def test_images_stay_as_they_are_where_a_caption_says_left(beside):
         pixels = collator([dataset[0]])["pixel_values"]
         mirrored.setdefault(processor.texts[0], set()).add(not torch.equal(pixels, plain))
     assert mirrored == {"a Dark corner on the Left": {False}, "a red image": {False, True}}
+
+
+def test_a_batch_to_be_captioned_has_the_prompt_with_each_image_and_all_captions_as_targets(examples):
+    dataset = CaptionDataset(examples, prompt="what is in the image")
+    assert dataset.texts == ["what is in the image"] and len(dataset.captions) == 5
+    processor = make_processor()
+    batch = CaptioningCollator(processor, "what is in the image")([dataset[1], dataset[0]])
+    # Trainer counts the rows of the first.
+    assert list(batch)[0] == "input_ids" and "image_index" not in batch
+    asked = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert asked == ["what is in the image"] * 2
+    assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["image_number"].tolist() == [1, 0]
+    assert batch["text_index"].tolist() == [0, 0, 1, 1, 1]
+    said = [processor.decode(row[row >= 0]) for row in batch["labels"]]
+    captions = ["blue", "a blue image", "red", "a red image", "not blue"]
+    assert said == [f"{caption} [SEP]" for caption in captions]
+
+    one_each = [dataset[1] | {"captions": ["blue"]}, dataset[0] | {"captions": ["red"]}]
+    assert "text_index" not in CaptioningCollator(processor, "image")(one_each)
+    bare = CaptionDataset([one._replace(captions=()) for one in examples], prompt="image")
+    assert not {"labels", "text_index"} & set(CaptioningCollator(processor, "image")([bare[0], bare[1]]))
+    mixed = CaptioningCollator(processor, "image")([bare[0], dataset[1]])
+    assert mixed["text_index"].tolist() == [1, 1]
+
+
+def test_only_a_split_to_be_captioned_may_lack_captions(examples):
+    bare = [one._replace(captions=()) for one in examples]
+    assert CaptionDataset(bare, prompt="image").captions == []
+    for wrong in ({}, {"prompt": "image", "seed": 0}):
+        with pytest.raises(ValueError, match="examples: image 'r' has no caption"):
+            CaptionDataset(bare, **wrong)
+
+
+def test_a_mirrored_image_has_left_and_right_swapped_in_what_is_to_be_written(beside):
+    dataset, processor = CaptionDataset([beside], seed=0, prompt="image"), make_processor()
+    plain = CaptioningCollator(processor, "image")([dataset[0]])["pixel_values"]
+    collator, sides = CaptioningCollator(processor, "image", augmentation=Augmentation(random_flip="swap")), set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        images, ((caption, _),) = collator.captioned([dataset[0]])
+        sides.add((torch.equal(images["pixel_values"], plain), caption))
+    assert sides == {(True, "a Dark corner on the Left"), (False, "a Dark corner on the Right")}
 
 
 def test_collator_names_the_setting_that_spoils_its_items():

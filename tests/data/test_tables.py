@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hivilt.data.tables import (
+    Collator,
     TableImage,
     check_columns,
     check_images,
@@ -24,7 +25,7 @@ from hivilt.data.tables import (
     read_rows,
     rows_with_images,
 )
-from tiny import make_image
+from tiny import make_image, make_processor
 
 
 class Record(NamedTuple):
@@ -417,3 +418,16 @@ def test_foreign_items_name_the_setting_that_spoils_them():
     for item in ({"image": "x"}, "captions"):
         with pytest.raises(TypeError, match="Collator takes the items of a Dataset.*remove_unused_columns=False"):
             check_items([{"captions": []}, item], "captions", "Collator", "Dataset")
+
+
+def test_targets_are_the_texts_of_all_rows_with_the_row_of_each():
+    collator = Collator(make_processor())
+    tokens = collator.processor.tokenizer.get_vocab()
+    red, blue = [tokens["red"], 3, -100, -100], [tokens["blue"], 3, -100, -100]
+    several = collator.targets([["red"], [], ["a red square", "blue"]])
+    assert several["text_index"].tolist() == [0, 2, 2]
+    assert several["labels"].tolist() == [red, [tokens["a"], tokens["red"], tokens["square"], 3], blue]
+    assert collator.targets([["red"], ["blue"]]).keys() == {"labels"}
+    # Rows in another order, or not all of them, are no pairs.
+    assert collator.targets([[], ["blue"]])["text_index"].tolist() == [1]
+    assert collator.targets([[], []]) == {}

@@ -17,6 +17,7 @@ from hivilt.data.vqa import (
     VQACollator,
     VQADataset,
     VQAExample,
+    WrittenAnswersCollator,
     build_answer_vocabulary,
     drop_unknown_answers,
     read_answers_file,
@@ -422,6 +423,19 @@ def test_questions_without_answers_have_no_labels(folder):
     rows = [row | {"answer": None} for row in ROWS]
     dataset = VQADataset(read_table(write(folder, ".json", rows))).by_image()
     assert "labels" not in VQACollator(make_processor(), {"yes": 0})([dataset[0]])
+
+
+def test_all_answers_of_a_question_are_to_be_written(folder):
+    answers = [["red", "red", "a red square"], [], ["no"]]
+    rows = [row | {"answer": answer} for row, answer in zip(ROWS, answers, strict=True)]
+    dataset = VQADataset(read_table(write(folder, ".json", rows), answers_needed=False)).by_image()
+    processor = make_processor()
+    batch = WrittenAnswersCollator(processor)([dataset[0], dataset[1]])
+    assert batch["image_index"].tolist() == [0, 0, 1] and batch["question_index"].tolist() == [0, 2, 1]
+    said = [processor.decode(row[row >= 0]) for row in batch["labels"]]
+    assert said == ["red [SEP]", "red [SEP]", "a red square [SEP]", "no [SEP]"]
+    assert batch["text_index"].tolist() == [0, 0, 0, 1]
+    assert not {"labels", "text_index"} & set(WrittenAnswersCollator(processor)([dataset[1]]))
 
 
 FULL = Augmentation(random_crop=0.5, random_flip="swap", rand_augment=(2, 7))

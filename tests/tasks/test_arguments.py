@@ -4,6 +4,8 @@ import pkgutil
 
 import pytest
 
+from hivilt.tasks.open_ended_answering import OpenEndedAnswering
+from hivilt.tasks.question_answering import QuestionAnswering
 from tiny import HEAD_FACTS
 
 TASKS = [facts.task for facts in HEAD_FACTS.values() if facts.task]
@@ -11,8 +13,16 @@ TASKS = [facts.task for facts in HEAD_FACTS.values() if facts.task]
 
 @pytest.mark.parametrize("task", TASKS)
 def test_flags_and_their_task_name_each_other_and_the_same_benchmarks(task):
-    assert pkgutil.resolve_name(task.arguments.task) is task
+    assert pkgutil.resolve_name(task.arguments.parse(["--use_cpu"])[0].task) is task
     assert list(task.arguments.benchmark_defaults) == list(task.benchmarks)
+
+
+def test_questions_are_answered_from_a_list_unless_told_to_write():
+    args, _ = QuestionAnswering.arguments.parse(["--generate", "--num_beams", "2", "--use_cpu"])
+    assert pkgutil.resolve_name(args.task) is OpenEndedAnswering
+    for flag, value in (("num_beams", "2"), ("max_new_tokens", "5"), ("decoder_model", "gpt2")):
+        with pytest.raises(ValueError, match=f"{flag}: got .*, but answers come from a list.*--generate"):
+            QuestionAnswering.arguments.parse([f"--{flag}", value, "--use_cpu"])
 
 
 @pytest.mark.parametrize("task", TASKS)

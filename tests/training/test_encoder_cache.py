@@ -278,7 +278,7 @@ def test_an_encoder_with_an_adapter_is_not_cached(tmp_path, examples, model, pro
 
 def test_an_image_that_cannot_be_opened_is_named(tmp_path, examples, model, processor):
     (tmp_path / "images/4.png").write_bytes((tmp_path / "images/4.png").read_bytes()[:60])
-    with pytest.raises(ValueError, match="4.png.*--on_bad_image skip"):
+    with pytest.raises(ValueError, match="4.png.*is not a readable image"):
         fill(tmp_path / "cache", examples, model, processor)
 
 

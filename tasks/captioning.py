@@ -1,0 +1,156 @@
+"""Captioning: its data, its trainer, what it measures and reports."""
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from hivilt.data.augmentation import Augmentation
+from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.captions import CaptionDataset, CaptionedImage, CaptioningCollator
+from hivilt.data.tables import open_image
+from hivilt.evaluation.captioning import caption_scores
+from hivilt.evaluation.plots import GeneratedCaption, plot_captions
+from hivilt.evaluation.submissions import submission
+from hivilt.generation_hivilt import HiViLTForConditionalGeneration
+from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.tasks.arguments import CaptioningArguments
+from hivilt.tasks.captioned import read_captioned
+from hivilt.tasks.generation import GenerationTrainer, prepare_to_write
+from hivilt.tasks.task import Task, spread, write_rows
+from hivilt.training.cards import python_literal
+from hivilt.training.results import warn_of_few
+
+logger = logging.getLogger("hivilt")
+
+PROMPT = "an image of"  # of a new model, unless another is named
+SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+
+
+# Training
+
+
+class CaptioningTrainer(GenerationTrainer):
+    """Trains and evaluates on a `CaptionDataset(prompt=...)`."""
+
+    unit = "captions"
+    place_name = "image_number"
+
+    def metric_names(self, dataset: CaptionDataset) -> set[str]:
+        return {"loss", "distinct", *SCORES}
+
+    def measure(self, model, batches, dataset):
+        """Captions every image of a `CaptionDataset`.
+
+        Returns:
+            The captions, in the dataset's order; `loss` and what `caption_scores` gives, where the images have captions; how
+            many captions were written.
+        """
+
+        def captions_and_losses(inputs):
+            written, losses = self.write(model, inputs)
+            captions = self.processing_class.batch_decode(written, skip_special_tokens=True)
+            return zip(map(str.strip, captions), losses, strict=True)
+
+        captions, losses = zip(*self.measure_each(batches, captions_and_losses, dataset), strict=True)
+        known = [place for place, example in enumerate(dataset.examples) if example.captions]
+        metrics = {}
+        if known:
+            metrics["loss"] = self.mean_loss(losses)
+            references = [dataset.examples[place].captions for place in known]
+            metrics |= caption_scores([captions[place] for place in known], references)
+        return list(captions), metrics, len(captions)
+
+
+# The task
+
+
+class Captioning(Task):
+    """Writes captions of images."""
+
+    name = "captioning"
+    script = "run_captioning.py"
+    pipeline_tag = "image-to-text"
+    card_template = "captioning.md"
+    arguments = CaptioningArguments
+    benchmarks = CAPTION_BENCHMARKS
+    model_class = HiViLTForConditionalGeneration
+    trainer_class = CaptioningTrainer
+
+    def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[CaptionedImage]]]:
+        return read_captioned(self.args, splits, self.benchmark, captions_needed=False)
+
+    def texts_of(self, example: CaptionedImage) -> tuple[str, ...]:
+        return (self.args.prompt or PROMPT, *example.captions)
+
+    def make_model(self, train: list[CaptionedImage] | None) -> tuple[HiViLTForConditionalGeneration, HiViLTProcessor]:
+        model, processor = super().make_model(train, decoder=self.args.decoder_model)
+        prepare_to_write(model, processor, self.args, train is not None)
+        tokenizer, known = processor.tokenizer, model.config.prompt_ids
+        if self.args.prompt is None:
+            self.args.prompt = PROMPT if known is None else tokenizer.decode(known, skip_special_tokens=True)
+            if known is not None and tokenizer(self.args.prompt)["input_ids"] != list(known):
+                raise ValueError(
+                    f"prompt: that of {self.args.model_name_or_path} cannot be told from its tokens, which read "
+                    f"{self.args.prompt!r}; give --prompt."
+                )
+        if train is not None:
+            model.config.prompt_ids = tokenizer(self.args.prompt)["input_ids"]
+        return model, processor
+
+    def make_dataset(self, split: str, examples: list[CaptionedImage]) -> tuple[CaptionDataset, dict[str, Any]]:
+        if split == "train":
+            drawn = {"captions_per_image": self.args.captions_per_image, "seed": self.training_args.draw_seed}
+            dataset = CaptionDataset(examples, prompt=self.args.prompt, **drawn)
+        else:
+            dataset = CaptionDataset(examples, prompt=self.args.prompt)
+            warn_of_few(split, len(dataset), "images")
+        logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
+        return dataset, {"images": len(dataset), "captions": len(dataset.captions)}
+
+    def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> CaptioningCollator:
+        return CaptioningCollator(processor, self.args.prompt, augmentation=augmentation)
+
+    def write(self, folder: Path, dataset: CaptionDataset, predictions: list[str]) -> None:
+        write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
+        if self.args.benchmark == "coco":
+            path = folder / f"captions_{self.args.test_split or self.benchmark.splits['test']}_hivilt_results.json"
+            path.write_text(json.dumps(submission("coco", [e.image_id for e in dataset.examples], predictions)) + "\n")
+            logger.info(f"{path.name}: {len(predictions):,} captions for the server of {self.benchmark.title}")
+        shown = spread(len(dataset), 12)
+        examples = [dataset.examples[place] for place in shown]
+        cells = [
+            GeneratedCaption(open_image(example.image), predictions[place], next(iter(example.captions), None))
+            for place, example in zip(shown, examples, strict=True)
+        ]
+        plot_captions(cells, folder / "captions.png")
+
+    def summary(self, results: Mapping[str, Any], split: str) -> str:
+        measured = results[split]
+        if "cider_d" not in measured:
+            return ""
+        scores = ", ".join(f"{NAMES[name]} {measured[name]:.3f}" for name in SCORES)
+        return f"{split}: {scores} on {results['data'][split]['images']:,} images"
+
+    def card(
+        self, trainer: CaptioningTrainer, results: Mapping[str, Any], splits: Mapping[str, list[CaptionedImage]]
+    ) -> dict[str, Any]:
+        return {
+            "metrics": {name: NAMES[name] for name in SCORES},
+            "metric_ids": ["cider"],
+            "tags": ["image-captioning"],
+            "image": "![Images and the captions written about them](captions.png)",
+            "prompt": python_literal(self.args.prompt),
+        }
+
+    def try_next(self, folder: Path) -> str:
+        return f"python app.py --captioning {folder}"
+
+
+NAMES = {name: f"BLEU-{name[-1]}" for name in SCORES[:4]} | {"rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
+
+
+def prediction_row(example: CaptionedImage, caption: str) -> dict[str, Any]:
+    """An image of predictions.jsonl."""
+    return {"image": example.image_id, "caption": caption, "captions": list(example.captions)}

@@ -1,0 +1,130 @@
+"""What writes a caption for each image, and measures tokens where Trainer counts rows."""
+
+import pytest
+import torch
+from trainers import CAPTIONS, PROMPT, Recorder, make_captioning_trainer
+
+from hivilt.data.captions import CaptionDataset
+from hivilt.data.tables import open_image
+from hivilt.evaluation.captioning import caption_scores
+from hivilt.tasks.captioning import prediction_row
+
+
+def alone(trainer, example):
+    """What the processor makes of an image by itself."""
+    return trainer.processing_class(images=[open_image(example.image)], text=[PROMPT], return_tensors="pt")
+
+
+def token_losses(trainer, example, caption, smoothing=0.0):
+    """The losses of a caption's tokens, one by one and in float64."""
+    model, processor = trainer.model.eval(), trainer.processing_class
+    labels = processor.tokenize_targets([caption])
+    with torch.no_grad():
+        (scores,) = model(**alone(trainer, example), labels=labels).logits.double().log_softmax(-1)
+    return [
+        -(1 - smoothing) * row[token].item() - smoothing * row.mean().item()
+        for row, token in zip(scores, labels[0].tolist(), strict=True)
+    ]
+
+
+def mean_over_tokens(trainer, examples, smoothing=0.0):
+    losses = [token_losses(trainer, one, caption, smoothing) for one in examples for caption in one.captions]
+    return sum(map(sum, losses)) / sum(map(len, losses))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_every_image_gets_one_caption_in_order(tmp_path, captioned, batch_size):
+    trainer = make_captioning_trainer(tmp_path, captioned, per_device_eval_batch_size=batch_size)
+    output = trainer.predict(trainer.eval_dataset)
+    model, processor = trainer.model, trainer.processing_class
+    written = [model.generate(**alone(trainer, one))[0] for one in captioned]
+    expected = [processor.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
+    assert output.predictions == expected
+    assert len(set(expected)) > 1 and all(expected)
+
+    metrics = output.metrics
+    assert metrics["test_loss"] == pytest.approx(mean_over_tokens(trainer, captioned), rel=1e-5)
+    for name, score in caption_scores(expected, CAPTIONS).items():
+        assert metrics[f"test_{name}"] == pytest.approx(score)
+    assert trainer.metric_names(trainer.eval_dataset) | {"num_images"} == {
+        name.removeprefix("test_") for name in metrics if "per_second" not in name and "runtime" not in name
+    } - {"model_preparation_time"}
+
+
+@pytest.mark.checklist("5")
+def test_the_loss_of_a_step_is_the_mean_over_its_tokens_however_it_is_accumulated(tmp_path, captioned):
+    """Images have captions of 2 to 5 tokens, and one to three of them, so that a mean over batches is another number."""
+    weights, losses = [], []
+    for size, turns in ((4, 1), (2, 2), (1, 4)):
+        recorder = Recorder()
+        step = {"per_device_train_batch_size": size, "gradient_accumulation_steps": turns, "max_steps": 1}
+        step |= {"optim": "sgd", "learning_rate": 1e-2, "warmup_steps": 0, "eval_strategy": "no"}
+        trainer = make_captioning_trainer(tmp_path, captioned[:4], callbacks=[recorder], **step)
+        before = mean_over_tokens(trainer, captioned[:4])
+        trainer.train()
+        assert trainer.num_examples_trained == 7
+        losses.append(recorder.logs[0]["loss"])
+        weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+    assert losses == pytest.approx([before] * 3, rel=1e-4)
+    for other in weights[1:]:
+        for name, parameter in weights[0].items():
+            torch.testing.assert_close(other[name], parameter, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.checklist("10")
+def test_evaluation_encodes_each_image_once_for_its_caption_and_all_losses(tmp_path, captioned):
+    trainer = make_captioning_trainer(tmp_path, captioned, num_beams=3)
+    encoded = []
+    trainer.model.base_model.vision_model.register_forward_hook(
+        lambda module, args, output: encoded.append(len(output.last_hidden_state))
+    )
+    metrics = trainer.evaluate()
+    assert encoded == [2, 2, 1] and metrics["eval_loss"] > 0
+
+
+@pytest.mark.parametrize(("captions_per_image", "count"), [(None, 9), (1, 5), (2, 8)])
+def test_an_epoch_trains_the_captions_that_are_drawn(tmp_path, captioned, captions_per_image, count):
+    usual = {"eval_strategy": "no", "num_train_epochs": 1, "per_device_train_batch_size": 5}
+    trainer = make_captioning_trainer(tmp_path, captioned, captions_per_image, **usual)
+    trainer.train()
+    assert trainer.num_examples_trained == count
+
+
+def test_labels_are_smoothed_in_training_alone(tmp_path, captioned):
+    recorder = Recorder()
+    usual = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "per_device_train_batch_size": 5}
+    usual |= {"learning_rate": 0.0, "per_device_eval_batch_size": 1}
+    trainer = make_captioning_trainer(tmp_path, captioned, callbacks=[recorder], label_smoothing_factor=0.9, **usual)
+    trainer.train()
+    (trained,) = [log["loss"] for log in recorder.logs if "loss" in log]
+    assert trained == pytest.approx(mean_over_tokens(trainer, captioned, 0.9), rel=1e-4)
+    (evaluated,) = [log["eval_loss"] for log in recorder.logs if "eval_loss" in log]
+    assert evaluated == pytest.approx(mean_over_tokens(trainer, captioned), rel=1e-4)
+    assert abs(trained - evaluated) > 0.005
+
+
+def test_images_without_captions_are_captioned_and_not_measured(tmp_path, captioned):
+    trainer = make_captioning_trainer(tmp_path, captioned, per_device_eval_batch_size=1)
+    measured = trainer.predict(trainer.eval_dataset)
+
+    bare = [one._replace(captions=()) for one in captioned]
+    output = trainer.predict(CaptionDataset(bare, prompt=PROMPT))
+    assert output.predictions == measured.predictions
+    assert not {"test_loss", "test_cider_d", "test_distinct"} & output.metrics.keys()
+
+    # Where some have captions these are measured; with batches of one others have none at all.
+    some = [captioned[0], *bare[1:4], captioned[4]]
+    for batch_size in (1, 5):
+        other = make_captioning_trainer(tmp_path, some, train=captioned, per_device_eval_batch_size=batch_size)
+        found = other.predict(other.eval_dataset)
+        assert found.predictions == measured.predictions
+        assert found.metrics["test_num_images"] == 2
+        assert found.metrics["test_loss"] == pytest.approx(mean_over_tokens(other, [some[0], some[4]]), rel=1e-5)
+
+
+def test_a_row_of_predictions(captioned):
+    assert prediction_row(captioned[0], "red") == {
+        "image": "0",
+        "caption": "red",
+        "captions": ["a red circle", "circle in the image"],
+    }

@@ -1,0 +1,30 @@
+"""What a model is told before it writes; tests of both tasks measure how it learns."""
+
+import pytest
+
+from hivilt.tasks.arguments import CaptioningArguments, VQAArguments
+from hivilt.tasks.generation import prepare_to_write
+from tiny import make_captioner, make_processor
+
+
+def prepare(args, trains, **config):
+    model = make_captioner()
+    model.generation_config.update(**config)
+    prepare_to_write(model, make_processor(), args, trains)
+    return model.generation_config
+
+
+@pytest.mark.parametrize(("args", "length"), [(CaptioningArguments(), 32), (VQAArguments(generate=True), 10)])
+def test_a_new_model_searches_by_three_beams_for_words_alone(args, length):
+    config = prepare(args, trains=True)
+    assert (config.num_beams, config.max_new_tokens, config.min_new_tokens) == (3, length, 1)
+    # Padding, unknown and begin; it may end.
+    assert config.suppress_tokens == [0, 1, 2] and config.eos_token_id == 3
+    assert (args.num_beams, args.max_new_tokens) == (3, length)
+
+
+def test_a_checkpoint_searches_as_it_did_unless_told_otherwise():
+    args = CaptioningArguments(num_beams=2)
+    config = prepare(args, trains=False, num_beams=5, max_new_tokens=7)
+    assert (config.num_beams, config.max_new_tokens) == (args.num_beams, args.max_new_tokens) == (2, 7)
+    assert config.suppress_tokens is None
