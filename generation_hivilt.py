@@ -442,6 +442,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             ]
             return next((value for value in values if value is not None), None)
 
+        if (beams := asked("num_beams")) is not None and beams < 1:
+            raise ValueError(f"`num_beams` must be at least 1, got {beams}.")
         prefix, new = kwargs.get("decoder_input_ids"), asked("max_new_tokens")
         if new is not None:
             if new < 1:

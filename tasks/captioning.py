@@ -71,7 +71,7 @@ class Captioning(Task):
 
     name = "captioning"
     script = "run_captioning.py"
-    pipeline_tag = "image-to-text"
+    pipeline_tag = "image-text-to-text"
     card_template = "captioning.md"
     arguments = CaptioningArguments
     benchmarks = CAPTION_BENCHMARKS
@@ -88,6 +88,8 @@ class Captioning(Task):
         model, processor = super().make_model(train, decoder=self.args.decoder_model)
         prepare_to_write(model, processor, self.args, train is not None)
         tokenizer, known = processor.tokenizer, model.config.prompt_ids
+        if self.args.prompt is not None and len(tokenizer(self.args.prompt)["input_ids"]) > tokenizer.model_max_length:
+            raise ValueError(f"prompt: the text encoder reads {tokenizer.model_max_length} tokens; give fewer words.")
         if self.args.prompt is None:
             self.args.prompt = PROMPT if known is None else tokenizer.decode(known, skip_special_tokens=True)
             if known is not None and tokenizer(self.args.prompt)["input_ids"] != list(known):

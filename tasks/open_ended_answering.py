@@ -66,7 +66,7 @@ class OpenEndedAnswering(QuestionAnswering):
         return {}
 
     def try_next(self, folder: Path) -> str:
-        return f"python run_vqa.py --generate --model_name_or_path {folder} --do_predict --test_file FILE"
+        return f"python run_vqa.py --generate --model_name_or_path {folder} --do_predict --test_file FILE --output_dir {folder}/answers"
 
     def card(
         self, trainer: OpenEndedTrainer, results: Mapping[str, Any], splits: Mapping[str, list[VQAExample]]

@@ -365,6 +365,7 @@ def test_without_captions_and_with_labels_of_another_kind_it_says_what_to_give(c
     ("asked", "said"),
     [
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
+        ({"num_beams": 0}, "`num_beams` must be at least 1, got 0"),
         ({"max_new_tokens": 25}, "`max_new_tokens` asks for 25 tokens, but this `gpt2` decoder has positions for 24"),
         ({"max_length": 26}, "`max_length` asks for 25 tokens"),
         ({"input_ids": torch.full((5, 30), 7), "attention_mask": None}, "30 tokens, but this `bert` encoder takes 24"),

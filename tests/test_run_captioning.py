@@ -84,7 +84,7 @@ def test_leaves_all_it_promises(data, tmp_path, capsys, drawn):
         assert f"CIDEr-D {results[split]['cider_d']:.3f}" in printed
 
     card = ModelCard.load(out / "README.md")
-    assert card.data.pipeline_tag == "image-to-text" and "image-captioning" in card.data.tags
+    assert card.data.pipeline_tag == "image-text-to-text" and "image-captioning" in card.data.tags
     assert {one.metric_name: one.metric_value for one in card.data.eval_results}["CIDEr-D"] == round(
         results["test"]["cider_d"], 6
     )
@@ -241,6 +241,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     ("more", "message"),
     [
         (["--prompt", "  "], "prompt: expected some words"),
+        (["--prompt", "a dog runs " * 200], "prompt: the text encoder reads 64 tokens; give fewer words"),
         (["--num_beams", "0"], "num_beams: expected at least 1"),
         (["--max_new_tokens", "0"], "max_new_tokens: expected at least 1"),
         (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),

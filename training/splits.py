@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Collection
 from operator import attrgetter
 from pathlib import Path
@@ -115,6 +116,15 @@ def prepare_splits(
         there = f"there is only {', '.join(splits)}" if splits else "there is none of it"
         raise ValueError(f"{name}: this run needs {', '.join(missing)} data, {there}: give {flags}.")
 
+    known: dict[str, str] = {}  # the file of each image, and the split that it came in first
+    for split in ("train", "validation", "test") if args.benchmark is None else ():
+        images = {os.path.realpath(one.image) for one in splits.get(split, ()) if isinstance(one.image, str)}
+        if both := sorted(images & known.keys()):
+            logger.warning(
+                f"{split}: {len(both)} of its {len(images)} images, {both[0]} first, are in {known[both[0]]} data, too, so what "
+                "is measured on it says little of other images. Give images that are in one file alone."
+            )
+        known = dict.fromkeys(images, split) | known
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     used, bad_images = {}, {}
     for split in [split for split in splits if split in wanted]:

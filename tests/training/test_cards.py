@@ -39,7 +39,7 @@ from miniatures import TWO_STEPS, make_vqa_miniature
 from tiny import VISION_CONFIGS, make_image
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINE_TAGS = {"visual-question-answering", "zero-shot-image-classification", "image-to-text", "image-text-to-text"}
+PIPELINE_TAGS = {"visual-question-answering", "zero-shot-image-classification", "image-text-to-text"}
 
 
 def check_card(path: Path, has_braces: bool = False) -> ModelCard:

@@ -1,11 +1,16 @@
 """What a run holds out of its training data."""
 
+import json
+import logging
+import re
+
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.arguments import VQAArguments
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.training.arguments import parse_arguments
 from hivilt.training.splits import prepare_splits
 from miniatures import make_vqa_miniature
+from tiny import make_image
 
 
 def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
@@ -21,3 +26,17 @@ def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
     train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
     assert held_out and not train & held_out
     assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}
+
+
+def test_images_that_are_trained_on_and_tested_with_are_told(tmp_path, caplog):
+    for number in range(4):
+        make_image("red").save(tmp_path / f"{number}.png")
+    for split, images in (("train", "012"), ("test", "23")):
+        rows = [{"image": f"./{image}.png", "question": "what color", "answer": "red"} for image in images]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ["--train_file", str(tmp_path / "train.jsonl"), "--test_file", str(tmp_path / "test.jsonl")]
+    args, training_args = VQAArguments.parse([*files, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+    with caplog.at_level(logging.WARNING, "hivilt"):
+        prepare_splits(args, training_args, QuestionAnswering(args).read)
+    (said,) = (one.getMessage() for one in caplog.records if "images," in one.getMessage())
+    assert re.match(r"test: 1 of its 2 images, \S+2\.png first, are in (train|validation) data, too", said)
