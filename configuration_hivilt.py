@@ -282,11 +282,8 @@ class HiViLTConfig(PreTrainedConfig):
         """
         config = copy.deepcopy(self)
         if config.decoder_config is None:
-            drop = {
-                "resid_pdrop": self.dropout,
-                "embd_pdrop": self.dropout,
-                "attn_pdrop": 0.0,
-            }  # which fused attention does without
+            # None of attention, with which the fused kernels cannot run.
+            drop = {"resid_pdrop": self.dropout, "embd_pdrop": self.dropout, "attn_pdrop": 0.0}
             tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
             size = {"n_embd": self.hidden_size, "n_head": self.num_attention_heads, "n_layer": 3, "n_positions": 512}
             fields = {"model_type": "gpt2", "vocab_size": self.text_config.vocab_size, **size, **drop, **tokens}

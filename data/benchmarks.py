@@ -42,6 +42,11 @@ class HubTable(NamedTuple):
     images_config: str | None = None
 
 
+def lmms_copies(name: str, split: str, **layout: Any) -> list[HubTable]:
+    """Copies made for lmms-eval, which moved them in 2026."""
+    return [HubTable(f"{owner}/{name}", split, **layout) for owner in ("lmms-lab-encoder", "lmms-lab")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[Record]):
     """A data set of the field with its official splits.

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, lmms_copies, read_json
 from hivilt.data.captions import CaptionedImage, captioned_images, emoji_captions, karpathy_rows, read_openmoji
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.tables import TableRow
@@ -157,12 +157,18 @@ def _flickr30k_copies(split: str) -> list[HubTable]:
     ]
 
 
-def _lmms_copies(name: str, splits: dict[str, str], captions: str) -> dict[str, list[HubTable]]:
-    makers = ("lmms-lab-encoder", "lmms-lab")
-    return {
-        ours: [HubTable(f"{maker}/{name}", theirs, columns={"captions": captions}) for maker in makers]
-        for ours, theirs in splits.items()
-    }
+def _captioning(name: str, splits: tuple[str, ...], captions: str, **fields: Any) -> CaptionBenchmark:
+    """One whose test captions are hidden, so that its validation split tests; `captions` is their column on the Hub."""
+    return CaptionBenchmark(
+        splits={"train": "train", "test": "val"},
+        read_rows=partial(captioned_images, columns=["captions"], needed=False),
+        columns=("image",),
+        image_id_column="image_id",
+        answer_column="captions",
+        hidden=("test",),
+        hub={split: lmms_copies(name, split, columns={"captions": captions}) for split in splits},
+        **fields,
+    )
 
 
 CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
@@ -210,26 +216,10 @@ CAPTION_BENCHMARKS: dict[str, CaptionBenchmark] = {
             for split, theirs in _HUB_SPLITS.items()
         },
     ),
-    "textcaps": CaptionBenchmark(
-        title="TextCaps",
-        splits={"train": "train", "test": "val"},
-        read_folder=_textcaps_rows,
-        read_rows=partial(captioned_images, columns=["captions"], needed=False),
-        columns=("image",),
-        image_id_column="image_id",
-        answer_column="captions",
-        hidden=("test",),
-        hub=_lmms_copies("TextCaps", {"train": "train", "val": "val", "test": "test"}, "reference_strs"),
+    "textcaps": _captioning(
+        "TextCaps", ("train", "val", "test"), "reference_strs", title="TextCaps", read_folder=_textcaps_rows
     ),
-    "vizwiz-captions": CaptionBenchmark(
-        title="VizWiz-Captions",
-        splits={"train": "train", "test": "val"},
-        read_folder=_vizwiz_rows,
-        read_rows=partial(captioned_images, columns=["captions"], needed=False),
-        columns=("image",),
-        image_id_column="image_id",
-        answer_column="captions",
-        hidden=("test",),
-        hub=_lmms_copies("VizWiz-Caps", {"val": "val", "test": "test"}, "caption"),
+    "vizwiz-captions": _captioning(
+        "VizWiz-Caps", ("val", "test"), "caption", title="VizWiz-Captions", read_folder=_vizwiz_rows
     ),
 }

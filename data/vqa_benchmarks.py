@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, read_json
+from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, lmms_copies, read_json
 from hivilt.data.cells import read_csv, read_text, split_lines
 from hivilt.data.easy_vqa import reword
 from hivilt.data.tables import TableRow
@@ -321,11 +321,6 @@ def _submissions(server: str, predictions: Predictions, examples: Sequence[VQAEx
     return files
 
 
-def _lmms(name: str, split: str, **layout: Any) -> list[HubTable]:
-    """Copies made for lmms-eval, which moved them in 2026."""
-    return [HubTable(f"{owner}/{name}", split, **layout) for owner in ("lmms-lab-encoder", "lmms-lab")]
-
-
 def _fatima(name: str, split: str) -> HubTable:
     return HubTable(f"Multimodal-Fatima/{name}", split, columns={"image_id": "id_image", "answers": "answers_original"})
 
@@ -334,7 +329,7 @@ def _gqa_copies(split: str) -> list[HubTable]:
     columns = {"question_id": "id", "image_id": "imageId"}
     config, images = f"{split}_balanced_instructions", f"{split}_balanced_images"
     flat = HubTable("Mineru/GQA", f"{split}_balanced", columns={"image_id": None})
-    copies = _lmms("GQA", split, config=config, images_config=images, columns=columns)
+    copies = lmms_copies("GQA", split, config=config, images_config=images, columns=columns)
     return [*copies, flat] if split in ("train", "val", "testdev") else copies
 
 
@@ -370,9 +365,9 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         other_columns=_VQA_TYPES,
         hub={
             "train": [HubTable("pingzhili/vqa_v2", "train"), _fatima("VQAv2_train", "train")],
-            "val": [*_lmms("VQAv2", "validation"), HubTable("pingzhili/vqa_v2", "validation")],
-            "test": _lmms("VQAv2", "test"),
-            "test-dev": _lmms("VQAv2", "testdev"),
+            "val": [*lmms_copies("VQAv2", "validation"), HubTable("pingzhili/vqa_v2", "validation")],
+            "test": lmms_copies("VQAv2", "test"),
+            "test-dev": lmms_copies("VQAv2", "testdev"),
         },
         answer_file=_ANSWERS / "vqav2_3129.txt",
         official_metrics=_vqa_metrics,
@@ -398,7 +393,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         read_rows=_vizwiz_examples,
         other_columns=("answer_type", "answerable"),
         image_id_column="question_id",
-        hub={split: _lmms("VizWiz-VQA", split, columns={"answer_type": "category"}) for split in ("val", "test")},
+        hub={split: lmms_copies("VizWiz-VQA", split, columns={"answer_type": "category"}) for split in ("val", "test")},
         official_metrics=_vizwiz_metrics,
         submissions=partial(_submissions, "vizwiz"),
         watched_answer="unanswerable",
@@ -410,7 +405,10 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         read_rows=_examples,
         other_columns=("ocr_tokens",),
         hub={
-            ours: [*_lmms("textvqa", theirs), HubTable("facebook/textvqa", theirs, revision="refs/convert/parquet")]
+            ours: [
+                *lmms_copies("textvqa", theirs),
+                HubTable("facebook/textvqa", theirs, revision="refs/convert/parquet"),
+            ]
             for ours, theirs in {"train": "train", "val": "validation", "test": "test"}.items()
         },
         official_metrics=_measured(official.textvqa_metrics),
@@ -424,7 +422,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         other_columns=_VQA_TYPES,
         hub={
             "train": [_fatima("OK-VQA_train", "train")],
-            "val": [*_lmms("OK-VQA", "val2014", columns={"image_id": None}), _fatima("OK-VQA_test", "test")],
+            "val": [*lmms_copies("OK-VQA", "val2014", columns={"image_id": None}), _fatima("OK-VQA_test", "test")],
         },
         official_metrics=_vqa_metrics,
     ),
