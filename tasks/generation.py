@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hivilt.generation_hivilt import HiViLTForConditionalGeneration
+from hivilt.inputs_hivilt import check_decoder_length
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.tasks.arguments import GenerationArguments
 from hivilt.training.trainer import HiViLTTrainer
@@ -26,18 +27,23 @@ def prepare_to_write(
         value = getattr(args, name) or getattr(config, name) or usual
         setattr(config, name, value)
         setattr(args, name, value)
+    check_decoder_length("max_new_tokens", args.max_new_tokens, model.config)
 
 
 class GenerationTrainer(HiViLTTrainer):
     """Trains `HiViLTForConditionalGeneration`. The loss of a step is the mean over all tokens that are to be written, whatever
     the accumulated batches and processes, and that of evaluation the mean over those of the split, without
-    `label_smoothing_factor`; evaluation writes by the model's `generation_config`."""
+    `label_smoothing_factor`; evaluation writes by the model's `generation_config`. Training reads no more tokens of a text
+    than that lets the model write."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # Not by Trainer's smoother, which takes the labels out of the batch; and the share of a batch is taken here.
         self.label_smoother, self.model_accepts_loss_kwargs = None, False
         self.model.config.label_smoothing = self.args.label_smoothing_factor
+        if self.args.bf16 and self.args.device.type == "cpu":
+            # Of torch's fused attention on a CPU the backward pass takes several times as long in bfloat16.
+            self.model.decoder.set_attn_implementation("eager")
 
     def count(self, inputs: Mapping[str, Any]) -> int:
         """The texts of a batch that are to be written."""
@@ -45,10 +51,14 @@ class GenerationTrainer(HiViLTTrainer):
 
     def weigh(self, inputs: Mapping[str, Any]) -> int:
         """Their tokens."""
-        return int((inputs["labels"] >= 0).sum())
+        return int((self._cut(inputs["labels"]) >= 0).sum())
+
+    def _cut(self, labels: torch.LongTensor) -> torch.LongTensor:
+        return labels[:, : self.model.generation_config.max_new_tokens]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss as its share in the mean over the tokens of the step."""
+        inputs = {**inputs, "labels": self._cut(inputs["labels"])}
         loss, outputs = HiViLTTrainer.compute_loss(self, model, inputs, return_outputs=True)
         loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss

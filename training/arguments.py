@@ -37,6 +37,10 @@ class TaskArguments:
     model_name_or_path: str | None = HfArg(default=None, help="Checkpoint to go on from: a folder or a Hub name.")
     vision_model: str | None = HfArg(default=None, help="Pretrained vision encoder. Unset: a small one from scratch.")
     text_model: str | None = HfArg(default=None, help="Pretrained text encoder. Unset: a small one from scratch.")
+    min_word_count: int = HfArg(
+        default=1,
+        help="Spell rarer words of the training texts letter by letter, where the text encoder is from scratch.",
+    )
     fusion: dict | str | None = HfArg(
         default=None,
         help="HiViLTConfig fields of a new HiViLT as JSON: '{\"fusion_top_k\": 8}'; of a checkpoint those that its weights "
@@ -111,7 +115,14 @@ class TaskArguments:
     }
     benchmark_defaults = {}  # of each benchmark, by its name, the flags that it sets by itself
     # Those of its fields that are numbers from one on, and files and folders to read.
-    at_least_one = ("image_size", "num_threads", "max_train_samples", "max_eval_samples", "max_predict_samples")
+    at_least_one = (
+        "image_size",
+        "num_threads",
+        "min_word_count",
+        "max_train_samples",
+        "max_eval_samples",
+        "max_predict_samples",
+    )
     places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
 
     @classmethod

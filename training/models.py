@@ -50,12 +50,15 @@ def small_text_config(vocab_size: int) -> T5Config:
     return T5Config(vocab_size=vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64, min_count: int = 1
+) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer of `vocab_size` pieces at most, lower case, with BERT's special tokens; texts of more than
     `max_length` tokens are cut.
 
-    Its pieces are the most frequent words, and all characters to spell the others with. `tokenizers` has a trainer, too,
-    but it draws pieces anew in every process, and processes that train together must agree.
+    Its pieces are the most frequent of the words that occur `min_count` times, and all characters to spell the others
+    with. `tokenizers` has a trainer, too, but it draws pieces anew in every process, and processes that train together must
+    agree.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -63,7 +66,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, max_length: in
     )
     characters = sorted(set("".join(counts)))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
-    pieces += sorted(counts, key=lambda word: (-counts[word], word))
+    words = [word for word in counts if counts[word] >= min_count]
+    pieces += sorted(words, key=lambda word: (-counts[word], word))
     pieces = list(dict.fromkeys(pieces))[:vocab_size]
 
     tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
@@ -165,7 +169,7 @@ def load_or_build(
     elif resumed is not None:
         tokenizer = HiViLTProcessor.from_pretrained(resumed).tokenizer
     else:
-        tokenizer = train_tokenizer(texts)
+        tokenizer = train_tokenizer(texts, min_count=args.min_word_count)
 
     fusion = {} if args.vision_model and args.text_model else SMALL_FUSION
     model = model_class.from_vision_text_pretrained(

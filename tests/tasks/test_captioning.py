@@ -103,6 +103,16 @@ def test_labels_are_smoothed_in_training_alone(tmp_path, captioned):
     assert abs(trained - evaluated) > 0.005
 
 
+def test_training_reads_no_more_of_a_caption_than_the_model_may_write(tmp_path, captioned):
+    recorder = Recorder()
+    usual = {"eval_strategy": "no", "max_steps": 1, "per_device_train_batch_size": 5, "learning_rate": 0.0}
+    trainer = make_captioning_trainer(tmp_path, captioned, callbacks=[recorder], **usual)
+    trainer.model.generation_config.max_new_tokens = 2
+    trainer.train()
+    losses = [token_losses(trainer, one, caption)[:2] for one in captioned for caption in one.captions]
+    assert recorder.logs[0]["loss"] == pytest.approx(sum(map(sum, losses)) / sum(map(len, losses)), rel=1e-4)
+
+
 def test_images_without_captions_are_captioned_and_not_measured(tmp_path, captioned):
     trainer = make_captioning_trainer(tmp_path, captioned, per_device_eval_batch_size=1)
     measured = trainer.predict(trainer.eval_dataset)

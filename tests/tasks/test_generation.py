@@ -4,11 +4,13 @@ import pytest
 
 from hivilt.tasks.arguments import CaptioningArguments, VQAArguments
 from hivilt.tasks.generation import prepare_to_write
-from tiny import make_captioner, make_processor
+from tiny import DECODER_CONFIGS, make_captioner, make_processor
 
 
 def prepare(args, trains, **config):
-    model = make_captioner()
+    decoder = DECODER_CONFIGS["gpt2"]()
+    decoder.n_positions = 32
+    model = make_captioner(decoder_config=decoder)
     model.generation_config.update(**config)
     prepare_to_write(model, make_processor(), args, trains)
     return model.generation_config
@@ -28,3 +30,8 @@ def test_a_checkpoint_searches_as_it_did_unless_told_otherwise():
     config = prepare(args, trains=False, num_beams=5, max_new_tokens=7)
     assert (config.num_beams, config.max_new_tokens) == (args.num_beams, args.max_new_tokens) == (2, 7)
     assert config.suppress_tokens is None
+
+
+def test_more_tokens_than_the_decoder_has_places_for_are_refused_before_training():
+    with pytest.raises(ValueError, match="`max_new_tokens` asks for 5000 tokens, but this `gpt2` decoder has positions for"):
+        prepare(CaptioningArguments(max_new_tokens=5000), trains=True)

@@ -74,6 +74,7 @@ def test_tokenizer_spells_what_it_does_not_know():
     assert tokenizer.decode(inputs["input_ids"], skip_special_tokens=True) == "is the colors square?"
     assert tokenizer("x7")["input_ids"] == [2, tokenizer.unk_token_id, 3]
     assert len(train_tokenizer(["a b c d e f g"], vocab_size=9)) == 9
+    assert train_tokenizer(["ab ab cd"], min_count=2).tokenize("ab cd") == ["ab", "c", "##d"]
 
 
 def test_small_model_is_small():
