@@ -33,5 +33,7 @@ def test_a_checkpoint_searches_as_it_did_unless_told_otherwise():
 
 
 def test_more_tokens_than_the_decoder_has_places_for_are_refused_before_training():
-    with pytest.raises(ValueError, match="`max_new_tokens` asks for 5000 tokens, but this `gpt2` decoder has positions for"):
+    with pytest.raises(
+        ValueError, match="`max_new_tokens` asks for 5000 tokens, but this `gpt2` decoder has positions for"
+    ):
         prepare(CaptioningArguments(max_new_tokens=5000), trains=True)
