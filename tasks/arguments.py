@@ -196,6 +196,11 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
         default=None,
         help="What the text encoder reads with every image. Unset: the checkpoint's, of a new model 'an image of'.",
     )
+    self_critical: bool = HfArg(
+        default=False,
+        help="Train a checkpoint on, by rewarding the captions that it samples with CIDEr-D: a tenth of the learning rate is "
+        "enough.",
+    )
 
     task = "hivilt.tasks.captioning:Captioning"
     defaults = {
@@ -214,6 +219,15 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError(
                 "prompt: expected some words for the text encoder, got none; leave it out for the default."
+            )
+        if self.self_critical and not self.model_name_or_path:
+            raise ValueError(
+                "self_critical: a model that cannot write yet finds no caption to reward; train one first, and name it with "
+                "--model_name_or_path."
+            )
+        if self.self_critical and self.random_flip == "swap":
+            raise ValueError(
+                "self_critical: captions keep their left and right, so images must; take random_flip 'skip'."
             )
         if self.calibrate:
             raise ValueError("calibrate: captions have no scores to calibrate; leave it out.")

@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionDataset, CaptionedImage, CaptioningCollator
 from hivilt.data.tables import open_image
-from hivilt.evaluation.captioning import caption_scores
+from hivilt.evaluation.captioning import caption_scores, cider_d, document_frequencies
 from hivilt.evaluation.plots import GeneratedCaption, plot_captions
 from hivilt.evaluation.submissions import submission
 from hivilt.generation_hivilt import HiViLTForConditionalGeneration
@@ -26,16 +29,58 @@ logger = logging.getLogger("hivilt")
 
 PROMPT = "an image of"  # of a new model, unless another is named
 SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+NUM_SAMPLES = 5  # captions of an image that are rewarded beside each other
 
 
 # Training
 
 
 class CaptioningTrainer(GenerationTrainer):
-    """Trains and evaluates on a `CaptionDataset(prompt=...)`."""
+    """
+    Trains and evaluates on a `CaptionDataset(prompt=...)`.
+
+    With `self_critical` the model learns from captions that it samples: the loss of an image is the mean over `NUM_SAMPLES` of
+    `-(CIDEr-D - mean CIDEr-D of the others) * log p(caption)` (Rennie et al., arXiv 1612.00563, with the baseline of Luo,
+    arXiv 2003.09971).
+    """
 
     unit = "captions"
     place_name = "image_number"
+
+    def __init__(self, *args, self_critical: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.self_critical = self_critical
+        if self_critical:
+            self.frequencies = document_frequencies([one.captions for one in self.train_dataset.examples])
+
+    def weigh(self, inputs: Mapping[str, Any]) -> int:
+        """The tokens of the captions, or the images whose samples are rewarded."""
+        return len(inputs[self.place_name]) if self.self_critical else super().weigh(inputs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.self_critical:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        apart = ("labels", "text_index", self.place_name)
+        given = {name: value for name, value in inputs.items() if name not in apart}
+        writer = self.accelerator.unwrap_model(model).eval()
+        sampling = {"do_sample": True, "num_beams": 1, "top_k": 0, "num_return_sequences": NUM_SAMPLES}
+        with torch.no_grad():
+            tokens = writer.generate(encoder_outputs=writer.get_encoder()(**given), **sampling)[:, 1:]
+        writer.train()
+        captions = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        references = [self.train_dataset.examples[image].captions for image in inputs[self.place_name].tolist()]
+        images = torch.arange(len(references), device=tokens.device).repeat_interleave(NUM_SAMPLES)
+        rewards = cider_d(captions, [references[image] for image in images], self.frequencies)
+        rewards = torch.tensor(rewards, dtype=torch.float, device=tokens.device).view(-1, NUM_SAMPLES)
+        advantages = (rewards - rewards.mean(dim=1, keepdim=True)) * NUM_SAMPLES / (NUM_SAMPLES - 1)
+
+        is_end = tokens == writer.generation_config.eos_token_id
+        labels = tokens.masked_fill(is_end.cumsum(dim=1) > is_end.long(), -100)  # nothing after the first end
+        read = writer.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(**given, decoder_input_ids=read, text_index=images, use_cache=False)
+        costs = F.cross_entropy(outputs.logits.transpose(1, 2).float(), labels, reduction="none").sum(dim=1)
+        loss = self.step_share((advantages.flatten() * costs).mean(), inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def metric_names(self, dataset: CaptionDataset) -> set[str]:
         return {"loss", "distinct", *SCORES}
@@ -113,6 +158,9 @@ class Captioning(Task):
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> CaptioningCollator:
         return CaptioningCollator(processor, self.args.prompt, augmentation=augmentation)
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        return {"self_critical": self.args.self_critical}
 
     def write(self, folder: Path, dataset: CaptionDataset, predictions: list[str]) -> None:
         write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))

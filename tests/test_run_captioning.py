@@ -122,6 +122,14 @@ def test_a_checkpoint_keeps_its_prompt_and_its_search_unless_told_otherwise(trai
     assert max(map(len, shorter)) < max(len(row["caption"]) for row in read_lines(out / "predictions.jsonl"))
 
 
+def test_a_checkpoint_goes_on_by_rewards(trained, data, tmp_path):
+    more = ["--model_name_or_path", str(trained[0]), "--self_critical", "--freeze", "vision"]
+    results = main([*data, *flags(tmp_path / "out")[4:], *more, "--output_dir", str(tmp_path / "out")])
+    assert results["settings"]["self_critical"] and results["train"]["steps"] == 2
+    assert (results["settings"]["num_beams"], results["settings"]["prompt"]) == (2, "the image shows")
+    Image.open(tmp_path / "out/training.png").verify()
+
+
 def test_images_without_captions_are_captioned(trained, data, tmp_path, capsys):
     out, _ = trained
     rows = [{"image": row["image"]} for row in read_lines(data[-1])]
@@ -241,6 +249,11 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     ("more", "message"),
     [
         (["--prompt", "  "], "prompt: expected some words"),
+        (["--self_critical"], "self_critical: a model that cannot write yet"),
+        (
+            ["--self_critical", "--model_name_or_path", "x", "--random_flip", "swap"],
+            "self_critical: captions keep their left",
+        ),
         (["--prompt", "a dog runs " * 200], "prompt: the text encoder reads 64 tokens; give fewer words"),
         (["--num_beams", "0"], "num_beams: expected at least 1"),
         (["--max_new_tokens", "0"], "max_new_tokens: expected at least 1"),

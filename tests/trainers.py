@@ -164,7 +164,14 @@ def make_writer(args: GenerationArguments):
 
 
 def make_captioning_trainer(
-    tmp_path, captioned, captions_per_image=None, callbacks=None, train=None, num_beams=2, **arguments
+    tmp_path,
+    captioned,
+    captions_per_image=None,
+    callbacks=None,
+    train=None,
+    num_beams=2,
+    self_critical=False,
+    **arguments,
 ):
     model, processor = make_writer(CaptioningArguments(num_beams=num_beams, max_new_tokens=5))
     return CaptioningTrainer(
@@ -175,6 +182,7 @@ def make_captioning_trainer(
         data_collator=CaptioningCollator(processor, PROMPT),
         processing_class=processor,
         callbacks=callbacks,
+        self_critical=self_critical,
     )
 
 

@@ -6,7 +6,7 @@ from trainers import CAPTIONS, PROMPT, Recorder, make_captioning_trainer
 
 from hivilt.data.captions import CaptionDataset
 from hivilt.data.tables import open_image
-from hivilt.evaluation.captioning import caption_scores
+from hivilt.evaluation.captioning import caption_scores, cider_d, document_frequencies
 from hivilt.tasks.captioning import prediction_row
 
 
@@ -111,6 +111,40 @@ def test_training_reads_no_more_of_a_caption_than_the_model_may_write(tmp_path, 
     trainer.train()
     losses = [token_losses(trainer, one, caption)[:2] for one in captioned for caption in one.captions]
     assert recorder.logs[0]["loss"] == pytest.approx(sum(map(sum, losses)) / sum(map(len, losses)), rel=1e-4)
+
+
+def test_samples_are_rewarded_beside_each_other(tmp_path, captioned):
+    """The formula, in float64, for one step's samples, of which some end early."""
+    trainer = make_captioning_trainer(tmp_path, captioned, self_critical=True)
+    model, processor = trainer.model, trainer.processing_class
+    frequencies = document_frequencies(CAPTIONS)
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in (0, 2, 3)])
+    torch.manual_seed(0)
+    images = {"pixel_values": batch["pixel_values"], "input_ids": batch["input_ids"]}
+    images["attention_mask"] = batch["attention_mask"]
+    samples = model.eval().generate(**images, do_sample=True, num_beams=1, top_k=0, num_return_sequences=5)
+    texts = processor.batch_decode(samples, skip_special_tokens=True)
+    assert len({(row == processor.tokenizer.sep_token_id).sum().item() for row in samples}) > 1 and len(set(texts)) > 5
+
+    expected = 0.0
+    for image, place in enumerate((0, 2, 3)):
+        rows = range(5 * image, 5 * image + 5)
+        rewards = [cider_d([texts[row]], [CAPTIONS[place]], frequencies)[0] for row in rows]
+        for row, reward in zip(rows, rewards, strict=True):
+            tokens = samples[row, 1:].tolist()
+            end = (
+                tokens.index(processor.tokenizer.sep_token_id) + 1 if processor.tokenizer.sep_token_id in tokens else 99
+            )
+            labels = torch.tensor([tokens[:end]])
+            one = {name: value[image : image + 1] for name, value in images.items()}
+            with torch.no_grad():
+                (scores,) = model(**one, labels=labels).logits.double().log_softmax(-1)
+            log_probability = scores[range(len(labels[0])), labels[0]].sum().item()
+            others = (sum(rewards) - reward) / 4
+            expected -= (reward - others) * log_probability / 15
+    torch.manual_seed(0)
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
+    assert abs(expected) > 1e-3
 
 
 def test_images_without_captions_are_captioned_and_not_measured(tmp_path, captioned):
