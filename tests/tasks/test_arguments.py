@@ -4,6 +4,7 @@ import pkgutil
 
 import pytest
 
+from hivilt.tasks.arguments import CaptioningArguments
 from hivilt.tasks.open_ended_answering import OpenEndedAnswering
 from hivilt.tasks.question_answering import QuestionAnswering
 from tiny import HEAD_FACTS
@@ -23,6 +24,13 @@ def test_questions_are_answered_from_a_list_unless_told_to_write():
     for flag, value in (("num_beams", "2"), ("max_new_tokens", "5"), ("decoder_model", "gpt2")):
         with pytest.raises(ValueError, match=f"{flag}: got .*, but answers come from a list.*--generate"):
             QuestionAnswering.arguments.parse([f"--{flag}", value, "--use_cpu"])
+
+
+def test_rewards_are_not_for_mirrored_words():
+    flags = ["--self_critical", "--model_name_or_path", "folder", "--use_cpu", "--random_flip"]
+    assert CaptioningArguments.parse([*flags, "skip"])[0].self_critical
+    with pytest.raises(ValueError, match="self_critical: captions keep their left and right.*'skip'"):
+        CaptioningArguments.parse([*flags, "swap"])
 
 
 @pytest.mark.parametrize("task", TASKS)
