@@ -1,12 +1,16 @@
-"""What HiViLT writes of photographs: captions of Flickr8k on its test split.
+"""What HiViLT writes of photographs: captions of Flickr8k, and answers to DAQUAR's questions that are in no list.
 
-    python benchmarks/captions.py --data_dir flickr8k              about two hours on one thread
-    python benchmarks/captions.py --data_dir flickr8k --contestants HiViLT --num_train_epochs 2
+    python runs/encoders_without_hub.py                            MobileNetV2 and MiniLM, in outputs/encoders
+    python benchmarks/captions.py --data_dir flickr8k=flickr8k daquar=daquar
+    python benchmarks/captions.py --data_dir flickr8k=flickr8k --tasks captions
 
-A run of run_captioning.py for each contestant: HiViLT; the same with the finest stage of fusion alone; the same with a
-prompt that says nothing. The vision encoder is the root's, which saw the training split, frozen; all else is new. Settings
-were chosen on the validation split; the test split is read once, by HiViLT alone. Beside it stand what is published with the features of a
-CNN, one sentence for all images, and a person: the first caption of each image against the other four.
+Each is a run of run_captioning.py or run_vqa.py on one thread. A captioner's vision encoder is the root's, which saw the
+training split, frozen; all else is new. It first learns the captions word by word, from other crops in each epoch, then
+from the rewards of what it samples (`--self_critical`). Settings were chosen on the validation split; the last step reads
+the test split, once. Beside it stand what is published with the features of a CNN, one sentence for all images, and a
+person: the first caption of each image against the other four. `ablations` are shorter trainings without crops and rewards,
+measured on the validation split. `answers` are of the recipe that benchmarks/photographs.py has for DAQUAR, once as it is
+and once with `--generate`, three seeds.
 
 A run that came to its end in --output_dir is not done again. It prints the tables and leaves a JSON file with the processor
 in its name in benchmarks/results. METEOR is measured where Java and the package pycocoevalcap are.
@@ -16,9 +20,11 @@ import argparse
 import json
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from photographs import run
+from fusion_study import directories
+from photographs import RECIPES, percent, run
 
 from common import judge_goal, markdown
 from hivilt.evaluation.captioning import caption_scores, check_meteor
@@ -32,16 +38,24 @@ FUSION = {
     "vision_levels": [15, 16],
     "dropout": 0.2,
 }
-RECIPE = [
-    *("--vision_model", ".", "--freeze", "vision", "--cache_dtype", "float16", "--bf16", "--save_strategy", "no"),
-    *("--learning_rate", "1e-3", "--label_smoothing_factor", "0.1", "--num_train_epochs", "12"),
-    *("--per_device_train_batch_size", "64", "--captions_per_image", "5", "--num_beams", "3"),
-]
-CONTESTANTS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "HiViLT": ({}, ["--do_predict"]),
+RECIPE = (
+    *("--freeze", "vision", "--bf16", "--save_strategy", "no", "--cache_dtype", "float16"),
+    *("--per_device_train_batch_size", "16", "--captions_per_image", "5"),
+)
+NEW = (
+    *("--vision_model", ".", "--learning_rate", "7e-4", "--label_smoothing_factor", "0.1"),
+    *("--min_word_count", "5", "--num_beams", "3", "--max_new_tokens", "24"),
+)
+WORDS = (*NEW, *("--num_train_epochs", "10", "--random_crop", "0.7", "--random_flip", "skip"))
+REWARDS = ("--self_critical", "--learning_rate", "1e-4", "--num_train_epochs", "2", "--do_predict")
+BRIEF = (*NEW, *("--num_train_epochs", "5"))
+ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "HiViLT": ({}, []),
     "finest stage alone": ({"num_fusion_stages": 1, "vision_levels": [15]}, []),
     "a prompt that says nothing": ({}, ["--prompt", "."]),
 }
+ANSWERS = {"from a list": [], "in words": ["--generate"]}
+TASKS = {"captions": "flickr8k", "ablations": "flickr8k", "answers": "daquar"}
 SCORES = {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 PUBLISHED = {
     "soft attention, VGG (Xu et al., 2015)": {"bleu_1": 0.67, "bleu_4": 0.195, "meteor": 0.1893},
@@ -52,15 +66,20 @@ GOALS = {"bleu_4": 0.213, "cider_d": 0.55}
 
 
 def table(results: dict) -> str:
-    """Scores on the test split, as Markdown."""
+    """Scores on the test split of Flickr8k, as Markdown."""
     rows = {f"“{SENTENCE}”, always": results["sentence"], **PUBLISHED, "HiViLT": results["test"]}
     rows["a person, against the other four"] = results["person"]
     return _table("| Flickr8k, test |", rows)
 
 
-def ablations_table(results: dict) -> str:
-    """Scores on the validation split, as Markdown."""
+def steps_table(results: dict) -> str:
+    """Scores on the validation split after each step of the training, as Markdown."""
     return _table("| Flickr8k, validation |", results["validation"])
+
+
+def ablations_table(results: dict) -> str:
+    """Likewise of shorter trainings."""
+    return _table("| Flickr8k, validation, five epochs |", results["ablations"])
 
 
 def _table(head: str, rows: dict[str, dict[str, float]]) -> str:
@@ -69,41 +88,88 @@ def _table(head: str, rows: dict[str, dict[str, float]]) -> str:
     return markdown(f"{head} {' | '.join(SCORES[name] for name in names)} |", cells)
 
 
-def goals_table(results: dict) -> str:
-    """What was to be reached on the test split."""
-    goals = [
-        judge_goal(SCORES[name], results["test"][name], bound, "", ".3f", False, "see docs/captioning.md")
-        for name, bound in GOALS.items()
+def answers_table(results: dict) -> str:
+    """DAQUAR's measures on the test split in percent, mean and standard deviation of the seeds, as Markdown."""
+    measures = {"accuracy": "exact match", "wups_0.9": "WUPS at 0.9", "wups_0.0": "WUPS at 0.0"}
+    rows = [
+        [name, *(percent([100 * run["test"][measure] for run in runs]) for measure in measures)]
+        for name, runs in results["answers"].items()
     ]
+    return markdown(f"| DAQUAR, test | {' | '.join(measures.values())} |", rows)
+
+
+def goals_table(results: dict) -> str:
+    """What was to be reached on the test splits."""
+    goals, why = [], "see docs/captioning.md"
+    if "test" in results:
+        for name, bound in GOALS.items():
+            goal = f"Flickr8k, {SCORES[name]}"
+            goals.append(judge_goal(goal, results["test"][name], bound, "", ".3f", False, why))
+    if "answers" in results:
+        listed, worded = ([100 * run["test"]["accuracy"] for run in results["answers"][name]] for name in ANSWERS)
+        goal = "DAQUAR, accuracy in words less that from a list"
+        goals.append(judge_goal(goal, mean(worded) - mean(listed), -1.0, " points", ".1f", False, why))
     rows = [[goal["goal"], goal["wanted"], goal["measured"], "met" if goal["met"] else "missed"] for goal in goals]
-    return markdown("| Flickr8k, test | goal | measured | |", rows, left=(0, 3))
+    return markdown("| test split | goal | measured | |", rows, left=(0, 3))
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Runs what is not done yet; returns what the JSON file holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data_dir", required=True, help="Flickr8k, see docs/data.md")
-    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--data_dir", nargs="+", required=True, metavar="BENCHMARK=FOLDER")
+    parser.add_argument("--vision_model", default="outputs/encoders/mobilenet_v2", help="of the answers")
+    parser.add_argument("--text_model", default="outputs/encoders/minilm", help="of the answers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the answers")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/captions"), help="of the runs")
     parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
     args, flags = parser.parse_known_args(argv)
+    folders = directories(parser, args.data_dir)
+    if missing := [TASKS[task] for task in args.tasks if TASKS[task] not in folders]:
+        parser.error(f"data_dir: give {missing[0]}=FOLDER, or other --tasks")
 
-    results: dict = {"validation": {}}
-    data = ["--benchmark", "flickr8k", "--data_dir", args.data_dir, "--seed", args.seed]
-    for name in args.contestants:
-        changed, more = CONTESTANTS[name]
-        fusion = ["--fusion", json.dumps({**FUSION, **changed})]
-        folder = args.output_dir / f"{name.replace(' ', '_')}-{args.seed}"
-        found = run("run_captioning.py", folder, [*data, *RECIPE, *fusion, *more, *flags])
-        results["validation"][name] = found["validation"]
-        if name == "HiViLT":
-            rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
-            results |= score(rows)
-            results |= {key: found[key] for key in ("train", "parameters", "settings", "environment")}
-    if "test" in results:
-        print(table(results), goals_table(results), sep="\n\n", end="\n\n")
-    print(ablations_table(results))
+    def caption(name: str, fusion: dict | None, *more: object) -> dict:
+        where = ["--benchmark", "flickr8k", "--data_dir", folders["flickr8k"]]
+        given = [] if fusion is None else ["--fusion", json.dumps({**FUSION, **fusion})]
+        found = run("run_captioning.py", args.output_dir / name, [*where, *RECIPE, *given, *more, *flags])
+        results["environment"] = found["environment"]
+        return found
+
+    results: dict = {}
+    if "captions" in args.tasks:
+        words = caption("words", {}, *WORDS)
+        rewards = caption("rewards", None, "--model_name_or_path", args.output_dir / "words", *REWARDS)
+        results["validation"] = {"word by word": words["validation"], "by rewards": rewards["validation"]}
+        results["train"] = {"words": words["train"], "rewards": rewards["train"]}
+        results |= {key: words[key] for key in ("parameters", "settings")}
+        lines = (args.output_dir / "rewards" / "predictions.jsonl").read_text("utf-8").splitlines()
+        results |= score(list(map(json.loads, lines)))
+        print(table(results), steps_table(results), sep="\n\n", end="\n\n")
+    if "ablations" in args.tasks:
+        results["ablations"] = {
+            name: caption(name.replace(" ", "_"), fusion, *BRIEF, *more)["validation"]
+            for name, (fusion, more) in ABLATIONS.items()
+        }
+        print(ablations_table(results), end="\n\n")
+    if "answers" in args.tasks:
+        script, steps = RECIPES["daquar"]
+        encoders = {"{vision_model}": args.vision_model, "{text_model}": args.text_model}
+        recipe = [encoders.get(flag, flag) for flag in steps["questions"]]
+        recipe = ["--benchmark", "daquar", "--data_dir", folders["daquar"], *recipe]
+        results["answers"] = {
+            name: [
+                run(
+                    script,
+                    args.output_dir / f"{name.replace(' ', '_')}-{seed}",
+                    [*recipe, *more, "--seed", seed, *flags],
+                )
+                for seed in args.seeds
+            ]
+            for name, more in ANSWERS.items()
+        }
+        results["environment"] = results["answers"]["in words"][0]["environment"]
+        print(answers_table(results), end="\n\n")
+    print(goals_table(results))
     write_result_file(args.results_dir, "captions", results)
     return results
 

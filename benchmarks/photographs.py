@@ -131,14 +131,15 @@ def questions_table(results: dict) -> str:
         "WUPS at 0.0": "wups_0.0",
     }
     rows = [
-        [name, _percent([100 * test[key] for test in tests]), PUBLISHED_ANSWERS.get(name, "")]
+        [name, percent([100 * test[key] for test in tests]), PUBLISHED_ANSWERS.get(name, "")]
         for name, key in measures.items()
         if all(key in test for test in tests)
     ]
     return markdown("| | HiViLT | SAN (Yang et al., 2016) |", rows)
 
 
-def _percent(values: Sequence[float]) -> str:
+def percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation of the seeds."""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f}"
 
 
@@ -147,7 +148,7 @@ def goals_table(results: dict) -> str:
     rows = []
 
     def add(name: str, goal: float, values: Sequence[float]) -> None:
-        rows.append((name, f"{goal:.1f}", _percent(values), "met" if mean(values) >= goal else "missed"))
+        rows.append((name, f"{goal:.1f}", percent(values), "met" if mean(values) >= goal else "missed"))
 
     tests = [run["fusion"]["test"] for run in results.get("flickr8k", {}).values()]
     for way, goal in {"image to text": 31.0, "text to image": 21.3}.items() if tests else ():
