@@ -131,6 +131,12 @@ class CaptionArguments(TaskArguments):
     karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
     captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
 
+    defaults = {
+        **TaskArguments.defaults,
+        "num_train_epochs": 12,
+        "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 64,
+    }
     at_least_one = (*TaskArguments.at_least_one, "captions_per_image")
     places = (*TaskArguments.places, "karpathy_file")
 
@@ -163,14 +169,7 @@ class RetrievalArguments(CaptionArguments):
     rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
 
     task = "hivilt.tasks.retrieval:Retrieval"
-    defaults = {
-        **TaskArguments.defaults,
-        "output_dir": "outputs/retrieval",
-        "num_train_epochs": 12,
-        "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64,
-        "metric_for_best_model": "mean_recall",
-    }
+    defaults = {**CaptionArguments.defaults, "output_dir": "outputs/retrieval", "metric_for_best_model": "mean_recall"}
     benchmark_defaults = _CAPTION_BENCHMARKS
     at_least_one = (
         *CaptionArguments.at_least_one,
@@ -198,14 +197,7 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
     )
 
     task = "hivilt.tasks.captioning:Captioning"
-    defaults = {
-        **TaskArguments.defaults,
-        "output_dir": "outputs/captioning",
-        "num_train_epochs": 12,
-        "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64,
-        "metric_for_best_model": "cider_d",
-    }
+    defaults = {**CaptionArguments.defaults, "output_dir": "outputs/captioning", "metric_for_best_model": "cider_d"}
     benchmark_defaults = {name: {} for name in _CAPTION_BENCHMARKS}
     at_least_one = (*CaptionArguments.at_least_one, *GenerationArguments.counts)
 

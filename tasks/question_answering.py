@@ -53,9 +53,6 @@ from hivilt.training.trainer import HiViLTTrainer
 logger = logging.getLogger("hivilt")
 
 
-# Training
-
-
 class QuestionAnsweringTrainer(HiViLTTrainer):
     """Trains and evaluates on a `VQADataset`. A batch is of images with all their questions, and
     `per_device_train_batch_size` counts images, while losses and metrics count questions.
@@ -218,9 +215,6 @@ def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | 
     return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
 
-# The task
-
-
 class QuestionAnswering(Task):
     """Answers questions about images from a list of answers, `config.id2label`."""
 
@@ -232,7 +226,7 @@ class QuestionAnswering(Task):
     benchmarks = VQA_BENCHMARKS
     model_class = HiViLTForQuestionAnswering
     trainer_class = QuestionAnsweringTrainer
-    label2id: dict[str, int]  # canonical answers, known once there is a model
+    label2id: dict[str, int] = {}  # canonical answers, once there is a model; of one that writes none
     soft_labels = False
 
     @property
@@ -377,7 +371,7 @@ class QuestionAnswering(Task):
                 logger.info(f"{name}: {len(rows):,} answers for {server}")
 
     def facts(self) -> dict[str, Any]:
-        return {"num_answers": len(self.label2id)}
+        return {"num_answers": len(self.label2id)} if self.label2id else {}
 
     def compare(
         self, trainer: QuestionAnsweringTrainer, results: dict[str, Any], datasets: Mapping[str, VQADataset]
@@ -407,7 +401,7 @@ class QuestionAnswering(Task):
             "metrics": {name: name.replace("_", " ") for name in headline_numbers(measured, self.metric)},
             "metric_ids": [self.metric],
             "image": "![Questions and answers](predictions.png)",
-            "num_answers": f"{results['num_answers']:,}",
+            "num_answers": f"{len(self.label2id):,}",
             "question": python_literal(splits["validation"][0].question),
             "multi_label": self.soft_labels,
         }

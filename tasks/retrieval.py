@@ -43,9 +43,6 @@ logger = logging.getLogger("hivilt")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-# Training
-
-
 class RetrievalTrainer(HiViLTTrainer):
     """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
 
@@ -276,9 +273,6 @@ class _Encoded:
         """Some of the items; they share their states."""
         columns = (self.places, self.embeds, self.owners, self.rows)
         return _Encoded(*(column[chosen] for column in columns), self.states)
-
-
-# The task
 
 
 class Retrieval(Task):
