@@ -52,7 +52,6 @@ PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
-
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."
 
 TOP_ANSWERS, TOP_IMAGES, RERANKED, BROWSED = 3, 10, 32, 20
@@ -515,8 +514,8 @@ def main(argv: list[str] | None = None) -> None:
         answers = [answer for _, answer in sorted(answering[0].config.id2label.items())]
         about_answers = describe_answers(args.model, results, answers)
         examples = EXAMPLES if args.model == str(ANSWERING) else ()
-        said = {"about_search": about_search, "about_answers": about_answers, "captioning": captioning}
-        page = build_page(answering, indexes, **said, examples=examples, familiarity=results.get("familiarity"))
+        familiarity = results.get("familiarity")
+        page = build_page(answering, indexes, about_search, about_answers, captioning, examples, familiarity)
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

@@ -42,8 +42,7 @@ class GenerationArguments:
         default=None, help="Beams of the search for a text; 1: greedy. Unset: the checkpoint's, of a new model 3."
     )
     max_new_tokens: int | None = HfArg(
-        default=None,
-        help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers to questions 10.",
+        default=None, help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers 10."
     )
 
     counts = ("num_beams", "max_new_tokens")
@@ -56,8 +55,7 @@ class VQAArguments(GenerationArguments, TaskArguments):
 
     benchmark: str | None = HfArg(
         default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless other data "
-        "is named.",
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: easy-vqa, unless other data is named.",
         metadata={"choices": list(_VQA_BENCHMARKS)},
     )
     question_column: str = HfArg(default="question", help="Column of questions.")
@@ -72,8 +70,7 @@ class VQAArguments(GenerationArguments, TaskArguments):
     blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
     reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
     generate: bool = HfArg(
-        default=False,
-        help="Write answers in words, from no list; decoder_model, num_beams and max_new_tokens are for it alone.",
+        default=False, help="Write answers in words, from no list; decoder_model, num_beams, max_new_tokens go with it."
     )
 
     defaults = {
@@ -123,8 +120,7 @@ class CaptionArguments(TaskArguments):
 
     benchmark: str | None = HfArg(
         default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless other data "
-        "is named.",
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: openmoji, unless other data is named.",
         metadata={"choices": list(_CAPTION_BENCHMARKS)},
     )
     caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")

@@ -40,8 +40,7 @@ class OpenEndedAnswering(QuestionAnswering):
     model_class = HiViLTForConditionalGeneration
     trainer_class = OpenEndedTrainer
 
-    @staticmethod
-    def texts_of(example: VQAExample) -> tuple[str, ...]:
+    def texts_of(self, example: VQAExample) -> tuple[str, ...]:
         return (example.question, *example.answers)
 
     def make_model(self, train: list[VQAExample] | None) -> tuple[HiViLTForConditionalGeneration, HiViLTProcessor]:
