@@ -161,9 +161,7 @@ def about(sentences: Sequence[str]) -> str:
 
 class Answerer:
     """Answers questions about images with a checkpoint, its model in evaluation mode; encodes each image once.
-
-    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar.
-    """
+    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar."""
 
     def __init__(
         self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor, familiarity: Mapping | None = None

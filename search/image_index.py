@@ -32,9 +32,7 @@ _INFO, _SHARDS, _STAMP = "index.json", "shards", ("image", "size", "mtime_ns")
 _TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
-
-# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow.
-STATES_BYTES = 2**29
+STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
 _NOT_ABOUT_IMAGES = {

@@ -420,9 +420,8 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
     if args.index is None:
         index = ImageIndex.load(folder, model, processor)
     else:
-        options = {"on_bad_image": args.on_bad_image, "index_factory": args.index_factory}
-        batch_size = training_args.per_device_eval_batch_size
-        index = ImageIndex.build(args.index, model, processor, folder, batch_size, **options)
+        size = training_args.per_device_eval_batch_size
+        index = ImageIndex.build(args.index, model, processor, folder, size, args.on_bad_image, args.index_factory)
         print(f"{len(index):,} images of {args.index} in {folder}")
     if args.query is None:
         return []

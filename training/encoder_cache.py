@@ -63,8 +63,7 @@ class StateStore:
         max_bytes: that `folder` and those beside it may hold; `None`: what the disk has room for.
 
     Attributes:
-        num_encoded, seconds: items that this object had encoded, and how long that took.
-        nbytes: what the files take.
+        num_encoded, seconds, nbytes: items that this object had encoded, how long that took, and what all files take.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
