@@ -215,7 +215,6 @@ class Captioner:
         self.model, self.processor = model, processor
         self.caption = functools.lru_cache(KEPT_QUESTIONS)(self._caption)
 
-    @torch.no_grad()
     def _caption(self, image: str) -> str:
         written = self.model.generate(**self.processor(images=image, return_tensors="pt").to(self.model.device))
         return self.processor.batch_decode(written, skip_special_tokens=True)[0].strip()
