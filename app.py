@@ -11,11 +11,9 @@ Open the address that it prints. Nothing leaves this machine, and only this mach
 """
 
 import argparse
-import base64
 import functools
 import hashlib
 import html
-import io
 import json
 import re
 import socket
@@ -29,12 +27,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers.utils import cached_file
 
-from hivilt import (
-    HiViLTForConditionalGeneration,
-    HiViLTForQuestionAnswering,
-    HiViLTForRetrieval,
-    HiViLTProcessor,
-)
+from hivilt import HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.fusion_hivilt import HiViLTImageStates
@@ -59,7 +52,6 @@ PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
-
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."
 
 TOP_ANSWERS, TOP_IMAGES, RERANKED, BROWSED = 3, 10, 32, 20
@@ -103,9 +95,6 @@ TO_FOUND = """() => setTimeout(() => {
 TO_ANSWERS = """() => setTimeout(() => {
   for (const id of ["answers", "note"]) document.getElementById(id)?.scrollIntoView({block: "nearest"})
 }, 100)"""
-
-
-# What a checkpoint knows
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -170,14 +159,9 @@ def about(sentences: Sequence[str]) -> str:
     return f'<p class="about">{html.escape(" ".join(sentences))}</p>'
 
 
-# Questions
-
-
 class Answerer:
     """Answers questions about images with a checkpoint, its model in evaluation mode; encodes each image once.
-
-    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar.
-    """
+    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar."""
 
     def __init__(
         self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor, familiarity: Mapping | None = None
@@ -231,7 +215,6 @@ class Captioner:
         self.model, self.processor = model, processor
         self.caption = functools.lru_cache(KEPT_QUESTIONS)(self._caption)
 
-    @torch.no_grad()
     def _caption(self, image: str) -> str:
         written = self.model.generate(**self.processor(images=image, return_tensors="pt").to(self.model.device))
         return self.processor.batch_decode(written, skip_special_tokens=True)[0].strip()
@@ -255,9 +238,6 @@ def show_answers(asked: Sequence[tuple[str, list[dict[str, Any]], str]], all_ans
     return f'<ul class="asked">{"".join(rows)}</ul>' if rows else ""
 
 
-# Search
-
-
 def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tuple[str, list[tuple[Path, str]]]:
     """What to say of a search for words or for images like one, and the best images with a caption each; without either
     the first images of the folder."""
@@ -273,9 +253,6 @@ def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tu
     hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and words else 0)
     note = f"The {len(hits)} nearest of {count} to {what}, with their similarity, from -1 to 1 and no probability."
     return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
-
-
-# The page
 
 
 def note_of(text: str, kind: str = "note") -> str:
@@ -313,13 +290,6 @@ def opened(path: str, size: tuple[int, int] = LARGE) -> Image.Image:
     image = open_image(path)
     image.thumbnail(size)
     return image
-
-
-def thumb_of(image: str) -> str:
-    """A small image as a source of HTML."""
-    data = io.BytesIO()
-    opened(image, THUMB).save(data, "JPEG")
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def checked(place: Any, things: Sequence) -> int:
@@ -410,28 +380,30 @@ def build_page(
 
         def ask(image: str | None, text: str, before: list):
             answered, familiar, said = answerer.ask(image, text)
-            thumb = thumb_of(image)
+            thumb = gr.image_utils.encode_image_to_base64(opened(image, THUMB))
             now = [*((asked, predictions, thumb) for asked, predictions in answered.items()), *before][:KEPT_QUESTIONS]
             shown = "" if familiar else note_of(UNFAMILIAR, "note error")
             shown += show_answers([(*pair, "") for pair in answered.items()], all_answers=True)
             return note_of(said), shown, show_answers(now, all_answers=False), now, gr.Column(visible=True)
 
-        def captioned(path: str) -> str:
-            return "" if captioner is None else note_of(f"Caption: {captioner.caption(path)}")
+        def captioned(path: str | None) -> str:
+            return "" if captioner is None or path is None else note_of(f"Caption: {captioner.caption(path)}")
 
         def show_image(path: str | None, before: Image.Image | None):
             # Drawn anew, since browsers show fewer formats than are read. What cannot be read gives way to the one before.
             if path is None:
-                return "", gr.skip(), None, ""
+                return "", gr.skip(), None
             try:
                 image = opened(path)
             except (ValueError, OSError) as error:
-                return error_note(error, uploads), before, before, gr.skip()
-            return "", image, image, ""
+                return error_note(error, uploads), before, before
+            return "", image, image
 
         def show_and_caption(path: str | None, before: Image.Image | None):
-            shown = show_image(path, before)
-            return *shown, gr.skip() if shown[0] else "" if path is None else captioned(path)
+            said, *images = show_image(path, before)
+            if said:
+                return said, *images, gr.skip(), gr.skip()
+            return said, *images, "", captioned(path)
 
         def ask_example(number: int, before: list):
             path, text = samples[checked(number, samples)]
@@ -442,13 +414,8 @@ def build_page(
         on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask", js=TO_ANSWERS)
         shown = [note, shown_image, last, answers, caption]
         on([shown_image.input], show_and_caption, [shown_image, last], shown, js=TO_ANSWERS)
-        on(
-            [offered.click],
-            ask_example,
-            [offered, kept],
-            [*outputs, shown_image, last, question, caption],
-            js=TO_ANSWERS,
-        )
+        of_example = [*outputs, shown_image, last, question, caption]
+        on([offered.click], ask_example, [offered, kept], of_example, js=TO_ANSWERS)
         clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
         if not indexes:
             return page
@@ -474,12 +441,9 @@ def build_page(
         outputs = [search_note, gallery, results]
         on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
         on([page.load, folder.input], show_results, [folder], outputs)
-        on([like.input], show_image, [like, last_like], [search_note, like, last_like, gr.State()])
+        on([like.input], show_image, [like, last_like], [search_note, like, last_like])
         on([gallery.select], open_result, [results], [*shown, tabs], js=TO_TOP)
     return page
-
-
-# The command
 
 
 def check_address(host: str, port: int) -> None:
@@ -547,8 +511,8 @@ def main(argv: list[str] | None = None) -> None:
         answers = [answer for _, answer in sorted(answering[0].config.id2label.items())]
         about_answers = describe_answers(args.model, results, answers)
         examples = EXAMPLES if args.model == str(ANSWERING) else ()
-        said = {"about_search": about_search, "about_answers": about_answers, "captioning": captioning}
-        page = build_page(answering, indexes, **said, examples=examples, familiarity=results.get("familiarity"))
+        familiarity = results.get("familiarity")
+        page = build_page(answering, indexes, about_search, about_answers, captioning, examples, familiarity)
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

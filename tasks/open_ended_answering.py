@@ -1,6 +1,5 @@
 """Question answering in words, from no list: the questions, data and metrics of question answering, and a model that writes."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from hivilt.data.vqa import VQADataset, VQAExample, WrittenAnswersCollator
 from hivilt.generation_hivilt import HiViLTForConditionalGeneration
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.tasks.generation import GenerationTrainer, prepare_to_write
-from hivilt.tasks.question_answering import QuestionAnswering, QuestionAnsweringTrainer, several_answers
+from hivilt.tasks.question_answering import QuestionAnswering, QuestionAnsweringTrainer
 from hivilt.tasks.task import Task
 from hivilt.training.results import warn_of_few
 
@@ -41,8 +40,7 @@ class OpenEndedAnswering(QuestionAnswering):
     model_class = HiViLTForConditionalGeneration
     trainer_class = OpenEndedTrainer
 
-    @staticmethod
-    def texts_of(example: VQAExample) -> tuple[str, ...]:
+    def texts_of(self, example: VQAExample) -> tuple[str, ...]:
         return (example.question, *example.answers)
 
     def make_model(self, train: list[VQAExample] | None) -> tuple[HiViLTForConditionalGeneration, HiViLTProcessor]:
@@ -62,14 +60,5 @@ class OpenEndedAnswering(QuestionAnswering):
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> WrittenAnswersCollator:
         return WrittenAnswersCollator(processor, augmentation=augmentation)
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
     def try_next(self, folder: Path) -> str:
         return f"python run_vqa.py --generate --model_name_or_path {folder} --do_predict --test_file FILE --output_dir {folder}/answers"
-
-    def card(
-        self, trainer: OpenEndedTrainer, results: Mapping[str, Any], splits: Mapping[str, list[VQAExample]]
-    ) -> dict[str, Any]:
-        self.label2id, self.soft_labels = {}, several_answers(splits["validation"])
-        return super().card(trainer, {**results, "num_answers": 0}, splits)

@@ -53,9 +53,6 @@ from hivilt.training.trainer import HiViLTTrainer
 logger = logging.getLogger("hivilt")
 
 
-# Training
-
-
 class QuestionAnsweringTrainer(HiViLTTrainer):
     """Trains and evaluates on a `VQADataset`. A batch is of images with all their questions, and
     `per_device_train_batch_size` counts images, while losses and metrics count questions.
@@ -69,7 +66,6 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             among them.
         official_metrics: the metrics of a benchmark, given the answers that were kept and the examples; they go beside
             those of `vqa_metrics`, or in their place. Accuracies by type are left out of evaluations within training.
-        **kwargs: as `HiViLTTrainer`.
     """
 
     unit = "questions"
@@ -135,7 +131,6 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             of `vqa_metrics` (`top3_accuracy` of more than three answers to choose from) and `official_metrics`, and `loss`,
             the mean over questions whose answer is in the vocabulary; the number of questions.
         """
-
         measured = self.measure_each(batches, partial(self.answer, model), dataset)
         predictions, losses = map(list, zip(*measured, strict=True))
 
@@ -218,9 +213,6 @@ def question_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float | 
     return [loss if answered else None for loss, answered in zip(losses, _answered(labels), strict=True)]
 
 
-# The task
-
-
 class QuestionAnswering(Task):
     """Answers questions about images from a list of answers, `config.id2label`."""
 
@@ -232,7 +224,7 @@ class QuestionAnswering(Task):
     benchmarks = VQA_BENCHMARKS
     model_class = HiViLTForQuestionAnswering
     trainer_class = QuestionAnsweringTrainer
-    label2id: dict[str, int]  # canonical answers, known once there is a model
+    label2id: dict[str, int] = {}  # canonical answers, once there is a model; of one that writes none
     soft_labels = False
 
     @property
@@ -248,9 +240,6 @@ class QuestionAnswering(Task):
         of_table = lambda table, source, split, folder: read_table(table, columns, source, folder, split != "test")
         return read_splits(args, splits, of_table, self.benchmark)
 
-    def hold_out_by(self, example: VQAExample) -> str:
-        return example.image_id if self.benchmark is None else self.benchmark.hold_out_by(example)
-
     def prepare(self, splits: dict[str, list[VQAExample]]) -> dict[str, list[VQAExample]]:
         """Asks some of the training questions in other words, where the benchmark has them."""
         if self.args.reword and "train" in splits:
@@ -258,8 +247,7 @@ class QuestionAnswering(Task):
             return {**splits, "train": reworded}
         return splits
 
-    @staticmethod
-    def texts_of(example: VQAExample) -> tuple[str]:
+    def texts_of(self, example: VQAExample) -> tuple[str]:
         return (example.question,)
 
     def make_model(self, train: list[VQAExample] | None) -> tuple[HiViLTForQuestionAnswering, HiViLTProcessor]:
@@ -377,7 +365,7 @@ class QuestionAnswering(Task):
                 logger.info(f"{name}: {len(rows):,} answers for {server}")
 
     def facts(self) -> dict[str, Any]:
-        return {"num_answers": len(self.label2id)}
+        return {"num_answers": len(self.label2id)} if self.label2id else {}
 
     def compare(
         self, trainer: QuestionAnsweringTrainer, results: dict[str, Any], datasets: Mapping[str, VQADataset]
@@ -399,15 +387,13 @@ class QuestionAnswering(Task):
     def summary(self, results: Mapping[str, Any], split: str) -> str:
         return summary_of(results, split, self.metric) if self.metric in results[split] else ""
 
-    def card(
-        self, trainer: QuestionAnsweringTrainer, results: Mapping[str, Any], splits: Mapping[str, list[VQAExample]]
-    ) -> dict[str, Any]:
+    def card(self, trainer: QuestionAnsweringTrainer, results: Mapping, splits: Mapping[str, list[VQAExample]]) -> dict:
         measured = {**results.get("test", {}), **results.get("validation", {})}
         return {
             "metrics": {name: name.replace("_", " ") for name in headline_numbers(measured, self.metric)},
             "metric_ids": [self.metric],
             "image": "![Questions and answers](predictions.png)",
-            "num_answers": f"{results['num_answers']:,}",
+            "num_answers": f"{len(self.label2id):,}",
             "question": python_literal(splits["validation"][0].question),
             "multi_label": self.soft_labels,
         }
@@ -428,9 +414,6 @@ def spell_alike(config: HiViLTConfig, vocabulary: list[str]) -> None:
     # Classes that differ in nothing but spelling stay as they are.
     if len(set(labels.values())) == len(labels):
         config.id2label, config.label2id = labels, {answer: label for label, answer in labels.items()}
-
-
-# What is written and said
 
 
 def describe_coverage(facts: dict, split: str) -> str:

@@ -43,9 +43,6 @@ logger = logging.getLogger("hivilt")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-# Training
-
-
 class RetrievalTrainer(HiViLTTrainer):
     """Trains `HiViLTForRetrieval` on a `CaptionDataset` and evaluates retrieval over a whole split.
 
@@ -59,7 +56,6 @@ class RetrievalTrainer(HiViLTTrainer):
         fold_size: also report recall as the mean over consecutive whole folds of so many images with their captions, each
             ranked and re-ranked by itself, of splits with at least two. MS-COCO's "1K test" is five folds of 1,000
             (Karpathy and Fei-Fei 2015; VSE++). Evaluations within training do without.
-        **kwargs: as `HiViLTTrainer`.
     """
 
     unit = "captions"
@@ -173,18 +169,16 @@ class RetrievalTrainer(HiViLTTrainer):
             return None
         # (B_t, 1, d), (B_t, candidates, d) -> (B_t, candidates)
         similarity = (images.embeds[dataset.image_of_caption][:, None] * texts.embeds[candidates]).sum(dim=-1)
-        scale, matching = (inverse_temperature(one).item() for one in self._logit_scales())
+        scale = inverse_temperature(self.model.logit_scale).item()
+        matching = inverse_temperature(self.model.matching_logit_scale).item()
         # Both are divided, which leaves the ranking by their weighted mean as it is, and both stay within their bounds.
         least, most = max(scale, matching) / math.exp(MAX_LOGIT_SCALE), min(scale, matching)
         labels = torch.zeros(len(similarity), dtype=torch.long)
         fitted = calibrate(scale * similarity, labels, least=min(least, 1.0), most=max(most, 1.0))
         return {**fitted, "num_candidates": candidates.shape[1]}
 
-    def _logit_scales(self) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-        return self.model.logit_scale, self.model.matching_logit_scale
-
     def _divide_scores(self, temperature: float) -> None:
-        for parameter in self._logit_scales():
+        for parameter in (self.model.logit_scale, self.model.matching_logit_scale):
             parameter.copy_((inverse_temperature(parameter) / temperature).log())
 
     def _rank(self, model, images: "_Encoded", texts: "_Encoded", dataset):
@@ -278,9 +272,6 @@ class _Encoded:
         return _Encoded(*(column[chosen] for column in columns), self.states)
 
 
-# The task
-
-
 class Retrieval(Task):
     """Finds images by texts and texts by images; searches folders of images."""
 
@@ -300,8 +291,7 @@ class Retrieval(Task):
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[CaptionedImage]]]:
         return read_captioned(self.args, splits, self.benchmark)
 
-    @staticmethod
-    def texts_of(example: CaptionedImage) -> tuple[str, ...]:
+    def texts_of(self, example: CaptionedImage) -> tuple[str, ...]:
         return example.captions
 
     def make_model(self, train: list[CaptionedImage] | None) -> tuple[HiViLTForRetrieval, HiViLTProcessor]:
@@ -354,20 +344,17 @@ class Retrieval(Task):
         size = f"{data['images']:,} images and {data['captions']:,} captions"
         return f"{split}: R@K in percent, {size}\n{tables_of(results)[split]}"
 
-    def card(
-        self, trainer: RetrievalTrainer, results: Mapping[str, Any], splits: Mapping[str, list[CaptionedImage]]
-    ) -> dict[str, Any]:
+    def card(self, trainer: RetrievalTrainer, results: Mapping, splits: Mapping[str, list[CaptionedImage]]) -> dict:
         reranked = f", the best {self.args.rerank_k} of each query re-ranked" if self.args.rerank_k else ""
         tables = []
         for split, table in tables_of(results).items():
             data = results["data"][split]
             size = f"{data['images']:,} images, {data['captions']:,} captions"
             tables.append(f"{split}: {size}{reranked}. In percent.\n\n{table}")
+        recalls = {f"{way}_recall@{k}": f"{way.replace('_', ' ')} R@{k}" for way in DIRECTIONS for k in (1, 5, 10)}
         captions = dict.fromkeys(caption for example in splits["validation"] for caption in example.captions)
         return {
-            "metrics": {
-                f"{way}_recall@{k}": f"{way.replace('_', ' ')} R@{k}" for way in DIRECTIONS for k in (1, 5, 10)
-            },
+            "metrics": recalls,
             "metric_ids": ["recall"],
             "tags": ["image-text-retrieval"],
             "image": "![Captions and the images found for them](retrieval.png)",
@@ -377,9 +364,6 @@ class Retrieval(Task):
 
     def try_next(self, folder: Path) -> str:
         return f"python run_retrieval.py --index IMAGES --model_name_or_path {folder} --output_dir {folder}/index"
-
-
-# What is written and said
 
 
 def prediction_rows(dataset: CaptionDataset, rankings: dict[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
@@ -411,9 +395,6 @@ def tables_of(results: dict) -> dict[str, str]:
     return tables
 
 
-# Searching folders
-
-
 def read_query(query: str) -> str | Path:
     """Words as they are, an image as a path; a `ValueError` for a web address or the path of a folder. A single word is a
     word, though a folder here may have its name."""
@@ -439,9 +420,8 @@ def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> 
     if args.index is None:
         index = ImageIndex.load(folder, model, processor)
     else:
-        options = {"on_bad_image": args.on_bad_image, "index_factory": args.index_factory}
-        batch_size = training_args.per_device_eval_batch_size
-        index = ImageIndex.build(args.index, model, processor, folder, batch_size, **options)
+        size = training_args.per_device_eval_batch_size
+        index = ImageIndex.build(args.index, model, processor, folder, size, args.on_bad_image, args.index_factory)
         print(f"{len(index):,} images of {args.index} in {folder}")
     if args.query is None:
         return []

@@ -54,19 +54,13 @@ class Task:
         """The name of the data that the arguments name, and those of these splits that there are."""
         raise NotImplementedError
 
-    @staticmethod
-    def hold_out_by(example: Any) -> str:
-        """What stays on one side when examples are held out of training: the image."""
-        return example.image_id
+    def hold_out_by(self, example: Any) -> str:
+        """What stays on one side when examples are held out of training: the image, unless the benchmark says otherwise."""
+        return example.image_id if self.benchmark is None else self.benchmark.hold_out_by(example)
 
     def prepare(self, splits: dict[str, list]) -> dict[str, list]:
         """The splits as they are used, training examples drawn or worded anew."""
         return splits
-
-    @staticmethod
-    def texts_of(example: Any) -> Sequence[str]:
-        """What a new tokenizer learns from of a training example."""
-        raise NotImplementedError
 
     def make_model(self, train: list | None, **config: Any) -> tuple[HiViLTPreTrainedModel, HiViLTProcessor]:
         """The model and its processor, to be measured alone if there are no training examples; `config` is of a new one."""
@@ -74,6 +68,10 @@ class Task:
             raise ValueError("There is nothing to evaluate: give --model_name_or_path a checkpoint, or --do_train.")
         texts = [text for example in train or () for text in self.texts_of(example)]
         return load_or_build(self.args, self.model_class, texts, train is not None, self.resumed, **config)
+
+    def texts_of(self, example: Any) -> Sequence[str]:
+        """What a new tokenizer learns from of a training example."""
+        raise NotImplementedError
 
     def make_dataset(self, split: str, examples: list) -> tuple[Dataset, dict[str, Any]]:
         """The data set of a split, and what it holds, as `results.json` has it: at least how many `images` and how many of what
@@ -88,9 +86,7 @@ class Task:
         """Arguments of `trainer_class` beside those that all trainers take."""
         return {}
 
-    def measure_more(
-        self, trainer: HiViLTTrainer, metrics: dict[str, dict[str, Any]], datasets: Mapping[str, Dataset]
-    ) -> None:
+    def measure_more(self, trainer: HiViLTTrainer, metrics: dict[str, dict], datasets: Mapping[str, Dataset]) -> None:
         """Adds to the metrics of the splits, as `hivilt.training.main.run` gives them, what is asked for beside them."""
 
     def write(self, folder: Path, dataset: Dataset, predictions: Any) -> None:

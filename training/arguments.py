@@ -76,9 +76,7 @@ class TaskArguments:
     max_train_samples: int | None = HfArg(default=None, help="Train on this many at most.")
     max_eval_samples: int | None = HfArg(default=None, help="Choose by this many at most.")
     max_predict_samples: int | None = HfArg(default=None, help="Measure on this many at most.")
-    random_crop: float | None = HfArg(
-        default=None, help="Train on random crops of at least this share of an image: 0.5."
-    )
+    random_crop: float | None = HfArg(default=None, help="Train on crops of at least this share of an image: 0.5.")
     random_flip: Literal["skip", "swap"] | None = HfArg(
         default=None,
         help="Mirror half of the training images: never where a text says left or right ('skip'), or with these words "
@@ -100,8 +98,7 @@ class TaskArguments:
     text_learning_rate: float | None = HfArg(default=None, help="Of the text encoder. Unset: learning_rate.")
     overwrite_output_dir: bool = HfArg(default=False, help="Begin anew over the run that output_dir holds.")
     num_threads: int | None = HfArg(
-        default=None,
-        help="CPU threads of one process. Unset: one for a model below 10 million parameters, else its share of all.",
+        default=None, help="CPU threads of a process. Unset: one below 10 million parameters, else its share of all."
     )
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")

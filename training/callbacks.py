@@ -35,10 +35,8 @@ def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[dict[signal.Sig
 
 class SaveOnSignal(TrainerCallback):
     """On SIGTERM, which batch systems send some time before they kill, and on Ctrl-C, saves after the step at hand and
-    exits; on a second Ctrl-C, at once.
-
-    At the end of an epoch, or where an evaluation is due, that comes first: the run that goes on would not make up for it.
-    """
+    exits; on a second Ctrl-C, at once. At the end of an epoch, or where an evaluation is due, that comes first: the run
+    that goes on would not make up for it."""
 
     def __init__(self):
         self.asked: signal.Signals | None = None

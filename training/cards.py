@@ -76,11 +76,9 @@ def write_model_card(
 
     Args:
         results: as `results.json` has it; `validation` and `test` where they were measured.
-        splits: the examples by split, as they were read.
         argv: the flags; `None`: those of the command line.
         metrics: the headline metrics of the `model-index`, `{key in results: how to call it}`, of the test split if it
             was measured, else of validation; `metric_ids` are what the Hub calls them.
-        tags: more of them, for the front matter.
         image: Markdown that shows what the model did on the test split; left out if there was none.
         measured: the results as Markdown; unset, a table of all numbers of `validation` and `test`.
         **facts: what the template of this task says, the file beside it that ends in `.md`.
@@ -132,9 +130,6 @@ def write_model_card(
 def python_literal(value: str | list[str]) -> str:
     """Source code for it, with the double quotes of the rest of the snippet."""
     return json.dumps(value, ensure_ascii=False)  # Python would read JSON's escape of an emoji as two halves
-
-
-# Front matter
 
 
 def _is_on_hub(name: str | None) -> bool:
@@ -189,9 +184,6 @@ def _shown_settings(args: TaskArguments, settings: Mapping[str, Any]) -> dict[st
         if name not in hidden and not name.endswith("_column") and value not in (None, "", [], {}, -1)
         if value is not False  # and not 0, which equals it
     }
-
-
-# Words
 
 
 def _shown(value: Any) -> str:

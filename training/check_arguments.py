@@ -38,9 +38,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
     if args.push_to_hub and HubStrategy(args.hub_strategy) != HubStrategy.END:
         wrong["hub_strategy"] = "checkpoints are pushed without the model's code, which nobody can load; expected 'end'"
     if args.train_sampling_strategy not in ("random", "sequential"):
-        wrong["train_sampling_strategy"] = (
-            "lengths are not known yet when batches are made; expected random or sequential"
-        )
+        wrong["train_sampling_strategy"] = "lengths are not known when batches are made; expected random or sequential"
     if getattr(args.accelerator_config, "dispatch_batches", None):
         wrong["accelerator_config"] = (
             "dispatch_batches cuts images and texts, which differ in number, alike; leave it out"

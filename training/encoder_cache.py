@@ -63,8 +63,7 @@ class StateStore:
         max_bytes: that `folder` and those beside it may hold; `None`: what the disk has room for.
 
     Attributes:
-        num_encoded, seconds: items that this object had encoded, and how long that took.
-        nbytes: what the files take.
+        num_encoded, seconds, nbytes: items that this object had encoded, how long that took, and what all files take.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None, max_bytes: int | None = None):
@@ -117,12 +116,11 @@ class StateStore:
         per_file: int,
         describe: str | None = None,
     ) -> None:
-        """Encodes what is missing, file by file; leaves to other processes what they are at, and reads it from theirs.
+        """Encodes what is missing of `items`, file by file; leaves to other processes what they are at, and reads it from
+        theirs.
 
         Args:
-            items: all that is to be held, by their keys.
             encode: gives the tensors of each of some items, one item after the other.
-            per_file: items of a file.
             describe: what the progress bar is called; `None`: there is none.
 
         Raises:
@@ -335,12 +333,7 @@ class EncoderCache:
     def summary(self) -> dict[str, dict[str, float]]:
         """For each encoder its items, their bytes, and how many of them this object encoded in how many seconds."""
         return {
-            part: {
-                "cached": len(store),
-                "bytes": store.nbytes,
-                "encoded": store.num_encoded,
-                "seconds": store.seconds,
-            }
+            part: {"cached": len(store), "bytes": store.nbytes, "encoded": store.num_encoded, "seconds": store.seconds}
             for part, store in self.stores.items()
             if len(store)
         }
@@ -387,12 +380,7 @@ def _text_keys(texts: Mapping[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def _encode(
-    part: str,
-    base: HiViLTModel,
-    processor: HiViLTProcessor,
-    batch_size: int,
-    num_workers: int,
-    items: list[str | TableImage],
+    part: str, base: HiViLTModel, processor: HiViLTProcessor, batch_size: int, num_workers: int, items: list[Any]
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """What an encoder gives of each item: a map a level, or the states of a text."""
     # With a generator of its own: training draws the same as without a cache.

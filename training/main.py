@@ -139,8 +139,7 @@ def main(
     parsed: tuple[TaskArguments, HiViLTTrainingArguments] | None = None,
 ) -> Any:
     """Runs a task as the flags in `argv` ask; unset, those of the command line. Gives what `results.json` holds, on the main
-    process, or what `Task.instead` gave where the flags ask for that. `parsed` are these flags, where they are read already.
-    """
+    process, or what `Task.instead` gave where the flags ask for that. `parsed`: these flags, where they are read already."""
     start = time.perf_counter()
     args, training_args = parsed or task_class.arguments.parse(sys.argv[1:] if argv is None else argv)
     begin_run(args, training_args)

@@ -76,15 +76,9 @@ def train_tokenizer(
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=max_length,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    reads = {"model_max_length": max_length, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **reads)
 
 
 def load_checkpoint(
@@ -148,10 +142,9 @@ def load_or_build(
         resumed: the checkpoint that training goes on from, whose tokenizer is used in place of a trained one.
         **config: fields of `HiViLTConfig` for a new model.
     """
+    changes = args.fusion or {}
     if args.model_name_or_path:
-        return load_checkpoint(
-            "model_name_or_path", args.model_name_or_path, model_class, any_head=trains, **(args.fusion or {})
-        )
+        return load_checkpoint("model_name_or_path", args.model_name_or_path, model_class, trains, **changes)
 
     remote = {"trust_remote_code": args.trust_remote_code}
     if args.vision_model:
@@ -175,7 +168,7 @@ def load_or_build(
     model = model_class.from_vision_text_pretrained(
         args.vision_model or small_vision_config(),
         args.text_model or small_text_config(len(tokenizer)),
-        **{**fusion, **config, **(args.fusion or {})},
+        **{**fusion, **config, **changes},
     )
     if args.text_model:
         _check_tokens("text_model", args.text_model, model, tokenizer)

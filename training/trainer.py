@@ -33,7 +33,6 @@ from hivilt.training.resuming import check_resumable, checkpoints, is_whole, las
 
 logger = logging.getLogger(__name__)
 
-
 SMALLEST_LOSS_SCALE = 1e-4  # fairseq's bound: below it float16 leaves out every step
 FAMILIARITY_IMAGES = 1_000  # of a split, on which familiarity is measured at most
 
