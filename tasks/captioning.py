@@ -32,9 +32,6 @@ SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 NUM_SAMPLES = 5  # captions of an image that are rewarded beside each other
 
 
-# Training
-
-
 class CaptioningTrainer(GenerationTrainer):
     """
     Trains and evaluates on a `CaptionDataset(prompt=...)`.
@@ -106,9 +103,6 @@ class CaptioningTrainer(GenerationTrainer):
             references = [dataset.examples[place].captions for place in known]
             metrics |= caption_scores([captions[place] for place in known], references)
         return list(captions), metrics, len(captions)
-
-
-# The task
 
 
 class Captioning(Task):
