@@ -54,7 +54,9 @@ def plot_training(
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, metric_axes = figure.subplots(1, 2)
     name = metric.replace("_", " ")
-    loss_axes.set(ylabel="loss", title="Loss", yscale="log")
+    # Rewards may make a loss negative.
+    losses = [entry[key] for entry in log_history for key in ("loss", "eval_loss") if key in entry]
+    loss_axes.set(ylabel="loss", title="Loss", yscale="log" if min(losses, default=1) > 0 else "linear")
     metric_axes.set(ylabel=f"{name} (%)", title=name[:1].upper() + name[1:])
     for axes, key, label, scale in (
         (loss_axes, "loss", "training", 1),

@@ -65,6 +65,14 @@ def test_training_draws_the_metric_that_was_asked_for(tmp_path, monkeypatch, met
     assert axes.lines[0].get_ydata() == [25 if metric else 50]
 
 
+@pytest.mark.parametrize(("loss", "scale"), [(0.5, "log"), (-0.5, "linear")])
+def test_a_negative_loss_is_drawn(tmp_path, monkeypatch, loss, scale):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    plot_training([*LOG_HISTORY, {"epoch": 1.0, "loss": loss}], tmp_path / "training.png")
+    assert drawn[0].axes[0].get_yscale() == scale
+
+
 @pytest.mark.parametrize("number", [1, 3, 5])
 def test_predictions_of_any_number(tmp_path, number):
     cells = [answered(answer) for answer in ("red", "blue", None, "red", "red")][:number]
