@@ -2,9 +2,9 @@
 How a borrowed encoder becomes what fusion reads: a vision encoder a pyramid of maps, a text encoder one state a token.
 
 Everything that differs from one family of encoders to the next is in this file, and what a borrowed decoder must be.
-`docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An encoder that a program registers itself
-(`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the meta device, and refused where it gives
-no maps or leaves parameters without a gradient.
+`docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An
+encoder that a program registers itself (`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the
+meta device, and refused where it gives no maps or leaves parameters without a gradient.
 """
 
 import copy
@@ -39,9 +39,7 @@ class VisionFamily:
     # embeddings. "merging": as Swin, which halves the grid after each stage but the last. "run": the config does not say,
     # so the encoder is run once on the meta device.
     states: str = "patches"
-    last_norm: str | None = (
-        None  # which the encoder applies to its pooled output alone; here it normalises the last map
-    )
+    last_norm: str | None = None  # applied to its pooled output alone there; here it normalises the last map
     channels_last: bool = False  # its 4-dimensional states are (images, height, width, channels)
     one_size: bool = False  # it accepts images of no other size than the config names
 
@@ -56,46 +54,31 @@ class TextFamily:
 
 _BY_RUN = VisionFamily("run")
 
-_PATCHES = (
-    *("aimv2_vision_model", "beit", "blip_vision_model", "data2vec-vision", "deit", "dinov2"),
-    *("dinov2_with_registers", "dinov3_vit", "ijepa", "siglip2_vision_model", "siglip_vision_model"),
-    *("vit", "vit_msn"),
-)
-_CLIP = (
-    *("altclip_vision_model", "chinese_clip_vision_model", "clip_vision_model", "clipseg_vision_model"),
-    *("metaclip_2_vision_model", "mlcd_vision_model"),
-)
-_RUN = (
-    *("bit", "cvt", "dinov3_convnext", "efficientnet", "focalnet", "glpn", "mobilenet_v1", "mobilenet_v2"),
-    *("mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "segformer", "swiftformer"),
-    *("textnet", "timm_wrapper"),
-)
+_PATCHES = """aimv2_vision_model beit blip_vision_model data2vec-vision deit dinov2 dinov2_with_registers dinov3_vit
+    ijepa siglip2_vision_model siglip_vision_model vit vit_msn"""
+_CLIP = """altclip_vision_model chinese_clip_vision_model clip_vision_model clipseg_vision_model
+    metaclip_2_vision_model mlcd_vision_model"""
+_RUN = """bit cvt dinov3_convnext efficientnet focalnet glpn mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer
+    pvt pvt_v2 segformer swiftformer textnet timm_wrapper"""
 VISION_FAMILIES = {
-    **dict.fromkeys(_PATCHES, VisionFamily()),
-    **dict.fromkeys(_CLIP, VisionFamily(last_norm="post_layernorm")),
+    **dict.fromkeys(_PATCHES.split(), VisionFamily()),
+    **dict.fromkeys(_CLIP.split(), VisionFamily(last_norm="post_layernorm")),
     **dict.fromkeys(("regnet", "resnet"), VisionFamily("stages")),
     **dict.fromkeys(("convnext", "convnextv2"), VisionFamily("stages", last_norm="layernorm")),
     **dict.fromkeys(("donut-swin", "swin", "swinv2"), VisionFamily("merging")),
-    **dict.fromkeys(_RUN, _BY_RUN),
+    **dict.fromkeys(_RUN.split(), _BY_RUN),
     "hiera": VisionFamily("run", channels_last=True),
     "levit": VisionFamily("run", one_size=True),
 }
 
-_PLAIN_TEXT = (
-    *("albert", "bert", "bert-generation", "big_bird", "blip_text_model", "bloom", "chinese_clip_text_model"),
-    *("clip_text_model", "clipseg_text_model", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
-    *("flaubert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gte", "jina_embeddings_v3", "llama"),
-    *("megatron-bert", "metaclip_2_text_model", "mistral", "modernbert", "mt5", "nomic_bert", "olmo2", "openai-gpt"),
-    *("phi", "qwen2", "qwen3", "rembert", "roformer", "siglip2_text_model", "siglip_text_model", "smollm3", "t5"),
-    *("umt5", "xlm"),
-)
-_OFFSET = (
-    *("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl"),
-)
+_PLAIN_TEXT = """albert bert bert-generation big_bird blip_text_model bloom chinese_clip_text_model clip_text_model
+    clipseg_text_model deberta deberta-v2 distilbert electra ernie eurobert flaubert gemma gemma2 gemma3_text gpt2
+    gpt_neox gte jina_embeddings_v3 llama megatron-bert metaclip_2_text_model mistral modernbert mt5 nomic_bert olmo2
+    openai-gpt phi qwen2 qwen3 rembert roformer siglip2_text_model siglip_text_model smollm3 t5 umt5 xlm"""
+_OFFSET = "camembert data2vec-text ibert mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
 TEXT_FAMILIES = {
-    **dict.fromkeys(_PLAIN_TEXT, TextFamily()),
-    **dict.fromkeys(_OFFSET, TextFamily(position_offset=True)),
+    **dict.fromkeys(_PLAIN_TEXT.split(), TextFamily()),
+    **dict.fromkeys(_OFFSET.split(), TextFamily(position_offset=True)),
     "altclip_text_model": TextFamily(position_offset=True, width="project_dim"),
     "opt": TextFamily(width="word_embed_proj_dim"),
 }
@@ -163,9 +146,6 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
             config = copy.deepcopy(config)
             setattr(config, field, value)
     return config
-
-
-# Building
 
 
 def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
@@ -564,9 +544,6 @@ def word_embeddings(encoder: "PreTrainedModel") -> nn.Module:
     """The embeddings that a text encoder runs: T5's own stand beside the ones of its stack, which have their weights."""
     inner = encoder.get_encoder()
     return (inner if isinstance(inner, transformers.PreTrainedModel) else encoder).get_input_embeddings()
-
-
-# Decoders
 
 
 def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
