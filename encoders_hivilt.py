@@ -581,6 +581,11 @@ def decoder_width(config: PreTrainedConfig) -> int:
     return getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
 
 
+def end_token(tokenizer) -> int | None:
+    """The token that ends what a decoder writes, `eos`, else `sep`; `None` where the tokenizer has neither."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+
 def build_decoder(config: PreTrainedConfig) -> "PreTrainedModel":
     """The decoder of a config of [`as_decoder`]; attention as [`build_encoder`]."""
     return _built(transformers.AutoModelForCausalLM.from_config, config)

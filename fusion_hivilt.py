@@ -307,9 +307,6 @@ class HiViLTLevel(nn.Module):
         return self.norm(projected)
 
 
-# Local fusion
-
-
 class HiViLTFusionStage(GradientCheckpointingLayer):
     """
     Local fusion (equation L): each token is joined with what it attended to in the other modality and with their product,
@@ -399,9 +396,6 @@ def most_similar(
     return rows, pairs.gather(2, rows[:, None, :].expand(-1, pairs.shape[1], -1))
 
 
-# Global fusion
-
-
 class HiViLTGlobalFusion(nn.Module):
     """
     Global fusion (equation G): the pooled image and the pooled text each attend to the other and to the pooled local
@@ -445,9 +439,6 @@ class HiViLTGlobalFusion(nn.Module):
             attentions = (vision_attention, text_attention)
         fused = self.mlp(torch.cat([vision, text], dim=-1)) if self.mlp is not None else None
         return vision, text, fused, attentions
-
-
-# The whole
 
 
 class HiViLTFusion(nn.Module):
@@ -544,9 +535,6 @@ class HiViLTFusion(nn.Module):
             vision_cross_attentions=attention_weights(image_to_text) if output_attentions else None,
             global_cross_attentions=attention_weights(global_attentions) if output_attentions else None,
         )
-
-
-# For decoders
 
 
 class HiViLTMemory(nn.Module):

@@ -25,7 +25,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import build_decoder, new_in_decoder
+from .encoders_hivilt import build_decoder, end_token, new_in_decoder
 from .fusion_hivilt import (
     HiViLTImageStates,
     HiViLTMemory,
@@ -34,14 +34,7 @@ from .fusion_hivilt import (
     attention_weights,
     select,
 )
-from .inputs_hivilt import (
-    check_captions,
-    check_decoder_length,
-    check_index,
-    complete_flags,
-    described,
-    is_integers,
-)
+from .inputs_hivilt import check_captions, check_decoder_length, check_index, complete_flags, described, is_integers
 from .losses_hivilt import token_loss
 from .modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from .upstream_hivilt import RecordingMixin
@@ -140,14 +133,9 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         self.install_capturing_hooks()
         self.post_init()
 
-    # Parts
-
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What `generate` encodes with, see [`HiViLTFusedEncoder`]; with `modality`, that borrowed encoder."""
         return HiViLTFusedEncoder(self.model, self.memory) if modality is None else super().get_encoder(modality)
-
-    def get_decoder(self) -> PreTrainedModel:
-        return self.decoder
 
     def borrowed_models(self) -> dict[str, PreTrainedModel]:
         return {**super().borrowed_models(), "decoder_config": self.decoder}
@@ -187,24 +175,21 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             ValueError: the tokenizer has no token to begin or to end with, has more tokens than the decoder, or pads with
                 another token than the decoder was made for.
         """
-
-        def first(*names: str) -> int | None:
-            tokens = [getattr(tokenizer, f"{name}_token_id", None) for name in names]
-            return next((token for token in tokens if token is not None), None)
-
-        start, end, config = first("bos", "cls", "pad"), first("eos", "sep"), self.config.decoder_config
+        starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
+        start, end = next((token for token in starts if token is not None), None), end_token(tokenizer)
         for token, what in (
             (start, "begin (`bos_token`, `cls_token` or `pad_token`)"),
             (end, "end (`eos_token` or `sep_token`)"),
         ):
             if token is None:
                 raise ValueError(f"The {type(tokenizer).__name__} has no token that texts {what} with; name one.")
-        if len(tokenizer) > config.vocab_size:
+        if len(tokenizer) > (known := self.config.decoder_config.vocab_size):
             raise ValueError(
-                f"The {type(tokenizer).__name__} has {len(tokenizer)} tokens, but the decoder {config.vocab_size}: take the "
-                f"decoder's own, or `model.decoder.resize_token_embeddings({len(tokenizer)})`."
+                f"The {type(tokenizer).__name__} has {len(tokenizer)} tokens, but the decoder {known}: take the decoder's own, "
+                f"or `model.decoder.resize_token_embeddings({len(tokenizer)})`."
             )
-        pad, made_for = first("pad", "eos", "sep"), self.decoder.get_input_embeddings().padding_idx
+        pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        made_for = self.decoder.get_input_embeddings().padding_idx
         if made_for is not None and pad != made_for:
             raise ValueError(
                 f"The {type(tokenizer).__name__} pads with {pad}, but the decoder was made for {made_for}, whose embedding does "
@@ -213,8 +198,6 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         for name, token in zip(_TOKENS, (start, end, pad, start), strict=True):
             for one in (self.config, self.generation_config):
                 setattr(one, name, token)
-
-    # Loading
 
     @classmethod
     def from_vision_text_pretrained(
@@ -261,8 +244,6 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
                 f"first being {missing[0]!r}; is it a checkpoint of that language model?"
             )
         self.decoder.load_state_dict(pretrained.state_dict())
-
-    # Learning
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
@@ -391,8 +372,6 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             )
         return HiViLTMemoryOutput(*fields)
 
-    # Writing
-
     @torch.no_grad()
     def generate(
         self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
@@ -435,12 +414,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         """Refuses a length that the decoder has no positions for, before anything is encoded."""
 
         def asked(name: str) -> int | None:
-            values = [
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            ]
-            return next((value for value in values if value is not None), None)
+            own = (getattr(config, name, None) for config in (generation_config, self.generation_config))
+            return next((value for value in (kwargs.get(name), *own) if value is not None), None)
 
         if (beams := asked("num_beams")) is not None and beams < 1:
             raise ValueError(f"`num_beams` must be at least 1, got {beams}.")

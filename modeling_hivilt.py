@@ -149,9 +149,6 @@ class HiViLTRetrievalOutput(ModelOutput):
     text_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# What all models share
-
-
 class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     """What all HiViLT classes share: initial weights, saving with code, encoding, freezing, borrowing encoders."""
 
@@ -318,9 +315,6 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
             weights = pretrained.state_dict()
             tower.load_state_dict({name: weights[name] for name in tower.state_dict()})
         return model.float().eval()  # an encoder's config may name the precision it was saved in
-
-
-# The model
 
 
 class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
@@ -621,9 +615,6 @@ def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
     return F.normalize(projection(state).float(), dim=-1)
 
 
-# Question answering
-
-
 class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
     """
     HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
@@ -743,9 +734,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         self.config.id2label = dict(enumerate(answers))
         self.config.label2id = {answer: index for index, answer in enumerate(answers)}
         self.num_labels = len(answers)
-
-
-# Retrieval
 
 
 def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:

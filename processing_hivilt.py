@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .configuration_hivilt import code_in_place
+from .encoders_hivilt import end_token
 
 logger = logging.get_logger(__name__)
 
@@ -284,13 +285,7 @@ class HiViLTProcessor(ProcessorMixin):
         return image if size == image.size else image.resize(size, processor.resample)
 
     def _prepare_images(self, images: list, kwargs: dict) -> Mapping:
-        """
-        What the image processor gives, to the last bit, for half of its work where that is usual.
-
-        Image processors that need no torchvision make an array of a whole image only to resize it as an image again,
-        and normalize in float64. Here it is resized as it is, and a table, which the image processor fills, has the
-        normalized value of each of the 256 that a pixel can have.
-        """
+        """What the image processor gives, to the last bit, for half of its work where that is usual."""
         processor = self.image_processor
         data_format = kwargs.pop("input_data_format", None)
         do_resize, do_rescale = (
@@ -309,6 +304,7 @@ class HiViLTProcessor(ProcessorMixin):
         if not usual:
             return processor(images, **kwargs)
 
+        # It would make arrays of whole images to resize, and normalize in float64: of 256 values a table does as well.
         levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         # (3, 1, 256) -> (3, 256)
         table = processor(levels, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]
@@ -382,8 +378,7 @@ class HiViLTProcessor(ProcessorMixin):
             ValueError: the tokenizer has no token that ends a text.
         """
         tokenizer = self.tokenizer
-        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        if end is None:
+        if (end := end_token(tokenizer)) is None:
             raise ValueError(
                 f"The {type(tokenizer).__name__} has no `eos_token` or `sep_token` to end texts with; name one."
             )
