@@ -48,9 +48,8 @@ AUTO_MAP = {
 
 @contextmanager
 def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
-    """
-    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps transformers
-    from copying that code onto itself, which is an error (`shutil.SameFileError`).
+    """While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
+    transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
     """
     code_file = getattr(sys.modules[type(saved).__module__], "__file__", None)  # a notebook has none
     # Of the class and not of the object: transformers asks either.
@@ -89,10 +88,9 @@ def _part_config(name: str, config: PreTrainedConfig | dict | None, default_type
 
 @strict
 class HiViLTConfig(PreTrainedConfig):
-    """
-    Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
-    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py` compares these
-    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
+    """Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note:
+    ViT-B/16 at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py`
+    compares these defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
 
     Args:
         vision_config: config of a transformers vision encoder, isotropic (ViT, CLIP's) or hierarchical (Swin, MobileNet), or a
@@ -223,9 +221,8 @@ class HiViLTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """
-        As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file,
-        and `decoder_config` the file's.
+        """As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the
+        file, and `decoder_config` the file's.
         """
         # transformers would set them after the config is made and checked.
         labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
@@ -266,8 +263,7 @@ class HiViLTConfig(PreTrainedConfig):
         return super().get_text_config(decoder=decoder, encoder=encoder)
 
     def with_decoder(self) -> "HiViLTConfig":
-        """
-        This config with a decoder: its own, or a GPT-2 of three layers as wide as the fusion, over the text encoder's
+        """This config with a decoder: its own, or a GPT-2 of three layers as wide as the fusion, over the text encoder's
         vocabulary. Its embeddings, which also score the tokens, start at 1/sqrt(hidden_size), as the fusion's layers do.
         """
         config = copy.deepcopy(self)

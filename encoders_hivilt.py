@@ -1,5 +1,4 @@
-"""
-How a borrowed encoder becomes what fusion reads: a vision encoder a pyramid of maps, a text encoder one state a token.
+"""How a borrowed encoder becomes what fusion reads: of images a pyramid of maps, of texts one state a token.
 
 Everything that differs from one family of encoders to the next is in this file, and what a borrowed decoder must be.
 `docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An
@@ -130,9 +129,8 @@ def check_encoder(name: str, config: PreTrainedConfig) -> None:
 
 
 def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
-    """
-    The config with those parts switched off that nothing here reads, so that every weight gets a gradient, and without its
-    own classes and the path of its folder: a copy, since the config may belong to another model.
+    """The config with those parts switched off that nothing here reads, so that every weight gets a gradient, and
+    without its own classes and the path of its folder: a copy, since the config may belong to another model.
     """
     switches = {"add_cross_attention": False, "use_mask_token": False, **_SWITCHES.get(config.model_type, {})}
     # An encoder's own classes, 1,000 of ImageNet's, give way to the two that transformers fills in.
@@ -149,8 +147,7 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
-    """
-    The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
+    """The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
     implementation that it does not have leaves it with its own, and is warned of once.
     """
     # By way of the package, which imports its models when they are asked for: a config alone needs none of them.
@@ -219,9 +216,8 @@ class VisionState:
 
 
 def vision_states(config: PreTrainedConfig) -> list[VisionState]:
-    """
-    What the hidden states of a vision encoder are, the embeddings' output first. Where the last hidden state is a map of
-    its own (MobileNet, EfficientNet, MobileViT), it comes as one more.
+    """What the hidden states of a vision encoder are, the embeddings' output first. Where the last hidden state is a
+    map of its own (MobileNet, EfficientNet, MobileViT), it comes as one more.
 
     Raises:
         ValueError: the encoder gives no maps; the message says what it gives.
@@ -354,9 +350,8 @@ def image_inputs(config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict[s
 
 
 def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.Tensor]:
-    """
-    All hidden states, maps as `(B_i, height, width, channels)`, rows of tokens as they are. The last hidden state, which
-    is after the final norm, takes the place of the last one, or, where it is another map, follows it.
+    """All hidden states, maps as `(B_i, height, width, channels)`, rows of tokens as they are. The last hidden state,
+    which is after the final norm, takes the place of the last one, or, where it is another map, follows it.
     """
     family = VISION_FAMILIES.get(config.model_type, _BY_RUN)
     spatial = outputs.get("reshaped_hidden_states")
@@ -377,8 +372,7 @@ def image_maps(
     states: list[VisionState],
     indices: list[int],
 ) -> list[torch.Tensor]:
-    """
-    The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` is what [`vision_states`] says.
+    """The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` are of [`vision_states`].
 
     The last one is normalised where the encoder normalises only its pooled output.
 
@@ -444,9 +438,8 @@ def max_text_length(config: PreTrainedConfig) -> int | None:
 
 
 def places_without_gaps(attention_mask: torch.Tensor) -> torch.LongTensor | None:
-    """
-    Where each token of `(B_t, N_t)` goes so that padding comes last; `None` if it does. Encoders number positions from the
-    first column on, padding or not: only so is a text padded on the left the same text.
+    """Where each token of `(B_t, N_t)` goes so that padding comes last; `None` if it does. Encoders number positions
+    from the first column on, padding or not: only so is a text padded on the left the same text.
     """
     counts = attention_mask.bool()
     if has_values(counts) and not (counts[:, 1:] & ~counts[:, :-1]).any():
@@ -500,9 +493,8 @@ def layers_of(encoder: "PreTrainedModel") -> list[nn.Module]:
 
 
 def first_layers(encoder: "PreTrainedModel", num_layers: int) -> tuple[list[nn.Parameter], list[str]]:
-    """
-    What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and what
-    lies between their stages. It runs once, on an empty input, to see its order.
+    """What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and
+    what lies between their stages. It runs once, on an empty input, to see its order.
 
     Returns:
         The parameters, and the names of the modules that are through by then.
@@ -547,9 +539,8 @@ def word_embeddings(encoder: "PreTrainedModel") -> nn.Module:
 
 
 def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
-    """
-    The config of a causal language model as that of a decoder with cross-attention: a copy, with no special token that its
-    vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
+    """The config of a causal language model as that of a decoder with cross-attention: a copy, with no special token
+    that its vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
 
     Raises:
         ValueError: the language model has no cross-attention, or is of a family that is not tested.

@@ -1,5 +1,4 @@
-"""
-HiViLT that writes: captions, and answers in words, by a borrowed decoder that attends to what fusion gives.
+"""HiViLT that writes: captions, and answers in words, by a borrowed decoder that attends to what fusion gives.
 
     images, prompts -> HiViLTModel -> HiViLTMemory -> (B_t, N, decoder's width)      once for each pair, whatever it says
                                                            |
@@ -41,9 +40,8 @@ from .upstream_hivilt import RecordingMixin
 
 
 class HiViLTFusedEncoder(nn.Module):
-    """
-    The encoder of [`HiViLTForConditionalGeneration`]: images and texts in, what the decoder attends to out. Made anew for
-    each call, so that no weight has two names. Give what it returns as `encoder_outputs`.
+    """The encoder of [`HiViLTForConditionalGeneration`]: images and texts in, what the decoder attends to out. Made
+    anew for each call, so that no weight has two names. Give what it returns as `encoder_outputs`.
     """
 
     main_input_name = "input_ids"
@@ -67,9 +65,8 @@ class HiViLTFusedEncoder(nn.Module):
         feature_maps: Sequence[torch.FloatTensor] | None = None,
         token_states: torch.FloatTensor | None = None,
     ) -> HiViLTMemoryOutput:
-        """
-        Arguments as in [`HiViLTModel.forward`]. Without a text, `config.prompt_ids` is that of every image, or of every entry
-        of `image_index`, and is encoded once.
+        """Arguments as in [`HiViLTModel.forward`]. Without a text, `config.prompt_ids` is that of every image, or of
+        every entry of `image_index`, and is encoded once.
 
         Raises:
             ValueError: as there, or there is neither a text nor `config.prompt_ids`.
@@ -103,9 +100,8 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 
 
 class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, GenerationMixin):
-    """
-    HiViLT with a decoder over the fused rows of all stages: captions of images, and answers in words. An image is encoded
-    once, and a pair of image and prompt fused once, however many captions, beams or samples it has. Without
+    """HiViLT with a decoder over the fused rows of all stages: captions of images, and answers in words. An image is
+    encoded once, and a pair of image and prompt fused once, however many captions, beams or samples it has. Without
     `config.decoder_config` the decoder is that of [`HiViLTConfig.with_decoder`].
 
     ```python
@@ -148,8 +144,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         self.decoder.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
-        """
-        As [`PreTrainedModel.resize_token_embeddings`], of the text encoder and of the decoder, which share a vocabulary.
+        """As [`PreTrainedModel.resize_token_embeddings`], of text encoder and decoder, which share a vocabulary.
 
         Raises:
             ValueError: their vocabularies differ in size.
@@ -167,9 +162,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         return self.get_input_embeddings()
 
     def set_decoder_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """
-        Sets what the decoder's texts begin with, end with and are padded with, in `config` and `generation_config`: the
-        tokenizer's `bos`, else `cls`, else `pad` token (as T5 begins); its `eos`, else `sep`; its `pad`, else the end.
+        """Sets what the decoder's texts begin with, end with and are padded with, in `config` and `generation_config`:
+        the tokenizer's `bos`, else `cls`, else `pad` token (as T5 begins); [`end_token`]; its `pad`, else the end.
 
         Raises:
             ValueError: the tokenizer has no token to begin or to end with, has more tokens than the decoder, or pads with
@@ -207,8 +201,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         decoder: str | os.PathLike | PreTrainedConfig | None = None,
         **fusion,
     ) -> "HiViLTForConditionalGeneration":
-        """
-        As [`HiViLTPreTrainedModel.from_vision_text_pretrained`], with a decoder.
+        """As [`HiViLTPreTrainedModel.from_vision_text_pretrained`], with a decoder.
 
         Args:
             decoder: name or folder of a causal language model, see [`HiViLTForConditionalGeneration.load_decoder`]; or a config,
@@ -226,9 +219,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         return model
 
     def load_decoder(self, source: str | os.PathLike) -> None:
-        """
-        Gives the decoder the weights of a pretrained causal language model, by its name or folder. Its cross-attention is
-        new, unless the checkpoint has it (BART's).
+        """Gives the decoder the weights of a pretrained causal language model, by its name or folder. Its
+        cross-attention is new, unless the checkpoint has it (BART's).
 
         Raises:
             ValueError: the checkpoint lacks other weights that the decoder needs.
@@ -246,8 +238,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         self.decoder.load_state_dict(pretrained.state_dict())
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
-        """
-        What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, padding for -100.
+        """What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, -100 padded.
 
         Raises:
             ValueError: the model does not know its begin and padding tokens yet.
@@ -376,8 +367,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
     def generate(
         self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
     ) -> ModelOutput | torch.LongTensor:
-        """
-        Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples.
+        """Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples.
 
         Args:
             inputs: `input_ids`, of which a batch of the model may have any form, see [`HiViLTForConditionalGeneration.forward`];

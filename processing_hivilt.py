@@ -32,9 +32,8 @@ class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
 def load_image(
     image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
 ) -> Image.Image:
-    """
-    Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. An image in
-    memory that is so already is returned itself.
+    """Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. An image
+    in memory that is so already is returned itself.
 
     Arrays and tensors have shape `(height, width)`, or channels first or last: 1, 3 or 4 (RGBA) of them. Where both ends
     could be channels, an array has them last and a tensor first, unless `input_data_format` says `"channels_first"` or
@@ -192,8 +191,7 @@ def _is_usual(image_processor) -> bool:
 
 
 class HiViLTProcessor(ProcessorMixin):
-    """
-    Joins an image processor and a tokenizer.
+    """Joins an image processor and a tokenizer.
 
     Args:
         image_processor: any transformers image processor that gives `pixel_values`.
@@ -218,8 +216,7 @@ class HiViLTProcessor(ProcessorMixin):
         text: str | list[str] | list[list[str]] | None = None,
         **kwargs: Unpack[HiViLTProcessorKwargs],
     ) -> BatchFeature:
-        """
-        Prepares images, texts, or both.
+        """Prepares images, texts, or both.
 
         ```python
         processor(images=image, text="what is it?")                                   # one of each
@@ -265,8 +262,7 @@ class HiViLTProcessor(ProcessorMixin):
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """
-        An image with the pixels that the image processor resizes it to; as it was, where that resizes in a way of its own.
+        """An image with the pixels that the image processor resizes it to; as it was, where that has a way of its own.
 
         Calling the processor does so too. Where it is done as soon as an image is opened, only one is in memory at full size.
         """
@@ -370,9 +366,8 @@ class HiViLTProcessor(ProcessorMixin):
         return [well_formed(single) for single in texts], None if paired else image_index
 
     def tokenize_targets(self, texts: list[str]) -> torch.LongTensor:
-        """
-        The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text, -100 after
-        it. A text that is too long for the tokenizer is cut.
+        """The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text,
+        -100 after it. A text that is too long for the tokenizer is cut.
 
         Raises:
             ValueError: the tokenizer has no token that ends a text.
@@ -403,8 +398,7 @@ class HiViLTProcessor(ProcessorMixin):
         multi_label: bool | None = None,
         config: PreTrainedConfig | None = None,
     ) -> list[list[dict[str, str | float]]]:
-        """
-        Turns scores into answers: for each text the `top_k` best, as `{"answer": str, "score": float}`, best first.
+        """Turns scores into answers: for each text the `top_k` best, as `{"answer": str, "score": float}`, best first.
 
         Args:
             logits: tensor or array of shape `(texts, num_labels)`, or a model output that has them.
