@@ -48,9 +48,8 @@ AUTO_MAP = {
 
 @contextmanager
 def code_in_place(saved, save_directory: str | os.PathLike) -> Iterator[None]:
-    """
-    While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps transformers
-    from copying that code onto itself, which is an error (`shutil.SameFileError`).
+    """While `saved` (config, model or processor) is written to the folder that its own code runs from, keeps
+    transformers from copying that code onto itself, which is an error (`shutil.SameFileError`).
     """
     code_file = getattr(sys.modules[type(saved).__module__], "__file__", None)  # a notebook has none
     # Of the class and not of the object: transformers asks either.
@@ -87,20 +86,11 @@ def _part_config(name: str, config: PreTrainedConfig | dict | None, default_type
     return AutoConfig.for_model(**values)
 
 
-def _by_number(label2id) -> dict:
-    """`id2label` from `label2id`, which stands alone."""
-    numbers = label2id.values() if isinstance(label2id, dict) else ()
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise ValueError(f"`label2id` must map each answer to a number of its own, got {label2id!r:.200}.")
-    return {number: answer for answer, number in label2id.items()}
-
-
 @strict
 class HiViLTConfig(PreTrainedConfig):
-    """
-    Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note: ViT-B/16
-    at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py` compares these
-    defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
+    """Configuration of [`HiViLTModel`] and of its heads. `HiViLTConfig()` is the base model of the design note:
+    ViT-B/16 at 224 pixels, BERT-base, hidden size 768, 8 heads, three fusion stages. `benchmarks/fusion_study.py`
+    compares these defaults with their ablations, and `docs/fusion.md` has its tables. Arguments go by keyword.
 
     Args:
         vision_config: config of a transformers vision encoder, isotropic (ViT, CLIP's) or hierarchical (Swin, MobileNet), or a
@@ -206,9 +196,7 @@ class HiViLTConfig(PreTrainedConfig):
         saved = self.transformers_version is not None
         if not saved:
             _check_spelling("HiViLTConfig", HiViLTConfig, kwargs)
-        if self.id2label is None and self.label2id is not None:
-            self.id2label = _by_number(self.label2id)
-        self._refuse_foreign_labels(kwargs.get("num_labels", 0))
+        self._number_labels(kwargs.get("num_labels", 0))
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.vision_config = _part_config("vision_config", self.vision_config, "vit", saved)
         self.text_config = _part_config("text_config", self.text_config, "bert", saved)
@@ -233,9 +221,8 @@ class HiViLTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """
-        As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the file,
-        and `decoder_config` the file's.
+        """As [`PreTrainedConfig.from_dict`]; `id2label`, or else `label2id`, given on loading replaces both maps of the
+        file, and `decoder_config` the file's.
         """
         # transformers would set them after the config is made and checked.
         labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if kwargs.get(name) is not None}
@@ -276,8 +263,7 @@ class HiViLTConfig(PreTrainedConfig):
         return super().get_text_config(decoder=decoder, encoder=encoder)
 
     def with_decoder(self) -> "HiViLTConfig":
-        """
-        This config with a decoder: its own, or a GPT-2 of three layers as wide as the fusion, over the text encoder's
+        """This config with a decoder: its own, or a GPT-2 of three layers as wide as the fusion, over the text encoder's
         vocabulary. Its embeddings, which also score the tokens, start at 1/sqrt(hidden_size), as the fusion's layers do.
         """
         config = copy.deepcopy(self)
@@ -293,8 +279,13 @@ class HiViLTConfig(PreTrainedConfig):
             config.is_encoder_decoder = True
         return config
 
-    def _refuse_foreign_labels(self, num_labels) -> None:
-        # transformers makes maps of both before it validates any field.
+    def _number_labels(self, num_labels) -> None:
+        """Makes `id2label` of a `label2id` that stands alone; refuses what transformers would count before it validates."""
+        if self.id2label is None and self.label2id is not None:
+            numbers = self.label2id.values() if isinstance(self.label2id, dict) else ()
+            if not numbers or len(set(numbers)) != len(numbers):
+                raise ValueError(f"`label2id` must map each answer to a number of its own, got {self.label2id!r:.200}.")
+            self.id2label = {number: answer for answer, number in self.label2id.items()}
         labels = self.id2label
         if labels is not None:
             numbered = isinstance(labels, dict) and all(str(label).isdecimal() for label in labels)
@@ -307,7 +298,7 @@ class HiViLTConfig(PreTrainedConfig):
             raise ValueError(f"`num_labels` must be a whole number from 0 on, got {num_labels!r}.")
 
     def validate_fusion(self):
-        """Checks every fusion field against the encoders; runs on construction and on save."""
+        """Checks the fusion's fields; as all `validate_...`, in alphabetical order, on construction and on save."""
         counts = ("hidden_size", "num_attention_heads", "num_fusion_stages", "fusion_intermediate_size")
         for name in (*counts, "projection_dim", "num_hard_negatives"):
             if getattr(self, name) < 1:
@@ -331,8 +322,6 @@ class HiViLTConfig(PreTrainedConfig):
         known = transformers.activations.ACT2FN  # by its module, which takes a second to import, and only here
         if self.hidden_act not in known:
             raise ValueError(f"`hidden_act` must be one of {', '.join(known)}, got {self.hidden_act!r}.")
-        self._validate_levels()
-        self._validate_prompt()
         labels = self.id2label or {}
         if sorted(labels) != list(range(len(labels))):
             got = f"{min(labels)}..{max(labels)}"
@@ -340,7 +329,7 @@ class HiViLTConfig(PreTrainedConfig):
         if len(self.label2id or {}) != len(labels):
             raise ValueError("`id2label` must not name the same answer twice.")
 
-    def _validate_prompt(self):
+    def validate_prompt(self):
         if self.prompt_ids is None:
             return
         known, limit = getattr(self.text_config, "vocab_size", math.inf), self.max_text_length
@@ -351,7 +340,7 @@ class HiViLTConfig(PreTrainedConfig):
         if limit is not None and len(self.prompt_ids) > limit:
             raise ValueError(f"`prompt_ids` has {len(self.prompt_ids)} tokens, but the text encoder takes {limit}.")
 
-    def _validate_levels(self):
+    def validate_levels(self):
         if min(size := image_size(self.vision_config) or (1, 1)) < 1:
             raise ValueError(f"`image_size` of `vision_config` must be at least 1, got {size}.")
         states, levels, stages = vision_states(self.vision_config), self.vision_levels, self.num_fusion_stages

@@ -1,10 +1,9 @@
-"""
-How a borrowed encoder becomes what fusion reads: a vision encoder a pyramid of maps, a text encoder one state a token.
+"""How a borrowed encoder becomes what fusion reads: of images a pyramid of maps, of texts one state a token.
 
 Everything that differs from one family of encoders to the next is in this file, and what a borrowed decoder must be.
-`docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An encoder that a program registers itself
-(`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the meta device, and refused where it gives
-no maps or leaves parameters without a gradient.
+`docs/encoders.md` lists the families. One of transformers that is in no table is refused, since it is not tested. An
+encoder that a program registers itself (`AutoConfig.register`, `AutoModel.register`) is run once without weights, on the
+meta device, and refused where it gives no maps or leaves parameters without a gradient.
 """
 
 import copy
@@ -39,9 +38,7 @@ class VisionFamily:
     # embeddings. "merging": as Swin, which halves the grid after each stage but the last. "run": the config does not say,
     # so the encoder is run once on the meta device.
     states: str = "patches"
-    last_norm: str | None = (
-        None  # which the encoder applies to its pooled output alone; here it normalises the last map
-    )
+    last_norm: str | None = None  # applied to its pooled output alone there; here it normalises the last map
     channels_last: bool = False  # its 4-dimensional states are (images, height, width, channels)
     one_size: bool = False  # it accepts images of no other size than the config names
 
@@ -56,46 +53,31 @@ class TextFamily:
 
 _BY_RUN = VisionFamily("run")
 
-_PATCHES = (
-    *("aimv2_vision_model", "beit", "blip_vision_model", "data2vec-vision", "deit", "dinov2"),
-    *("dinov2_with_registers", "dinov3_vit", "ijepa", "siglip2_vision_model", "siglip_vision_model"),
-    *("vit", "vit_msn"),
-)
-_CLIP = (
-    *("altclip_vision_model", "chinese_clip_vision_model", "clip_vision_model", "clipseg_vision_model"),
-    *("metaclip_2_vision_model", "mlcd_vision_model"),
-)
-_RUN = (
-    *("bit", "cvt", "dinov3_convnext", "efficientnet", "focalnet", "glpn", "mobilenet_v1", "mobilenet_v2"),
-    *("mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "segformer", "swiftformer"),
-    *("textnet", "timm_wrapper"),
-)
+_PATCHES = """aimv2_vision_model beit blip_vision_model data2vec-vision deit dinov2 dinov2_with_registers dinov3_vit
+    ijepa siglip2_vision_model siglip_vision_model vit vit_msn"""
+_CLIP = """altclip_vision_model chinese_clip_vision_model clip_vision_model clipseg_vision_model
+    metaclip_2_vision_model mlcd_vision_model"""
+_RUN = """bit cvt dinov3_convnext efficientnet focalnet glpn mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer
+    pvt pvt_v2 segformer swiftformer textnet timm_wrapper"""
 VISION_FAMILIES = {
-    **dict.fromkeys(_PATCHES, VisionFamily()),
-    **dict.fromkeys(_CLIP, VisionFamily(last_norm="post_layernorm")),
+    **dict.fromkeys(_PATCHES.split(), VisionFamily()),
+    **dict.fromkeys(_CLIP.split(), VisionFamily(last_norm="post_layernorm")),
     **dict.fromkeys(("regnet", "resnet"), VisionFamily("stages")),
     **dict.fromkeys(("convnext", "convnextv2"), VisionFamily("stages", last_norm="layernorm")),
     **dict.fromkeys(("donut-swin", "swin", "swinv2"), VisionFamily("merging")),
-    **dict.fromkeys(_RUN, _BY_RUN),
+    **dict.fromkeys(_RUN.split(), _BY_RUN),
     "hiera": VisionFamily("run", channels_last=True),
     "levit": VisionFamily("run", one_size=True),
 }
 
-_PLAIN_TEXT = (
-    *("albert", "bert", "bert-generation", "big_bird", "blip_text_model", "bloom", "chinese_clip_text_model"),
-    *("clip_text_model", "clipseg_text_model", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
-    *("flaubert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gte", "jina_embeddings_v3", "llama"),
-    *("megatron-bert", "metaclip_2_text_model", "mistral", "modernbert", "mt5", "nomic_bert", "olmo2", "openai-gpt"),
-    *("phi", "qwen2", "qwen3", "rembert", "roformer", "siglip2_text_model", "siglip_text_model", "smollm3", "t5"),
-    *("umt5", "xlm"),
-)
-_OFFSET = (
-    *("camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl"),
-)
+_PLAIN_TEXT = """albert bert bert-generation big_bird blip_text_model bloom chinese_clip_text_model clip_text_model
+    clipseg_text_model deberta deberta-v2 distilbert electra ernie eurobert flaubert gemma gemma2 gemma3_text gpt2
+    gpt_neox gte jina_embeddings_v3 llama megatron-bert metaclip_2_text_model mistral modernbert mt5 nomic_bert olmo2
+    openai-gpt phi qwen2 qwen3 rembert roformer siglip2_text_model siglip_text_model smollm3 t5 umt5 xlm"""
+_OFFSET = "camembert data2vec-text ibert mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
 TEXT_FAMILIES = {
-    **dict.fromkeys(_PLAIN_TEXT, TextFamily()),
-    **dict.fromkeys(_OFFSET, TextFamily(position_offset=True)),
+    **dict.fromkeys(_PLAIN_TEXT.split(), TextFamily()),
+    **dict.fromkeys(_OFFSET.split(), TextFamily(position_offset=True)),
     "altclip_text_model": TextFamily(position_offset=True, width="project_dim"),
     "opt": TextFamily(width="word_embed_proj_dim"),
 }
@@ -147,9 +129,8 @@ def check_encoder(name: str, config: PreTrainedConfig) -> None:
 
 
 def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
-    """
-    The config with those parts switched off that nothing here reads, so that every weight gets a gradient, and without its
-    own classes and the path of its folder: a copy, since the config may belong to another model.
+    """The config with those parts switched off that nothing here reads, so that every weight gets a gradient, and
+    without its own classes and the path of its folder: a copy, since the config may belong to another model.
     """
     switches = {"add_cross_attention": False, "use_mask_token": False, **_SWITCHES.get(config.model_type, {})}
     # An encoder's own classes, 1,000 of ImageNet's, give way to the two that transformers fills in.
@@ -165,12 +146,8 @@ def without_unread_parts(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-# Building
-
-
 def build_encoder(config: PreTrainedConfig) -> "PreTrainedModel":
-    """
-    The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
+    """The encoder of a config, without the parts that only its own pooled output or pre-training reads. An attention
     implementation that it does not have leaves it with its own, and is warned of once.
     """
     # By way of the package, which imports its models when they are asked for: a config alone needs none of them.
@@ -239,9 +216,8 @@ class VisionState:
 
 
 def vision_states(config: PreTrainedConfig) -> list[VisionState]:
-    """
-    What the hidden states of a vision encoder are, the embeddings' output first. Where the last hidden state is a map of
-    its own (MobileNet, EfficientNet, MobileViT), it comes as one more.
+    """What the hidden states of a vision encoder are, the embeddings' output first. Where the last hidden state is a
+    map of its own (MobileNet, EfficientNet, MobileViT), it comes as one more.
 
     Raises:
         ValueError: the encoder gives no maps; the message says what it gives.
@@ -374,9 +350,8 @@ def image_inputs(config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict[s
 
 
 def image_states(config: PreTrainedConfig, outputs: ModelOutput) -> list[torch.Tensor]:
-    """
-    All hidden states, maps as `(B_i, height, width, channels)`, rows of tokens as they are. The last hidden state, which
-    is after the final norm, takes the place of the last one, or, where it is another map, follows it.
+    """All hidden states, maps as `(B_i, height, width, channels)`, rows of tokens as they are. The last hidden state,
+    which is after the final norm, takes the place of the last one, or, where it is another map, follows it.
     """
     family = VISION_FAMILIES.get(config.model_type, _BY_RUN)
     spatial = outputs.get("reshaped_hidden_states")
@@ -397,8 +372,7 @@ def image_maps(
     states: list[VisionState],
     indices: list[int],
 ) -> list[torch.Tensor]:
-    """
-    The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` is what [`vision_states`] says.
+    """The hidden states of these indices as maps `(B_i, height, width, channels)`; `states` are of [`vision_states`].
 
     The last one is normalised where the encoder normalises only its pooled output.
 
@@ -464,9 +438,8 @@ def max_text_length(config: PreTrainedConfig) -> int | None:
 
 
 def places_without_gaps(attention_mask: torch.Tensor) -> torch.LongTensor | None:
-    """
-    Where each token of `(B_t, N_t)` goes so that padding comes last; `None` if it does. Encoders number positions from the
-    first column on, padding or not: only so is a text padded on the left the same text.
+    """Where each token of `(B_t, N_t)` goes so that padding comes last; `None` if it does. Encoders number positions
+    from the first column on, padding or not: only so is a text padded on the left the same text.
     """
     counts = attention_mask.bool()
     if has_values(counts) and not (counts[:, 1:] & ~counts[:, :-1]).any():
@@ -520,9 +493,8 @@ def layers_of(encoder: "PreTrainedModel") -> list[nn.Module]:
 
 
 def first_layers(encoder: "PreTrainedModel", num_layers: int) -> tuple[list[nn.Parameter], list[str]]:
-    """
-    What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and what
-    lies between their stages. It runs once, on an empty input, to see its order.
+    """What an encoder computes before its layer number `num_layers` begins: embeddings, the layers before that one, and
+    what lies between their stages. It runs once, on an empty input, to see its order.
 
     Returns:
         The parameters, and the names of the modules that are through by then.
@@ -566,13 +538,9 @@ def word_embeddings(encoder: "PreTrainedModel") -> nn.Module:
     return (inner if isinstance(inner, transformers.PreTrainedModel) else encoder).get_input_embeddings()
 
 
-# Decoders
-
-
 def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
-    """
-    The config of a causal language model as that of a decoder with cross-attention: a copy, with no special token that its
-    vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
+    """The config of a causal language model as that of a decoder with cross-attention: a copy, with no special token
+    that its vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
 
     Raises:
         ValueError: the language model has no cross-attention, or is of a family that is not tested.
@@ -602,6 +570,11 @@ def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
 def decoder_width(config: PreTrainedConfig) -> int:
     """How wide the states are that a decoder attends to."""
     return getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+
+
+def end_token(tokenizer) -> int | None:
+    """The token that ends what a decoder writes, `eos`, else `sep`; `None` where the tokenizer has neither."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def build_decoder(config: PreTrainedConfig) -> "PreTrainedModel":

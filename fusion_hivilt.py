@@ -1,5 +1,4 @@
-"""
-How images and texts fuse: plain `nn.Module`s over tensors, level by level, local then global, in both directions.
+"""How images and texts fuse: plain `nn.Module`s over tensors, level by level, local then global, in both directions.
 
     level s of each modality    HiViLTLevel, smooth_tokens, pool    fine to coarse, of one modality alone
     stage s (equations P, L)    HiViLTFusionStage                   X = level s + F_(s-1), resampled to the grid of s
@@ -29,8 +28,7 @@ from .encoders_hivilt import decoder_width, text_width
 
 @dataclass
 class HiViLTStates(ModelOutput):
-    """
-    All that depends on `B` images or texts alone. Means leave out padding.
+    """All that depends on `B` images or texts alone. Means leave out padding.
 
     Args:
         global_state: `V_g` or `T_g`, the mean of the coarsest level, `(B, d)`.
@@ -66,8 +64,7 @@ class HiViLTTextStates(HiViLTStates):
 
 @dataclass
 class HiViLTModelOutput(ModelOutput):
-    """
-    Output of [`HiViLTModel`].
+    """Output of [`HiViLTModel`].
 
     Args:
         local_fusion_state: `F_local`, the last stage's vision rows (row-major over its grid), then its text rows,
@@ -103,8 +100,7 @@ class HiViLTModelOutput(ModelOutput):
 
 @dataclass
 class HiViLTMemoryOutput(ModelOutput):
-    """
-    What a decoder attends to, and nothing else: beam search repeats each of these tensors by rows.
+    """What a decoder attends to, and nothing else: beam search repeats each of these tensors by rows.
 
     Args:
         last_hidden_state: `(B_t, N, decoder's width)`, see [`HiViLTMemory`].
@@ -149,8 +145,7 @@ def cross_attend(
     allowed: torch.BoolTensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface: the attended values
+    """Multi-head `softmax(Q K^T / sqrt(d_k)) V` through transformers' attention interface: the attended values
     `(B, N_q, d)` and the weights `(B, H, N_q, N_k)`, `None` unless eager.
 
     Args:
@@ -234,9 +229,8 @@ class HiViLTAttention(HiViLTProjections):
 
 
 def smooth_tokens(hidden_states: torch.Tensor, attention_mask: torch.BoolTensor, window: int) -> torch.Tensor:
-    """
-    Mean of every token `(B_t, N_t, width)` with its neighbours, `(window - 1) / 2` to each side, never counting padding,
-    where `attention_mask` `(B_t, N_t)` is `False`. The window is odd; 1 leaves the tokens as they are.
+    """Mean of every token `(B_t, N_t, width)` with its neighbours, `(window - 1) / 2` to each side, never counting
+    padding, where `attention_mask` `(B_t, N_t)` is `False`. The window is odd; 1 leaves the tokens as they are.
     """
     if window == 1:
         return hidden_states
@@ -279,18 +273,16 @@ def select(states: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
 
 
 def grid_positions(height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """
-    Where the cells of a grid have their middle, `(height, width, 2)`: y and x, 0 in the image's middle and `-sqrt(3)`
-    and `sqrt(3)` at its borders, so that positions on a fine grid have variance 1. Of `like`'s dtype, on its device.
+    """Where the cells of a grid have their middle, `(height, width, 2)`: y and x, 0 in the image's middle and
+    `-sqrt(3)` and `sqrt(3)` at its borders: on a fine grid their variance is 1. Of `like`'s dtype, on its device.
     """
     axes = [(torch.arange(size, device=like.device) + 0.5) / size * 2 - 1 for size in (height, width)]
     return (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) * 3**0.5).to(like.dtype)
 
 
 class HiViLTLevel(nn.Module):
-    """
-    One level of one modality: projected to the common width and normalised before it meets the other. Tokens `on_grid`,
-    `(B, height, width, in_features)`, learn their place on it.
+    """One level of one modality: projected to the common width and normalised before it meets the other. Tokens
+    `on_grid`, `(B, height, width, in_features)`, learn their place on it.
     """
 
     def __init__(self, config: HiViLTConfig, in_features: int, on_grid: bool = False):
@@ -307,14 +299,10 @@ class HiViLTLevel(nn.Module):
         return self.norm(projected)
 
 
-# Local fusion
-
-
 class HiViLTFusionStage(GradientCheckpointingLayer):
-    """
-    Local fusion (equation L): each token is joined with what it attended to in the other modality and with their product,
-    `F_x = x + MLP([x; x~; x * x~])`. With `fusion_top_k` it is sparse: each text token and only the vision tokens most
-    similar to it attend to each other. Vision tokens that no text token chose pass through unchanged.
+    """Local fusion (equation L): each token is joined with what it attended to in the other modality and with their
+    product, `F_x = x + MLP([x; x~; x * x~])`. With `fusion_top_k` it is sparse: each text token and only the vision
+    tokens most similar to it attend to each other. Vision tokens that no text token chose pass through unchanged.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -381,10 +369,9 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
 def most_similar(
     text_query: torch.Tensor, vision_key: torch.Tensor, text_mask: torch.BoolTensor, top_k: int
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
-    """
-    The vision rows that are among the `top_k` most similar ones of any text token: rows `(B_t, R)`, filled up where an
-    example has fewer, and which text token chose which, `(B_t, N_t, R)`. Similarity is the attention score `Q_T K_V^T`,
-    summed over the heads; padding, where `text_mask` `(B_t, N_t)` is `False`, chooses none.
+    """The vision rows that are among the `top_k` most similar ones of any text token: rows `(B_t, R)`, filled up where
+    an example has fewer, and which text token chose which, `(B_t, N_t, R)`. Similarity is the attention score
+    `Q_T K_V^T`, summed over the heads; padding, where `text_mask` `(B_t, N_t)` is `False`, chooses none.
     """
     similarity = torch.matmul(text_query, vision_key.transpose(1, 2))  # (B_t, N_t, N_v)
     pairs = torch.zeros_like(similarity, dtype=torch.bool)
@@ -399,12 +386,8 @@ def most_similar(
     return rows, pairs.gather(2, rows[:, None, :].expand(-1, pairs.shape[1], -1))
 
 
-# Global fusion
-
-
 class HiViLTGlobalFusion(nn.Module):
-    """
-    Global fusion (equation G): the pooled image and the pooled text each attend to the other and to the pooled local
+    """Global fusion (equation G): the pooled image and the pooled text each attend to the other and to the pooled local
     fusion. With `use_global_fusion=False` the pooled tokens of local fusion stand for them. Without `add_mlp` there is no
     `F_global`: retrieval compares the two sides.
     """
@@ -424,9 +407,8 @@ class HiViLTGlobalFusion(nn.Module):
         text_mask: torch.BoolTensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
-        """
-        `V~_g`, `T~_g`, `F_global` and the attention weights of both directions, from `V_g` and `T_g` `(B_t, d)` and the two
-        parts of `F_local`, `(B_t, N_v, d)` and `(B_t, N_t, d)`; `text_mask` `(B_t, N_t)` is `False` at padding.
+        """`V~_g`, `T~_g`, `F_global` and the attention weights of both directions, from `V_g` and `T_g` `(B_t, d)` and
+        the two parts of `F_local`, `(B_t, N_v, d)` and `(B_t, N_t, d)`; `text_mask` `(B_t, N_t)` is `False` at padding.
         """
         if self.vision_attention is None:
             vision, text, attentions = fused_vision.mean(dim=1), masked_mean(fused_text, text_mask), ()
@@ -445,9 +427,6 @@ class HiViLTGlobalFusion(nn.Module):
             attentions = (vision_attention, text_attention)
         fused = self.mlp(torch.cat([vision, text], dim=-1)) if self.mlp is not None else None
         return vision, text, fused, attentions
-
-
-# The whole
 
 
 class HiViLTFusion(nn.Module):
@@ -492,9 +471,8 @@ class HiViLTFusion(nn.Module):
         )
 
     def forward(self, step: str, *args, **kwargs) -> HiViLTStates | HiViLTModelOutput:
-        """
-        Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate and
-        FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
+        """Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate
+        and FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
         """
         return getattr(self, step)(*args, **kwargs)
 
@@ -546,13 +524,9 @@ class HiViLTFusion(nn.Module):
         )
 
 
-# For decoders
-
-
 class HiViLTMemory(nn.Module):
-    """
-    What a decoder attends to: the fused rows of every stage, vision then text, and last the two rows of global fusion, each
-    kind normalised and projected to the decoder's width. Without local fusion, the coarsest level stands for the stages.
+    """What a decoder attends to: the fused rows of every stage, vision then text, and last the two rows of global
+    fusion, each kind normalised and projected to the decoder's width. Without local fusion, the coarsest level is all.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -612,9 +586,8 @@ def cat_states(batches: list[HiViLTStates]) -> HiViLTStates:
 
 
 def selected_states(states: tuple | None, wanted: bool | int | list[int] | None) -> tuple | None:
-    """
-    Recorded states, as far as `output_hidden_states` wants them: all, or those of the indices that it names, with `None`
-    in place of the others, as transformers' models give them.
+    """Recorded states, as far as `output_hidden_states` wants them: all, or those of the indices that it names, with
+    `None` in place of the others, as transformers' models give them.
     """
     if not wanted or states is None or wanted is True:
         return states if wanted else None

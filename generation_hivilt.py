@@ -1,5 +1,4 @@
-"""
-HiViLT that writes: captions, and answers in words, by a borrowed decoder that attends to what fusion gives.
+"""HiViLT that writes: captions, and answers in words, by a borrowed decoder that attends to what fusion gives.
 
     images, prompts -> HiViLTModel -> HiViLTMemory -> (B_t, N, decoder's width)      once for each pair, whatever it says
                                                            |
@@ -25,7 +24,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import build_decoder, new_in_decoder
+from .encoders_hivilt import build_decoder, end_token, new_in_decoder
 from .fusion_hivilt import (
     HiViLTImageStates,
     HiViLTMemory,
@@ -34,23 +33,15 @@ from .fusion_hivilt import (
     attention_weights,
     select,
 )
-from .inputs_hivilt import (
-    check_captions,
-    check_decoder_length,
-    check_index,
-    complete_flags,
-    described,
-    is_integers,
-)
+from .inputs_hivilt import check_captions, check_decoder_length, check_index, complete_flags, described, is_integers
 from .losses_hivilt import token_loss
 from .modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from .upstream_hivilt import RecordingMixin
 
 
 class HiViLTFusedEncoder(nn.Module):
-    """
-    The encoder of [`HiViLTForConditionalGeneration`]: images and texts in, what the decoder attends to out. Made anew for
-    each call, so that no weight has two names. Give what it returns as `encoder_outputs`.
+    """The encoder of [`HiViLTForConditionalGeneration`]: images and texts in, what the decoder attends to out. Made
+    anew for each call, so that no weight has two names. Give what it returns as `encoder_outputs`.
     """
 
     main_input_name = "input_ids"
@@ -74,9 +65,8 @@ class HiViLTFusedEncoder(nn.Module):
         feature_maps: Sequence[torch.FloatTensor] | None = None,
         token_states: torch.FloatTensor | None = None,
     ) -> HiViLTMemoryOutput:
-        """
-        Arguments as in [`HiViLTModel.forward`]. Without a text, `config.prompt_ids` is that of every image, or of every entry
-        of `image_index`, and is encoded once.
+        """Arguments as in [`HiViLTModel.forward`]. Without a text, `config.prompt_ids` is that of every image, or of
+        every entry of `image_index`, and is encoded once.
 
         Raises:
             ValueError: as there, or there is neither a text nor `config.prompt_ids`.
@@ -110,9 +100,8 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 
 
 class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, GenerationMixin):
-    """
-    HiViLT with a decoder over the fused rows of all stages: captions of images, and answers in words. An image is encoded
-    once, and a pair of image and prompt fused once, however many captions, beams or samples it has. Without
+    """HiViLT with a decoder over the fused rows of all stages: captions of images, and answers in words. An image is
+    encoded once, and a pair of image and prompt fused once, however many captions, beams or samples it has. Without
     `config.decoder_config` the decoder is that of [`HiViLTConfig.with_decoder`].
 
     ```python
@@ -140,14 +129,9 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         self.install_capturing_hooks()
         self.post_init()
 
-    # Parts
-
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What `generate` encodes with, see [`HiViLTFusedEncoder`]; with `modality`, that borrowed encoder."""
         return HiViLTFusedEncoder(self.model, self.memory) if modality is None else super().get_encoder(modality)
-
-    def get_decoder(self) -> PreTrainedModel:
-        return self.decoder
 
     def borrowed_models(self) -> dict[str, PreTrainedModel]:
         return {**super().borrowed_models(), "decoder_config": self.decoder}
@@ -160,8 +144,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         self.decoder.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
-        """
-        As [`PreTrainedModel.resize_token_embeddings`], of the text encoder and of the decoder, which share a vocabulary.
+        """As [`PreTrainedModel.resize_token_embeddings`], of text encoder and decoder, which share a vocabulary.
 
         Raises:
             ValueError: their vocabularies differ in size.
@@ -179,32 +162,28 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         return self.get_input_embeddings()
 
     def set_decoder_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """
-        Sets what the decoder's texts begin with, end with and are padded with, in `config` and `generation_config`: the
-        tokenizer's `bos`, else `cls`, else `pad` token (as T5 begins); its `eos`, else `sep`; its `pad`, else the end.
+        """Sets what the decoder's texts begin with, end with and are padded with, in `config` and `generation_config`:
+        the tokenizer's `bos`, else `cls`, else `pad` token (as T5 begins); [`end_token`]; its `pad`, else the end.
 
         Raises:
             ValueError: the tokenizer has no token to begin or to end with, has more tokens than the decoder, or pads with
                 another token than the decoder was made for.
         """
-
-        def first(*names: str) -> int | None:
-            tokens = [getattr(tokenizer, f"{name}_token_id", None) for name in names]
-            return next((token for token in tokens if token is not None), None)
-
-        start, end, config = first("bos", "cls", "pad"), first("eos", "sep"), self.config.decoder_config
+        starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
+        start, end = next((token for token in starts if token is not None), None), end_token(tokenizer)
         for token, what in (
             (start, "begin (`bos_token`, `cls_token` or `pad_token`)"),
             (end, "end (`eos_token` or `sep_token`)"),
         ):
             if token is None:
                 raise ValueError(f"The {type(tokenizer).__name__} has no token that texts {what} with; name one.")
-        if len(tokenizer) > config.vocab_size:
+        if len(tokenizer) > (known := self.config.decoder_config.vocab_size):
             raise ValueError(
-                f"The {type(tokenizer).__name__} has {len(tokenizer)} tokens, but the decoder {config.vocab_size}: take the "
-                f"decoder's own, or `model.decoder.resize_token_embeddings({len(tokenizer)})`."
+                f"The {type(tokenizer).__name__} has {len(tokenizer)} tokens, but the decoder {known}: take the decoder's own, "
+                f"or `model.decoder.resize_token_embeddings({len(tokenizer)})`."
             )
-        pad, made_for = first("pad", "eos", "sep"), self.decoder.get_input_embeddings().padding_idx
+        pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        made_for = self.decoder.get_input_embeddings().padding_idx
         if made_for is not None and pad != made_for:
             raise ValueError(
                 f"The {type(tokenizer).__name__} pads with {pad}, but the decoder was made for {made_for}, whose embedding does "
@@ -214,8 +193,6 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             for one in (self.config, self.generation_config):
                 setattr(one, name, token)
 
-    # Loading
-
     @classmethod
     def from_vision_text_pretrained(
         cls,
@@ -224,8 +201,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         decoder: str | os.PathLike | PreTrainedConfig | None = None,
         **fusion,
     ) -> "HiViLTForConditionalGeneration":
-        """
-        As [`HiViLTPreTrainedModel.from_vision_text_pretrained`], with a decoder.
+        """As [`HiViLTPreTrainedModel.from_vision_text_pretrained`], with a decoder.
 
         Args:
             decoder: name or folder of a causal language model, see [`HiViLTForConditionalGeneration.load_decoder`]; or a config,
@@ -243,9 +219,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         return model
 
     def load_decoder(self, source: str | os.PathLike) -> None:
-        """
-        Gives the decoder the weights of a pretrained causal language model, by its name or folder. Its cross-attention is
-        new, unless the checkpoint has it (BART's).
+        """Gives the decoder the weights of a pretrained causal language model, by its name or folder. Its
+        cross-attention is new, unless the checkpoint has it (BART's).
 
         Raises:
             ValueError: the checkpoint lacks other weights that the decoder needs.
@@ -262,11 +237,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             )
         self.decoder.load_state_dict(pretrained.state_dict())
 
-    # Learning
-
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
-        """
-        What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, padding for -100.
+        """What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, -100 padded.
 
         Raises:
             ValueError: the model does not know its begin and padding tokens yet.
@@ -391,14 +363,11 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             )
         return HiViLTMemoryOutput(*fields)
 
-    # Writing
-
     @torch.no_grad()
     def generate(
         self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
     ) -> ModelOutput | torch.LongTensor:
-        """
-        Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples.
+        """Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples.
 
         Args:
             inputs: `input_ids`, of which a batch of the model may have any form, see [`HiViLTForConditionalGeneration.forward`];
@@ -435,12 +404,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         """Refuses a length that the decoder has no positions for, before anything is encoded."""
 
         def asked(name: str) -> int | None:
-            values = [
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            ]
-            return next((value for value in values if value is not None), None)
+            own = (getattr(config, name, None) for config in (generation_config, self.generation_config))
+            return next((value for value in (kwargs.get(name), *own) if value is not None), None)
 
         if (beams := asked("num_beams")) is not None and beams < 1:
             raise ValueError(f"`num_beams` must be at least 1, got {beams}.")

@@ -20,8 +20,7 @@ _ARGUMENTS = (
 
 
 def complete_flags(kwargs: dict, config: HiViLTConfig) -> None:
-    """
-    Completes the flags of a call by the config's, so that the encoders and the fusion follow them too. Refuses a
+    """Completes the flags of a call by the config's, so that the encoders and the fusion follow them too. Refuses a
     `pixel_mask` that masks something, and misspelt arguments, without which texts would be paired or padded otherwise: any
     other keyword may be an encoder's, or a column of a data set.
     """
@@ -86,9 +85,8 @@ def described(value) -> str:
 
 
 def batched_images(pixel_values: torch.Tensor, config: HiViLTConfig, any_size: bool) -> torch.Tensor:
-    """
-    `(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined. Refuses images of a
-    size that the encoder was not made for; `any_size` where its positions are interpolated.
+    """`(B_i, channels, height, width)`; encodings of one image each, which a collator stacked, are joined. Refuses
+    images of a size that the encoder was not made for; `any_size` where its positions are interpolated.
     """
     if is_floats(pixel_values, 5) and pixel_values.shape[1] == 1:
         pixel_values = pixel_values.flatten(0, 1)
@@ -218,9 +216,8 @@ def warn_of_joined(image_index: torch.Tensor | None, num_images: int) -> None:
 
 
 def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
-    """
-    Refuses labels whose type, shape or values do not fit scores `(num_texts, num_labels)`; see [`classification_loss`].
-    Tells, once, of a batch without any answer.
+    """Refuses labels whose type, shape or values do not fit scores `(num_texts, num_labels)`; see
+    [`classification_loss`]. Tells, once, of a batch without any answer.
     """
     if not isinstance(labels, torch.Tensor):
         raise ValueError(f"`labels` must be a tensor, {described(labels)}: `torch.tensor(labels)`.")

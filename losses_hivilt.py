@@ -1,6 +1,5 @@
-"""
-What HiViLT learns by: losses as pure functions of scores, and the batch that retrieval's are computed over, which several
-processes may share.
+"""What HiViLT learns by: losses as pure functions of scores, and the batch that retrieval's are computed over, which
+several processes may share.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +20,7 @@ MAX_LOGIT_SCALE = 4.6052  # ln 100, as CLIP clamps it
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    `L_cls` of scores `(B_t, num_labels)` in float32, over the rows that have an answer; zero where none has.
+    """`L_cls` of scores `(B_t, num_labels)` in float32, over the rows that have an answer; zero where none has.
 
     Integer labels `(B_t,)` give the cross-entropy; -100 marks a row without an answer. Soft labels in [0, 1],
     `(B_t, num_labels)`, give the binary cross-entropy times the number of classes as in ViLT (arXiv 2102.03334); a row of
@@ -45,11 +43,10 @@ def token_loss(
     label_smoothing: float = 0.0,
     num_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """
-    Cross-entropy of the tokens `labels` `(B, N_d)`, -100 where there is none, by scores `(B, N_d, vocab)` of the same places,
-    in float32: their sum divided by `num_items`, the tokens of all batches that one step learns from; unset, by those of
-    this one. With `label_smoothing` `e` a token costs `(1 - e) * -log p(token) + e * mean over the vocabulary of -log p`
-    (Szegedy et al., arXiv 1512.00567, section 7).
+    """Cross-entropy of the tokens `labels` `(B, N_d)`, -100 where there is none, by scores `(B, N_d, vocab)` of the
+    same places, in float32: their sum divided by `num_items`, the tokens of all batches that one step learns from;
+    unset, by those of this one. With `label_smoothing` `e` a token costs
+    `(1 - e) * -log p(token) + e * mean over the vocabulary of -log p` (Szegedy et al., arXiv 1512.00567, section 7).
     """
     labels = labels.to(logits.device).long()
     total = F.cross_entropy(
@@ -65,8 +62,7 @@ def token_loss(
 
 
 def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor) -> torch.Tensor:
-    """
-    `L_contrast` of scaled similarities `(B_i, B_t)`: symmetric InfoNCE with a uniform target over every match (CLIP,
+    """`L_contrast` of scaled similarities `(B_i, B_t)`: symmetric InfoNCE with a uniform target over every match (CLIP,
     arXiv 2103.00020; several positives as in ALBEF, arXiv 2107.07651), over the rows that have one.
     """
 
@@ -79,8 +75,7 @@ def contrastive_loss(logits_per_image: torch.Tensor, positives: torch.BoolTensor
 
 
 def contrastive_floor(positives: torch.BoolTensor) -> torch.FloatTensor:
-    """
-    The least that [`contrastive_loss`] can be: a row of `m` matches shares its probability between them, which costs
+    """The least that [`contrastive_loss`] can be: a row of `m` matches shares its probability between them, which costs
     `ln m`. Less this the loss is 0 at best, however many matches there are, and its gradient is the same.
     """
     return contrastive_loss(positives.float().log(), positives)
@@ -104,9 +99,8 @@ def first_equal(rows: torch.Tensor) -> torch.LongTensor:
 def matching_pairs(
     image_ids: torch.Tensor, text_image_ids: torch.Tensor, first_equal_text: torch.Tensor
 ) -> torch.BoolTensor:
-    """
-    Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text. From numbers
-    of the images `(B_i,)`, the number of each text's image `(B_t,)`, and what [`first_equal`] gives of the texts.
+    """Which images and texts match, `(B_i, B_t)`: a text its own image, and every image that has an equal text. From
+    numbers of the images `(B_i,)`, those of each text's image `(B_t,)`, and what [`first_equal`] gives of the texts.
     """
     own = image_ids[:, None] == text_image_ids[None, :]
     of_first = torch.zeros(own.shape, device=own.device).index_add(1, first_equal_text, own.float())
@@ -116,9 +110,8 @@ def matching_pairs(
 def hard_negatives(
     logits: torch.Tensor, positives: torch.BoolTensor, sample: bool, count: int = 1
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
-    """
-    For each row of similarities `(rows, columns)` different columns that do not match it, the more similar the likelier
-    (ALBEF, arXiv 2107.07651, section 3.2).
+    """For each row of similarities `(rows, columns)` different columns that do not match it, the more similar the
+    likelier (ALBEF, arXiv 2107.07651, section 3.2).
 
     Args:
         sample: draw with probability softmax(logits), without replacement; otherwise choose the most similar.
@@ -138,9 +131,8 @@ def hard_negatives(
 
 
 def matching_loss(match: torch.Tensor, others: torch.Tensor, valid: torch.BoolTensor) -> torch.Tensor:
-    """
-    Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other. From scaled similarities of
-    the pair that matches, `(rows,)`, and of others, `(rows, count)`; `valid` says which of these count.
+    """Cross-entropy of choosing the match among others, `(rows,)`; 0 for rows without any other. From scaled
+    similarities of the pair that matches, `(rows,)`, and of others, `(rows, count)`; `valid` says which of these count.
     """
     candidates = torch.cat([match[:, None], others.masked_fill(~valid, float("-inf"))], dim=1)
     return candidates.logsumexp(dim=1) - match
@@ -200,10 +192,9 @@ def retrieval_losses(
     sample: bool,
     gather: bool,
 ) -> dict[str, torch.Tensor]:
-    """
-    `L = lambda_2 L_contrast + lambda_3 L_aux` (design note, section 4): all pairs are contrasted by their embeddings, and each
-    matching pair is told by its fused similarity from the same text with hard images and the same image with hard texts.
-    The result has fields of [`HiViLTRetrievalOutput`].
+    """`L = lambda_2 L_contrast + lambda_3 L_aux` (design note, section 4): all pairs are contrasted by their
+    embeddings, and each matching pair is told by its fused similarity from the same text with hard images and the same
+    image with hard texts. The result has fields of [`HiViLTRetrievalOutput`].
 
     Args:
         batch: of this process.
@@ -255,8 +246,7 @@ def retrieval_losses(
 
 
 def in_chunks(function: Callable, chunk_size: int | None, *inputs) -> list:
-    """
-    What `function` gives for `chunk_size` rows of its inputs at a time, or for all without. Nothing is kept for the
+    """What `function` gives for `chunk_size` rows of its inputs at a time, or for all without. Nothing is kept for the
     backward pass, which computes each chunk once more, under the same random state, just before it uses it: gradients are
     those of one large batch, memory is that of one chunk (GradCache, arXiv 2101.06983, as checkpoints of torch's autograd).
     Inputs are tensors of shape `(rows, ...)` or sequences of them; others go to each call as they are.
@@ -289,9 +279,8 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather_rows(tensors: Sequence[torch.Tensor], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[torch.Tensor]:
-    """
-    Of each tensor the rows of all processes in rank order, with gradient, in one collective for each dtype. `shapes` are for
-    each tensor the first sizes of every process's: `(rows,)`, or `(rows, tokens)` where shorter texts are padded by zeros.
+    """Of each tensor the rows of all processes in rank order, with gradient, in one collective for each dtype. `shapes`
+    are for each tensor the first sizes of every process's: `(rows,)`, or `(rows, tokens)` to pad shorter texts by zeros.
     """
     shaped = []
     for tensor, sizes in zip(tensors, shapes, strict=True):
@@ -313,10 +302,9 @@ def gather_rows(tensors: Sequence[torch.Tensor], shapes: Sequence[Sequence[tuple
 
 
 def gather_batches(batch: PairBatch) -> tuple[PairBatch, list[int]]:
-    """
-    The batch of all processes in rank order, with gradient, and how many texts each has. Every process then computes the
-    loss of the whole batch, so that averaged gradients are those of one process with the whole batch. Three collectives,
-    and one more where states have two dtypes, as under autocast.
+    """The batch of all processes in rank order, with gradient, and how many texts each has. Every process then computes
+    the loss of the whole batch, so that averaged gradients are those of one process with the whole batch. Three
+    collectives, and one more where states have two dtypes, as under autocast.
 
     Raises:
         ValueError: the processes' images lie on different grids, which one process could not batch either.

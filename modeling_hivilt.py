@@ -1,5 +1,4 @@
-"""
-HiViLT: a hierarchical vision-language transformer.
+"""HiViLT: a hierarchical vision-language transformer.
 
 Two borrowed encoders never see the other modality, so an image is encoded once however many questions it meets, and a
 text once however many images. What they give is cut into levels, fine to coarse, and fused level by level:
@@ -104,9 +103,8 @@ _RECORDED = ("hidden_states", "cross_attentions", "vision_cross_attentions", "gl
 
 @dataclass
 class HiViLTQuestionAnsweringOutput(ModelOutput):
-    """
-    Output of [`HiViLTForQuestionAnswering`]: with `labels` the weighted sum of the losses, and a score for each answer
-    before softmax (integer labels) or sigmoid (soft labels), `(B_t, num_labels)`. The others as in [`HiViLTModelOutput`].
+    """Output of [`HiViLTForQuestionAnswering`]: with `labels` the weighted sum of the losses, and each answer's score
+    before softmax (integer labels) or sigmoid (soft ones), `(B_t, num_labels)`. The others as in [`HiViLTModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -123,8 +121,7 @@ class HiViLTQuestionAnsweringOutput(ModelOutput):
 
 @dataclass
 class HiViLTRetrievalOutput(ModelOutput):
-    """
-    Output of [`HiViLTForRetrieval`].
+    """Output of [`HiViLTForRetrieval`].
 
     Args:
         loss: in training and with `return_loss=True`, the weighted sum of the losses, 0 at best.
@@ -147,9 +144,6 @@ class HiViLTRetrievalOutput(ModelOutput):
     text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     vision_attentions: tuple[torch.FloatTensor, ...] | None = None
     text_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-# What all models share
 
 
 class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
@@ -213,20 +207,18 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def get_feature_maps(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, ...]:
-        """
-        What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for each
-        level, fine to coarse, a hidden state averaged over squares of the level's stride, `(B_i, height, width, channels)`.
-        A frozen encoder gives the same in every epoch: keep it, and train at the cost of fusion alone. Arguments and
-        errors as there.
+        """What fusion reads of the vision encoder, and what [`HiViLTModel.encode_images`] takes as `feature_maps`: for
+        each level, fine to coarse, a hidden state averaged over squares of the level's stride,
+        `(B_i, height, width, channels)`. A frozen encoder gives the same in every epoch: keep it, and train at the cost
+        of fusion alone. Arguments and errors as there.
         """
         return self.base_model._run_vision_encoder(pixel_values, interpolate_pos_encoding, **kwargs)[0]
 
     def get_token_states(
         self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None, **kwargs
     ) -> torch.Tensor:
-        """
-        What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its last
-        hidden state `(B_t, N_t, text width)`. Arguments and errors as there.
+        """What fusion reads of the text encoder, and what [`HiViLTModel.encode_texts`] takes as `token_states`: its
+        last hidden state `(B_t, N_t, text width)`. Arguments and errors as there.
         """
         texts = (input_ids, attention_mask, token_type_ids, inputs_embeds)
         return self.base_model._run_text_encoder(*texts, **kwargs)[0]
@@ -244,8 +236,7 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
 
     def freeze(self, part: str, num_layers: int | None = None) -> None:
-        """
-        Stops the training of a part: its parameters get no gradient, it runs without recording one, and stays in
+        """Stops the training of a part: its parameters get no gradient, it runs without recording one, and stays in
         evaluation mode (no dropout) until the model is made anew.
 
         Args:
@@ -280,9 +271,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision: str | os.PathLike | PreTrainedConfig, text: str | os.PathLike | PreTrainedConfig, **fusion
     ) -> "HiViLTPreTrainedModel":
-        """
-        A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained: once
-        saved, it never asks for those checkpoints again.
+        """A model whose encoders come from two pretrained checkpoints, and whose fusion is new. It is self-contained:
+        once saved, it never asks for those checkpoints again.
 
         Args:
             vision, text: name or folder of an encoder, or of a CLIP-like model that has one; or a config, for a new encoder.
@@ -320,12 +310,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         return model.float().eval()  # an encoder's config may name the precision it was saved in
 
 
-# The model
-
-
 class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
-    """
-    The two encoders and their hierarchical fusion, without a head (design note, sections 2-4). `add_global_mlp` says
+    """The two encoders and their hierarchical fusion, without a head (design note, sections 2-4). `add_global_mlp` says
     whether to compute `global_fusion_state`.
     """
 
@@ -362,8 +348,7 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
         feature_maps: Sequence[torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTImageStates:
-        """
-        All that depends on images alone, to be used for any number of texts.
+        """All that depends on images alone, to be used for any number of texts.
 
         Args:
             pixel_values: images as the processor gives them, `(B_i, channels, height, width)`.
@@ -416,8 +401,7 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
         token_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTTextStates:
-        """
-        All that depends on texts alone, to be used for any number of images.
+        """All that depends on texts alone, to be used for any number of images.
 
         Args:
             input_ids: tokens, `(B_t, N_t)`.
@@ -510,10 +494,9 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
         chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[HiViLTImageStates, HiViLTTextStates]:
-        """
-        The states of a call's images and texts, whichever way these were given: what every head begins with. `images` and
-        `texts` are the arguments of `encode_images` and of `encode_texts`, in their order; the others are those of
-        [`HiViLTModel.forward`]. With `chunk_size` so many rows are encoded at a time, see [`in_chunks`].
+        """The states of a call's images and texts, whichever way these were given: what every head begins with.
+        `images` and `texts` are the arguments of `encode_images` and of `encode_texts`, in their order; the others are
+        those of [`HiViLTModel.forward`]. With `chunk_size` so many rows are encoded at a time, see [`in_chunks`].
         """
         (pixel_values, _, feature_maps), (input_ids, _, _, inputs_embeds, token_states) = images, texts
         check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states)
@@ -535,8 +518,7 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
         text_index: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> HiViLTModelOutput:
-        """
-        Fuses pairs of encoded images and texts: what `encode_images` and `encode_texts` returned. `image_index` and
+        """Fuses pairs of encoded images and texts: what `encode_images` and `encode_texts` returned. `image_index` and
         `text_index`, both `(pairs,)`, say which image and text a pair is of; unset, row by row.
 
         Raises:
@@ -621,12 +603,8 @@ def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
     return F.normalize(projection(state).float(), dim=-1)
 
 
-# Question answering
-
-
 class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
-    """
-    HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
+    """HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
     `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
     """
 
@@ -723,8 +701,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
             )
 
     def resize_answer_head(self, answers: list[str]) -> None:
-        """
-        Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
+        """Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
 
         Raises:
             ValueError: the list is empty or names an answer twice.
@@ -745,9 +722,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         self.num_labels = len(answers)
 
 
-# Retrieval
-
-
 def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:
     """What embeds an encoder's pooled states `(B, in_features)`."""
     norm, dropout = nn.LayerNorm(in_features, eps=config.layer_norm_eps), nn.Dropout(config.embedding_dropout)
@@ -756,8 +730,7 @@ def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:
 
 
 class HiViLTForRetrieval(HiViLTPreTrainedModel):
-    """
-    HiViLT for retrieving images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
+    """HiViLT for retrieving images by texts and texts by images, in two steps: `image_embeds` and `text_embeds` of each
     modality alone, to search by, and [`HiViLTForRetrieval.score`], the fused similarity of a pair, to re-rank the best
     by (design note, sections 3.4 and 3.5). Both project by the same two matrices, so that fused states start from what
     the embeddings know; with `config.embed_encoder_states` embeddings have matrices of their own.
@@ -796,8 +769,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """
-        Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
+        """Embeds images. `pooler_output` of the result is `image_embeds`, `(B_i, projection_dim)`, L2-normalised;
         `last_hidden_state` is the vision encoder's. Arguments as in [`HiViLTModel.encode_images`].
         """
         states = self.encode_images(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -809,10 +781,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
     def get_text_features(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """
-        Embeds texts. `pooler_output` of the result is `text_embeds`, `(B_t, projection_dim)`, L2-normalised;
-        `last_hidden_state` is the text encoder's. Arguments as in [`HiViLTModel.encode_texts`].
-        """
+        """As `get_image_features`, of texts: `text_embeds`, `(B_t, projection_dim)`; see [`HiViLTModel.encode_texts`]."""
         states = self.encode_texts(input_ids, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(
             states.last_hidden_state, self.embed_texts(states), states.hidden_states, states.attentions
@@ -826,9 +795,8 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         text_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.FloatTensor:
-        """
-        Fused similarity `s(I, T) = cos(P_v V~_g, P_t T~_g)` of pairs of encoded images and texts, float32 in [-1, 1],
-        of shape `(pairs,)`. Runs fusion alone. Arguments and errors as in [`HiViLTModel.fuse`].
+        """Fused similarity `s(I, T) = cos(P_v V~_g, P_t T~_g)` of pairs of encoded images and texts, `(pairs,)`, float32
+        in [-1, 1]. Runs fusion alone. Arguments and errors as in [`HiViLTModel.fuse`].
         """
         fused = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
         vision = embed(self.visual_projection, fused.vision_global_state)
@@ -836,11 +804,10 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         return (vision * text).sum(dim=-1)
 
     def ranking_score(self, similarity: torch.Tensor, fused_similarity: torch.Tensor) -> torch.FloatTensor:
-        """
-        What to order a shortlist by: the mean, weighted by their inverse temperatures, of cosines of `image_embeds` and
-        `text_embeds` and of what [`HiViLTForRetrieval.score`] gives for these pairs, of any one shape, in [-1, 1]. Hard
-        negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their logits
-        (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
+        """What to order a shortlist by: the mean, weighted by their inverse temperatures, of cosines of `image_embeds`
+        and `text_embeds` and of what [`HiViLTForRetrieval.score`] gives for these pairs, of any one shape, in [-1, 1].
+        Hard negatives are drawn by the embeddings' softmax, so what fused matching learns is what to add to their
+        logits (noise-contrastive estimation); BLIP, arXiv 2201.12086, ranks by a sum, too.
         """
         weight = torch.stack([inverse_temperature(self.logit_scale), inverse_temperature(self.matching_logit_scale)])
         weight = (weight / weight.sum()).to(similarity.device)

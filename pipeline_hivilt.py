@@ -23,8 +23,7 @@ def _asked(image, question: str) -> dict:
 
 
 class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
-    """
-    Answers questions about images. Each image is encoded once, however many questions it is asked.
+    """Answers questions about images. Each image is encoded once, however many questions it is asked.
 
     ```python
     vqa = pipeline("visual-question-answering", model=folder, trust_remote_code=True)

@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .configuration_hivilt import code_in_place
+from .encoders_hivilt import end_token
 
 logger = logging.get_logger(__name__)
 
@@ -31,9 +32,8 @@ class HiViLTProcessorKwargs(ProcessingKwargs, total=False):
 def load_image(
     image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor, input_data_format: str | None = None
 ) -> Image.Image:
-    """
-    Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. An image in
-    memory that is so already is returned itself.
+    """Opens an image as people see it: turned as its EXIF data says, in RGB, on white where it is transparent. An image
+    in memory that is so already is returned itself.
 
     Arrays and tensors have shape `(height, width)`, or channels first or last: 1, 3 or 4 (RGBA) of them. Where both ends
     could be channels, an array has them last and a tensor first, unless `input_data_format` says `"channels_first"` or
@@ -191,8 +191,7 @@ def _is_usual(image_processor) -> bool:
 
 
 class HiViLTProcessor(ProcessorMixin):
-    """
-    Joins an image processor and a tokenizer.
+    """Joins an image processor and a tokenizer.
 
     Args:
         image_processor: any transformers image processor that gives `pixel_values`.
@@ -217,8 +216,7 @@ class HiViLTProcessor(ProcessorMixin):
         text: str | list[str] | list[list[str]] | None = None,
         **kwargs: Unpack[HiViLTProcessorKwargs],
     ) -> BatchFeature:
-        """
-        Prepares images, texts, or both.
+        """Prepares images, texts, or both.
 
         ```python
         processor(images=image, text="what is it?")                                   # one of each
@@ -264,8 +262,7 @@ class HiViLTProcessor(ProcessorMixin):
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """
-        An image with the pixels that the image processor resizes it to; as it was, where that resizes in a way of its own.
+        """An image with the pixels that the image processor resizes it to; as it was, where that has a way of its own.
 
         Calling the processor does so too. Where it is done as soon as an image is opened, only one is in memory at full size.
         """
@@ -284,13 +281,7 @@ class HiViLTProcessor(ProcessorMixin):
         return image if size == image.size else image.resize(size, processor.resample)
 
     def _prepare_images(self, images: list, kwargs: dict) -> Mapping:
-        """
-        What the image processor gives, to the last bit, for half of its work where that is usual.
-
-        Image processors that need no torchvision make an array of a whole image only to resize it as an image again,
-        and normalize in float64. Here it is resized as it is, and a table, which the image processor fills, has the
-        normalized value of each of the 256 that a pixel can have.
-        """
+        """What the image processor gives, to the last bit, for half of its work where that is usual."""
         processor = self.image_processor
         data_format = kwargs.pop("input_data_format", None)
         do_resize, do_rescale = (
@@ -309,6 +300,7 @@ class HiViLTProcessor(ProcessorMixin):
         if not usual:
             return processor(images, **kwargs)
 
+        # It would make arrays of whole images to resize, and normalize in float64: of 256 values a table does as well.
         levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         # (3, 1, 256) -> (3, 256)
         table = processor(levels, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]
@@ -374,16 +366,14 @@ class HiViLTProcessor(ProcessorMixin):
         return [well_formed(single) for single in texts], None if paired else image_index
 
     def tokenize_targets(self, texts: list[str]) -> torch.LongTensor:
-        """
-        The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text, -100 after
-        it. A text that is too long for the tokenizer is cut.
+        """The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text,
+        -100 after it. A text that is too long for the tokenizer is cut.
 
         Raises:
             ValueError: the tokenizer has no token that ends a text.
         """
         tokenizer = self.tokenizer
-        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        if end is None:
+        if (end := end_token(tokenizer)) is None:
             raise ValueError(
                 f"The {type(tokenizer).__name__} has no `eos_token` or `sep_token` to end texts with; name one."
             )
@@ -408,8 +398,7 @@ class HiViLTProcessor(ProcessorMixin):
         multi_label: bool | None = None,
         config: PreTrainedConfig | None = None,
     ) -> list[list[dict[str, str | float]]]:
-        """
-        Turns scores into answers: for each text the `top_k` best, as `{"answer": str, "score": float}`, best first.
+        """Turns scores into answers: for each text the `top_k` best, as `{"answer": str, "score": float}`, best first.
 
         Args:
             logits: tensor or array of shape `(texts, num_labels)`, or a model output that has them.

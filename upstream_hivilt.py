@@ -1,6 +1,5 @@
-"""
-What transformers, safetensors or PEFT should do themselves for a model of two borrowed encoders. Each method says what goes
-wrong without it; when upstream mends that, the method goes.
+"""What transformers, safetensors or PEFT should do themselves for a model of two borrowed encoders. Each method says
+what goes wrong without it; when upstream mends that, the method goes.
 """
 
 import copy
@@ -25,9 +24,8 @@ class UpstreamMixin:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """
-        `False`, so that weights that a checkpoint lacks are drawn as each encoder draws them: of custom code transformers
-        holds a module without parameters of its own for drawn, but T5 and CLIP draw their layers' from above.
+        """`False`, so that weights that a checkpoint lacks are drawn as each encoder draws them: in custom code a module
+        without parameters of its own counts as drawn to transformers, but T5 and CLIP draw their layers' from above.
         """
         return False
 
@@ -50,9 +48,8 @@ class UpstreamMixin:
             _remove_stale_weights(Path(save_directory))
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
-        """
-        Loads the weights of a checkpoint's file, too, as Trainer hands them over. There some encoders (ViT, DINOv2, Swin)
-        have older names, which `from_pretrained` translates, and tied weights have one name only.
+        """Loads the weights of a checkpoint's file, too, as Trainer hands them over. There some encoders (ViT, DINOv2,
+        Swin) have older names, which `from_pretrained` translates, and tied weights have one name only.
         """
         if not state_dict.keys() <= self.state_dict().keys():
             translated, loading = type(self).from_pretrained(

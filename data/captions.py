@@ -204,15 +204,13 @@ def read_caption_table(
     rows, source, folder = open_table(rows, source, folder)
     present = column_names(rows, source)
     check_columns({"image": columns.image, "image_id": columns.image_id}, present, source)
-    caption_columns = [columns.caption]
-    if not captions_needed and not set(map(str.strip, columns.caption.split(","))) & set(present):
+    names = [columns.caption] if columns.caption in present else [name.strip() for name in columns.caption.split(",")]
+    if not captions_needed and not set(names) & set(present):
         logger.warning(f"{source} has no column {columns.caption!r}: its images are captioned, nothing is measured.")
-        caption_columns = []
-    elif columns.caption not in present:
-        caption_columns = [name.strip() for name in columns.caption.split(",")]
-        for name in caption_columns:
-            check_columns({"caption": name}, present, source)
-    images = captioned_images(rows_with_images(rows, columns.image, columns.image_id, source, folder), caption_columns)
+        names = []
+    for name in names:
+        check_columns({"caption": name}, present, source)
+    images = captioned_images(rows_with_images(rows, columns.image, columns.image_id, source, folder), names)
     return [image._replace(captions=tuple(dict.fromkeys(image.captions))) for image in images]
 
 

@@ -13,12 +13,12 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 
-from hivilt.data.augmentation import Augmentation, swap_left_and_right
+from hivilt.data.augmentation import swap_left_and_right
 from hivilt.data.cells import cell_values, clean, parse_json, read_text, scalar_text, split_lines
 from hivilt.data.tables import (
     CSV_ENDINGS,
@@ -32,9 +32,6 @@ from hivilt.data.tables import (
     rows_with_images,
 )
 from hivilt.evaluation.vqa import answer_label, canonical_answer, majority_answer, normalize_answer, soft_scores
-
-if TYPE_CHECKING:
-    from hivilt.training.encoder_cache import EncoderCache
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +278,7 @@ class VQAImages(EpochDataset):
 
 
 class VQACollator(Collator):
-    """Makes a batch of questions, in their order, and of their images, once each; see `Collator`.
+    """Makes a batch of questions, in their order, and of their images, once each; see `Collator` for the other arguments.
 
     Where an image is mirrored, left and right are exchanged before labels are looked up.
 
@@ -296,15 +293,8 @@ class VQACollator(Collator):
         the batch has an answer.
     """
 
-    def __init__(
-        self,
-        processor,
-        label2id: Mapping[str, int],
-        soft_labels: bool = False,
-        augmentation: Augmentation | None = None,
-        encoder_cache: "EncoderCache | None" = None,
-    ):
-        super().__init__(processor, augmentation, encoder_cache)
+    def __init__(self, processor, label2id: Mapping[str, int], soft_labels: bool = False, *args, **kwargs):
+        super().__init__(processor, *args, **kwargs)
         self.label2id = labels_by_answer(label2id)
         self.soft_labels = soft_labels
 
@@ -330,18 +320,14 @@ class VQACollator(Collator):
 
     def labels(self, examples: Sequence[VQAExample]) -> dict[str, torch.Tensor]:
         """What a batch of these questions holds beside them."""
-        return {"labels": self._soft(examples) if self.soft_labels else self._hard(examples)}
-
-    def _hard(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]
-        return torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
-
-    def _soft(self, examples: Sequence[VQAExample]) -> torch.Tensor:
-        labels = torch.zeros(len(examples), max(self.label2id.values()) + 1)
+        if not self.soft_labels:
+            labels = [answer_label(majority_answer(e.answers), self.label2id) if e.answers else None for e in examples]
+            return {"labels": torch.tensor([IGNORED_LABEL if label is None else label for label in labels])}
+        scores = torch.zeros(len(examples), max(self.label2id.values()) + 1)
         for row, example in enumerate(examples):
             for label, score in soft_scores(example.answers, self.label2id).items():
-                labels[row, label] = score
-        return labels
+                scores[row, label] = score
+        return {"labels": scores}
 
 
 class WrittenAnswersCollator(VQACollator):

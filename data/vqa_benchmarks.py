@@ -212,8 +212,11 @@ def _read_daquar(path: Path) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def _no_types(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
+def _columns(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values.get(name) or None for name in names}
+
+
+_no_types = partial(_columns, names=())
 
 
 def _examples(rows: Iterable[TableRow], answer_column: str = "answers", types: Types = _no_types) -> list[VQAExample]:
@@ -231,10 +234,6 @@ def _examples(rows: Iterable[TableRow], answer_column: str = "answers", types: T
         question_id, group = str(place if question_id is None else question_id), row.values.get("group")
         examples.append(VQAExample(question_id, row.image_id, row.image, question, answers, kinds, group))
     return examples
-
-
-def _columns(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: values.get(name) or None for name in names}
 
 
 def _gqa_types(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a run draws: the course of training, and what a model answered or found.
 
 Pure functions over lists and arrays that write a PNG file to `path`; they need no display and leave matplotlib's global
-state alone.
+state alone. A `ValueError` says that there is nothing to draw.
 """
 
 import os
@@ -74,11 +74,7 @@ def plot_training(
 
 
 def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike) -> None:
-    """A grid of images, row by row, with their question and the model's best answers.
-
-    Raises:
-        ValueError: `answered` is empty.
-    """
+    """A grid of images, row by row, with their question and the model's best answers."""
     if len(answered) == 0:
         raise ValueError("answered: there is no question to draw.")
     cells = []
@@ -93,11 +89,7 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
 
 
 def plot_captions(captions: Sequence[GeneratedCaption], path: str | os.PathLike) -> None:
-    """A grid of images, row by row, with the caption that the model generated above and a person's below.
-
-    Raises:
-        ValueError: `captions` is empty.
-    """
+    """A grid of images, row by row, with the caption that the model generated above and a person's below."""
     if len(captions) == 0:
         raise ValueError("captions: there is no image to draw.")
     cells = [
@@ -136,10 +128,8 @@ def plot_retrieved(
     """One row a query: the query at the left, then the images found for it, right ones in a green frame.
 
     Args:
-        rows: up to ten images each stay readable, and their numbers may differ.
-
-    Raises:
-        ValueError: `rows` is empty, or a row's captions or matches are not one each an image.
+        rows: up to ten images each stay readable, and their numbers may differ; a `ValueError` refuses captions or matches
+            that are not one each an image.
     """
     if len(rows) == 0:
         raise ValueError("rows: there is no query to draw.")

@@ -282,10 +282,7 @@ def answer_ceiling(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]
 
 
 def answer_coverage(answers: Sequence[Sequence[str]], label2id: Mapping[str, int]) -> float:
-    """Share of the questions whose majority answer has a label: those that a classifier can be taught.
-
-    Questions without answers are left out; if there are no others, it is 1.
-    """
+    """Share of the questions, as in `answer_ceiling`, whose majority answer has a label: a classifier can be taught these."""
     known = [answer_label(majority_answer(said), label2id) is not None for said in answers if len(said) > 0]
     return fmean(known) if known else 1.0
 
