@@ -44,9 +44,12 @@ class GenerationArguments:
     max_new_tokens: int | None = HfArg(
         default=None, help="Tokens of a text at most. Unset: the checkpoint's, of a new model 32, for answers 10."
     )
+    no_repeat_ngram_size: int | None = HfArg(
+        default=None, help="Tokens in a row that no text has twice; 0: any. Unset: the checkpoint's, of a new model 0."
+    )
 
     counts = ("num_beams", "max_new_tokens")
-    written = {"num_beams": 3, "max_new_tokens": 32}  # of a new model
+    written = {"num_beams": 3, "max_new_tokens": 32, "no_repeat_ngram_size": 0}  # of a new model
 
 
 @dataclass
@@ -100,7 +103,7 @@ class VQAArguments(GenerationArguments, TaskArguments):
                 raise ValueError(
                     f"generate: answers come from no list and have no scores to calibrate; leave out {name} ({given!r})."
                 )
-        for name in ("decoder_model", *self.counts):
+        for name in ("decoder_model", *self.written):
             if not self.generate and (given := getattr(self, name)):
                 raise ValueError(
                     f"{name}: got {given!r}, but answers come from a list; leave it out, or give --generate."

@@ -24,7 +24,9 @@ def prepare_to_write(
         # An empty text is none, and decoding leaves these out.
         config.update(min_new_tokens=1, suppress_tokens=sorted({*tokenizer.all_special_ids} - {config.eos_token_id}))
     for name, usual in args.written.items():
-        value = getattr(args, name) or getattr(config, name) or usual
+        value = getattr(args, name)
+        if value is None:
+            value = getattr(config, name) or usual
         setattr(config, name, value)
         setattr(args, name, value)
     check_decoder_length("max_new_tokens", args.max_new_tokens, model.config)

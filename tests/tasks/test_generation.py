@@ -27,8 +27,10 @@ def test_a_new_model_searches_by_three_beams_for_words_alone(args, length):
 
 def test_a_checkpoint_searches_as_it_did_unless_told_otherwise():
     args = CaptioningArguments(num_beams=2)
-    config = prepare(args, trains=False, num_beams=5, max_new_tokens=7)
+    config = prepare(args, trains=False, num_beams=5, max_new_tokens=7, no_repeat_ngram_size=2)
     assert (config.num_beams, config.max_new_tokens) == (args.num_beams, args.max_new_tokens) == (2, 7)
+    assert config.no_repeat_ngram_size == args.no_repeat_ngram_size == 2
+    assert prepare(CaptioningArguments(no_repeat_ngram_size=0), False, no_repeat_ngram_size=2).no_repeat_ngram_size == 0
     assert config.suppress_tokens is None
 
 
