@@ -372,15 +372,22 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
         Args:
             inputs: `input_ids`, of which a batch of the model may have any form, see [`HiViLTForConditionalGeneration.forward`];
                 `labels` and `text_index` of a batch are left out.
-            generation_config, kwargs: as in [`GenerationMixin.generate`], `max_new_tokens`, `num_beams` and others.
+            generation_config, kwargs: as in [`GenerationMixin.generate`], `max_new_tokens`, `num_beams` and others, but for
+                `assistant_model`. `past_key_values` of an earlier call go with what it wrote as `decoder_input_ids`.
 
         Returns:
             Tokens `(B_t * num_return_sequences, length)`, which begin with the begin token, or what
             `return_dict_in_generate=True` asks for.
 
         Raises:
-            ValueError: as in the forward pass, or the decoder has no positions for so many tokens.
+            ValueError: as in the forward pass, the decoder has no positions for so many tokens, there is an `assistant_model`,
+                or `past_key_values` come without the tokens that they hold.
         """
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "`assistant_model` cannot be used: it would have to encode the images, which `generate` gives to this model "
+                "alone. Leave it out; `prompt_lookup_num_tokens` needs no assistant."
+            )
         if inputs is not None:
             if not is_integers(inputs, 2):
                 raise ValueError(
@@ -392,6 +399,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             kwargs["input_ids"] = inputs
         self._check_tokens()
         self._check_generated_length(generation_config, kwargs)
+        self._complete_cached(kwargs)
         # Those of a batch of captions to learn from, of which a prompt may have several.
         for name in ("labels", "text_index"):
             kwargs.pop(name, None)
@@ -417,6 +425,22 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             check_decoder_length("max_new_tokens", new + (0 if prefix is None else prefix.shape[1] - 1), self.config)
         elif asked("max_length") is not None:
             check_decoder_length("max_length", asked("max_length") - 1, self.config)
+
+    def _complete_cached(self, kwargs: dict) -> None:
+        """Gives a mask to the tokens before the answer where a cache holds them, and refuses the cache without them."""
+        past, prefix = kwargs.get("past_key_values"), kwargs.get("decoder_input_ids")
+        held = int(past.get_seq_length()) if isinstance(past, Cache) else 0
+        if not held:
+            return
+        if prefix is None or prefix.shape[1] <= held:
+            got = "none" if prefix is None else prefix.shape[1]
+            raise ValueError(
+                f"`past_key_values` hold {held} tokens of each text: give all that is written so far as `decoder_input_ids`, "
+                f"those tokens and at least one more; got {got}."
+            )
+        # Without a mask transformers has an encoder-decoder read again what its cache holds.
+        if kwargs.get("decoder_attention_mask") is None:
+            kwargs["decoder_attention_mask"] = torch.ones_like(prefix)
 
 
 # So that a saved checkpoint brings this file along.

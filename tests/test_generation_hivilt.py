@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    StaticCache,
 )
 
 from hivilt import HiViLTConfig, HiViLTForConditionalGeneration, HiViLTForQuestionAnswering
@@ -96,6 +97,14 @@ def test_without_a_cache_and_with_one_the_same_is_written(model, batch):
     assert torch.equal(model.generate(**batch, **LENGTH), model.generate(**batch, **LENGTH, use_cache=False))
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_with_a_cache_of_fixed_size_the_same_is_written(num_beams, model, batch):
+    asked = {**LENGTH, "num_beams": num_beams, "return_dict_in_generate": True}
+    static = model.generate(**batch, **asked, cache_implementation="static", disable_compile=True)
+    assert isinstance(static.past_key_values.self_attention_cache, StaticCache)
+    assert torch.equal(static.sequences, model.generate(**batch, **asked).sequences)
+
+
 def test_beams_find_what_is_at_least_as_likely_and_return_as_many_as_asked(model, batch):
     asked = {**LENGTH, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": None}
     greedy = model.generate(**batch, **asked)
@@ -129,6 +138,9 @@ def test_images_and_texts_are_encoded_once_and_their_states_stand_in_for_them(ba
     index, beams = {"image_index": batch["image_index"]}, {**LENGTH, "num_beams": 3}
     given = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert torch.equal(model.generate(image_states=image_states, text_states=text_states, **index, **beams), expected)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    given_embeds = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+    assert torch.equal(model.generate(**given_embeds, image_states=image_states, **index, **beams), expected)
     assert torch.equal(model.generate(image_states=image_states, **given, **index, **beams), expected)
     assert torch.equal(
         model.generate(given.pop("input_ids"), **given, image_states=image_states, **index, **beams), expected
@@ -159,6 +171,34 @@ def test_a_text_before_the_answer_is_gone_on_with(model, batch):
     written = model.generate(**batch, **LENGTH, eos_token_id=None)
     again = model.generate(**batch, decoder_input_ids=written[:, :4], max_new_tokens=6, eos_token_id=None)
     assert torch.equal(again, written)
+
+
+def test_writing_goes_on_from_a_cache_that_goes_with_what_it_holds(model, batch):
+    asked = {"eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
+    whole = model.generate(**batch, **asked, max_new_tokens=9)
+    begun = model.generate(**batch, **asked, max_new_tokens=4)
+    assert begun.past_key_values.get_seq_length() == 4
+    for tokens, got in ((None, "none"), (begun.sequences[:, -1:], "1")):
+        with pytest.raises(ValueError, match=f"`past_key_values` hold 4 tokens.*`decoder_input_ids`.*got {got}"):
+            model.generate(**batch, past_key_values=begun.past_key_values, decoder_input_ids=tokens)
+    cached = {"past_key_values": begun.past_key_values, "decoder_input_ids": begun.sequences}
+    rest = model.generate(**batch, **asked, **cached, max_new_tokens=5)
+    assert torch.equal(rest.sequences, whole.sequences)
+    torch.testing.assert_close(rest.logits, whole.logits[4:], atol=1e-3, rtol=1e-3)
+
+
+def test_tokens_looked_up_in_the_text_change_nothing_and_an_assistant_is_refused(model, batch):
+    alone = {**rows_of(batch, 0), **LENGTH, "eos_token_id": None}
+    alone["decoder_input_ids"] = torch.tensor([[2, 7, 8, 9, 7, 8]])  # after which 9 and 7 are looked up
+    model, read = copy.deepcopy(model), []
+    model.decoder.register_forward_hook(lambda module, args, output: read.append(output.logits.shape[1]))
+    expected = model.generate(**alone)
+    assert read == [6] + [1] * 8
+    read.clear()
+    assert torch.equal(model.generate(**alone, prompt_lookup_num_tokens=2), expected)
+    assert read[0] == 8
+    with pytest.raises(ValueError, match="`assistant_model` cannot be used.*`prompt_lookup_num_tokens`"):
+        model.generate(**alone, assistant_model=make_captioner(seed=1))
 
 
 def test_without_a_text_every_image_meets_the_prompt_which_is_encoded_once(batch):
