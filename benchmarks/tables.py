@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("benchmarks.md", "scaling.md", "fusion.md", "photographs.md")),
+    *(ROOT / "docs" / name for name in ("benchmarks.md", "scaling.md", "fusion.md", "photographs.md", "captioning.md")),
 ]
 TABLE = re.compile(r"<!-- ((\w+)[\w-]*\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -34,7 +34,9 @@ ROOT = Path(hivilt.__file__).resolve().parent
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 README, BENCHMARKS, USAGE = PAGES["README.md"], PAGES["docs/benchmarks.md"], PAGES["docs/usage.md"]
-RESULTS = {name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "vqa")}
+RESULTS = {
+    name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "vqa", "captioning")
+}
 
 # Blocks that ask the Hub, by what they ask it for: the only ones that no test runs.
 NEEDS_HUB = ("openai/clip-vit-base-patch16", "me/hivilt")
@@ -366,10 +368,12 @@ def test_every_page_of_docs_is_linked_from_readme():
 # The weights and their numbers
 
 
-@pytest.mark.parametrize("folder", [".", "vqa"])
-def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_nothing_is_pickled(folder):
-    assert (ROOT / folder / "model.safetensors").stat().st_size < {".": 64e6, "vqa": 15e6}[folder]
-    model_class = HiViLTForRetrieval if folder == "." else HiViLTForQuestionAnswering
+@pytest.mark.parametrize(
+    ("folder", "model_class"),
+    [(".", HiViLTForRetrieval), ("vqa", HiViLTForQuestionAnswering), ("captioning", HiViLTForConditionalGeneration)],
+)
+def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_nothing_is_pickled(folder, model_class):
+    assert (ROOT / folder / "model.safetensors").stat().st_size < (15e6 if folder == "vqa" else 64e6)
     model = model_class.from_pretrained(ROOT / folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == RESULTS[folder]["parameters"]["all"]
     assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
@@ -387,14 +391,17 @@ def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
 
 def test_the_table_of_models_is_what_their_results_say():
     row = {line.split(" | ")[0]: line for line in README.splitlines() if line.startswith("| ")}
-    vqa, retrieval = RESULTS["vqa"], RESULTS["."]
-    for results, line in ((retrieval, row["| root"]), (vqa, row["| `vqa/`"])):
+    vqa, retrieval, captioning = RESULTS["vqa"], RESULTS["."], RESULTS["captioning"]
+    for results, line in ((retrieval, row["| root"]), (vqa, row["| `vqa/`"]), (captioning, row["| `captioning/`"])):
         assert f"| {results['parameters']['all']:,} |" in line
         assert f"{results['data']['name']}: {results['data']['train']['images']:,} images" in line
     test = retrieval["test"]
     assert f"{retrieval['data']['train']['captions']:,} captions" in row["| root"]
     shares = [100 * test[f"embedding_text_to_image_recall@{k}"] for k in (1, 10)]
     assert f"R@1 {shares[0]:.1f} %, R@10 {shares[1]:.1f} %" in row["| root"]
+    written = captioning["test"]
+    scores = f"BLEU-4 {written['bleu_4']:.3f}, CIDEr-D {written['cider_d']:.3f}"
+    assert f"{captioning['data']['train']['captions']:,} captions | {scores} |" in row["| `captioning/`"]
     assert f"{vqa['data']['train']['questions']:,} questions" in row["| `vqa/`"]
     assert summary_of(vqa, "test", "accuracy").splitlines()[0] == (
         "test " + re.search(r"(accuracy) (0.\d+ on [\d,]+ questions)", row["| `vqa/`"]).expand(r"\1: \2")
@@ -417,7 +424,7 @@ def test_numbers_are_those_of_the_committed_results():
     assert tables_of(retrieval)["test"] in BENCHMARKS
     assert f"{retrieval['parameters']['all']:,} parameters" in BENCHMARKS
     assert f"{retrieval['parameters']['training']:,} of them trained" in words(BENCHMARKS)
-    for found in RESULTS.values():
+    for found in (vqa, retrieval):
         assert f"{found['wall_seconds'] / 60:.1f} minutes" in BENCHMARKS
         assert f"{found['peak_memory_bytes'] / 2**30:.1f} GiB" in BENCHMARKS
     assert len(results := ModelCard(README).data.eval_results) == 6
