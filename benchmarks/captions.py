@@ -5,9 +5,10 @@
     python benchmarks/captions.py --data_dir flickr8k=flickr8k --tasks captions
 
 Each is a run of run_captioning.py or run_vqa.py on one thread. A captioner's vision encoder is the root's, which saw the
-training split, frozen; all else is new. It first learns the captions word by word, from other crops in each epoch, then
-from the rewards of what it samples (`--self_critical`). Settings were chosen on the validation split; the last step reads
-the test split, once. Beside it stand what is published with the features of a CNN, one sentence for all images, and a
+training split, frozen; all else is new. It learns the captions word by word, from other crops in each epoch. From there
+two trainings go on, one word by word and one by the rewards of what it samples (`--self_critical`), and the mean of their
+weights is the model of `captioning/` (Wortsman et al., arXiv 2203.05482). Settings were chosen on the validation split; the
+mean alone reads the test split, once. Beside it stand what is published with the features of a CNN, one sentence for all images, and a
 person: the first caption of each image against the other four. `ablations` are shorter trainings without crops and rewards,
 measured on the validation split. `answers` are of the recipe that benchmarks/photographs.py has for DAQUAR, once as it is
 and once with `--generate`, three seeds.
@@ -18,6 +19,7 @@ in its name in benchmarks/results. METEOR is measured where Java and the package
 
 import argparse
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -25,6 +27,7 @@ from typing import Any
 
 from fusion_study import directories
 from photographs import RECIPES, percent, run
+from safetensors.torch import load_file, save_file
 
 from common import judge_goal, markdown
 from hivilt.evaluation.captioning import caption_scores, check_meteor
@@ -41,14 +44,22 @@ FUSION = {
 RECIPE = (
     *("--freeze", "vision", "--bf16", "--save_strategy", "no", "--cache_dtype", "float16"),
     *("--per_device_train_batch_size", "16", "--captions_per_image", "5"),
+    *("--num_beams", "5", "--max_new_tokens", "24", "--no_repeat_ngram_size", "2"),
 )
-NEW = (
-    *("--vision_model", ".", "--learning_rate", "7e-4", "--label_smoothing_factor", "0.1"),
-    *("--min_word_count", "5", "--num_beams", "5", "--max_new_tokens", "24", "--no_repeat_ngram_size", "2"),
-)
-WORDS = (*NEW, *("--num_train_epochs", "10", "--random_crop", "0.7", "--random_flip", "skip"))
-REWARDS = ("--self_critical", "--learning_rate", "1e-4", "--num_train_epochs", "2", "--do_predict")
-BRIEF = (*NEW, *("--num_train_epochs", "3"))
+NEW = ("--vision_model", ".", "--learning_rate", "7e-4", "--label_smoothing_factor", "0.1", "--min_word_count", "5")
+CROPS = ("--random_crop", "0.7", "--random_flip", "skip")
+WORDS = (*NEW, *CROPS, "--num_train_epochs", "10")
+# What goes on from there.
+BRANCHES = {
+    "more words": (
+        *(*CROPS, "--learning_rate", "4e-4", "--num_train_epochs", "5", "--label_smoothing_factor", "0.1"),
+        *("--fusion", '{"dropout": 0.3}'),
+    ),
+    "rewards": (*CROPS, "--learning_rate", "5e-5", "--num_train_epochs", "2", "--self_critical"),
+}
+LENGTH_PENALTY = 2.0  # of the mean: rewards make captions short
+MEASURED = ("--do_predict", "--do_train", "false")
+BRIEF = (*NEW, "--num_train_epochs", "3")
 ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "HiViLT": ({}, []),
     "finest stage alone": ({"num_fusion_stages": 1, "vision_levels": [15]}, []),
@@ -139,13 +150,25 @@ def main(argv: list[str] | None = None) -> dict:
 
     results: dict = {}
     if "captions" in args.tasks:
-        words = caption("words", {}, *WORDS)
-        rewards = caption("rewards", None, "--model_name_or_path", args.output_dir / "words", *REWARDS)
-        results["validation"] = {"word by word": words["validation"], "by rewards": rewards["validation"]}
-        results["train"] = {"words": words["train"], "rewards": rewards["train"]}
-        results |= {key: words[key] for key in ("parameters", "settings")}
-        lines = (args.output_dir / "rewards" / "predictions.jsonl").read_text("utf-8").splitlines()
-        results |= score(list(map(json.loads, lines)))
+        steps = {"words": caption("words", {}, *WORDS)}
+        words, branches = (
+            args.output_dir / "words",
+            {name: args.output_dir / name.replace(" ", "_") for name in BRANCHES},
+        )
+        for name, folder in branches.items():
+            steps[name] = caption(folder.name, None, "--model_name_or_path", words, *BRANCHES[name])
+        average(list(branches.values()), args.output_dir / "mean")
+        mean_of_both = caption("measured", None, "--model_name_or_path", args.output_dir / "mean", *MEASURED)
+        results["train"] = {name: found["train"] for name, found in steps.items()}
+        steps["mean of both"] = mean_of_both
+        results["validation"] = {name: found["validation"] for name, found in steps.items()}
+        results |= {key: steps["words"][key] for key in ("parameters", "settings")}
+        results |= score(
+            list(map(json.loads, (args.output_dir / "measured/predictions.jsonl").read_text("utf-8").splitlines()))
+        )
+        shipped = steps["words"] | {split: mean_of_both[split] for split in ("validation", "test")}
+        shipped["data"] = steps["words"]["data"] | mean_of_both["data"]
+        (args.output_dir / "mean/results.json").write_text(json.dumps(shipped, indent=2) + "\n", encoding="utf-8")
         print(table(results), steps_table(results), sep="\n\n", end="\n\n")
     if "ablations" in args.tasks:
         results["ablations"] = {
@@ -174,6 +197,18 @@ def main(argv: list[str] | None = None) -> dict:
     print(goals_table(results))
     write_result_file(args.results_dir, "captions", results)
     return results
+
+
+def average(folders: list[Path], output: Path) -> None:
+    """Makes a checkpoint of the mean of others' weights, which began from the same ones; all else is the first one's."""
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    mean_of = {name: sum(each[name] for each in weights) / len(weights) for name in weights[0]}
+    shutil.copytree(folders[0], output, dirs_exist_ok=True)
+    kept = {name: value.to(weights[0][name].dtype) for name, value in mean_of.items()}
+    save_file(kept, output / "model.safetensors", metadata={"format": "pt"})
+    generation = output / "generation_config.json"
+    settings = {**json.loads(generation.read_text(encoding="utf-8")), "length_penalty": LENGTH_PENALTY}
+    generation.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def score(rows: list[dict]) -> dict[str, dict[str, float]]:
