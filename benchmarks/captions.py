@@ -57,7 +57,6 @@ BRANCHES = {
     ),
     "rewards": (*CROPS, "--learning_rate", "5e-5", "--num_train_epochs", "2", "--self_critical"),
 }
-LENGTH_PENALTY = 2.0  # of the mean: rewards make captions short
 MEASURED = ("--do_predict", "--do_train", "false")
 BRIEF = (*NEW, "--num_train_epochs", "2")
 ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -206,9 +205,6 @@ def average(folders: list[Path], output: Path) -> None:
     shutil.copytree(folders[0], output, dirs_exist_ok=True)
     kept = {name: value.to(weights[0][name].dtype) for name, value in mean_of.items()}
     save_file(kept, output / "model.safetensors", metadata={"format": "pt"})
-    generation = output / "generation_config.json"
-    settings = {**json.loads(generation.read_text(encoding="utf-8")), "length_penalty": LENGTH_PENALTY}
-    generation.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def score(rows: list[dict]) -> dict[str, dict[str, float]]:

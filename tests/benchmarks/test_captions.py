@@ -33,7 +33,6 @@ def done(benchmark, tmp_path):
         found |= {"test": {"accuracy": 0.25, "wups_0.9": 0.3, "wups_0.0": 0.6}, "data": {name: number}}
         (folder / "results.json").write_text(json.dumps(found | {"environment": {"device_name": "a CPU"}}))
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        (folder / "generation_config.json").write_text('{"num_beams": 5}')
         save_file(
             {"weight": torch.full((2,), number), "scale": torch.full((2,), number / 2)}, folder / "model.safetensors"
         )
@@ -60,8 +59,6 @@ def test_the_mean_of_both_is_a_checkpoint_with_its_own_results(benchmark, done):
     benchmark.main([*flags, "--output_dir", str(done / "runs")])
     weights = load_file(done / "runs/mean/model.safetensors")
     assert weights["scale"].tolist() == [0.75, 0.75] and weights["weight"].dtype == torch.int64
-    generation = json.loads((done / "runs/mean/generation_config.json").read_text())
-    assert generation == {"num_beams": 5, "length_penalty": benchmark.LENGTH_PENALTY}
     kept = json.loads((done / "runs/mean/results.json").read_text())
     assert kept["data"] == {"words": 0, "measured": 3} and kept["test"]["accuracy"] == 0.25
 
