@@ -237,6 +237,15 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
             )
         self.decoder.load_state_dict(pretrained.state_dict())
 
+    def adjust_generation_fn(self, *args, **kwargs) -> None:
+        """Reads the generation config of the subfolder; transformers reads the config of the folder above, without a word, where
+        that is named relative to the working directory."""
+        call = inspect.signature(super().adjust_generation_fn).bind(*args, **kwargs)
+        folder, subfolder = (call.arguments[name] for name in ("pretrained_model_name_or_path", "subfolder"))
+        if subfolder and folder is not None and os.path.isdir(folder):
+            call.arguments |= {"pretrained_model_name_or_path": os.path.join(folder, subfolder), "subfolder": ""}
+        super().adjust_generation_fn(*call.args, **call.kwargs)
+
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, -100 padded.
 

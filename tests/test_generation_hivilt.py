@@ -696,3 +696,15 @@ def test_every_family_of_decoders_writes_each_text_alone_as_in_a_batch(family, b
     model.train()(**batch, labels=CAPTIONS, text_index=TEXT_INDEX).loss.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert model.generation_config.to_diff_dict().keys() <= GENERATED_WITH
+
+
+@pytest.mark.parametrize("place", [".", "absolute"])
+def test_a_subfolder_generates_by_its_own_config_wherever_one_stands(tmp_path, monkeypatch, place):
+    model = make_captioner()
+    model.generation_config.update(num_beams=4, max_new_tokens=7)
+    model.save_pretrained(tmp_path / "captioning")
+    make_model(HiViLTForQuestionAnswering).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = "." if place == "." else tmp_path
+    kept = HiViLTForConditionalGeneration.from_pretrained(folder, subfolder="captioning").generation_config
+    assert (kept.num_beams, kept.max_new_tokens, kept.eos_token_id) == (4, 7, model.config.eos_token_id)

@@ -206,7 +206,7 @@ def test_every_block_is_run_but_those_that_ask_the_hub():
     left = [code for text in PAGES.values() for one in sections(text) if one.needs_hub for code in one.python]
     assert len(left) == len(NEEDS_HUB)
     shown = [one for text in PAGES.values() for section in sections(text) for one in section.blocks]
-    assert sum(language == "text" for language, _ in shown) == 3
+    assert sum(language == "text" for language, _ in shown) == 4
     assert {language for language, _ in shown} <= {"python", "text", "bash", "json", ""}
 
 
@@ -263,6 +263,13 @@ def test_questions_that_are_shown_are_answered_right():
     ]
     (shown,) = blocks("text", "Answer questions")
     assert [line.rsplit(" ", 1)[0] for line in shown.splitlines()] == right
+
+
+def test_the_captions_that_are_shown_are_those_that_are_spoken_of():
+    (shown,) = blocks("text", "Write captions")
+    _, mountain, sheep = shown.splitlines()
+    assert "on a mountain" in mountain and "two dogs" in sheep
+    assert "Nobody is on the mountain, and the dogs are sheep" in words(README)
 
 
 def test_the_root_fails_where_it_is_said_to(ran):
