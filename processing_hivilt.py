@@ -365,9 +365,9 @@ class HiViLTProcessor(ProcessorMixin):
         paired = image_index == list(range(num_images or 0))
         return [well_formed(single) for single in texts], None if paired else image_index
 
-    def tokenize_targets(self, texts: list[str]) -> torch.LongTensor:
-        """The `labels` of texts that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a text,
-        -100 after it. A text that is too long for the tokenizer is cut.
+    def tokenize_targets(self, texts: str | list[str]) -> torch.LongTensor:
+        """The `labels` of texts, or of one, that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a
+        text, -100 after it. A text that is too long for the tokenizer is cut.
 
         Raises:
             ValueError: the tokenizer has no token that ends a text.
@@ -377,6 +377,7 @@ class HiViLTProcessor(ProcessorMixin):
             raise ValueError(
                 f"The {type(tokenizer).__name__} has no `eos_token` or `sep_token` to end texts with; name one."
             )
+        texts = [texts] if isinstance(texts, str) else texts
         tokens = tokenizer([well_formed(text) for text in texts], add_special_tokens=False)["input_ids"]
         labels = [torch.tensor([*ids[: tokenizer.model_max_length - 1], end]) for ids in tokens]
         return torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)

@@ -49,6 +49,7 @@ class GenerationArguments:
     )
 
     counts = ("num_beams", "max_new_tokens")
+    at_least_zero = ("no_repeat_ngram_size",)
     written = {"num_beams": 3, "max_new_tokens": 32, "no_repeat_ngram_size": 0}  # of a new model
 
 

@@ -311,6 +311,7 @@ def test_targets_end_with_the_end_token_and_are_padded_with_what_costs_nothing()
     labels = PROCESSOR.tokenize_targets(["red square", "yes"])
     assert labels.dtype == torch.long
     assert labels.tolist() == [[*ids_of("red square")[1:-1], 3], [*ids_of("yes")[1:-1], 3, -100]]
+    assert PROCESSOR.tokenize_targets("yes").tolist() == PROCESSOR.tokenize_targets(["yes"]).tolist()
     assert PROCESSOR.tokenize_targets(["\ud83d"]).tolist() == [[1, 3]]  # half of a surrogate pair
 
 

@@ -252,6 +252,11 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         (["--self_critical"], "self_critical: a model that cannot write yet"),
         (["--prompt", "a dog runs " * 200], "prompt: the text encoder reads 64 tokens; give fewer words"),
         (["--num_beams", "0"], "num_beams: expected at least 1"),
+        (["--no_repeat_ngram_size", "-3"], "no_repeat_ngram_size: expected at least 0"),
+        (
+            ["--min_word_count", "2", "--text_model", "x"],
+            "min_word_count: it is of a new tokenizer, and x brings its own",
+        ),
         (["--max_new_tokens", "0"], "max_new_tokens: expected at least 1"),
         (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),
         (["--calibrate"], "calibrate: captions have no scores to calibrate"),

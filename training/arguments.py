@@ -120,6 +120,7 @@ class TaskArguments:
         "max_eval_samples",
         "max_predict_samples",
     )
+    at_least_zero = ()
     places = ("data_dir", "image_dir", "train_file", "validation_file", "test_file")
 
     @classmethod
@@ -153,6 +154,7 @@ class TaskArguments:
         if len({part.partition(":")[0] for part in self.freeze}) < len(self.freeze):
             raise ValueError(f"freeze: expected each part once, got {' '.join(self.freeze)}.")
         _check_numbers(self, self.at_least_one, least=1)
+        _check_numbers(self, self.at_least_zero, least=0)
         _check_numbers(self, ("vision_learning_rate", "text_learning_rate"), least=0)
         if self.cache_gb is not None and not self.cache_gb > 0:
             raise ValueError(f"cache_gb: expected more than 0, got {self.cache_gb}; --no_encoder_cache caches nothing.")
@@ -174,6 +176,8 @@ class TaskArguments:
                 "image_processor: changes that of vision_model, which is not given; a checkpoint keeps its own, and a small "
                 "new encoder takes image_size."
             )
+        if self.min_word_count != 1 and (brings := self.model_name_or_path or self.text_model):
+            raise ValueError(f"min_word_count: it is of a new tokenizer, and {brings} brings its own; leave it out.")
         if self.model_name_or_path and (self.vision_model or self.text_model):
             raise ValueError(
                 "model_name_or_path names a whole HiViLT; drop vision_model and text_model, which build one."
