@@ -8,10 +8,10 @@ Each is a run of run_captioning.py or run_vqa.py on one thread. A captioner's vi
 training split, frozen; all else is new. It learns the captions word by word, from other crops in each epoch. From there
 two trainings go on, one word by word and one by the rewards of what it samples (`--self_critical`), and the mean of their
 weights is the model of `captioning/` (Wortsman et al., arXiv 2203.05482). Settings were chosen on the validation split; the
-mean alone reads the test split, once. Beside it stand what is published with the features of a CNN, one sentence for all images, and a
-person: the first caption of each image against the other four. `ablations` are shorter trainings without crops and rewards,
-measured on the validation split. `answers` are of the recipe that benchmarks/photographs.py has for DAQUAR, once as it is
-and once with `--generate`, three seeds.
+mean alone reads the test split, once. Beside it stand what is published with the features of a CNN, one sentence for all
+images, and a person: the first caption of each image against the other four. `ablations` are shorter trainings without
+crops and rewards, measured on the validation split. `answers` are of the recipe that benchmarks/photographs.py has for
+DAQUAR, once as it is and once with `--generate`, three seeds.
 
 A run that came to its end in --output_dir is not done again. It prints the tables and leaves a JSON file with the processor
 in its name in benchmarks/results. METEOR is measured where Java and the package pycocoevalcap are.
@@ -150,21 +150,18 @@ def main(argv: list[str] | None = None) -> dict:
     results: dict = {}
     if "captions" in args.tasks:
         steps = {"words": caption("words", {}, *WORDS)}
-        words, branches = (
-            args.output_dir / "words",
-            {name: args.output_dir / name.replace(" ", "_") for name in BRANCHES},
-        )
-        for name, folder in branches.items():
-            steps[name] = caption(folder.name, None, "--model_name_or_path", words, *BRANCHES[name])
-        average(list(branches.values()), args.output_dir / "mean")
+        folders_of = {name: args.output_dir / name.replace(" ", "_") for name in BRANCHES}
+        for name, folder in folders_of.items():
+            words = ("--model_name_or_path", args.output_dir / "words")
+            steps[name] = caption(folder.name, None, *words, *BRANCHES[name])
+        average(list(folders_of.values()), args.output_dir / "mean")
         mean_of_both = caption("measured", None, "--model_name_or_path", args.output_dir / "mean", *MEASURED)
         results["train"] = {name: found["train"] for name, found in steps.items()}
         steps["mean of both"] = mean_of_both
         results["validation"] = {name: found["validation"] for name, found in steps.items()}
         results |= {key: steps["words"][key] for key in ("parameters", "settings")}
-        results |= score(
-            list(map(json.loads, (args.output_dir / "measured/predictions.jsonl").read_text("utf-8").splitlines()))
-        )
+        lines = (args.output_dir / "measured/predictions.jsonl").read_text("utf-8").splitlines()
+        results |= score(list(map(json.loads, lines)))
         shipped = steps["words"] | {split: mean_of_both[split] for split in ("validation", "test")}
         shipped["data"] = steps["words"]["data"] | mean_of_both["data"]
         (args.output_dir / "mean/results.json").write_text(json.dumps(shipped, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
@@ -73,10 +72,9 @@ class CaptioningTrainer(GenerationTrainer):
 
         is_end = tokens == writer.generation_config.eos_token_id
         labels = tokens.masked_fill(is_end.cumsum(dim=1) > is_end.long(), -100)  # nothing after the first end
-        read = writer.prepare_decoder_input_ids_from_labels(labels)
-        outputs = model(**given, decoder_input_ids=read, text_index=images, use_cache=False)
-        costs = F.cross_entropy(outputs.logits.transpose(1, 2).float(), labels, reduction="none").sum(dim=1)
-        loss = self.step_share((advantages.flatten() * costs).mean(), inputs, num_items_in_batch)
+        losses, outputs = self.token_losses(model, labels, text_index=images, **given)
+        loss = (advantages.flatten() * losses.sum(dim=1)).mean()
+        loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def metric_names(self, dataset: CaptionDataset) -> set[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from hivilt.generation_hivilt import HiViLTForConditionalGeneration
 from hivilt.inputs_hivilt import check_decoder_length
@@ -65,6 +66,13 @@ class GenerationTrainer(HiViLTTrainer):
         loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def token_losses(self, model, labels: torch.LongTensor, **inputs) -> tuple[torch.Tensor, Seq2SeqLMOutput]:
+        """The loss of each token of `labels` `(B_c, N_d)`, 0 where there is none, of a model in whatever wraps it; its outputs."""
+        read = self.model.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(**inputs, decoder_input_ids=read, use_cache=False)
+        losses = F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), reduction="none")  # 0 for -100
+        return losses.view(labels.shape), outputs
+
     def write(self, model, inputs: dict[str, Any], **options) -> tuple[Any, list[tuple[float, int]]]:
         """What `generate` gives for a batch with these `options`, and of each row the loss of its labels, summed over their
         tokens, with the number of these. Images and texts are encoded and fused once."""
@@ -74,11 +82,9 @@ class GenerationTrainer(HiViLTTrainer):
         num_rows = len(encoded.last_hidden_state)
         if labels is None:
             return written, [(0.0, 0)] * num_rows
-        read = model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(encoder_outputs=encoded, decoder_input_ids=read, text_index=text_index, use_cache=False).logits
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")  # 0 for -100
+        losses, _ = self.token_losses(model, labels, encoder_outputs=encoded, text_index=text_index)
         rows = torch.arange(num_rows, device=labels.device) if text_index is None else text_index
-        sums = losses.new_zeros(num_rows).index_add(0, rows, losses.view(labels.shape).sum(1))
+        sums = losses.new_zeros(num_rows).index_add(0, rows, losses.sum(1))
         counts = rows.new_zeros(num_rows).index_add(0, rows, (labels >= 0).sum(1))
         return written, list(zip(sums.tolist(), counts.tolist(), strict=True))
 
