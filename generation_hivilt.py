@@ -36,7 +36,7 @@ from .fusion_hivilt import (
 from .inputs_hivilt import check_captions, check_decoder_length, check_index, complete_flags, described, is_integers
 from .losses_hivilt import token_loss
 from .modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
-from .upstream_hivilt import RecordingMixin
+from .upstream_hivilt import RecordingMixin, SubfolderMixin
 
 
 class HiViLTFusedEncoder(nn.Module):
@@ -99,7 +99,7 @@ _INPUTS = tuple(inspect.signature(HiViLTFusedEncoder.forward).parameters)[1:]
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, GenerationMixin):
+class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTrainedModel, GenerationMixin):
     """HiViLT with a decoder over the fused rows of all stages: captions of images, and answers in words. An image is
     encoded once, and a pair of image and prompt fused once, however many captions, beams or samples it has. Without
     `config.decoder_config` the decoder is that of [`HiViLTConfig.with_decoder`].
@@ -236,15 +236,6 @@ class HiViLTForConditionalGeneration(RecordingMixin, HiViLTPreTrainedModel, Gene
                 f"first being {missing[0]!r}; is it a checkpoint of that language model?"
             )
         self.decoder.load_state_dict(pretrained.state_dict())
-
-    def adjust_generation_fn(self, *args, **kwargs) -> None:
-        """Reads the generation config of the subfolder; transformers reads the config of the folder above, without a word, where
-        that is named relative to the working directory."""
-        call = inspect.signature(super().adjust_generation_fn).bind(*args, **kwargs)
-        folder, subfolder = (call.arguments[name] for name in ("pretrained_model_name_or_path", "subfolder"))
-        if subfolder and folder is not None and os.path.isdir(folder):
-            call.arguments |= {"pretrained_model_name_or_path": os.path.join(folder, subfolder), "subfolder": ""}
-        super().adjust_generation_fn(*call.args, **call.kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """What the decoder reads to predict `labels` `(B_c, N_d)`: the begin token, then all but the last, -100 padded.

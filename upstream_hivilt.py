@@ -3,6 +3,7 @@ what goes wrong without it; when upstream mends that, the method goes.
 """
 
 import copy
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -93,6 +94,19 @@ def _remove_stale_weights(folder: Path) -> None:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         stale = whole if all((folder / shard).exists() for shard in shards) else index  # old shards are removed already
         stale.unlink()
+
+
+class SubfolderMixin:
+    """Loading as in [`GenerationMixin`], before which it stands, but for what follows."""
+
+    def adjust_generation_fn(self, *args, **kwargs) -> None:
+        """Reads the generation config of the subfolder; transformers reads the config of the folder above, without a word, where
+        that is named relative to the working directory."""
+        call = inspect.signature(super().adjust_generation_fn).bind(*args, **kwargs)
+        folder, subfolder = (call.arguments[name] for name in ("pretrained_model_name_or_path", "subfolder"))
+        if subfolder and folder is not None and os.path.isdir(folder):
+            call.arguments |= {"pretrained_model_name_or_path": os.path.join(folder, subfolder), "subfolder": ""}
+        super().adjust_generation_fn(*call.args, **call.kwargs)
 
 
 class RecordingMixin:
