@@ -155,7 +155,7 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
     [
         (HiViLTForQuestionAnswering, {"labels": torch.arange(5)}),
         pytest.param(HiViLTForQuestionAnswering, {"labels": torch.eye(5)}, marks=pytest.mark.slow),
-        (HiViLTForRetrieval, {"return_loss": True}),
+        pytest.param(HiViLTForRetrieval, {"return_loss": True}, marks=pytest.mark.slow),
     ],
     ids=["answers", "scores", "retrieval"],
 )
@@ -191,7 +191,7 @@ def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
 @pytest.mark.parametrize(
     ("model_class", "vision", "text"),
     [
-        (HiViLTForQuestionAnswering, "vit", "bert"),
+        pytest.param(HiViLTForQuestionAnswering, "vit", "bert", marks=pytest.mark.slow),
         # Encoders alone, since embeddings need no fusion.
         pytest.param(HiViLTForRetrieval, "swin", "t5", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "clip", "clip", marks=pytest.mark.slow),

@@ -70,6 +70,7 @@ def assert_same_weights(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 @each_script
 def test_killed_training_goes_on_to_the_same_weights(script, data, whole, tmp_path):
     out = tmp_path / "out"

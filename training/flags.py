@@ -109,6 +109,8 @@ def flags_in_file(path: Path, parser: Parser | None = None) -> list[str]:
                 value = json.dumps(value if is_json else _meant(value))
             values = value if isinstance(value, list) else [] if value is None else [value]
             words = [one if isinstance(one, str) else json.dumps(one) for one in values]
+            if "--" in words:  # argparse drops it
+                raise ValueError(f"{name}: `--` is no value")
             if words:  # a single value may begin with a dash
                 flags += [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
         if parser is not None:

@@ -77,6 +77,7 @@ def test_a_value_may_begin_with_a_dash(settings):
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\x85\u2028\u2029\ufeff"), min_size=1)
+WORDS = WORDS.filter(lambda text: text != "--")
 
 
 @given(WORDS)
@@ -139,6 +140,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("query: [a, -b]", "settings.yaml: -b is no flag"),
         ("lr_scheduler_kwargs: '{a'", "settings.yaml: lr_scheduler_kwargs: expected JSON"),
         ("do_train: maybe", "settings.yaml: --do_train: .*maybe"),
+        ('query: ["a", "--"]', "settings.yaml: query: `--` is no value"),
     ],
 )
 def test_a_setting_that_is_none_is_refused_by_name(settings, text, message):

@@ -236,5 +236,6 @@ def test_a_field_of_the_image_processor_that_cannot_work_is_named(towers, change
         load_or_build(args, HiViLTForQuestionAnswering, id2label=dict(enumerate(ANSWERS)))
 
 
+@pytest.mark.slow
 def test_peak_memory_is_of_this_process_alone(elsewhere):
     assert elsewhere[1] < peak_memory_bytes() - 150 * 2**20
