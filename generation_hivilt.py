@@ -24,7 +24,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_hivilt import HiViLTConfig
-from .encoders_hivilt import build_decoder, end_token, new_in_decoder
+from .encoders_hivilt import build_decoder, end_token, new_in_decoder, word_embeddings
 from .fusion_hivilt import (
     HiViLTImageStates,
     HiViLTMemory,
@@ -205,7 +205,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
 
         Args:
             decoder: name or folder of a causal language model, see [`HiViLTForConditionalGeneration.load_decoder`]; or a config,
-                for a new one. Unset, that of [`HiViLTConfig.with_decoder`].
+                for a new one. Unset, that of [`HiViLTConfig.with_decoder`], which begins with the word embeddings of a
+                pretrained `text`, at its own scale, where they are as wide as the fusion.
 
         Raises:
             ValueError: a checkpoint lacks weights that its encoder or decoder needs, or has no cross-attention.
@@ -214,7 +215,12 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
             is_config = isinstance(decoder, PreTrainedConfig)
             fusion["decoder_config"] = decoder if is_config else AutoConfig.from_pretrained(decoder)
         model = super().from_vision_text_pretrained(vision, text, **fusion)
-        if decoder is not None and not is_config:
+        if decoder is None and not isinstance(text, PreTrainedConfig):
+            new, known = model.decoder.get_input_embeddings().weight, word_embeddings(model.model.text_model).weight
+            if new.shape == known.shape:
+                with torch.no_grad():
+                    new.copy_(known * (new.std() / known.std()))
+        elif decoder is not None and not is_config:
             model.load_decoder(decoder)
         return model
 

@@ -1,5 +1,6 @@
 """Question answering in words, from no list: the questions, data and metrics of question answering, and a model that writes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from hivilt.tasks.task import Task
 from hivilt.training.results import warn_of_few
 
 
+# BERT's tokenizer sets a blank on either side of a sign, wherever there was none: t - shirt, 7 : 30, 3. 5, 50 %.
+_SIGN_IN_A_WORD = re.compile(r"(?<=\w) ?([_\-/:'’&+]) ?(?=\w)|(?<=\d)(\.) (?=\d)|(?<=\d) (%)|(\$) (?=\d)")
+
+
+def spelled(text: str) -> str:
+    """An answer as people write it, from what a tokenizer's `decode` makes of its tokens.
+
+    >>> spelled("garbage _ bin, t - shirt"), spelled("7 : 30"), spelled("3. 5 %")
+    ('garbage_bin, t-shirt', '7:30', '3.5%')
+    """
+    return _SIGN_IN_A_WORD.sub(lambda match: match[match.lastindex], text).strip()
+
+
 class OpenEndedTrainer(GenerationTrainer, QuestionAnsweringTrainer):
     """Trains and evaluates on a `VQADataset` a model that writes; metrics are those of `QuestionAnsweringTrainer`, and the loss
     is a mean over tokens. A score is the probability of an answer, token by token."""
@@ -24,7 +38,7 @@ class OpenEndedTrainer(GenerationTrainer, QuestionAnsweringTrainer):
         texts = self.processing_class.batch_decode(written.sequences, skip_special_tokens=True)
         # Without a penalty for length a beam's score is the log probability of all of it.
         answers = [
-            {"answer": text.strip(), "score": score}
+            {"answer": spelled(text), "score": score}
             for text, score in zip(texts, written.sequences_scores.exp().tolist(), strict=True)
         ]
         rows = [answers[start : start + self.top_k] for start in range(0, len(answers), self.top_k)]
