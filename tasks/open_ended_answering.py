@@ -13,9 +13,8 @@ from hivilt.tasks.question_answering import QuestionAnswering, QuestionAnswering
 from hivilt.tasks.task import Task
 from hivilt.training.results import warn_of_few
 
-
 # BERT's tokenizer sets a blank on either side of a sign, wherever there was none: t - shirt, 7 : 30, 3. 5, 50 %.
-_SIGN_IN_A_WORD = re.compile(r"(?<=\w) ?([_\-/:'’&+]) ?(?=\w)|(?<=\d)(\.) (?=\d)|(?<=\d) (%)|(\$) (?=\d)")
+_SIGN_IN_A_WORD = re.compile(r"(?<=\w) ?([_\-/:'’]) ?(?=\w)|(?<=\d)(\.) (?=\d)|(?<=\d) (%)|(\$) (?=\d)")
 
 
 def spelled(text: str) -> str:

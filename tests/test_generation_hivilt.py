@@ -15,6 +15,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BertModel,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -29,6 +30,7 @@ from hivilt.fusion_hivilt import HiViLTMemoryOutput
 from tiny import (
     DECODER_CONFIGS,
     FUSIONS,
+    TEXT_CONFIGS,
     VISION_CONFIGS,
     make_captioner,
     make_config,
@@ -575,6 +577,20 @@ def test_a_pretrained_decoder_is_copied_whole_and_its_cross_attention_is_new(dec
     source.save_pretrained(tmp_path, state_dict={name: weight for name, weight in weights.items() if name != lost})
     with pytest.raises(ValueError, match=f"no weights for 1 parameters of the decoder.*{lost}"):
         model.load_decoder(tmp_path)
+
+
+def test_a_new_decoder_begins_with_the_words_of_a_pretrained_text_encoder_of_its_width(tmp_path):
+    text = BertModel(TEXT_CONFIGS["bert"]())
+    text.save_pretrained(tmp_path)
+    words = text.get_input_embeddings().weight
+    for width, is_taken in ((words.shape[1], True), (words.shape[1] * 2, False)):
+        fusion = {"hidden_size": width, "num_attention_heads": 2, "num_fusion_stages": 1}
+        model = HiViLTForConditionalGeneration.from_vision_text_pretrained(VISION_CONFIGS["vit"](), tmp_path, **fusion)
+        new = model.decoder.get_input_embeddings().weight
+        assert new.std().item() == pytest.approx(width**-0.5, rel=0.1)
+        if is_taken:
+            torch.testing.assert_close(new / new.std(), words / words.std())
+        assert model.decoder.get_output_embeddings().weight is new
 
 
 # The config

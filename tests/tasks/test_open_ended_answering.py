@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from trainers import make_open_ended_trainer
 
 from hivilt.data.tables import open_image
 from hivilt.data.vqa import VQADataset
 from hivilt.evaluation.vqa import vqa_metrics
+from hivilt.tasks.open_ended_answering import spelled
 
 
 def log_probabilities(trainer, example, labels):
@@ -16,6 +20,23 @@ def log_probabilities(trainer, example, labels):
     with torch.no_grad():
         (scores,) = model(**inputs, labels=labels).logits.double().log_softmax(-1)
     return [row[token].item() for row, token in zip(scores, labels[0].tolist(), strict=True)]
+
+
+@given(st.lists(st.sampled_from(["red", "7", "30"]), min_size=1, max_size=5), st.sampled_from("_-/:'"))
+def test_signs_within_words_stand_as_they_were_asked_for(parts, sign):
+    vocab = {word: number for number, word in enumerate(["[UNK]", "red", "7", "30", *"_-/:',"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, "[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    for text in (sign.join(parts), ", ".join(parts), " ".join(parts)):
+        assert spelled(tokenizer.decode(tokenizer.encode(text).ids)) == text
+
+
+@pytest.mark.parametrize(
+    ("decoded", "text"),
+    [("3. 5", "3.5"), ("50 %", "50%"), ("$ 5", "$5"), ("2, 3", "2, 3"), ("black & white", "black & white")],
+)
+def test_signs_beside_numbers_are_joined_where_they_belong(decoded, text):
+    assert spelled(decoded) == text
 
 
 @pytest.mark.parametrize(("top_k", "batch_size"), [(1, 2), (3, 1), (3, 7)])
