@@ -144,7 +144,7 @@ class Captioning(Task):
             dataset = CaptionDataset(examples, prompt=self.args.prompt, **drawn)
         else:
             dataset = CaptionDataset(examples, prompt=self.args.prompt)
-            warn_of_few(split, len(dataset), "images")
+            warn_of_few(split, sum(bool(example.captions) for example in examples), "captioned images")
         logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
         return dataset, {"images": len(dataset), "captions": len(dataset.captions)}
 
