@@ -585,8 +585,12 @@ def test_decoders_of_the_config():
     assert config.decoder_config.vocab_size == config.text_config.vocab_size and config.is_encoder_decoder
     assert config.get_text_config(decoder=True) is config.decoder_config
     assert config.get_text_config() is config.text_config
-    for refused in (LlamaConfig(), {"model_type": "t5"}):
-        with pytest.raises(ValueError, match="`decoder_config`: a `.*` cannot be the decoder.*gpt2"):
+    for refused, why in (
+        (LlamaConfig(), "a `llama` cannot be the decoder: it has no cross-attention"),
+        ({"model_type": "t5"}, "a `t5` cannot be the decoder: transformers has no causal language model of it"),
+        ({"model_type": "xmod"}, "a `xmod` cannot be the decoder: it has cross-attention, but has not been tested"),
+    ):
+        with pytest.raises(ValueError, match=f"`decoder_config`: {why}.*gpt2"):
             HiViLTConfig(decoder_config=refused)
     plain = HiViLTConfig()
     assert plain.decoder_config is None and not plain.is_encoder_decoder
