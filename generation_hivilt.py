@@ -71,6 +71,11 @@ class HiViLTFusedEncoder(nn.Module):
         Raises:
             ValueError: as there, or there is neither a text nor `config.prompt_ids`.
         """
+        if all(images is None for images in (pixel_values, image_states, feature_maps)):
+            raise ValueError(
+                "There is no image: give `pixel_values`. A pipeline reads a path that is given alone as the text: call it "
+                "with both, `images=` and `text=`."
+            )
         flags, text_index = {"output_attentions": False, "output_hidden_states": False}, None
         is_prompted = all(text is None for text in (input_ids, inputs_embeds, text_states, token_states))
         if is_prompted:

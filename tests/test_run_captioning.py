@@ -105,6 +105,8 @@ def test_the_checkpoint_opens_with_auto_class_and_pipeline_and_writes_the_same(t
         assert processor.batch_decode(written, skip_special_tokens=True) == [row["caption"]]
         (said,) = write(images=image, text="the image shows", return_full_text=False)
         assert said["generated_text"] == row["caption"]
+    with pytest.raises(ValueError, match="There is no image.* given alone as the text: .*`images=` and `text=`"):
+        write(image)
 
 
 def test_a_checkpoint_keeps_its_prompt_and_its_search_unless_told_otherwise(trained, data, tmp_path):
