@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from encoders import vision_config
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
@@ -23,7 +24,7 @@ from transformers import (
     StaticCache,
 )
 
-from hivilt import HiViLTConfig, HiViLTForConditionalGeneration, HiViLTForQuestionAnswering
+from hivilt import HiViLTConfig, HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, generation_hivilt
 from hivilt.encoders_hivilt import DECODER_FAMILIES
 from hivilt.fusion_hivilt import HiViLTMemoryOutput
 from tiny import (
@@ -114,6 +115,24 @@ def test_beams_find_what_is_at_least_as_likely_and_return_as_many_as_asked(model
     best = beams.sequences_scores.view(5, 2) * 9 / 10  # transformers divides by the length, begin token included or not
     assert (best[:, 0] >= best[:, 1]).all()
     assert (beams.sequences_scores.view(5, 2)[:, 0] >= likelihood - 1e-4).sum() >= 4
+
+
+def test_a_model_in_training_mode_is_told_once_that_its_batch_norms_move(batch, caplog):
+    config = make_config(decoder_config=DECODER_CONFIGS["gpt2"]()).to_dict() | {
+        "vision_config": vision_config("resnet")
+    }
+    model = HiViLTForConditionalGeneration(HiViLTConfig.from_dict(config)).eval()
+    model.set_decoder_tokens(make_tokenizer())
+    generation_hivilt.logger.warning_once.cache_clear()
+    caplog.clear()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    model.generate(**batch, **LENGTH)
+    assert not caplog.records and all(model.get_buffer(name).equal(buffer) for name, buffer in before.items())
+    for _ in range(2):
+        model.train().generate(**batch, **LENGTH)
+    (told,) = caplog.records
+    assert "training mode" in told.message and "`model.eval()`" in told.message
+    assert not any(model.get_buffer(name).equal(buffer) for name, buffer in before.items())
 
 
 def test_samples_differ_and_a_seed_repeats_them(captioner, batch):
