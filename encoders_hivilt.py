@@ -543,13 +543,19 @@ def as_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     that its vocabulary lacks (GPT-2's, of a smaller vocabulary) and without the path of its folder.
 
     Raises:
-        ValueError: the language model has no cross-attention, or is of a family that is not tested.
+        ValueError: there is no causal language model of the family, it has no cross-attention, or it is not tested.
     """
     family = config.model_type
     if family not in DECODER_FAMILIES:
+        causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if type(config) not in causal:
+            why = "transformers has no causal language model of it, whose decoder could stand without its own encoder"
+        elif "encoder_hidden_states" not in inspect.signature(causal[type(config)].forward).parameters:
+            why = "it has no cross-attention, by which a decoder reads what image and text were encoded to"
+        else:
+            why = "it has cross-attention, but has not been tested here"
         raise ValueError(
-            f"`decoder_config`: a `{family}` cannot be the decoder: it has no cross-attention to an encoder, or is not among "
-            f"those that are tested. Those that can: {', '.join(DECODER_FAMILIES)}."
+            f"`decoder_config`: a `{family}` cannot be the decoder: {why}. Give one of {', '.join(DECODER_FAMILIES)}."
         )
     config = copy.deepcopy(config)
     config.is_decoder, config.is_encoder_decoder, config.add_cross_attention = True, False, True

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .configuration_hivilt import HiViLTConfig
 from .encoders_hivilt import build_decoder, end_token, new_in_decoder, word_embeddings
@@ -37,6 +37,8 @@ from .inputs_hivilt import check_captions, check_decoder_length, check_index, co
 from .losses_hivilt import token_loss
 from .modeling_hivilt import HiViLTModel, HiViLTPreTrainedModel
 from .upstream_hivilt import RecordingMixin, SubfolderMixin
+
+logger = logging.get_logger(__name__)
 
 
 class HiViLTFusedEncoder(nn.Module):
@@ -71,6 +73,11 @@ class HiViLTFusedEncoder(nn.Module):
         Raises:
             ValueError: as there, or there is neither a text nor `config.prompt_ids`.
         """
+        if all(images is None for images in (pixel_values, image_states, feature_maps)):
+            raise ValueError(
+                "There is no image: give `pixel_values`. A pipeline reads a path that is given alone as the text: call it "
+                "with both, `images=` and `text=`."
+            )
         flags, text_index = {"output_attentions": False, "output_hidden_states": False}, None
         is_prompted = all(text is None for text in (input_ids, inputs_embeds, text_states, token_states))
         if is_prompted:
@@ -373,7 +380,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
     def generate(
         self, inputs: torch.LongTensor | None = None, generation_config: GenerationConfig | None = None, **kwargs
     ) -> ModelOutput | torch.LongTensor:
-        """Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples.
+        """Writes a text for each prompt or question. Images are encoded once, whatever the number of beams and samples. Of a
+        model in training mode it is told once what that does.
 
         Args:
             inputs: `input_ids`, of which a batch of the model may have any form, see [`HiViLTForConditionalGeneration.forward`];
@@ -404,6 +412,11 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
                 raise ValueError("`input_ids` are given twice, as the first argument and by their name.")
             kwargs["input_ids"] = inputs
         self._check_tokens()
+        if self.training:
+            logger.warning_once(
+                "`generate` of a model in training mode: dropout acts, and batch norms of an encoder take up the statistics of "
+                "these images, for good. Call `model.eval()` first."
+            )
         self._check_generated_length(generation_config, kwargs)
         self._complete_cached(kwargs)
         # Those of a batch of captions to learn from, of which a prompt may have several.

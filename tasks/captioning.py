@@ -37,7 +37,7 @@ class CaptioningTrainer(GenerationTrainer):
 
     With `self_critical` the model learns from captions that it samples: the loss of an image is the mean over `NUM_SAMPLES` of
     `-(CIDEr-D - mean CIDEr-D of the others) * log p(caption)` (Rennie et al., arXiv 1612.00563, with the baseline of Luo,
-    arXiv 2003.09971).
+    arXiv 2003.09971). Logged beside the loss is `reward`, the mean CIDEr-D of all samples since the last log, of all processes.
     """
 
     unit = "captions"
@@ -48,6 +48,7 @@ class CaptioningTrainer(GenerationTrainer):
         self.self_critical = self_critical
         if self_critical:
             self.frequencies = document_frequencies([one.captions for one in self.train_dataset.examples])
+            self._rewards: list[float] = []  # since the last log
 
     def weigh(self, inputs: Mapping[str, Any]) -> int:
         """The tokens of the captions, or the images whose samples are rewarded."""
@@ -67,6 +68,7 @@ class CaptioningTrainer(GenerationTrainer):
         references = [self.train_dataset.examples[image].captions for image in inputs[self.place_name].tolist()]
         images = torch.arange(len(references), device=tokens.device).repeat_interleave(NUM_SAMPLES)
         rewards = cider_d(captions, [references[image] for image in images], self.frequencies)
+        self._rewards += rewards.tolist()
         rewards = torch.tensor(rewards, dtype=torch.float, device=tokens.device).view(-1, NUM_SAMPLES)
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)) * NUM_SAMPLES / (NUM_SAMPLES - 1)
 
@@ -76,6 +78,14 @@ class CaptioningTrainer(GenerationTrainer):
         loss = (advantages.flatten() * losses.sum(dim=1)).mean()
         loss = self.step_share(loss, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As Trainer's, which all processes call; see `reward` above."""
+        if self.self_critical and "loss" in logs:
+            sums = torch.tensor([sum(self._rewards), len(self._rewards)], device=self.args.device)
+            total, count = self.accelerator.reduce(sums).tolist()
+            logs["reward"], self._rewards = total / count, []
+        super().log(logs, *args, **kwargs)
 
     def metric_names(self, dataset: CaptionDataset) -> set[str]:
         return {"loss", "distinct", *SCORES}
@@ -144,7 +154,7 @@ class Captioning(Task):
             dataset = CaptionDataset(examples, prompt=self.args.prompt, **drawn)
         else:
             dataset = CaptionDataset(examples, prompt=self.args.prompt)
-            warn_of_few(split, len(dataset), "images")
+            warn_of_few(split, sum(bool(example.captions) for example in examples), "captioned images")
         logger.info(f"{split}: {len(dataset.captions):,} captions of {len(dataset):,} images")
         return dataset, {"images": len(dataset), "captions": len(dataset.captions)}
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from encoders import vision_config
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
@@ -24,7 +25,7 @@ from transformers import (
     StaticCache,
 )
 
-from hivilt import HiViLTConfig, HiViLTForConditionalGeneration, HiViLTForQuestionAnswering
+from hivilt import HiViLTConfig, HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, generation_hivilt
 from hivilt.encoders_hivilt import DECODER_FAMILIES
 from hivilt.fusion_hivilt import HiViLTMemoryOutput
 from tiny import (
@@ -116,6 +117,24 @@ def test_beams_find_what_is_at_least_as_likely_and_return_as_many_as_asked(model
     best = beams.sequences_scores.view(5, 2) * 9 / 10  # transformers divides by the length, begin token included or not
     assert (best[:, 0] >= best[:, 1]).all()
     assert (beams.sequences_scores.view(5, 2)[:, 0] >= likelihood - 1e-4).sum() >= 4
+
+
+def test_a_model_in_training_mode_is_told_once_that_its_batch_norms_move(batch, caplog):
+    config = make_config(decoder_config=DECODER_CONFIGS["gpt2"]()).to_dict() | {
+        "vision_config": vision_config("resnet")
+    }
+    model = HiViLTForConditionalGeneration(HiViLTConfig.from_dict(config)).eval()
+    model.set_decoder_tokens(make_tokenizer())
+    generation_hivilt.logger.warning_once.cache_clear()
+    caplog.clear()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    model.generate(**batch, **LENGTH)
+    assert not caplog.records and all(model.get_buffer(name).equal(buffer) for name, buffer in before.items())
+    for _ in range(2):
+        model.train().generate(**batch, **LENGTH)
+    (told,) = caplog.records
+    assert "training mode" in told.message and "`model.eval()`" in told.message
+    assert not any(model.get_buffer(name).equal(buffer) for name, buffer in before.items())
 
 
 def test_samples_differ_and_a_seed_repeats_them(captioner, batch):
@@ -601,8 +620,12 @@ def test_decoders_of_the_config():
     assert config.decoder_config.vocab_size == config.text_config.vocab_size and config.is_encoder_decoder
     assert config.get_text_config(decoder=True) is config.decoder_config
     assert config.get_text_config() is config.text_config
-    for refused in (LlamaConfig(), {"model_type": "t5"}):
-        with pytest.raises(ValueError, match="`decoder_config`: a `.*` cannot be the decoder.*gpt2"):
+    for refused, why in (
+        (LlamaConfig(), "a `llama` cannot be the decoder: it has no cross-attention"),
+        ({"model_type": "t5"}, "a `t5` cannot be the decoder: transformers has no causal language model of it"),
+        ({"model_type": "xmod"}, "a `xmod` cannot be the decoder: it has cross-attention, but has not been tested"),
+    ):
+        with pytest.raises(ValueError, match=f"`decoder_config`: {why}.*gpt2"):
             HiViLTConfig(decoder_config=refused)
     plain = HiViLTConfig()
     assert plain.decoder_config is None and not plain.is_encoder_decoder

@@ -49,9 +49,9 @@ def flags(out, *more):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run of two steps: its folder, and what it gave."""
+    """A run of two steps with a frozen text encoder: its folder, and what it gave."""
     out = tmp_path_factory.mktemp("outputs") / "captioning"
-    return out, main([*data, *flags(out, "--num_beams", "2", "--prompt", "the image shows")])
+    return out, main([*data, *flags(out, "--num_beams", "2", "--prompt", "the image shows", "--freeze", "text")])
 
 
 def read_lines(path):
@@ -105,32 +105,35 @@ def test_the_checkpoint_opens_with_auto_class_and_pipeline_and_writes_the_same(t
         assert processor.batch_decode(written, skip_special_tokens=True) == [row["caption"]]
         (said,) = write(images=image, text="the image shows", return_full_text=False)
         assert said["generated_text"] == row["caption"]
+    with pytest.raises(ValueError, match="There is no image.* given alone as the text: .*`images=` and `text=`"):
+        write(image)
 
 
-def test_a_checkpoint_keeps_its_prompt_and_its_search_unless_told_otherwise(trained, data, tmp_path):
+def test_a_checkpoint_keeps_its_prompt_and_its_search_unless_told_otherwise(trained, data, tmp_path, caplog):
     out, before = trained
     base = ["--model_name_or_path", str(out), "--use_cpu", "--disable_tqdm", "true", "--do_predict", *data]
     again = main([*base, "--output_dir", str(tmp_path / "again")])
-    assert "train" not in again and not (tmp_path / "again/README.md").exists()
+    assert "train" not in again and not (tmp_path / "again/README.md").exists() and "trains now" not in caplog.text
     assert read_lines(tmp_path / "again/predictions.jsonl") == read_lines(out / "predictions.jsonl")
     assert again["test"]["cider_d"] == pytest.approx(before["test"]["cider_d"])
     kept = {"prompt": "the image shows", "num_beams": 2, "max_new_tokens": 6}
-    assert {name: again["settings"][name] for name in kept} == kept
+    assert {name: again["settings"][name] for name in kept} == kept and "image_size" not in again["settings"]
     other = main([*base, "--output_dir", str(tmp_path / "other"), "--num_beams", "1", "--max_new_tokens", "1"])
     assert (other["settings"]["num_beams"], other["settings"]["max_new_tokens"]) == (1, 1)
     shorter = [row["caption"] for row in read_lines(tmp_path / "other/predictions.jsonl")]
     assert max(map(len, shorter)) < max(len(row["caption"]) for row in read_lines(out / "predictions.jsonl"))
 
 
-def test_a_checkpoint_goes_on_by_rewards(trained, data, tmp_path):
+def test_a_checkpoint_goes_on_by_rewards(trained, data, tmp_path, caplog):
     more = ["--model_name_or_path", str(trained[0]), "--self_critical", "--freeze", "vision"]
     results = main([*data, *flags(tmp_path / "out")[4:], *more, "--output_dir", str(tmp_path / "out")])
     assert results["settings"]["self_critical"] and results["train"]["steps"] == 2
+    assert f"text: frozen in the run that made {trained[0]}, and trains now; --freeze vision text" in caplog.text
     assert (results["settings"]["num_beams"], results["settings"]["prompt"]) == (2, "the image shows")
     Image.open(tmp_path / "out/training.png").verify()
 
 
-def test_images_without_captions_are_captioned(trained, data, tmp_path, capsys):
+def test_images_without_captions_are_captioned(trained, data, tmp_path, capsys, caplog):
     out, _ = trained
     rows = [{"image": row["image"]} for row in read_lines(data[-1])]
     bare = Path(data[-1]).parent / "bare.jsonl"
@@ -141,6 +144,7 @@ def test_images_without_captions_are_captioned(trained, data, tmp_path, capsys):
         (row["image"], row["caption"]) for row in read_lines(out / "predictions.jsonl")
     ]
     assert {"loss", "cider_d"}.isdisjoint(results["test"]) and "BLEU" not in capsys.readouterr().out
+    assert "are few" not in caplog.text  # nothing is measured on them
 
 
 def test_resuming_continues_exactly(data, tmp_path):

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, set_seed
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, CaptioningCollator
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, WrittenAnswersCollator
+from hivilt.evaluation.captioning import cider_d, document_frequencies
 from hivilt.tasks.arguments import CaptioningArguments, GenerationArguments, VQAArguments
 from hivilt.tasks.captioning import CaptioningTrainer
 from hivilt.tasks.generation import prepare_to_write
@@ -186,6 +187,37 @@ def make_captioning_trainer(
     )
 
 
+def note_rewards(trainer) -> list[float]:
+    """The CIDEr-D of each caption that the trainer samples from now on."""
+    rewards, places, frequencies = [], [], document_frequencies(CAPTIONS)
+    learn, decode = trainer.compute_loss, trainer.processing_class.batch_decode
+
+    def noted_learn(model, inputs, *args, **kwargs):
+        places[:] = [place for place in inputs["image_number"].tolist() for _ in range(5)]
+        loss = learn(model, inputs, *args, **kwargs)
+        places.clear()
+        return loss
+
+    def noted_decode(*args, **kwargs):
+        texts = decode(*args, **kwargs)
+        if places:  # else it is evaluation
+            rewards.extend(cider_d(texts, [CAPTIONS[place] for place in places], frequencies))
+        return texts
+
+    trainer.compute_loss, trainer.processing_class.batch_decode = noted_learn, noted_decode
+    return rewards
+
+
+def reward_on_two(folder, captioned):
+    """What each process rewards, and what is logged of it."""
+    usual = {"eval_strategy": "no", "max_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 1}
+    trainer = make_captioning_trainer(folder, captioned, self_critical=True, **usual)
+    rewards = note_rewards(trainer)
+    trainer.train()
+    logged = [log["reward"] for log in trainer.state.log_history if "reward" in log]
+    (folder / f"{trainer.args.process_index}.json").write_text(json.dumps([rewards, logged]))
+
+
 def make_open_ended_trainer(tmp_path, dataset, top_k=3, **arguments):
     model, processor = make_writer(VQAArguments(generate=True, num_beams=2, max_new_tokens=4))
     return OpenEndedTrainer(
@@ -227,9 +259,10 @@ def main():
             for number in range(len(COUNTS))
         ]
         return diverge_on_one_of_two(folder, VQADataset(examples))
-    metrics = evaluate_in_folds(
-        folder, [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
-    )
+    captioned = [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
+    if sys.argv[2:] == ["reward"]:
+        return reward_on_two(folder, captioned)
+    metrics = evaluate_in_folds(folder, captioned)
     if os.environ["RANK"] == "0":
         (folder / "metrics.json").write_text(json.dumps(metrics))
 

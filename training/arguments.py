@@ -231,6 +231,9 @@ class HiViLTTrainingArguments(TrainingArguments):
     meaning here are refused (docs/training_arguments.md)."""
 
     remove_unused_columns: bool = HfArg(default=False, help="Not here: Trainer would drop images and texts.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help="Folder of a checkpoint to go on from, or last: the last whole one of output_dir."
+    )
 
     def __post_init__(self):
         # TrainingArguments takes any numbers itself.

@@ -119,7 +119,7 @@ def write_model_card(
         "metric": metric,
         # By step: the last line may repeat an earlier one, when the best checkpoint is evaluated once more.
         "course": {one["step"]: one for one in reversed(trainer.state.log_history) if measures <= one.keys()},
-        "shown_settings": _shown_settings(args, results["settings"]),
+        "shown_settings": _shown_settings(results["settings"]),
         "command": _command(task.script, argv, results["settings"]["world_size"]),
     }
     optional = dict.fromkeys(("validation", "test", "calibration", "familiarity"))
@@ -172,10 +172,8 @@ def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_nam
     ]
 
 
-def _shown_settings(args: TaskArguments, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     hidden = set(_NO_SETTINGS)
-    if args.vision_model or args.model_name_or_path:
-        hidden.add("image_size")  # of the small new encoder alone
     if settings["max_steps"] > 0:
         hidden.add("num_train_epochs")  # which it overrides
     return {

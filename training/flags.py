@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -34,7 +35,17 @@ class Parser(HfArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message))
+        said = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
+        known = {f"--{field.name}": field for kind in self.dataclass_types for field in fields(kind)}
+        flag, _, what = said.partition(": ")
+        if switch := re.fullmatch("Truthy value expected: got (.*) but expected one of .*", what, re.DOTALL):
+            longer = [name for name, field in known.items() if name.startswith(f"{flag}_") and field.type is int]
+            hint = f"; did you mean {longer[0]}?" if longer else "."
+            said = f"{flag}: got {switch[1]!r}, but it is a switch: expected nothing after it, or true or false{hint}"
+        elif re.fullmatch("expected (at least )?one argument", what):
+            meaning = known[flag].metadata.get("help", "").replace("%%", "%") if flag in known else ""
+            said = f"{flag}: got no value, expected one. {meaning}".rstrip()
+        raise ValueError(said)
 
 
 def _nearest(flag: str, known: Iterable[str]) -> str:

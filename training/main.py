@@ -20,7 +20,7 @@ from hivilt.tasks.task import Task
 from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
 from hivilt.training.cards import write_model_card
 from hivilt.training.encoder_cache import EncoderCache
-from hivilt.training.models import freeze_parts, parameter_table, set_threads
+from hivilt.training.models import freeze_parts, parameter_table, set_threads, tell_of_thawed
 from hivilt.training.results import collect_results, warn_of_chance, write_json
 from hivilt.training.resuming import checkpoints, is_whole
 from hivilt.training.splits import HELD_OUT, prepare_splits
@@ -151,6 +151,8 @@ def main(
     splits = task.prepare(splits)
     model, processor = task.make_model(splits["train"] if training_args.do_train else None)
     freeze_parts(model, args.freeze)
+    if training_args.do_train:
+        tell_of_thawed(args)
     logger.info(parameter_table(model))
     set_threads(args, model)
     datasets, data = {}, {}

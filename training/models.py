@@ -1,8 +1,11 @@
 """The model of a run: a checkpoint, or a new one on encoders that are pretrained or small."""
 
+import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.processing_hivilt import HiViLTProcessor
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.names import did_you_mean, loading
+
+logger = logging.getLogger(__name__)
 
 # Parameters from which a model is not small: its tensors keep several CPU threads busy.
 SMALL = 10_000_000
@@ -201,6 +206,24 @@ def freeze_parts(model: HiViLTPreTrainedModel, freeze: list[str]) -> None:
             model.freeze(part, int(num_layers) if num_layers else None)
         except ValueError as error:
             raise ValueError(f"freeze: got {one!r}. {error}") from error
+
+
+def tell_of_thawed(args: TaskArguments) -> None:
+    """Says which parts of the checkpoint that is trained on were frozen in the run that made it, as the `results.json` in its
+    folder has it, and are not now."""
+    if args.model_name_or_path is None:
+        return
+    try:
+        results = json.loads(Path(args.model_name_or_path, "results.json").read_text(encoding="utf-8"))
+        before = list(results["settings"]["freeze"])
+    except (OSError, ValueError, KeyError, TypeError):  # a name on the Hub, or a file of something else
+        return
+    now = {one.partition(":")[0] for one in args.freeze}
+    if thawed := " ".join(one for one in before if one.partition(":")[0] not in now):
+        kept = " ".join([*args.freeze, thawed])
+        logger.info(
+            f"{thawed}: frozen in the run that made {args.model_name_or_path}, and trains now; --freeze {kept} leaves it so."
+        )
 
 
 def parameter_table(model: HiViLTPreTrainedModel) -> str:

@@ -155,6 +155,8 @@ def collect_results(
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
     settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in SETTINGS}}
+    if (args.vision_model or args.model_name_or_path) and args.benchmark != "openmoji":  # which is drawn at it
+        del settings["image_size"]  # of a small new encoder; others have an image processor of their own
     results["settings"] = {
         name: without_place(value) if isinstance(value, str) else value for name, value in settings.items()
     }

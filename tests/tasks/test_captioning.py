@@ -1,13 +1,16 @@
 """What writes a caption for each image, and measures tokens where Trainer counts rows."""
 
+import json
+
 import pytest
 import torch
-from trainers import CAPTIONS, PROMPT, Recorder, make_captioning_trainer
+from trainers import CAPTIONS, PROMPT, Recorder, make_captioning_trainer, note_rewards
 
 from hivilt.data.captions import CaptionDataset
 from hivilt.data.tables import open_image
 from hivilt.evaluation.captioning import caption_scores, cider_d, document_frequencies
 from hivilt.tasks.captioning import prediction_row
+from processes import launch
 
 
 def alone(trainer, example):
@@ -145,6 +148,26 @@ def test_samples_are_rewarded_beside_each_other(tmp_path, captioned):
     torch.manual_seed(0)
     assert trainer.compute_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
     assert abs(expected) > 1e-3
+
+
+def test_the_log_has_the_mean_reward_of_all_samples_since_the_last(tmp_path, captioned):
+    usual = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 5, "logging_steps": 3}
+    trainer = make_captioning_trainer(tmp_path, captioned, self_critical=True, per_device_train_batch_size=2, **usual)
+    rewards = note_rewards(trainer)
+    trainer.train()
+    # Batches of two, two and one image in an epoch; five samples of each image.
+    assert len(rewards) == 45 and max(rewards) > min(rewards)
+    logged = [(log["step"], log["reward"]) for log in trainer.state.log_history if "reward" in log]
+    assert logged == [(3, pytest.approx(sum(rewards[:25]) / 25))]
+    assert {"loss", "reward"} <= trainer.state.log_history[2].keys()
+
+
+@pytest.mark.slow  # one process holds the mean
+def test_the_log_has_the_mean_reward_of_both_processes(tmp_path, captioned):
+    launch("trainers", 2, [str(tmp_path), "reward"])
+    (first, (logged,)), (second, _) = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1))
+    assert len(first) == len(second) == 10 and first != second
+    assert logged == pytest.approx(sum(first + second) / 20)
 
 
 def test_images_without_captions_are_captioned_and_not_measured(tmp_path, captioned):

@@ -201,14 +201,15 @@ def test_what_the_reader_sees_was_measured(vqa, retrieval):
         assert f"| {one['epoch']:.2f} | {one['step']} | {one['eval_loss']:.4g} | {one['eval_accuracy']:.4g} |" in card
     assert "(predictions.png)" in card and (vqa.folder / "predictions.png").exists()
     assert "| learning_rate | 0.0015 |" in card and "| vision_model | encoder |" in card
-    assert "image_size |" not in card  # of the small encoder, which this run had none of
+    # Of the small encoder, which this run had none of.
+    assert "image_size |" not in card and "image_size" not in vqa.results["settings"]
     assert f"| torch | {vqa.results['environment']['torch']} |" in card
     assert CREDITS["gqa"] in card
 
     card = check_card(retrieval.folder / "README.md").text
     assert all(table in card for table in tables_of(retrieval.results).values())
     assert "the best 3 of each query re-ranked" in card and "(retrieval.png)" in card
-    assert "| image_size | 32 |" in card
+    assert "| image_size | 32 |" in card and retrieval.results["settings"]["image_size"] == 32
     assert "OpenMoji's (https://openmoji.org), CC BY-SA 4.0" in card
 
 

@@ -174,15 +174,23 @@ def test_the_flags_of_a_file_are_those_of_a_command_line(tmp_path):
         (["train.jsonl"], "^'train.jsonl': expected a flag"),
         (["settings.yaml", "--seed", "1"], "^'settings.yaml': .* a settings file stands alone"),
         (["--learning_rate", "fast"], "^--learning_rate: invalid float value: 'fast'"),
-        (["--learning_rate"], "^--learning_rate: expected one argument"),
+        (["--learning_rate"], "^--learning_rate: got no value, expected one. .*learning rate"),
+        (["--resume_from_checkpoint"], "^--resume_from_checkpoint: got no value, expected one. Folder .* or last: .*"),
+        (["--freeze", "--seed", "1"], "^--freeze: got no value, expected one. Parts not to train: vision, text"),
+        (["--benchmark"], "^--benchmark: got no value, expected one"),
         (["--benchmark", "gqq"], "^--benchmark: invalid choice: 'gqq'"),
         (["--eval_strategy", "often"], "^--eval_strategy: invalid choice: 'often' .*epoch"),
-        (["--do_train", "maybe"], "^--do_train: .*maybe"),
+        (["--do_train", "maybe"], "^--do_train: got 'maybe', but it is a switch: .* or true or false.$"),
     ],
 )
 def test_a_wrong_flag_is_refused_by_name(argv, message):
     with pytest.raises(ValueError, match=message):
         parse(*argv)
+
+
+def test_a_number_after_a_switch_names_the_flag_that_takes_one():
+    with pytest.raises(ValueError, match="^--rerank: got '5', but it is a switch: .*; did you mean --rerank_k?"):
+        parse("--rerank", "5", kind=RetrievalArguments)
 
 
 @pytest.mark.parametrize(

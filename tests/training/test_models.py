@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,14 @@ from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
 from hivilt.training.arguments import TaskArguments
-from hivilt.training.models import freeze_parts, load_or_build, parameter_table, set_threads, train_tokenizer
+from hivilt.training.models import (
+    freeze_parts,
+    load_or_build,
+    parameter_table,
+    set_threads,
+    tell_of_thawed,
+    train_tokenizer,
+)
 from hivilt.training.results import peak_memory_bytes
 from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
 
@@ -41,6 +49,27 @@ def test_a_large_model_has_the_process_s_share_of_the_machine(asked, processes, 
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("results", "freeze", "told"),
+    [
+        ({"settings": {"freeze": ["vision", "text:2"]}}, [], "vision text:2: .*; --freeze vision text:2 leaves"),
+        ({"settings": {"freeze": ["vision", "text:2"]}}, ["fusion", "text"], "vision: .*; --freeze fusion text vision"),
+        ({"settings": {"freeze": ["vision"]}}, ["vision:1"], ""),  # as asked
+        ({"settings": {"freeze": []}}, [], ""),
+        ({"recall": 1.0}, [], ""),
+        ([1.0], [], ""),
+        (None, [], ""),
+    ],
+)
+def test_what_an_earlier_run_froze_and_this_one_trains_is_told(results, freeze, told, tmp_path, caplog):
+    caplog.set_level("INFO")
+    if results is not None:
+        (tmp_path / "results.json").write_text(json.dumps(results))
+    for name in (str(tmp_path), None, "someone/model"):
+        tell_of_thawed(TaskArguments(model_name_or_path=name, freeze=freeze))
+    assert len(caplog.messages) == bool(told) and re.match(told, "".join(caplog.messages))
 
 
 TEXTS = ["What color is the shape?", "is there a CIRCLE?", "is there a square in the image?"] * 3
