@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 from fusion_study import directories
-from photographs import RECIPES, percent, run
+from photographs import QUESTIONS, RECIPES, percent, run
 from safetensors.torch import load_file, save_file
 
 from common import judge_goal, markdown
@@ -64,7 +64,17 @@ ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "finest stage alone": ({"num_fusion_stages": 1, "vision_levels": [15]}, []),
     "a prompt that says nothing": ({}, ["--prompt", "."]),
 }
-ANSWERS = {"from a list": [], "in words": ["--generate"]}
+# Of one layer, as wide as MiniLM, whose words it begins with.
+DECODER = {"model_type": "gpt2", "n_layer": 1, "n_embd": 384, "n_head": 8, "initializer_range": 0.05}
+DECODER |= {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.0}
+ANSWERS: dict[str, list[str]] = {
+    "from a list": [],
+    "in words": [
+        *("--generate", "--fusion", json.dumps({**QUESTIONS, "dropout": 0.3, "decoder_config": DECODER})),
+        *("--per_device_train_batch_size", "8", "--num_train_epochs", "5", "--label_smoothing_factor", "0.1"),
+        *("--max_new_tokens", "8", "--blank_images", "false"),
+    ],
+}
 TASKS = {"captions": "flickr8k", "ablations": "flickr8k", "answers": "daquar"}
 SCORES = {"bleu_1": "BLEU-1", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"}
 PUBLISHED = {
