@@ -228,7 +228,7 @@ def to_relative(
             unknown. Names the box and the way out.
     """
     _check_form(form, unit)
-    if unit == "pixel" and size is None and boxes:
+    if unit == "pixel" and size is None and len(boxes) > 0:
         raise ValueError("size: boxes in pixels need the image's width and height; got None.")
     sides = (1, 1) if unit == "relative" else size
     return tuple(_relative(box, form, unit, sides, f"{where}, box {number}") for number, box in enumerate(boxes, 1))

@@ -170,7 +170,7 @@ def test_which_it_is_cannot_be_told_from_the_text_alone(many):
 
 
 def test_two_of_three_sides_decide(many):
-    decides = []
+    decides, of_one_kind = [], 0
     for example in many[:150]:
         things = seen(open_image(example.image))
         for text, kind in zip(example.expressions, example.kinds, strict=True):
@@ -178,8 +178,12 @@ def test_two_of_three_sides_decide(many):
             if kind == "relation" and side:
                 alone = set(text[len("the ") : side.start()].split()) - {"shape"}
                 landmark = set(text[side.end() :].split()) - {"shape"}
+                of_one_kind += any(
+                    alone | landmark <= words for words, _ in things
+                )  # "the circle left of the red circle"
                 decides.append(sum(alone <= words and not landmark <= words for words, _ in things) > 1)
     assert len(decides) > 300 and sum(decides) / len(decides) == pytest.approx(2 / 3, abs=0.07)
+    assert of_one_kind > 30
 
 
 def test_the_same_seed_gives_the_same_scenes_and_fewer_are_the_first():
