@@ -46,9 +46,7 @@ FOUND = [
     [
         f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly\n{TWICE}",
         pytest.param("import hivilt; from transformers import BertModel", marks=pytest.mark.slow),
-        pytest.param(
-            "from transformers import AutoModel, AutoProcessor, pipeline; import hivilt", marks=pytest.mark.slow
-        ),
+        pytest.param("from transformers import AutoModel, AutoProcessor, pipeline; import hivilt", marks=pytest.mark.slow),
     ],
     ids=["twice-before-transformers", "before-a-model", "after-transformers"],
 )
