@@ -13,7 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from .boxes_hivilt import suppress, to_corners
 from .configuration_hivilt import code_in_place
@@ -442,7 +442,7 @@ class HiViLTProcessor(ProcessorMixin):
 
     def post_process_grounding(
         self,
-        outputs: ModelOutput | Sequence,
+        outputs: Mapping | Sequence,
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         threshold: float = 0.5,
         top_k: int | None = None,
@@ -465,12 +465,12 @@ class HiViLTProcessor(ProcessorMixin):
                 [`HiViLTProcessor.check_whole_images`].
         """
         self.check_whole_images()
-        pair = [outputs.logits, outputs.pred_boxes] if isinstance(outputs, ModelOutput) else outputs
-        logits, boxes = (torch.as_tensor(value).detach().float().cpu() for value in pair)
-        if logits.dim() != 2 or boxes.shape != (*logits.shape, 4):
+        given = [outputs.get(name) for name in ("logits", "pred_boxes")] if isinstance(outputs, Mapping) else outputs
+        logits, boxes, *others = (torch.as_tensor([] if one is None else one).detach().float().cpu() for one in given)
+        if others or logits.dim() != 2 or boxes.shape != (*logits.shape, 4):
             raise ValueError(
-                "`outputs` must have `logits` (texts, rows) and `pred_boxes` (texts, rows, 4); got "
-                f"{tuple(logits.shape)} and {tuple(boxes.shape)}."
+                "`outputs` must have `logits` (texts, rows) and `pred_boxes` (texts, rows, 4), as `HiViLTForVisualGrounding` gives "
+                f"them; got shapes {', '.join(str(tuple(one.shape)) for one in (logits, boxes, *others))}."
             )
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise ValueError("`outputs` are not finite: look for such values in the weights and in the images.")
