@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Value
+from PIL import Image
 from transformers import ViTImageProcessorPil, ZeroShotObjectDetectionPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -315,7 +316,7 @@ def test_images_are_looked_through_in_batches(find, encoded, batch_size, passes)
 
 def test_boxes_are_in_pixels_of_the_image_as_people_see_it(find, tmp_path):
     image, file = IMAGES["red"], tmp_path / "turned.jpg"
-    exif = image.getexif()
+    exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right
     image.rotate(90, expand=True).save(file, exif=exif, quality=100, subsampling=0)
     seen, expected = find(file, EXPRESSIONS)[0], find(image, EXPRESSIONS)[0]
