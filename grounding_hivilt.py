@@ -37,8 +37,9 @@ class HiViLTGroundingOutput(ModelOutput):
 
     Args:
         loss: with `labels`, see [`grounding_loss`].
-        logits: for each row of the finest grid, row-major, whether it is of what the text means, before sigmoid, `(B_t, N_v)`.
-        pred_boxes: the box that each row sees, centre, width and height in parts of the image, float32, `(B_t, N_v, 4)`.
+        logits: whether each row of the finest grid, row-major, is of what the text means, before sigmoid, `(B_t, N_v)`.
+        pred_boxes: the box that each row sees, `(B_t, N_v, 4)`, float32: centre x, centre y, width and height in parts of the
+            image.
         others: as in [`HiViLTModelOutput`].
     """
 
@@ -56,10 +57,10 @@ class HiViLTGroundingOutput(ModelOutput):
 
 
 class HiViLTFeaturePyramid(nn.Module):
-    """Fused vision rows of all stages on the finest grid: of each stage normalised and projected, coarse to fine, the
-    coarser resampled to the finer grid and added (FPN, Lin et al., arXiv 1612.03144). Each row is then joined with what the
-    whole image and the whole text mean together, `F = x + MLP([x; g; x * g])`, as equation L joins it with what it attends to:
-    the finest stage alone has met the text once. Without local fusion, the coarsest level is all.
+    """Fused vision rows of all stages on the finest grid, which by itself has met the text only once: of each stage
+    normalised and projected, coarse to fine, the coarser resampled to the finer grid and added (FPN, Lin et al., arXiv
+    1612.03144). Each row is then joined with the global states `g` of image and text, `F = x + MLP([x; g; x * g])`, as
+    equation L joins it with what it attends to. Without local fusion, the coarsest level is all.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -77,8 +78,8 @@ class HiViLTFeaturePyramid(nn.Module):
     def forward(
         self, stages: Sequence[torch.Tensor], grids: Sequence[tuple[int, int]], global_states: torch.Tensor
     ) -> torch.Tensor:
-        """`(B_t, N_v, d)` from each stage's vision rows `(B_t, height * width, d)`, fine to coarse, their grids, and the fused
-        `[V~_g; T~_g]` `(B_t, 2 d)`.
+        """`(B_t, N_v, d)` from each stage's vision rows `(B_t, height * width, d)`, fine to coarse, their grids, and
+        `[V~_g; T~_g]`, `(B_t, 2 d)`.
         """
         layers = zip(stages, self.norms, self.laterals, strict=True)
         *finer, rows = [lateral(norm(rows)) for rows, norm, lateral in layers]
@@ -116,9 +117,9 @@ class HiViLTRowHead(nn.Module):
 
 
 class HiViLTForVisualGrounding(HiViLTPreTrainedModel):
-    """Visual grounding: the boxes of what a text means in an image. Each row of the finest grid says whether it is of it, and
-    which box it sees, so that an expression may mean nothing in the image, one thing or several. An image is encoded once,
-    however many expressions are about it.
+    """HiViLT that gives the boxes of what a text means in an image. Each row of the finest grid says whether it is of that,
+    and which box it sees, so that an expression may mean nothing, one thing or several. An image is encoded once, however
+    many expressions are about it.
 
     ```python
     inputs = processor(images=image, text=["the dog on the left", "a red cup"], return_tensors="pt")
@@ -128,7 +129,7 @@ class HiViLTForVisualGrounding(HiViLTPreTrainedModel):
     """
 
     accepts_loss_kwargs = True
-    _no_split_modules = [*HiViLTPreTrainedModel._no_split_modules, "HiViLTRowHead"]
+    _no_split_modules = [*HiViLTPreTrainedModel._no_split_modules, "HiViLTFeaturePyramid", "HiViLTRowHead"]
     _has_answers = False
     _custom_pipelines = {
         "zero-shot-object-detection": {
@@ -172,9 +173,9 @@ class HiViLTForVisualGrounding(HiViLTPreTrainedModel):
     ) -> HiViLTGroundingOutput | tuple:
         """
         Args:
-            labels: the boxes that each text means: for each of the `B_t` texts a dict with `boxes`, floats `(n, 4)`, centre x,
-                centre y, width and height in parts of the image; `n` is 0 where nothing in the image is meant. Other keys are
-                left unread. The loss is [`grounding_loss`].
+            labels: what the texts mean, for each of the `B_t` a dict with `boxes`, floats `(n, 4)`: centre x, centre y, width
+                and height in parts of the image; `n` is 0 where nothing in the image is meant. Other keys are not read. The
+                loss is [`grounding_loss`].
             num_items_in_batch: texts that one step of the optimizer learns from.
             others: see [`HiViLTModel.forward`].
 

@@ -315,8 +315,8 @@ def _check_boxes(boxes: torch.FloatTensor, given: torch.BoolTensor) -> None:
     elif ((others >= -BORDER) & (others <= 1 + BORDER)).all() and (others[:, :2] < others[:, 2:]).all():
         way_out = "they look like (left, top, right, bottom): give centre, width and height"
     raise ValueError(
-        f"`labels[{place}]`: box {number} is not (centre x, centre y, width, height) inside the image, in parts of it, with an "
-        f"area; got {[round(value, 4) for value in box.tolist()]}; {way_out}."
+        f"`labels[{place}]`: box {number} is not (centre x, centre y, width, height) inside the image, in parts of it, with "
+        f"an area; got {[round(value, 4) for value in box.tolist()]}; {way_out}."
     )
 
 

@@ -63,8 +63,8 @@ def token_loss(
 
 
 def focal_loss(logits: torch.Tensor, positive: torch.BoolTensor) -> torch.Tensor:
-    """Of each score that is to be high where `positive`, in float32: `-a (1 - p)^2 log p`, where `p` is the probability of what
-    is right and `a` 0.25 for positives and 0.75 for others (Lin et al., arXiv 1708.02002, equation 5, with its best `gamma`).
+    """Of each score, which is to be high where `positive`, `-a (1 - p)^2 log p` in float32, where `p` is the probability of
+    what is right, and `a` 0.25 for positives and 0.75 for others (Lin et al., arXiv 1708.02002, equation 5).
     """
     losses = F.binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="none")
     return torch.where(positive, 0.25, 0.75) * (1 - torch.exp(-losses)) ** 2 * losses
@@ -77,13 +77,13 @@ def grounding_loss(
     grid: tuple[int, int],
     num_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """What rows on a grid, `(B_t, height * width)` scores and `(B_t, height * width, 4)` boxes, lack of the boxes of their texts
-    `(B_t, n, 4)`, all `(cx, cy, width, height)` in parts of the image, filled up with zeros; in float32.
+    """The loss of scores `(B_t, height * width)` and boxes `(B_t, height * width, 4)` of the rows of a grid, whose texts mean
+    `boxes` `(B_t, n, 4)`, in float32. All boxes are `(cx, cy, width, height)` in parts of the image; zeros fill a batch up.
 
-    Positives are the rows that [`assign_cells`] gives a box. Of a text it is the sum of [`focal_loss`] over all rows, and of
-    `5 L1 + 2 (1 - GIoU)` (DETR, arXiv 2005.12872, section A.4) over the positives, divided by the number of these, so
-    that large things weigh no more than small ones. What is counted are texts: the sum over them is divided by `num_items`, those
-    of all batches that one step learns from; unset, by those of this one.
+    Of a text it is the sum of [`focal_loss`] over all rows and of `5 L1 + 2 (1 - GIoU)` (DETR, arXiv 2005.12872, section A.4)
+    over the positives, which [`assign_cells`] gives a box, divided by the number of positives: a large thing weighs as much
+    as a small one. What is counted are texts: their sum is divided by `num_items`, the texts of all batches that one step
+    learns from; unset, by those of this one.
     """
     boxes = boxes.to(logits.device).float()
     owner = assign_cells(boxes, grid)

@@ -1,5 +1,5 @@
-"""Pipelines of HiViLT that encode each image once: `pipeline("visual-question-answering")`, of which transformers 5 has none
-of its own, and `pipeline("zero-shot-object-detection")`, whose own encodes the image anew for each label.
+"""Pipelines that encode each image once: `pipeline("visual-question-answering")`, which transformers 5 has no more, and
+`pipeline("zero-shot-object-detection")`, in place of transformers' own, which encodes the image anew for each label.
 """
 
 import os
@@ -156,8 +156,8 @@ class HiViLTVisualQuestionAnsweringPipeline(_RequestPipeline):
 
 
 class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
-    """Finds in images what expressions mean, with the calls and the results of transformers' pipeline of that task, but for each
-    image encoded once, however many expressions are asked for, and the boxes of
+    """Finds in images what expressions mean, with the calls and the results of transformers' own pipeline of that task. Each
+    image is encoded once, however many expressions are looked for. Of boxes that overlap the best is kept, see
     [`HiViLTProcessor.post_process_grounding`].
 
     ```python
@@ -165,7 +165,7 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
     find("image.png", candidate_labels=["the dog on the left", "a red cup"])
     # [{"score": 0.9, "label": "a red cup", "box": {"xmin": 3, "ymin": 12, "xmax": 40, "ymax": 55}}, ...]
     find(["a.png", "b.png"], candidate_labels=["a dog", "a cat"])              # a list of these for each image
-    find([{"image": "a.png", "candidate_labels": ["a dog"]}, {"image": "b.png", "candidate_labels": ["a cat", "a cup"]}])
+    find([{"image": "a.png", "candidate_labels": ["a dog"]}, {"image": "b.png", "candidate_labels": ["a cat"]}])
     find = HiViLTZeroShotObjectDetectionPipeline(model=model, processor=processor)   # of a model in memory
     ```
     """
@@ -175,12 +175,13 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not self.model.row_head.box_regressor[-1].weight.any():
+        last = self.model.row_head.box_regressor[-1].weight
+        if not (last.is_meta or last.any()):
             config = self.model.config
             saved_as = ", ".join(config.architectures or [])
             raise ValueError(
-                f"{config._name_or_path} is a checkpoint of {saved_as}: the head that finds boxes is untrained. Name a checkpoint "
-                f"of {type(self.model).__name__}, or train one from this."
+                f"{config._name_or_path} is a checkpoint of {saved_as}: the head that finds boxes is untrained. Name a "
+                f"checkpoint of {type(self.model).__name__}, or train one from this."
             )
         self.processor.check_whole_images()
 
@@ -190,15 +191,15 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
             image: an image (file path, PIL image, array or tensor); or a dict with `image` and `candidate_labels`; or many of
                 either: a list, a `datasets.Dataset`, a `KeyDataset` (a column of it) or a generator. An array or tensor
                 with 4 dimensions is many images.
-            candidate_labels: expressions to look for in the image or in each of the images, or for each of a list of images a list
-                of its own, unless `image` has them.
+            candidate_labels: expressions to look for in the image or in each of the images, or for each of a list of images a
+                list of its own, unless `image` has them.
             threshold (`float`, defaults to 0.1): what is found with a score that is not above it is left out.
             top_k (`int`, defaults to all): most that is found in an image, of all its expressions.
             batch_size (`int`, defaults to 8): images in one pass of the model, where several are given.
 
         Returns:
-            For an image a list of `{"score": float, "label": str, "box": {"xmin": int, "ymin": int, "xmax": int, "ymax": int}}`, the
-            best first, in pixels of the image as people see it; for many images a list (of a data set or a generator, a
+            For an image a list of `{"score": float, "label": str, "box": {"xmin": int, "ymin": int, "xmax": int, "ymax": int}}`,
+            the best first, in pixels of the image as people see it; for many images a list (of a data set or a generator, a
             generator) of these.
 
         Raises:
@@ -220,7 +221,8 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
         for labels in self._asked_of(batch["requests"]):
             if isinstance(labels, str) and "," in labels:
                 raise ValueError(
-                    f"`candidate_labels` is one string with a comma, {labels!r}: give a list, of it alone if it is one expression."
+                    f"`candidate_labels` is one string with a comma, {labels!r}: give a list, of this alone if it is one "
+                    "expression."
                 )
             nested.append([labels] if isinstance(labels, str) else list(labels))
         images, sizes = [], []
@@ -231,7 +233,8 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
         return {"inputs": self._encoded(images, nested), "labels": nested, "sizes": sizes}
 
     def _forward(self, model_inputs: dict) -> dict:
-        return {**model_inputs, "outputs": self.model(**model_inputs["inputs"])}
+        inputs = model_inputs.pop("inputs")
+        return {**model_inputs, "outputs": self.model(**inputs)}
 
     def postprocess(self, model_outputs: dict, threshold: float = 0.1, top_k: int | None = None) -> list:
         found = iter(self.processor.post_process_grounding(model_outputs["outputs"], model_outputs["sizes"], threshold))

@@ -450,15 +450,16 @@ class HiViLTProcessor(ProcessorMixin):
         """Turns what [`HiViLTForVisualGrounding`] gives into the boxes that each text means.
 
         Args:
-            outputs: a model output with `logits` `(texts, rows)` and `pred_boxes` `(texts, rows, 4)`, or the two, tensors or arrays.
-            target_sizes: `(height, width)` in pixels of the image of each text, as people see it: [`load_image`] turns it as its
+            outputs: a model output with `logits` `(texts, rows)` and `pred_boxes` `(texts, rows, 4)`, or these two alone, as
+                tensors or arrays.
+            target_sizes: `(height, width)` of each text's image in pixels, as people see it: [`load_image`] turns it as its
                 EXIF data says. Unset, boxes are in parts of the image.
             threshold: a box whose score is not above it is left out, in [0, 1].
             top_k: most boxes of each text. Unset, all.
 
         Returns:
-            For each text `scores` `(n,)` in [0, 1] and `boxes` `(n, 4)`, left, top, right and bottom, float32 on the CPU, the best
-            first; `n` may be 0. A box that overlaps a better one by more than half (IoU) is left out.
+            For each text a dict of `scores` `(n,)` in [0, 1] and `boxes` `(n, 4)`, left, top, right and bottom, float32 on the
+            CPU, the best first; `n` may be 0. A box whose IoU with a better one is above 0.5 is left out.
 
         Raises:
             ValueError: outputs are of another shape or not finite, sizes are not as many as texts, or as
@@ -469,8 +470,8 @@ class HiViLTProcessor(ProcessorMixin):
         logits, boxes, *others = (torch.as_tensor([] if one is None else one).detach().float().cpu() for one in given)
         if others or logits.dim() != 2 or boxes.shape != (*logits.shape, 4):
             raise ValueError(
-                "`outputs` must have `logits` (texts, rows) and `pred_boxes` (texts, rows, 4), as `HiViLTForVisualGrounding` gives "
-                f"them; got shapes {', '.join(str(tuple(one.shape)) for one in (logits, boxes, *others))}."
+                "`outputs` must have `logits` (texts, rows) and `pred_boxes` (texts, rows, 4), as `HiViLTForVisualGrounding` "
+                f"gives them; got shapes {', '.join(str(tuple(one.shape)) for one in (logits, boxes, *others))}."
             )
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise ValueError("`outputs` are not finite: look for such values in the weights and in the images.")
@@ -497,11 +498,11 @@ class HiViLTProcessor(ProcessorMixin):
         return found
 
     def check_whole_images(self) -> None:
-        """Refuses an image processor that shows the model but a part of an image, or more: boxes in parts of what the model sees
-        would be others than in parts of the image. Told from what becomes of four images that grow lighter to one side.
+        """Tells from what becomes of four images whether the model sees whole images and nothing else: boxes in parts of what
+        it sees would be others than in parts of the image. To be called before grounding is trained.
 
         Raises:
-            ValueError: it crops or pads.
+            ValueError: the image processor crops or pads.
         """
         settings = self.image_processor.to_json_string()
         if settings == self._shows_whole_images:
@@ -517,8 +518,8 @@ class HiViLTProcessor(ProcessorMixin):
             margin = (0.5 / values.shape[1] + 0.03) * abs(high - low)
             if abs(values[:, 0] - low).max() > margin or abs(values[:, -1] - high).max() > margin:
                 raise ValueError(
-                    f"This {type(self.image_processor).__name__} crops or pads images, and boxes would be those of what is left: "
-                    "give an image processor that resizes whole images, such as `ViTImageProcessor(size={"
+                    f"This {type(self.image_processor).__name__} crops or pads images, and boxes would not be those of whole "
+                    "images. Give an image processor that resizes these, such as `ViTImageProcessor(size={"
                     f'"height": {values.shape[0]}, "width": {values.shape[1]}'
                     "}, image_mean=..., image_std=...)` with the mean and the standard deviation of this one."
                 )
