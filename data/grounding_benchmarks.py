@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 from PIL import ExifTags, Image
@@ -23,6 +23,7 @@ from PIL import ExifTags, Image
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, has_file, lmms_copies, read_json
 from hivilt.data.cells import read_json_rows, read_text
 from hivilt.data.grounding import Box, GroundedImage, to_relative
+from hivilt.data.scenes import read_scenes
 from hivilt.data.tables import TableImage, TableRow, image_bytes
 
 logger = logging.getLogger(__name__)
@@ -394,10 +395,21 @@ def _on_the_hub(
     }
 
 
+def _no_files(folder: Path, split: str, image_dir: Path | None) -> NoReturn:
+    raise ValueError("data_dir: scenes are drawn, there are no files of them; leave it out.")
+
+
 _TESTS_OF_TWO_KINDS = {"train": "train", "validation": "val", "test": "testA+testB"}
 _UNC = {name: name for name in ("val", "testA", "testB")}
 
 GROUNDING_BENCHMARKS: dict[str, GroundingBenchmark] = {
+    "scenes": GroundingBenchmark(
+        title="drawn scenes",
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        read_folder=_no_files,
+        read_rows=_grounded_images,
+        read_package=read_scenes,
+    ),
     "refcoco": GroundingBenchmark(
         title="RefCOCO",
         splits=_TESTS_OF_TWO_KINDS,

@@ -70,6 +70,8 @@ FORMS = {
     "all on a side": ("several", 1),
     "none": ("none", 2),
 }
+# How many images each split of `read_scenes` has.
+NUM_IMAGES = {"train": 5_000, "validation": 500, "test": 1_000}
 # How often an expression, or the place of a thing, is drawn anew before its scene is.
 TRIES = 200
 
@@ -310,3 +312,8 @@ def scenes(
 def _box(thing: Thing, image_size: int) -> Box:
     edges = thing.left, thing.top, thing.left + thing.side, thing.top + thing.side
     return tuple(edge / image_size for edge in edges)
+
+
+def read_scenes(split: Split, image_size: int = 64, most: int | None = None) -> list[GroundedImage]:
+    """The scenes of a split that a run draws by itself, as many as `NUM_IMAGES` says, or the first of them, `most`."""
+    return scenes(split, min(NUM_IMAGES[split], most or NUM_IMAGES[split]), image_size=image_size)

@@ -47,6 +47,7 @@ from hivilt import (
 )
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.tasks.captioning import Captioning
+from hivilt.tasks.grounding import Grounding
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
@@ -108,6 +109,7 @@ DECODER_CONFIGS = {
 # The modules that draw.
 PLOTTING = [
     "hivilt.tasks.captioning",
+    "hivilt.tasks.grounding",
     "hivilt.tasks.question_answering",
     "hivilt.tasks.retrieval",
     "hivilt.training.main",
@@ -185,7 +187,8 @@ HEAD_FACTS = {
     ),
     HiViLTForVisualGrounding: HeadFacts(
         AutoModelForZeroShotObjectDetection,
-        scores="logits",
+        Grounding,
+        "logits",
         wishes={"labels": [{"boxes": torch.tensor(boxes).view(-1, 4)} for boxes in BOXES]},
         layers=("feature_pyramid", "row_head"),
         parameters=("feature_pyramid.", "row_head."),
