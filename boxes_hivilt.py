@@ -1,5 +1,6 @@
 """Boxes as tensors `(..., 4)`, in parts of the image: centre, width and height, as models learn them, or corners."""
 
+import numpy as np
 import torch
 
 
@@ -31,12 +32,18 @@ def suppress(corners: torch.Tensor, threshold: float, limit: int | None = None) 
     """Of boxes `(n, 4)`, the best first, those that overlap no better one that is kept by more than `threshold`, at most
     `limit` of them: their places `(kept,)`, in order. Greedy non-maximum suppression, as torchvision's `nms`.
     """
-    left, kept = torch.arange(len(corners), device=corners.device), []
-    while len(left) and (limit is None or len(kept) < limit):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        left = left[overlap(corners[best], corners[left])[0] <= threshold]
-    return torch.stack(kept) if kept else left
+    left, kept = np.ones(len(corners), dtype=bool), []
+    # Rows of the table of all pairs, some at a time, since a call of torch takes longer than what it computes here.
+    for start in range(0, len(corners), 64):
+        places = start + left[start : start + 64].nonzero()[0]
+        over = (overlap(corners[places][:, None], corners)[0] > threshold).cpu().numpy()  # (places, n)
+        for place, covered in zip(places.tolist(), over, strict=True):
+            if left[place]:
+                kept.append(place)
+                left &= ~covered
+            if len(kept) == limit:
+                return torch.tensor(kept, device=corners.device)
+    return torch.tensor(kept, dtype=torch.long, device=corners.device)
 
 
 def grid_cells(height: int, width: int, device: torch.device | str | None = None) -> torch.FloatTensor:

@@ -50,6 +50,7 @@ CREDITS = {
     "flickr8k": "The data is Flickr8k, for research only.",
     "textcaps": "The captions are TextCaps' (https://textvqa.org/textcaps), CC BY 4.0; the images are of Open Images, CC BY 2.0.",
     "vizwiz-captions": "The data is VizWiz-Captions (https://vizwiz.org), CC BY 4.0.",
+    "scenes": "The images are drawn and the expressions made by rules, by `hivilt.data.scenes`.",
     "refcoco": f"The expressions are RefCOCO's (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
     "refcoco+": f"The expressions are RefCOCO+'s (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
     "refcocog": f"The expressions are RefCOCOg's (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
