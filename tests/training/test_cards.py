@@ -27,8 +27,8 @@ from transformers import Trainer, ViTImageProcessorPil, ViTModel
 
 from caption_miniatures import make_caption_miniature
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
-from hivilt.data.tables import TableImage
 from hivilt.data.grounding_benchmarks import GROUNDING_BENCHMARKS
+from hivilt.data.tables import TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval, tables_of
