@@ -109,8 +109,8 @@ class GroundingTrainer(HiViLTTrainer):
             return zip(predictions, [None] * len(predictions), strict=True)
         grid = tuple(image_states.level_states[0].shape[1:3])
         rows = (outputs.logits, outputs.pred_boxes, batched_boxes(labels, len(predictions)))
-        losses = [grounding_loss(*(tensor[None] for tensor in row), grid) for row in zip(*rows, strict=True)]
-        return zip(predictions, torch.stack(losses).tolist(), strict=True)
+        losses = torch.vmap(lambda *row: grounding_loss(*(tensor[None] for tensor in row), grid))(*rows)
+        return zip(predictions, losses.tolist(), strict=True)
 
     def scores(self, predictions: Sequence[Mapping[str, Any]], dataset: GroundingDataset) -> dict[str, Any]:
         """The metrics of `measure` beside the loss, over the expressions whose boxes are known."""
