@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivilt.data.grounding import GroundingDataset
-from hivilt.data.scenes import COLORS, scenes
+from hivilt.data.scenes import COLORS, read_scenes, scenes
 from hivilt.data.tables import check_images, open_image
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -218,3 +218,10 @@ def test_errors_name_the_argument(wrong, message):
 
 def test_as_many_expressions_as_are_allowed():
     assert {len(one.expressions) for one in scenes("train", 5, expressions_per_image=16)} == {16}
+
+
+def test_a_run_draws_as_many_as_it_uses():
+    few = read_scenes("validation", image_size=72, most=2)
+    assert [one.image_id for one in few] == ["validation_000000", "validation_000001"]
+    assert {open_image(one.image).size for one in few} == {(72, 72)}
+    assert few[0].expressions == scenes("validation", 1, image_size=72)[0].expressions
