@@ -103,7 +103,8 @@ class CaptioningTrainer(GenerationTrainer):
             captions = self.processing_class.batch_decode(written, skip_special_tokens=True)
             return zip(map(str.strip, captions), losses, strict=True)
 
-        captions, losses = zip(*self.measure_each(batches, captions_and_losses, dataset), strict=True)
+        measured = self.measure_each(batches, captions_and_losses, len(dataset.examples))
+        captions, losses = zip(*measured, strict=True)
         known = [place for place, example in enumerate(dataset.examples) if example.captions]
         metrics = {}
         if known:

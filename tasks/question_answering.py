@@ -131,7 +131,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             of `vqa_metrics` (`top3_accuracy` of more than three answers to choose from) and `official_metrics`, and `loss`,
             the mean over questions whose answer is in the vocabulary; the number of questions.
         """
-        measured = self.measure_each(batches, partial(self.answer, model), dataset)
+        measured = self.measure_each(batches, partial(self.answer, model), len(dataset.examples))
         predictions, losses = map(list, zip(*measured, strict=True))
 
         metrics = self._metrics(predictions, dataset.examples)
@@ -163,7 +163,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             labels = inputs.pop("labels").cpu().numpy()
             return zip(model(**inputs).logits.float().cpu().numpy(), labels, strict=True)
 
-        measured = zip(*self.measure_each(batches, scores_and_labels, dataset), strict=True)
+        measured = zip(*self.measure_each(batches, scores_and_labels, len(dataset.examples)), strict=True)
         logits, labels = (torch.from_numpy(np.stack(rows)) for rows in measured)
         return calibrate(logits, labels) if _answered(labels).any() else None
 

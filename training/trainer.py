@@ -403,13 +403,13 @@ class HiViLTTrainer(Trainer):
         """The metrics that `measure` gives within training and that are one number each."""
         raise NotImplementedError
 
-    def measure_each(self, batches: Iterable[dict], kept: Callable[[dict], Iterable], dataset: Dataset) -> list[Any]:
-        """What `kept` gives of each example of a batch, for all examples of the split, in its order; see `in_order`."""
+    def measure_each(self, batches: Iterable[dict], kept: Callable[[dict], Iterable], length: int) -> list[Any]:
+        """What `kept` gives of each text of a batch, for all texts of the split, so many, in its order; see `in_order`."""
         rows = []
         for inputs in batches:
             places = inputs.pop(self.place_name).tolist()
             rows += zip(places, kept(inputs), strict=True)
-        return in_order(rows, len(dataset.examples))
+        return in_order(rows, length)
 
     def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
         """What `measure` gives of a whole split. The gathering of `Trainer`'s loop counts batch rows in the dataset's units
