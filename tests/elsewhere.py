@@ -54,7 +54,15 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             images = model.encode_images(batch["pixel_values"])
             texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
             result["score"] = model.score(images, texts, batch["image_index"])
-    kept = ("logits", "pred_boxes", "global_fusion_state", "local_fusion_state", "logits_per_image", "text_embeds", "score")
+    kept = (
+        "logits",
+        "pred_boxes",
+        "global_fusion_state",
+        "local_fusion_state",
+        "logits_per_image",
+        "text_embeds",
+        "score",
+    )
     return {name: result[name].contiguous() for name in kept if name in result}
 
 
