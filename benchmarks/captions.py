@@ -187,18 +187,15 @@ def main(argv: list[str] | None = None) -> dict:
         encoders = {"{vision_model}": args.vision_model, "{text_model}": args.text_model}
         recipe = [encoders.get(flag, flag) for flag in steps["questions"]]
         recipe = ["--benchmark", "daquar", "--data_dir", folders["daquar"], *recipe]
-        results["answers"] = {
-            name: [
-                run(
-                    script,
-                    args.output_dir / f"{name.replace(' ', '_')}-{seed}",
-                    [*recipe, *more, "--seed", seed, *flags],
-                )
-                for seed in args.seeds
+        answers: dict[str, list[dict]] = {}
+        for name, more in ANSWERS.items():
+            places = {seed: args.output_dir / f"{name.replace(' ', '_')}-{seed}" for seed in args.seeds}
+            answers[name] = [
+                run(script, folder, [*recipe, *more, "--seed", seed, *flags]) for seed, folder in places.items()
             ]
-            for name, more in ANSWERS.items()
-        }
-        results["environment"] = results["answers"]["in words"][0]["environment"]
+        results["environment"] = answers["in words"][0]["environment"]
+        kept = ("parameters", "train", "validation", "test")
+        results["answers"] = {name: [{key: one[key] for key in kept} for one in runs] for name, runs in answers.items()}
         print(answers_table(results), end="\n\n")
     print(goals_table(results))
     write_result_file(args.results_dir, "captions", results)
