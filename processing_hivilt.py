@@ -509,7 +509,7 @@ class HiViLTProcessor(ProcessorMixin):
             return
         ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8), (128, 1))
         black, white, *ramps = (
-            self.image_processor(Image.fromarray(one).convert("RGB"), return_tensors="np")["pixel_values"][0][0]
+            self.image_processor(Image.fromarray(one).convert("RGB"), return_tensors="pt")["pixel_values"][0, 0]
             for one in (np.zeros_like(ramp), np.full_like(ramp, 255), ramp, ramp.T)
         )
         low, high = black.mean(), white.mean()

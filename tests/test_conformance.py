@@ -808,10 +808,12 @@ def test_inputs_can_be_made_to_require_gradients(model_class):
     assert not training_loss(model(**make_inputs(model_class))).requires_grad
 
 
+# Boxes are learned by heart in the file of their head.
+@pytest.mark.parametrize("head", [head for head in HEADS if head is not HiViLTForVisualGrounding])
 def test_one_batch_can_be_learned_by_heart(head):
-    model = with_dropout(make_model(head, text="distilbert", initializer_range=None), 0.0).train()
+    model = with_dropout(make_model(head, text="distilbert"), 0.0).train()
     rows = make_rows(head)
-    inputs = collated(rows)
+    inputs = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=100)
     losses, norms = [], []
@@ -824,8 +826,7 @@ def test_one_batch_can_be_learned_by_heart(head):
         optimizer.step()
         schedule.step()
     assert losses[-1] < 0.1 * losses[0]
-    if head is not HiViLTForVisualGrounding:  # whose L1 pulls as hard when it is nearly there
-        assert norms[-1] < 0.1 * norms[0]
+    assert norms[-1] < 0.1 * norms[0]
 
 
 # Sizes
