@@ -212,8 +212,8 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
 
         Args:
             decoder: name or folder of a causal language model, see [`HiViLTForConditionalGeneration.load_decoder`]; or a config,
-                for a new one. Unset, that of [`HiViLTConfig.with_decoder`], which begins with the word embeddings of a
-                pretrained `text`, at its own scale, where they are as wide as the fusion.
+                for a new one. Unset, that of [`HiViLTConfig.with_decoder`]. Where its word embeddings are of the size of a
+                pretrained `text`'s, it begins with these, at its own scale.
 
         Raises:
             ValueError: a checkpoint lacks weights that its encoder or decoder needs, or has no cross-attention.

@@ -189,10 +189,8 @@ def main(argv: list[str] | None = None) -> dict:
         recipe = ["--benchmark", "daquar", "--data_dir", folders["daquar"], *recipe]
         answers: dict[str, list[dict]] = {}
         for name, more in ANSWERS.items():
-            places = {seed: args.output_dir / f"{name.replace(' ', '_')}-{seed}" for seed in args.seeds}
-            answers[name] = [
-                run(script, folder, [*recipe, *more, "--seed", seed, *flags]) for seed, folder in places.items()
-            ]
+            stem, given = name.replace(" ", "_"), [*recipe, *more, *flags, "--seed"]
+            answers[name] = [run(script, args.output_dir / f"{stem}-{seed}", [*given, seed]) for seed in args.seeds]
         results["environment"] = answers["in words"][0]["environment"]
         kept = ("parameters", "train", "validation", "test")
         results["answers"] = {name: [{key: one[key] for key in kept} for one in runs] for name, runs in answers.items()}
