@@ -13,6 +13,7 @@ from hivilt.configuration_hivilt import AUTO_MAP, HiViLTConfig
 
 if TYPE_CHECKING:
     from hivilt.generation_hivilt import *  # noqa: F403
+    from hivilt.grounding_hivilt import *  # noqa: F403
     from hivilt.modeling_hivilt import *  # noqa: F403
     from hivilt.pipeline_hivilt import *  # noqa: F403
     from hivilt.processing_hivilt import *  # noqa: F403
@@ -21,17 +22,20 @@ __version__ = "0.1.0"
 
 # Imported when they are asked for: what they need of transformers takes longer to import than transformers itself.
 _HOMES = {name: home for home, name in (path.split(".") for path in AUTO_MAP.values())}
-_HOMES["HiViLTVisualQuestionAnsweringPipeline"] = "pipeline_hivilt"
+_HOMES |= dict.fromkeys(
+    ("HiViLTVisualQuestionAnsweringPipeline", "HiViLTZeroShotObjectDetectionPipeline"), "pipeline_hivilt"
+)
 
 __all__ = list(_HOMES)
 
 # The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them, of
-# which the last one builds on another.
+# which some build on another.
 _AUTO = {
     "transformers.pipelines": "hivilt.pipeline_hivilt",
     "transformers.models.auto.modeling_auto": "hivilt.modeling_hivilt",
     "transformers.modeling_layers": "hivilt.modeling_hivilt",  # imports that one midway, too early for ours
     "hivilt.modeling_hivilt": "hivilt.generation_hivilt",
+    "hivilt.generation_hivilt": "hivilt.grounding_hivilt",
     "transformers.models.auto.processing_auto": "hivilt.processing_hivilt",
 }
 

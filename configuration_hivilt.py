@@ -42,6 +42,7 @@ AUTO_MAP = {
     "AutoModelForVisualQuestionAnswering": "modeling_hivilt.HiViLTForQuestionAnswering",
     "AutoModelForZeroShotImageClassification": "modeling_hivilt.HiViLTForRetrieval",
     "AutoModelForImageTextToText": "generation_hivilt.HiViLTForConditionalGeneration",
+    "AutoModelForZeroShotObjectDetection": "grounding_hivilt.HiViLTForVisualGrounding",
     "AutoProcessor": "processing_hivilt.HiViLTProcessor",
 }
 

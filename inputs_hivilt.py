@@ -1,15 +1,18 @@
 """What a call is given, checked once, at the border: each function names the argument, what came and the way out."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers.utils import logging
 
+from .boxes_hivilt import to_corners
 from .configuration_hivilt import HiViLTConfig
 from .encoders_hivilt import has_values, image_size, max_text_length, takes_one_size, text_width
 
 logger = logging.get_logger(__name__)
+
+BORDER = 1e-2  # how far rounding may take a box out of the image, in parts of it
 
 # A call would go on without one of these where it is misspelt.
 _ARGUMENTS = (
@@ -267,6 +270,54 @@ def check_captions(labels: torch.Tensor, config: HiViLTConfig) -> None:
             f"`labels` begin with the begin token ({start}), which the model itself puts before them: give each caption's "
             "tokens from the first word to the end token, `labels[:, 1:]`."
         )
+
+
+def batched_boxes(labels: Sequence[Mapping[str, torch.Tensor]], num_texts: int) -> torch.FloatTensor:
+    """The boxes of all texts, `(B_t, n, 4)` in float32, filled up with zeros, `n` at least 1. Refuses what are no boxes
+    `(cx, cy, width, height)` inside the image, in parts of it, for each text.
+    """
+    form = 'a dict for each text, {"boxes": floats (n, 4)}: centre x, centre y, width and height in parts of the image'
+    if not isinstance(labels, (list, tuple)) or len(labels) != num_texts:
+        came = f"got {len(labels)}" if isinstance(labels, (list, tuple)) else described(labels)
+        raise ValueError(f"`labels` must be a list of {num_texts}, {form}; {came}.")
+    for place, label in enumerate(labels):
+        boxes = label.get("boxes") if isinstance(label, Mapping) else None
+        if not is_floats(boxes, 2) or boxes.shape[1] != 4:
+            came = described(label if boxes is None else boxes)
+            if isinstance(label, Mapping) and boxes is None:
+                came = f"got a dict of {sorted(label)}"
+            raise ValueError(
+                f"`labels[{place}]` must be {form}; `torch.zeros(0, 4)` where nothing in the image is meant; {came}."
+            )
+    boxes = torch.nn.utils.rnn.pad_sequence([label["boxes"].float() for label in labels], batch_first=True)
+    boxes = boxes if boxes.shape[1] else boxes.new_zeros(num_texts, 1, 4)
+    given = torch.tensor([len(label["boxes"]) for label in labels], device=boxes.device)
+    given = torch.arange(boxes.shape[1], device=boxes.device) < given[:, None]
+    _check_boxes(boxes, given)
+    return boxes
+
+
+def _check_boxes(boxes: torch.FloatTensor, given: torch.BoolTensor) -> None:
+    """Refuses those of `boxes` `(B_t, n, 4)` that are `given` and do not lie inside the image."""
+    corners = to_corners(boxes)
+    inside = (corners >= -BORDER) & (corners <= 1 + BORDER)
+    # NaN is neither.
+    wrong = given & ~(inside.all(dim=-1) & (boxes[..., 2:] > 0).all(dim=-1))
+    if not has_values(boxes) or not wrong.any():
+        return
+    place, number = wrong.nonzero()[0].tolist()
+    box, others = boxes[place, number], boxes[given]
+    way_out = "cut boxes at the borders of the image, and leave out those without area"
+    if not others.isfinite().all():
+        way_out = "a box is not finite"
+    elif others.abs().max() > 2:
+        way_out = "they look like pixels: divide by the width and the height of the image"
+    elif ((others >= -BORDER) & (others <= 1 + BORDER)).all() and (others[:, :2] < others[:, 2:]).all():
+        way_out = "they look like (left, top, right, bottom): give centre, width and height"
+    raise ValueError(
+        f"`labels[{place}]`: box {number} is not (centre x, centre y, width, height) inside the image, in parts of it, with "
+        f"an area; got {[round(value, 4) for value in box.tolist()]}; {way_out}."
+    )
 
 
 def check_decoder_length(name: str, length: int, config: HiViLTConfig) -> None:

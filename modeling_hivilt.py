@@ -11,7 +11,8 @@ text once however many images. What they give is cut into levels, fine to coarse
                         |
     V_g, T_g, Pool(F_S) -> global cross-attention, both directions -> F_global         global
                         |
-    answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)            captions: generation_hivilt.py
+    answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
+    captions: generation_hivilt.py     boxes: grounding_hivilt.py
 
 Letters in shapes and "Equation L, P, G" are those of `fusion_hivilt.py`.
 """
@@ -91,6 +92,7 @@ from .upstream_hivilt import RecordingMixin, UpstreamMixin
 if TYPE_CHECKING:
     # Never run: saving and loading copy the files that this one is seen to import, and these belong to the weights.
     from .generation_hivilt import HiViLTForConditionalGeneration  # noqa: F401
+    from .grounding_hivilt import HiViLTForVisualGrounding  # noqa: F401
     from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
     from .processing_hivilt import HiViLTProcessor  # noqa: F401
 
@@ -98,7 +100,7 @@ if TYPE_CHECKING:
 # memory is asked of the system anew each time.
 _BYTES_AT_ONCE = 2**23
 # What fusion records on request, under the names that outputs of heads have for it.
-_RECORDED = ("hidden_states", "cross_attentions", "vision_cross_attentions", "global_cross_attentions")
+RECORDED = ("hidden_states", "cross_attentions", "vision_cross_attentions", "global_cross_attentions")
 
 
 @dataclass
@@ -587,11 +589,11 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
             **outputs,
             vision_last_hidden_state=image_states.last_hidden_state,
             text_last_hidden_state=text_states.last_hidden_state,
-            **_of_encoders(image_states, text_states, kwargs),
+            **of_encoders(image_states, text_states, kwargs),
         )
 
 
-def _of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates, kwargs: dict) -> dict[str, tuple]:
+def of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates, kwargs: dict) -> dict[str, tuple]:
     """What the encoders recorded, under the names that model outputs have for it, as far as the call asks for it."""
     wanted = [name for name in ("hidden_states", "attentions") if kwargs[f"output_{name}"]]
     both = {"vision": image_states, "text": text_states}
@@ -674,8 +676,8 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         return HiViLTQuestionAnsweringOutput(
             loss=loss,
             logits=logits,
-            **{name: outputs.get(name) for name in _RECORDED},
-            **_of_encoders(image_states, text_states, kwargs),
+            **{name: outputs.get(name) for name in RECORDED},
+            **of_encoders(image_states, text_states, kwargs),
         )
 
     def _auxiliary_loss(self, image_states, text_states, image_index: torch.Tensor | None) -> torch.Tensor:
@@ -906,7 +908,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             **losses,
-            **_of_encoders(image_states, text_states, kwargs),
+            **of_encoders(image_states, text_states, kwargs),
         )
 
 

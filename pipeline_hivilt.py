@@ -1,10 +1,17 @@
-"""`pipeline("visual-question-answering")` for HiViLT; transformers 5 has none of its own."""
+"""Pipelines that encode each image once: `pipeline("visual-question-answering")`, which transformers 5 has no more, and
+`pipeline("zero-shot-object-detection")`, in place of transformers' own, which encodes the image anew for each label.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from operator import itemgetter
 
 from transformers import Pipeline
+
+from .processing_hivilt import load_image
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _are_many(image) -> bool:
@@ -14,15 +21,72 @@ def _are_many(image) -> bool:
     return isinstance(image, Iterable) or (hasattr(image, "__getitem__") and hasattr(image, "__len__"))
 
 
-def _asked(image, question: str) -> dict:
-    """A request of an image, which may be in the row of a data set."""
-    row = image if isinstance(image, Mapping) else {"image": image}
-    if "question" in row:
-        raise ValueError("The question is given twice: as an argument, and beside the image.")
-    return {**row, "question": question}
+class _RequestPipeline(Pipeline):
+    """What the pipelines share: requests, each of an image and of what is asked of it, answered in batches of images."""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    # The name that a request has for what is asked, and what messages call it.
+    _asked, _called = "", ""
+    _parameters = ()  # of a call or of the pipeline
+
+    def _answer(self, image, asked, batch_size: int | None = None, **kwargs):
+        """The answer to a request, or of many a list or a generator of them; `asked` is asked of all."""
+        batch_size = batch_size or self._batch_size or 8
+        if getattr(image, "ndim", 0) in (1, 4):
+            image = list(image)
+        if not _are_many(image):
+            if asked is not None:
+                image = {"image": image, self._asked: asked}
+            if not isinstance(image, Mapping):
+                raise ValueError(f"There is no {self._called}: call the pipeline with an image and `{self._asked}`.")
+            return super().__call__({"requests": [image]}, **kwargs)[0]
+        requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
+        if asked is not None:
+            requests = (self._request(row, asked) for row in requests)
+        answers = self._answer_all(requests, batch_size, kwargs)
+        return list(answers) if isinstance(image, (list, tuple)) else answers
+
+    def _request(self, image, asked) -> dict:
+        """A request of an image, which may be in the row of a data set."""
+        row = image if isinstance(image, Mapping) else {"image": image}
+        if self._asked in row:
+            raise ValueError(f"The {self._called} is given twice: as an argument, and beside the image.")
+        return {**row, self._asked: asked}
+
+    def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
+        while batch := list(islice(requests, batch_size)):
+            # One input: the processor batches requests, for it pairs texts with images; padding could not.
+            yield from super().__call__({"requests": batch}, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs):
+        if unknown := [name for name in kwargs if name not in self._parameters]:
+            known = "`, `".join([*self._parameters, "batch_size"])
+            raise ValueError(f"Unknown arguments: {', '.join(unknown)}. This pipeline takes `{known}`.")
+        if (top_k := kwargs.get("top_k")) is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
+
+    def _asked_of(self, requests: list[dict]) -> list:
+        """What is asked, request by request."""
+        for request in requests:
+            if not isinstance(request, Mapping) or not {"image", self._asked} <= set(request):
+                came = sorted(request) if isinstance(request, Mapping) else type(request).__name__
+                raise ValueError(f'Each request must be a dict with "image" and "{self._asked}", got {came}.')
+        return [request[self._asked] for request in requests]
+
+    def _encoded(self, images: list, texts: list[list[str]]) -> dict:
+        return self.processor(images=images, text=texts, return_tensors="pt").to(self.model.dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Saves the model with its code, and the processor."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
 
-class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
+class HiViLTVisualQuestionAnsweringPipeline(_RequestPipeline):
     """Answers questions about images. Each image is encoded once, however many questions it is asked.
 
     ```python
@@ -36,10 +100,8 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
     ```
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _asked, _called = "question", "question"
+    _parameters = ("top_k",)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -69,48 +131,17 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
         Raises:
             ValueError, TypeError, FileNotFoundError: no question, an empty one, two, or no readable image.
         """
-        batch_size = kwargs.pop("batch_size", None) or self._batch_size or 8
-        if getattr(image, "ndim", 0) in (1, 4):
-            image = list(image)
-        if not _are_many(image):
-            if question is not None:
-                image = {"image": image, "question": question}
-            if not isinstance(image, Mapping):
-                raise ValueError("There is no question: call the pipeline as `vqa(image, question)`.")
-            return super().__call__({"requests": [image]}, **kwargs)[0]
-        if question is not None and not isinstance(question, str):
+        if question is not None and not isinstance(question, str) and _are_many(image):
             raise ValueError(
                 f"Many images take one question, got a {type(question).__name__}. Several, or each its own: "
                 '`vqa([{"image": image, "question": ["first", "second"]}, ...])`.'
             )
-        requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
-        if question is not None:
-            requests = (_asked(row, question) for row in requests)
-        answers = self._answer_all(requests, batch_size, kwargs)
-        return list(answers) if isinstance(image, (list, tuple)) else answers
-
-    def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
-        while batch := list(islice(requests, batch_size)):
-            # One input: the processor batches requests, for it pairs questions with images; padding could not.
-            yield from super().__call__({"requests": batch}, **kwargs)
-
-    def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
-        if kwargs:
-            raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. This pipeline takes `top_k` and `batch_size`.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        return self._answer(image, question, **kwargs)
 
     def preprocess(self, batch: dict) -> dict:
-        requests = batch["requests"]
-        for request in requests:
-            if not isinstance(request, Mapping) or not {"image", "question"} <= set(request):
-                came = sorted(request) if isinstance(request, Mapping) else type(request).__name__
-                raise ValueError(f'Each request must be a dict with "image" and "question", got {came}.')
-        questions = [request["question"] for request in requests]
+        questions = self._asked_of(batch["requests"])
         nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in questions]
-        inputs = self.processor(images=[request["image"] for request in requests], text=nested, return_tensors="pt")
-        return {"inputs": inputs.to(self.model.dtype), "questions": questions}
+        return {"inputs": self._encoded([one["image"] for one in batch["requests"]], nested), "questions": questions}
 
     def _forward(self, model_inputs: dict) -> dict:
         return {"logits": self.model(**model_inputs["inputs"]).logits, "questions": model_inputs["questions"]}
@@ -123,10 +154,101 @@ class HiViLTVisualQuestionAnsweringPipeline(Pipeline):
             for group in model_outputs["questions"]
         ]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Saves the model with its code, and the processor."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+
+class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
+    """Finds in images what expressions mean, with the calls and the results of transformers' own pipeline of that task. Each
+    image is encoded once, however many expressions are looked for. Of boxes that overlap the best is kept, see
+    [`HiViLTProcessor.post_process_grounding`].
+
+    ```python
+    find = pipeline("zero-shot-object-detection", model=folder, trust_remote_code=True)
+    find("image.png", candidate_labels=["the dog on the left", "a red cup"])
+    # [{"score": 0.9, "label": "a red cup", "box": {"xmin": 3, "ymin": 12, "xmax": 40, "ymax": 55}}, ...]
+    find(["a.png", "b.png"], candidate_labels=["a dog", "a cat"])              # a list of these for each image
+    find([{"image": "a.png", "candidate_labels": ["a dog"]}, {"image": "b.png", "candidate_labels": ["a cat"]}])
+    find = HiViLTZeroShotObjectDetectionPipeline(model=model, processor=processor)   # of a model in memory
+    ```
+    """
+
+    _asked, _called = "candidate_labels", "expression"
+    _parameters = ("threshold", "top_k")
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        last = self.model.row_head.box_regressor[-1].weight
+        if not (last.is_meta or last.any()):
+            config = self.model.config
+            saved_as = ", ".join(config.architectures or [])
+            raise ValueError(
+                f"{config._name_or_path} is a checkpoint of {saved_as}: the head that finds boxes is untrained. Name a "
+                f"checkpoint of {type(self.model).__name__}, or train one from this."
+            )
+        self.processor.check_whole_images()
+
+    def __call__(self, image=None, candidate_labels: str | list[str] | list[list[str]] | None = None, **kwargs):
+        """
+        Args:
+            image: an image (file path, PIL image, array or tensor); or a dict with `image` and `candidate_labels`; or many of
+                either: a list, a `datasets.Dataset`, a `KeyDataset` (a column of it) or a generator. An array or tensor
+                with 4 dimensions is many images.
+            candidate_labels: expressions to look for in the image or in each of the images, or for each of a list of images a
+                list of its own, unless `image` has them.
+            threshold (`float`, defaults to 0.1): what is found with a score that is not above it is left out.
+            top_k (`int`, defaults to all): most that is found in an image, of all its expressions.
+            batch_size (`int`, defaults to 8): images in one pass of the model, where several are given.
+
+        Returns:
+            For an image a list of `{"score": float, "label": str, "box": {"xmin": int, "ymin": int, "xmax": int, "ymax": int}}`,
+            the best first, in pixels of the image as people see it; for many images a list (of a data set or a generator, a
+            generator) of these.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: no expression, an empty one, one string that could be several, or no
+                readable image.
+        """
+        many = isinstance(image, (list, tuple)) and isinstance(candidate_labels, (list, tuple))
+        if many and candidate_labels and all(isinstance(group, (list, tuple)) for group in candidate_labels):
+            if len(candidate_labels) != len(image):
+                raise ValueError(
+                    f"{len(candidate_labels)} lists of expressions cannot be paired with {len(image)} images."
+                )
+            image = [self._request(*pair) for pair in zip(image, candidate_labels, strict=True)]
+            candidate_labels = None
+        return self._answer(image, candidate_labels, **kwargs)
+
+    def preprocess(self, batch: dict) -> dict:
+        nested = []
+        for labels in self._asked_of(batch["requests"]):
+            if isinstance(labels, str) and "," in labels:
+                raise ValueError(
+                    f"`candidate_labels` is one string with a comma, {labels!r}: give a list, of this alone if it is one "
+                    "expression."
+                )
+            nested.append([labels] if isinstance(labels, str) else list(labels))
+        images, sizes = [], []
+        for request, labels in zip(batch["requests"], nested, strict=True):
+            image = load_image(request["image"])
+            sizes += [(image.height, image.width)] * len(labels)
+            images.append(self.processor.resize(image))  # at once, so that only one is in memory at its full size
+        return {"inputs": self._encoded(images, nested), "labels": nested, "sizes": sizes}
+
+    def _forward(self, model_inputs: dict) -> dict:
+        inputs = model_inputs.pop("inputs")
+        return {**model_inputs, "outputs": self.model(**inputs)}
+
+    def postprocess(self, model_outputs: dict, threshold: float = 0.1, top_k: int | None = None) -> list:
+        found = iter(self.processor.post_process_grounding(model_outputs["outputs"], model_outputs["sizes"], threshold))
+        answers = []
+        for labels in model_outputs["labels"]:
+            answer = []
+            for label, boxes in zip(labels, islice(found, len(labels)), strict=True):
+                answer += [
+                    # Cut to whole pixels, as transformers' pipeline does.
+                    {"score": score, "label": label, "box": dict(zip(_CORNERS, map(int, box), strict=True))}
+                    for score, box in zip(boxes["scores"].tolist(), boxes["boxes"].tolist(), strict=True)
+                ]
+            answers.append(sorted(answer, key=itemgetter("score"), reverse=True)[:top_k])
+        return answers
 
 
-__all__ = ["HiViLTVisualQuestionAnsweringPipeline"]
+__all__ = ["HiViLTVisualQuestionAnsweringPipeline", "HiViLTZeroShotObjectDetectionPipeline"]

@@ -1,4 +1,4 @@
-"""HiViLT processor: images and texts in, model inputs out; scores in, answers out."""
+"""HiViLT processor: images and texts in, model inputs out; scores in, answers and boxes out."""
 
 import copy
 import os
@@ -15,6 +15,7 @@ from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
+from .boxes_hivilt import suppress, to_corners
 from .configuration_hivilt import code_in_place
 from .encoders_hivilt import end_token
 
@@ -22,6 +23,7 @@ logger = logging.get_logger(__name__)
 
 MAX_RATIO = 32  # of an image longer than this many times its other side only the middle is resized
 OVERSHOOT = 1e-3  # how far rounding may take floats out of 0 to 1
+MAX_OVERLAP = 0.5  # of boxes that are two things: intersection over union
 BYTES, FROM_BYTES = (bytes, bytearray, memoryview), "give PIL.Image.open(io.BytesIO(content))"
 
 
@@ -200,6 +202,7 @@ class HiViLTProcessor(ProcessorMixin):
 
     valid_processor_kwargs = HiViLTProcessorKwargs
     _told_of_truncation = False
+    _shows_whole_images = None  # the settings with which the image processor was seen to
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         # Answers by label, and whether they exclude each other: of the config beside it, the only place that says so.
@@ -436,6 +439,91 @@ class HiViLTProcessor(ProcessorMixin):
             [{"answer": id2label[label], "score": score} for label, score in zip(*row, strict=True)]
             for row in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
+
+    def post_process_grounding(
+        self,
+        outputs: Mapping | Sequence,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        threshold: float = 0.5,
+        top_k: int | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turns what [`HiViLTForVisualGrounding`] gives into the boxes that each text means.
+
+        Args:
+            outputs: a model output with `logits` `(texts, rows)` and `pred_boxes` `(texts, rows, 4)`, or these two alone, as
+                tensors or arrays.
+            target_sizes: `(height, width)` of each text's image in pixels, as people see it: [`load_image`] turns it as its
+                EXIF data says. Unset, boxes are in parts of the image.
+            threshold: a box whose score is not above it is left out, in [0, 1].
+            top_k: most boxes of each text. Unset, all.
+
+        Returns:
+            For each text a dict of `scores` `(n,)` in [0, 1] and `boxes` `(n, 4)`, left, top, right and bottom, float32 on the
+            CPU, the best first; `n` may be 0. A box whose IoU with a better one is above 0.5 is left out.
+
+        Raises:
+            ValueError: outputs are of another shape or not finite, sizes are not as many as texts, or as
+                [`HiViLTProcessor.check_whole_images`].
+        """
+        self.check_whole_images()
+        given = [outputs.get(name) for name in ("logits", "pred_boxes")] if isinstance(outputs, Mapping) else outputs
+        logits, boxes, *others = (torch.as_tensor([] if one is None else one).detach().float().cpu() for one in given)
+        if others or logits.dim() != 2 or boxes.shape != (*logits.shape, 4):
+            raise ValueError(
+                "`outputs` must have `logits` (texts, rows) and `pred_boxes` (texts, rows, 4), as `HiViLTForVisualGrounding` "
+                f"gives them; got shapes {', '.join(str(tuple(one.shape)) for one in (logits, boxes, *others))}."
+            )
+        if not (logits.isfinite().all() and boxes.isfinite().all()):
+            raise ValueError("`outputs` are not finite: look for such values in the weights and in the images.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must lie in [0, 1], got {threshold}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, or None for all boxes, got {top_k}.")
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(
+                f"`target_sizes` must hold the (height, width) of the image of each of the {len(logits)} texts, got "
+                f"{len(target_sizes)}. An image that several texts are about comes as often."
+            )
+        found = []
+        for row, (scores, corners) in enumerate(zip(logits.sigmoid(), to_corners(boxes).clamp(0, 1), strict=True)):
+            # By the logits: of the largest, scores are all 1.
+            order = logits[row].argsort(descending=True, stable=True)
+            order = order[scores[order] > threshold]
+            kept = order[suppress(corners[order], MAX_OVERLAP, top_k)]
+            corners = corners[kept]
+            if target_sizes is not None:
+                height, width = map(float, target_sizes[row])
+                corners = corners * torch.tensor([width, height, width, height])
+            found.append({"scores": scores[kept], "boxes": corners})
+        return found
+
+    def check_whole_images(self) -> None:
+        """Tells from what becomes of four images whether the model sees whole images and nothing else: boxes in parts of what
+        it sees would be others than in parts of the image. To be called before grounding is trained.
+
+        Raises:
+            ValueError: the image processor crops or pads.
+        """
+        settings = self.image_processor.to_json_string()
+        if settings == self._shows_whole_images:
+            return
+        ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8), (128, 1))
+        black, white, *ramps = (
+            self.image_processor(Image.fromarray(one).convert("RGB"), return_tensors="pt")["pixel_values"][0, 0]
+            for one in (np.zeros_like(ramp), np.full_like(ramp, 255), ramp, ramp.T)
+        )
+        low, high = black.mean(), white.mean()
+        for values in (ramps[0], ramps[1].T):
+            # Half a pixel from the border of the image, and what resampling may blur.
+            margin = (0.5 / values.shape[1] + 0.03) * abs(high - low)
+            if abs(values[:, 0] - low).max() > margin or abs(values[:, -1] - high).max() > margin:
+                raise ValueError(
+                    f"This {type(self.image_processor).__name__} crops or pads images, and boxes would not be those of whole "
+                    "images. Give an image processor that resizes these, such as `ViTImageProcessor(size={"
+                    f'"height": {values.shape[0]}, "width": {values.shape[1]}'
+                    "}, image_mean=..., image_std=...)` with the mean and the standard deviation of this one."
+                )
+        self._shows_whole_images = settings
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "HiViLTProcessor":

@@ -29,6 +29,7 @@ from hivilt.data.tables import (
     TableImage,
     TableRow,
     check_columns,
+    check_drawn,
     check_items,
     column_names,
     open_table,
@@ -302,11 +303,7 @@ class CaptionDataset(EpochDataset):
         prompt: str | None = None,
     ):
         super().__init__(examples, seed)
-        if captions_per_image is not None and (captions_per_image < 1 or seed is None):
-            raise ValueError(
-                "captions_per_image: expected at least 1, with a seed to draw them by (seed=0), or None for all, to evaluate; "
-                f"got {captions_per_image} and seed={seed}."
-            )
+        check_drawn("captions_per_image", captions_per_image, seed)
         self.captions_per_image = captions_per_image
         for example in self.examples:
             if not example.captions and (prompt is None or seed is not None):
@@ -318,10 +315,7 @@ class CaptionDataset(EpochDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]
-        places = range(len(example.captions))
-        if self.captions_per_image is not None and self.captions_per_image < len(places):
-            draw = random.Random(f"{self.seed} {self.epoch} {example.image_id}")
-            places = draw.sample(places, self.captions_per_image)
+        places = self.draw_places(example.image_id, len(example.captions), self.captions_per_image)
         return {
             "image": example.image,
             "image_id": example.image_id,
@@ -376,10 +370,10 @@ class CaptionCollator(Collator):
         """The images of these items, see `Collator.images`, and the captions of each."""
         check_items(items, "captions", type(self).__name__, "CaptionDataset")
         groups = [item["captions"] for item in items]
-        images, mirrored = self.images(items, groups)
+        images, frames = self.images(items, groups)
         groups = [
-            [swap_left_and_right(caption) for caption in group] if flipped else group
-            for group, flipped in zip(groups, mirrored, strict=True)
+            [swap_left_and_right(caption) for caption in group] if frame.mirrored else group
+            for group, frame in zip(groups, frames, strict=True)
         ]
         return images, groups
 

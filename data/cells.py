@@ -199,7 +199,7 @@ def cell_values(value: Any, where: str, keys: Collection[str]) -> list[Any]:
     Raises:
         ValueError: it is a text that looks like a list and is none.
     """
-    return list(_flatten(_as_list(value, where) if isinstance(value, str) else value, keys))
+    return list(_flatten(as_list(value, where) if isinstance(value, str) else value, keys))
 
 
 def _flatten(value: Any, keys: Collection[str]) -> Iterator[Any]:
@@ -214,7 +214,7 @@ def _flatten(value: Any, keys: Collection[str]) -> Iterator[Any]:
         yield value
 
 
-def _as_list(text: str, where: str) -> Any:
+def as_list(text: str, where: str) -> Any:
     """The list or object that pandas or `json` wrote into a cell; any other text as it is."""
     bare = text.strip()
     if bare[:1] + bare[-1:] not in ("[]", "{}", "()") and not bare.startswith("array("):

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
@@ -18,9 +18,9 @@ import datasets
 import numpy as np
 import torch
 from datasets.utils import tqdm
-from PIL import Image
+from PIL import ExifTags, Image
 
-from hivilt.data.augmentation import Augmentation
+from hivilt.data.augmentation import Augmentation, Box, Frame
 from hivilt.data.cells import read_csv, read_json_rows, scalar_text
 from hivilt.processing_hivilt import load_image, unreadable
 
@@ -342,6 +342,19 @@ def open_image(image: str | TableImage) -> Image.Image:
         raise unreadable(str(image), error.__cause__ or error) from error
 
 
+def image_size(image: str | TableImage) -> tuple[int, int]:
+    """Width and height in pixels of what `open_image` gives, from the image's header where its format has all of it there.
+
+    Raises:
+        Exception: as `Image.open`, of any type; who opens the image is told more.
+    """
+    with Image.open(_stored_file(image)) as opened:
+        if opened.format == "TIFF":
+            opened.load()  # what its header gives is turned already, or is not yet, by the version of Pillow
+        sides_change = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return opened.size[::-1] if sides_change else opened.size
+
+
 def check_images(
     examples: Sequence[Record], on_bad_image: Literal["error", "skip"] = "error", source: str = "the data"
 ) -> tuple[list[Record], list[str]]:
@@ -450,6 +463,12 @@ class EpochDataset(torch.utils.data.Dataset):
     def epoch(self) -> int:
         return int(self._epoch)
 
+    def draw_places(self, image_id: str, count: int, wanted: int | None) -> Sequence[int]:
+        """Which `wanted` of the `count` texts of an image this epoch has, or all of them, in order."""
+        if wanted is None or wanted >= count:
+            return range(count)
+        return random.Random(f"{self.seed} {self.epoch} {image_id}").sample(range(count), wanted)
+
     def augmentation_draw(self, image_id: str) -> dict[str, str]:
         """What a training item carries for its collator, `{"draw": seed of the augmentation}`; otherwise nothing."""
         # Not the same text as for the captions of an image: which are drawn would go with how it is cropped.
@@ -457,7 +476,7 @@ class EpochDataset(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Opens the images of a batch, once each, and tokenizes its texts: what `VQACollator` and `CaptionCollator` share.
+    """Opens the images of a batch, once each, and tokenizes its texts: what the collators of all tasks share.
 
     Images are decoded here, so in the worker processes of a `DataLoader`; the state pickles for spawned ones.
 
@@ -477,24 +496,29 @@ class Collator:
         self.encoder_cache = encoder_cache
 
     def images(
-        self, items: Sequence[Mapping[str, Any]], texts: Sequence[Sequence[str]]
-    ) -> tuple[dict[str, torch.Tensor], list[bool]]:
+        self,
+        items: Sequence[Mapping[str, Any]],
+        texts: Sequence[Sequence[str]],
+        boxes: Sequence[Sequence[Box]] | None = None,
+    ) -> tuple[dict[str, torch.Tensor], list[Frame]]:
         """The images of these items, of which `texts` say all that is said about each, as `pixel_values` or, from the cache,
-        `feature_maps`; and which were mirrored."""
+        `feature_maps`; and what is shown of each. `boxes` are those of each that are not to be cut off, if there are any in
+        the task."""
         augmented = [self.augmentation is not None and "draw" in item for item in items]
         if self.encoder_cache is not None and not any(augmented):
             maps = self.encoder_cache.feature_maps([item["image"] for item in items])
             if maps is not None:
-                return {"feature_maps": maps}, [False] * len(items)
-        resized, mirrored = [], []
-        for item, said, is_augmented in zip(items, texts, augmented, strict=True):
-            image, flipped = open_image(item["image"]), False
+                return {"feature_maps": maps}, [Frame()] * len(items)
+        resized, frames = [], []
+        kept = [None] * len(items) if boxes is None else boxes
+        for item, said, own_boxes, is_augmented in zip(items, texts, kept, augmented, strict=True):
+            image, frame = open_image(item["image"]), Frame()
             if is_augmented:
-                image, flipped = self.augmentation(image, said, random.Random(item["draw"]))
+                image, frame = self.augmentation(image, said, random.Random(item["draw"]), own_boxes)
             # At once, so that only one image is in memory at its full size.
             resized.append(self.processor.resize(image))
-            mirrored.append(flipped)
-        return self.processor(images=resized, return_tensors="pt"), mirrored
+            frames.append(frame)
+        return self.processor(images=resized, return_tensors="pt"), frames
 
     def texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """What `HiViLTModel.encode_texts` takes of texts alone: `input_ids`, `attention_mask`, and from the cache
@@ -526,6 +550,23 @@ class Collator:
         """
         index = {"image_index": torch.tensor(image_index)} if list(image_index) != list(range(len(texts))) else {}
         return {**self.texts(texts), **images, **index}
+
+
+def check_drawn(name: str, wanted: int | None, seed: int | None) -> None:
+    """Refuses a number of texts to draw of each image, the argument `name` of a dataset, that none can be drawn by."""
+    if wanted is not None and (wanted < 1 or seed is None):
+        raise ValueError(
+            f"{name}: expected at least 1, with a seed to draw them by (seed=0), or None for all, to evaluate; got {wanted} "
+            f"and seed={seed}."
+        )
+
+
+def check_spelling(row: TableRow, column: str, used: Collection[str]) -> None:
+    """Refuses a row that lacks an optional column and has one of nearly that name, which is not `used`: what it says would
+    count as not known, without a word."""
+    others = [name for name in row.values if name not in used]
+    if column not in row.values and (close := difflib.get_close_matches(column, others, n=1, cutoff=0.75)):
+        raise ValueError(f"{row.where}: has {close[0]!r} where other rows have {column!r}; name it so.")
 
 
 def check_items(items: Sequence[Any], key: str, collator: str, dataset: str) -> None:

@@ -5,7 +5,6 @@ Every reader, also of `hivilt.data.vqa_benchmarks`, gives a list of `VQAExample`
 so that no image is decoded, shipped or encoded twice in a pass over the data.
 """
 
-import difflib
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from hivilt.data.tables import (
     TableImage,
     check_columns,
     check_items,
+    check_spelling,
     column_names,
     open_table,
     rows_with_images,
@@ -104,11 +104,8 @@ def read_table(
         if not question_id:
             raise ValueError(f"{row.where}: the question's id in column {columns.question_id!r} is empty; write one.")
         question = read_question(row.values.get(columns.question), columns.question, row.where)
-        if "answer" in names and columns.answer not in row.values:
-            # Left out it is not known, but under another name it would be so, too, without a word.
-            others = [name for name in row.values if name not in names.values()]
-            if close := difflib.get_close_matches(columns.answer, others, n=1, cutoff=0.75):
-                raise ValueError(f"{row.where}: has {close[0]!r} where other rows have {columns.answer!r}; name it so.")
+        if "answer" in names:
+            check_spelling(row, columns.answer, names.values())
         answers = tuple(filter(None, read_answers(row.values.get(columns.answer), columns.answer, row.where)))
         examples.append(VQAExample(question_id, row.image_id, row.image, question, answers))
     return examples
@@ -310,8 +307,8 @@ class VQACollator(Collator):
         for place, example in zip(image_index, examples, strict=True):
             said[place] += (example.question, *example.answers)
 
-        images, mirrored = self.images(list(item_of_image.values()), said)
-        examples = [_mirror(e) if mirrored[place] else e for place, e in zip(image_index, examples, strict=True)]
+        images, frames = self.images(list(item_of_image.values()), said)
+        examples = [_mirror(e) if frames[place].mirrored else e for place, e in zip(image_index, examples, strict=True)]
         batch = self.pair([example.question for example in examples], images, image_index)
         batch["question_index"] = torch.tensor([index for item in items for index in item["question_index"]])
         if any(example.answers for example in examples) or any("draw" in item for item in items):

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
+
+from hivilt.evaluation.grounding import match_boxes
 
 RIGHT, WRONG, NEUTRAL, FRAME = "tab:green", "tab:red", "black", "lightgray"
 
@@ -31,6 +35,17 @@ class GeneratedCaption(NamedTuple):
     image: Image.Image
     prediction: str
     reference: str | None  # what a person wrote of the image; `None` where nothing is known
+
+
+class GroundedExpression(NamedTuple):
+    """One cell of `plot_grounding`."""
+
+    image: Image.Image
+    expression: str
+    boxes: Sequence[
+        Sequence[float]
+    ]  # those that the model answers with: (left, top, right, bottom), relative, in [0, 1]
+    references: Sequence[Sequence[float]] | None  # the true boxes, if any; `None` where they are not known
 
 
 class RetrievedImages(NamedTuple):
@@ -84,7 +99,7 @@ def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLi
         if answer is not None and not right:
             lines.append(f"(right: {textwrap.shorten(answer, 42)})")
         color = NEUTRAL if answer is None else RIGHT if right else WRONG
-        cells.append((image, _wrapped(question, 42, 3), "\n".join(lines), color))
+        cells.append(_Cell(image, _wrapped(question, 42, 3), "\n".join(lines), color))
     _plot_grid(cells, "Question and best answers with their probabilities", path)
 
 
@@ -93,16 +108,57 @@ def plot_captions(captions: Sequence[GeneratedCaption], path: str | os.PathLike)
     if len(captions) == 0:
         raise ValueError("captions: there is no image to draw.")
     cells = [
-        (image, _wrapped(prediction, 42, 3), "" if reference is None else _wrapped(f"({reference})", 48, 3), NEUTRAL)
+        _Cell(
+            image, _wrapped(prediction, 42, 3), "" if reference is None else _wrapped(f"({reference})", 48, 3), NEUTRAL
+        )
         for image, prediction, reference in captions
     ]
     _plot_grid(cells, "Generated caption, and below each image (what a person wrote)", path)
 
 
-def _plot_grid(cells: Sequence[tuple[Image.Image, str, str, str]], title: str, path: str | os.PathLike) -> None:
-    """A cell is an image, the text above it, the text below it and that one's color."""
+def plot_grounding(cells: Sequence[GroundedExpression], path: str | os.PathLike) -> None:
+    """A grid of images, row by row, with the predicted boxes of the expression above each, and dashed the true ones.
+
+    A box that matches a true one by `match_boxes` is green, any other red; where the true ones are not known it is black. The
+    line below is green if all boxes, predicted and true, match, and red otherwise. A `ValueError` refuses a box with its
+    centre outside the image.
+    """
+    if len(cells) == 0:
+        raise ValueError("cells: there is no expression to draw.")
+    drawn = []
+    for number, (image, expression, boxes, references) in enumerate(cells):
+        for left, top, right, bottom in (*boxes, *(() if references is None else references)):
+            if not (0 <= left + right <= 2 and 0 <= top + bottom <= 2):
+                raise ValueError(
+                    f"cells: box {(left, top, right, bottom)} of cell {number} lies outside the image; expected (left, "
+                    "top, right, bottom) in [0, 1]: divide pixels by the image's width and height."
+                )
+        below = f"{len(boxes)} predicted"
+        if references is None:
+            color, outlines = NEUTRAL, [(box, NEUTRAL, "solid") for box in boxes]
+        else:
+            hits = match_boxes(boxes, references) >= 0
+            below += f", {len(references)} true, {hits.sum()} matched"
+            color = RIGHT if hits.sum() == len(boxes) == len(references) else WRONG
+            outlines = [(box, RIGHT if hit else WRONG, "solid") for box, hit in zip(boxes, hits, strict=True)]
+            outlines += [(box, NEUTRAL, "dashed") for box in references]
+        drawn.append(_Cell(image, _wrapped(expression, 42, 3), below, color, outlines))
+    _plot_grid(drawn, "Expression and predicted boxes, dashed the true ones", path)
+
+
+class _Cell(NamedTuple):
+    """One cell of `_plot_grid`."""
+
+    image: Image.Image
+    above: str
+    below: str
+    color: str  # of the text below
+    outlines: Sequence[tuple[Sequence[float], str, str]] = ()  # relative boxes, each with a color and a line style
+
+
+def _plot_grid(cells: Sequence[_Cell], title: str, path: str | os.PathLike) -> None:
     heights = []
-    for image, above, below, _ in cells:
+    for image, above, below, *_ in cells:
         image_height = max(0.3, min(4.0 * image.height / image.width, 2.5))
         heights.append(image_height + 0.17 * (above.count("\n") + below.count("\n") + 2) + 0.3)
     # A row is as high as the highest of its cells: wide images would leave most of a square one white.
@@ -111,9 +167,16 @@ def _plot_grid(cells: Sequence[tuple[Image.Image, str, str, str]], title: str, p
     figure = Figure(figsize=(4.2 * columns, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
-    for axes, (image, above, below, color) in zip(grid, cells, strict=False):
+    for axes, (image, above, below, color, outlines) in zip(grid, cells, strict=False):
         draw_image(axes, image, below, fontsize=9, color=color)
         axes.set_title(above, fontsize=10, parse_math=False)
+        for (left, top, right, bottom), edge, style in outlines:
+            # Pixels are drawn around their numbers, so the image starts at -0.5.
+            corner = (left * image.width - 0.5, top * image.height - 0.5)
+            sides = ((right - left) * image.width, (bottom - top) * image.height)
+            outline = Rectangle(corner, *sides, fill=False, edgecolor=edge, linestyle=style, linewidth=2)
+            outline.set_path_effects([withStroke(linewidth=4, foreground="white")])
+            axes.add_patch(outline)
     for axes in grid[len(cells) :]:
         axes.set_axis_off()
     figure.draw_without_rendering()  # a first layout does not know yet how the images' shapes shrink their axes

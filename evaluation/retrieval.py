@@ -103,7 +103,7 @@ def recall_at_k(
     >>> recall_at_k([[2, 0, 1], [1, 2, 0]], matches=[{0, 1}, {1}], ks=(1, 2))
     {'recall@1': 0.5, 'recall@2': 1.0}
     """
-    _check_ks(ks)
+    check_ks(ks)
     rows = ranked[:, : max(ks)].tolist() if isinstance(ranked, torch.Tensor) else ranked
     if len(rows) != len(matches) or len(rows) == 0:
         raise ValueError(f"ranked, matches: expected one each a query, got {len(rows)}, {len(matches)}.")
@@ -142,7 +142,7 @@ def retrieval_metrics(
     >>> retrieval_metrics(image_to_text, text_to_image, [0, 0, 1, 1], ks=(1,))
     {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.75, 'mean_recall': 0.625}
     """
-    _check_ks(ks)
+    check_ks(ks)
     num_images, num_texts = len(image_to_text), len(text_to_image)
     if len(image_of_text) != num_texts:
         raise ValueError(f"image_of_text: got {len(image_of_text)} entries for {num_texts} rows of text_to_image.")
@@ -178,7 +178,7 @@ def chance_recall(captions_per_image: Sequence[int], ks: Sequence[int] = (1, 5, 
     >>> chance_recall([2, 2], ks=(1,))
     {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 0.5, 'mean_recall': 0.5}
     """
-    _check_ks(ks)
+    check_ks(ks)
     if len(captions_per_image) == 0 or min(captions_per_image) < 1:
         raise ValueError("captions_per_image: expected one image at least, and a number from 1 on for each.")
     num_images = len(captions_per_image)
@@ -209,7 +209,8 @@ def recall_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int] = (1
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _check_ks(ks: Sequence[int]) -> None:
+def check_ks(ks: Sequence[int]) -> None:
+    """Refuses cut-offs that nothing can be measured by, with a `ValueError`."""
     if len(ks) == 0 or min(ks) < 1:
         raise ValueError(f"ks: got {list(ks)}, expected one or more cut-offs, each at least 1.")
 

@@ -2,6 +2,7 @@
 seconds to import."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -28,6 +29,15 @@ _CAPTION_BENCHMARKS = {
     "flickr8k": {"rerank_k": 128},
     "textcaps": {},
     "vizwiz-captions": {},
+}
+_GROUNDING_BENCHMARKS = {
+    "scenes": {},
+    "refcoco": {},
+    "refcoco+": {},
+    "refcocog": {},
+    "grefcoco": {},
+    "flickr30k-entities": {"metric_for_best_model": "recall@1"},
+    "daquar-grounding": {},
 }
 
 
@@ -223,3 +233,57 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
             )
         if self.calibrate:
             raise ValueError("calibrate: captions have no scores to calibrate; leave it out.")
+
+
+@dataclass
+class GroundingArguments(TaskArguments):
+    """What only visual grounding has."""
+
+    benchmark: str | None = HfArg(
+        default=None,
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: scenes, which are drawn, unless other data "
+        "is named.",
+        metadata={"choices": list(_GROUNDING_BENCHMARKS)},
+    )
+    expression_column: str = HfArg(default="expression", help="Column of an expression, or of a list of them.")
+    boxes_column: str = HfArg(default="boxes", help="Column of the boxes that it means; [] where nothing is meant.")
+    box_form: Literal["xyxy", "xywh", "cxcywh"] = HfArg(
+        default="xyxy",
+        help="What the four numbers of a box are: left, top, right, bottom; or with width and height after left, top, as "
+        "COCO has them, or after the middle, as YOLO has them.",
+    )
+    box_unit: Literal["pixel", "relative"] = HfArg(default="pixel", help="Whether they are relative to the image.")
+    expressions_per_image: int | None = HfArg(
+        default=None, help="Expressions of an image in a training batch, drawn anew each epoch. Unset: all."
+    )
+    threshold: float = HfArg(default=0.5, help="Lowest score of a box that is kept where none or several may be meant.")
+
+    task = "hivilt.tasks.grounding:Grounding"
+    defaults = {
+        **TaskArguments.defaults,
+        "output_dir": "outputs/grounding",
+        "num_train_epochs": 12,
+        "per_device_train_batch_size": 8,  # images, of eight expressions each in scenes
+        "per_device_eval_batch_size": 32,
+        "metric_for_best_model": "accuracy@0.5",
+    }
+    benchmark_defaults = _GROUNDING_BENCHMARKS
+    at_least_one = (*TaskArguments.at_least_one, "expressions_per_image")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.names_data():
+            self.benchmark = "scenes"
+        if self.benchmark == "scenes" and (given := self.data_dir or self.dataset_name):
+            raise ValueError(f"benchmark: scenes are drawn and read from nowhere; leave out {given!r}.")
+        if self.image_dir and not self.benchmark:
+            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
+        if self.benchmark and (self.box_form, self.box_unit) != ("xyxy", "pixel"):
+            raise ValueError(
+                f"box_form, box_unit: got {self.box_form!r} and {self.box_unit!r}, but a benchmark's boxes are known; leave "
+                "them out, they are of files of your own."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected a score from 0 to 1, got {self.threshold}.")
+        if self.calibrate:
+            raise ValueError("calibrate: scores of boxes are not calibrated; leave it out, and choose a threshold.")

@@ -54,7 +54,15 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             images = model.encode_images(batch["pixel_values"])
             texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
             result["score"] = model.score(images, texts, batch["image_index"])
-    kept = ("logits", "global_fusion_state", "local_fusion_state", "logits_per_image", "text_embeds", "score")
+    kept = (
+        "logits",
+        "pred_boxes",
+        "global_fusion_state",
+        "local_fusion_state",
+        "logits_per_image",
+        "text_embeds",
+        "score",
+    )
     return {name: result[name].contiguous() for name in kept if name in result}
 
 
@@ -206,14 +214,20 @@ def second_process(checkpoints: str, trained: str, results: str, again: str) -> 
     return facts
 
 
-def answer_everywhere(qa: str, retrieval: str, image: str, again: str) -> dict:
-    """What the pipelines of two checkpoints say, the first of them also after it was saved from here."""
+def answer_everywhere(qa: str, retrieval: str, image: str, again: str, grounding: str | None = None) -> dict:
+    """What the pipelines of two or three checkpoints say, the first of them also after it was saved from here."""
     questions = ["what color is the circle", "is there a square"]
     vqa = pipeline("visual-question-answering", model=qa, trust_remote_code=True)
     vqa.save_pretrained(again)
     half = pipeline(model=qa, trust_remote_code=True, dtype="bfloat16", top_k=1)
     labels = ["red", "blue circle", "three"]
-    return {
+    found = {}
+    if grounding is not None:
+        find = pipeline("zero-shot-object-detection", model=grounding, trust_remote_code=True)
+        found["class of boxes"] = [type(find).__name__, type(find.model).__module__.split(".")[0]]
+        found["boxes"] = find(image, candidate_labels=labels)
+        found["boxes, inferred"] = pipeline(model=grounding, trust_remote_code=True)(image, labels, top_k=2)
+    return found | {
         "class": [type(vqa).__name__, type(vqa.processor).__name__, type(vqa.model).__module__.split(".")[0]],
         "task": vqa(image, questions),
         "inferred": pipeline(model=qa, trust_remote_code=True)(image, questions),

@@ -32,6 +32,7 @@ from transformers import (
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTForRetrieval, configuration_hivilt
 from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.fusion_hivilt import HiViLTModelOutput
+from hivilt.grounding_hivilt import HiViLTGroundingOutput
 from hivilt.modeling_hivilt import HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
 from tiny import AUTO_CLASSES, HEAD_FACTS, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
 
@@ -468,6 +469,7 @@ def test_two_configs_share_nothing():
         (HiViLTModelOutput, set()),
         (HiViLTQuestionAnsweringOutput, {"loss", "logits"}),
         (HiViLTRetrievalOutput, {"loss", "image_embeds", "text_embeds"}),
+        (HiViLTGroundingOutput, {"loss", "logits", "pred_boxes"}),
     ],
 )
 def test_evaluation_keeps_only_what_metrics_need(output, kept):

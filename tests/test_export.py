@@ -13,9 +13,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
-from tiny import IMAGE_SIZE, make_batch, make_model
+from tiny import HEAD_FACTS, IMAGE_SIZE, make_batch, make_model
 
 # Images, texts, tokens. An example to export from needs two of each at least; what was exported takes one, too.
 EXAMPLE = (3, 5, 7)
@@ -104,7 +104,12 @@ def assert_same(found, expected, atol: float = 1e-5):
 @pytest.mark.checklist("12")
 @pytest.mark.parametrize(
     ("model_class", "top_k"),
-    [(HiViLTForQuestionAnswering, None), (HiViLTForQuestionAnswering, 3), (HiViLTForRetrieval, 3)],
+    [
+        (HiViLTForQuestionAnswering, None),
+        (HiViLTForQuestionAnswering, 3),
+        (HiViLTForRetrieval, 3),
+        (HiViLTForVisualGrounding, None),
+    ],
 )
 def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
     model = make_model(model_class, weight_scale=8.0, fusion_top_k=top_k)
@@ -156,8 +161,9 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
         (HiViLTForQuestionAnswering, {"labels": torch.arange(5)}),
         pytest.param(HiViLTForQuestionAnswering, {"labels": torch.eye(5)}, marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, {"return_loss": True}, marks=pytest.mark.slow),
+        pytest.param(HiViLTForVisualGrounding, HEAD_FACTS[HiViLTForVisualGrounding].wishes, marks=pytest.mark.slow),
     ],
-    ids=["answers", "scores", "retrieval"],
+    ids=["answers", "scores", "retrieval", "grounding"],
 )
 def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given):
     # Of one stage, since what a loss adds comes after fusion.
@@ -174,7 +180,7 @@ def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given)
 
 @pytest.mark.checklist("12")
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding])
 def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     model = make_model(model_class, weight_scale=8.0)
     inputs = make_inputs(model, *EXAMPLE)
@@ -192,6 +198,7 @@ def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     ("model_class", "vision", "text"),
     [
         pytest.param(HiViLTForQuestionAnswering, "vit", "bert", marks=pytest.mark.slow),
+        pytest.param(HiViLTForVisualGrounding, "vit", "bert", marks=pytest.mark.slow),
         # Encoders alone, since embeddings need no fusion.
         pytest.param(HiViLTForRetrieval, "swin", "t5", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "clip", "clip", marks=pytest.mark.slow),

@@ -69,7 +69,7 @@ def test_all_names_are_there_and_no_others():
     for name in hivilt.__all__:
         assert getattr(hivilt, name).__name__ == name
     shown = {"HiViLTConfig"}  # to type checkers
-    for name in ("modeling_hivilt", "generation_hivilt", "processing_hivilt", "pipeline_hivilt"):
+    for name in ("modeling_hivilt", "generation_hivilt", "grounding_hivilt", "processing_hivilt", "pipeline_hivilt"):
         assert getattr(hivilt, name).__name__ == f"hivilt.{name}"
         shown.update(getattr(hivilt, name).__all__)
     assert shown == set(hivilt.__all__)

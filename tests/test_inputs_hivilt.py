@@ -8,10 +8,11 @@ import torch
 from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
     HiViLTModel,
     inputs_hivilt,
 )
-from hivilt.inputs_hivilt import check_labels
+from hivilt.inputs_hivilt import batched_boxes, check_labels
 from hivilt.losses_hivilt import classification_loss
 from tiny import WITHOUT_CAPTIONS, make_batch, make_model
 
@@ -223,3 +224,52 @@ def test_numbers_that_are_none_or_of_other_rows_are_refused(name, batch):
     for value in (torch.zeros(rows), torch.zeros(rows).bool(), torch.zeros(2).long(), [0] * rows):
         with pytest.raises(ValueError, match=f"`{name}` must hold an integer for each of the {rows} "):
             model(**batch, **{name: value}, return_loss=True)
+
+
+BOX = [0.5, 0.4, 0.2, 0.3]
+
+
+def test_boxes_of_all_texts_are_filled_up_with_zeros():
+    labels = [{"boxes": torch.tensor([BOX, BOX]).double(), "image_id": 3}, {"boxes": torch.zeros(0, 4)}]
+    boxes = batched_boxes(labels, 2)
+    torch.testing.assert_close(boxes, torch.tensor([[BOX, BOX], [[0.0] * 4] * 2]))
+    assert batched_boxes(labels[1:], 1).tolist() == [[[0.0] * 4]]
+    # The whole image, and what rounding takes out of it.
+    batched_boxes([{"boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.9, 0.21, 0.2]])}], 1)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([BOX], "got a list"),
+        (torch.tensor(BOX), r"floats \(n, 4\).*`torch.zeros\(0, 4\)` where nothing.*got torch.float32 of shape \(4,\)"),
+        (torch.tensor([]), r"`labels\[1\]` must be .*got torch.float32 of shape \(0,\)"),
+        (torch.tensor([[12, 40, 30, 20]]), "got torch.int64"),
+        (torch.tensor([BOX, [0.5, math.nan, 0.1, 0.1]]), r"`labels\[1\]`: box 1 is not .*nan.*is not finite"),
+        (torch.tensor([[0.5, 0.5, math.inf, 0.1]]), "is not finite"),
+        (torch.tensor([[120.0, 40.0, 30.0, 20.0]]), r"\[120.0, 40.0, 30.0, 20.0\]; they look like pixels: divide"),
+        (torch.tensor([[0.5, 0.5, 0.0, 0.2]]), "with an area; .*leave out those without area"),
+        (torch.tensor([[0.5, 0.5, 0.2, -0.2]]), "leave out those without area"),
+        (torch.tensor([[0.1, 0.5, 0.4, 0.2]]), "cut boxes at the borders"),
+        (torch.tensor([[1.2, 0.5, 0.1, 0.1]]), "cut boxes at the borders"),
+        (torch.tensor([[0.6, 0.5, 0.9, 0.7]]), r"look like \(left, top, right, bottom\): give centre"),
+        (torch.tensor([[0.4, 0.4, 0.5, 0.6], [0.0, 0.1, 0.9, 1.0]]), "box 1 .* look like .left, top, right, bottom"),
+    ],
+)
+def test_boxes_that_would_be_misread_are_refused(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        batched_boxes([{"boxes": torch.zeros(0, 4)}, {"boxes": boxes}], 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([{"boxes": torch.zeros(0, 4)}] * 3, "`labels` must be a list of 5, a dict for each text.*got 3"),
+        (torch.rand(5, 4), "`labels` must be a list of 5.*got torch.float32 of shape"),
+        ([torch.rand(1, 4)] * 5, r"`labels\[0\]` must be a dict for each text"),
+        ([{"box": torch.rand(1, 4)}] * 5, r"`labels\[0\]` must be .*got a dict of \['box'\]"),
+    ],
+)
+def test_labels_that_are_no_boxes_are_refused(labels, message, batch):
+    with pytest.raises(ValueError, match=message):
+        make_model(HiViLTForVisualGrounding)(**batch, labels=labels)

@@ -17,7 +17,15 @@ from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
 )
-from hivilt.losses_hivilt import classification_loss, contrastive_loss, first_equal, hard_negatives, left_aligned
+from hivilt.losses_hivilt import (
+    classification_loss,
+    contrastive_loss,
+    first_equal,
+    focal_loss,
+    grounding_loss,
+    hard_negatives,
+    left_aligned,
+)
 from hivilt.training.command import run_command
 from processes import launch
 from tiny import FUSIONS, losses_and_gradients, make_batch, make_model, with_dropout
@@ -50,6 +58,74 @@ def test_scores_that_are_no_numbers_make_a_loss_that_is_none():
     logits = torch.tensor([[0.0, math.nan, 0.0], [0.0, 0.0, 0.0]])
     assert classification_loss(logits, torch.tensor([0, 1])).isnan()
     assert classification_loss(logits, torch.eye(2, 3)).isnan()
+
+
+def test_loss_of_boxes_equals_a_loop_over_rows():
+    """In plain numbers, of three texts on a grid of 2 by 3: one box, two of which one is smaller than a cell, none."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 6, generator=generator)
+    pred_boxes = torch.rand(3, 6, 4, generator=generator) * 0.8 + 0.1
+    texts = [[[0.4, 0.5, 0.7, 0.9]], [[0.6, 0.6, 0.6, 0.8], [0.9, 0.1, 0.05, 0.1]], []]
+    total, num_positive = 0.0, []
+    for text, boxes in enumerate(texts):
+        own, positives = 0.0, 0
+        for row in range(6):
+            x, y = (row % 3 + 0.5) / 3, (row // 3 + 0.5) / 2
+            claims = [
+                (w * h, [cx, cy, w, h])
+                for cx, cy, w, h in boxes
+                if (abs(x - cx) < w / 2 and abs(y - cy) < h / 2) or (int(cx * 3), int(cy * 2)) == (row % 3, row // 3)
+            ]
+            probability = 1 / (1 + math.exp(-logits[text, row].item()))
+            if not claims:
+                own -= 0.75 * probability**2 * math.log(1 - probability)
+                continue
+            positives += 1
+            own -= 0.25 * (1 - probability) ** 2 * math.log(probability)
+            target, predicted = min(claims)[1], pred_boxes[text, row].double().tolist()
+            own += 5 * sum(abs(a - b) for a, b in zip(target, predicted, strict=True))
+            shared = hull = 1.0
+            for axis in (0, 1):
+                starts = [box[axis] - box[axis + 2] / 2 for box in (target, predicted)]
+                ends = [box[axis] + box[axis + 2] / 2 for box in (target, predicted)]
+                shared *= max(min(ends) - max(starts), 0)
+                hull *= max(ends) - min(starts)
+            union = target[2] * target[3] + predicted[2] * predicted[3] - shared
+            own += 2 * (1 - shared / union + (hull - union) / hull)
+        total += own / max(positives, 1)
+        num_positive.append(positives)
+    assert num_positive == [4, 4, 0]
+    padded = torch.zeros(3, 2, 4)
+    for text, boxes in enumerate(texts):
+        padded[text, : len(boxes)] = torch.tensor(boxes).view(-1, 4)
+    found = grounding_loss(logits, pred_boxes, padded, (2, 3))
+    torch.testing.assert_close(found, torch.tensor(total / 3))
+    torch.testing.assert_close(grounding_loss(logits, pred_boxes, padded, (2, 3), torch.tensor(7)), found * 3 / 7)
+
+
+def test_loss_of_boxes_is_finite_and_pulls_where_nothing_overlaps():
+    """Scores and boxes of any size, as the first steps may give them; a box far away is drawn nearer by its hull."""
+    logits = torch.tensor([[-90.0, 90.0, 0.0, 90.0]]).half().requires_grad_()
+    pred_boxes = torch.tensor(
+        [[[0.9, 0.9, 1e-9, 1e-9], [0.0, 0.0, 0.0, 0.0], [0.5, 0.5, 1.0, 1.0], [1.0, 1.0, 0.1, 0.1]]]
+    )
+    pred_boxes.requires_grad_()
+    boxes = torch.tensor([[[0.1, 0.1, 0.1, 0.1], [0.9, 0.2, 0.2, 0.3]]])
+    loss = grounding_loss(logits, pred_boxes, boxes, (2, 2))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and pred_boxes.grad.isfinite().all()
+    assert (pred_boxes.grad[0, 0, :2] > 0).all()
+    assert (pred_boxes.grad[0, 2:] == 0).all()  # rows of no box
+
+
+def test_focal_loss_leaves_alone_what_is_right_already():
+    logits = torch.tensor([3.0, -3.0, 0.0])
+    right = torch.tensor([True, False, True])
+    plain = F.binary_cross_entropy_with_logits(logits, right.float(), reduction="none")
+    shares = focal_loss(logits, right) / plain
+    torch.testing.assert_close(
+        shares, torch.tensor([0.25, 0.75, 0.25]) * torch.tensor([0.0474, 0.0474, 0.5]) ** 2, atol=1e-4, rtol=0
+    )
 
 
 def test_contrastive_loss_equals_a_loop_over_anchors():

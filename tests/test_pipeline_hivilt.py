@@ -1,4 +1,4 @@
-"""`pipeline("visual-question-answering")` on a checkpoint's folder, and the pipeline class by itself."""
+"""Pipelines on a checkpoint's folder, and their classes by themselves: questions answered, expressions found."""
 
 import json
 import sys
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Value
-from transformers import pipeline
+from PIL import Image
+from transformers import ViTImageProcessorPil, ZeroShotObjectDetectionPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from elsewhere import answer_everywhere
@@ -17,8 +18,10 @@ from fresh import run_elsewhere
 from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
     HiViLTModel,
     HiViLTVisualQuestionAnsweringPipeline,
+    HiViLTZeroShotObjectDetectionPipeline,
 )
 from tiny import MODEL_CLASSES, NUM_ANSWERS, make_image, make_model, make_processor
 
@@ -40,15 +43,30 @@ def vqa() -> HiViLTVisualQuestionAnsweringPipeline:
     return HiViLTVisualQuestionAnsweringPipeline(model=model, processor=make_processor(), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def find() -> HiViLTZeroShotObjectDetectionPipeline:
+    model = make_model(HiViLTForVisualGrounding, weight_scale=6)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight = model.row_head.box_regressor[-1].weight
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+        model.row_head.classifier.bias.zero_()
+    return HiViLTZeroShotObjectDetectionPipeline(model=model, processor=make_processor(), device="cpu")
+
+
 @pytest.fixture
-def encoded(vqa) -> list[int]:
-    """How many images each pass of the vision encoder had."""
+def encoded(vqa, find) -> list[int]:
+    """How many images each pass of the vision encoders had."""
     counts = []
-    hook = vqa.model.model.vision_model.register_forward_hook(
-        lambda module, args, kwargs, output: counts.append(len((*args, *kwargs.values())[0])), with_kwargs=True
-    )
+    hooks = [
+        one.model.model.vision_model.register_forward_hook(
+            lambda module, args, kwargs, output: counts.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+        )
+        for one in (vqa, find)
+    ]
     yield counts
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 def answers_by_hand(vqa, image, question: str) -> list[dict]:
@@ -220,6 +238,135 @@ def test_half_precision_model_answers(vqa):
     assert found == pytest.approx(expected, abs=0.1)
 
 
+# Boxes
+
+EXPRESSIONS = ["the red square", "a circle in the image", "blue"]
+
+
+def boxes_by_hand(find, image, labels: list[str], threshold: float = 0.1) -> list[dict]:
+    """What is found, best first, each expression by itself and without the pipeline."""
+    found = []
+    for label in labels:
+        inputs = find.processor(images=image, text=label, return_tensors="pt")
+        with torch.no_grad():
+            outputs = find.model(**inputs)
+        (one,) = find.processor.post_process_grounding(outputs, [(image.height, image.width)], threshold)
+        for score, box in zip(one["scores"].tolist(), one["boxes"].int().tolist(), strict=True):
+            found.append(
+                {"score": score, "label": label, "box": dict(zip(["xmin", "ymin", "xmax", "ymax"], box, strict=True))}
+            )
+    return sorted(found, key=lambda one: -one["score"])
+
+
+def assert_same_boxes(found: list[dict], expected: list[dict]):
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert set(one) == {"score", "label", "box"} and one["score"] == pytest.approx(other["score"], abs=1e-5)
+        # Whole pixels are cut off from numbers that rounding may move over them.
+        assert list(one["box"]) == list(other["box"])
+        assert list(one["box"].values()) == pytest.approx(list(other["box"].values()), abs=1)
+
+
+def test_expressions_encode_their_image_once_and_are_found_best_first(find, encoded):
+    found = find(IMAGES["blue"], candidate_labels=EXPRESSIONS)
+    assert encoded == [1]
+    expected = boxes_by_hand(find, IMAGES["blue"], EXPRESSIONS)
+    assert_same_boxes(found, expected)
+    assert {one["label"] for one in found} == set(EXPRESSIONS)
+    assert_same_boxes(find(IMAGES["blue"], EXPRESSIONS, top_k=2), expected[:2])
+    sure = find(IMAGES["blue"], EXPRESSIONS, threshold=expected[3]["score"] - 1e-4)
+    assert_same_boxes(sure, boxes_by_hand(find, IMAGES["blue"], EXPRESSIONS, expected[3]["score"] - 1e-4))
+    assert 0 < len(sure) < len(expected)
+    assert find(IMAGES["blue"], EXPRESSIONS, threshold=1.0) == []
+    # Not the same whatever is shown and asked, or no mix-up could be seen.
+    assert find(IMAGES["red"], EXPRESSIONS)[0]["score"] != pytest.approx(found[0]["score"], abs=1e-3)
+
+
+def test_boxes_are_those_of_transformers_own_pipeline(find):
+    """Which wants an image processor that knows boxes, and encodes the image for each label."""
+
+    class ImageProcessor(ViTImageProcessorPil):
+        def post_process_object_detection(self, outputs, threshold, target_sizes):
+            return find.processor.post_process_grounding((outputs.logits, outputs.pred_boxes), target_sizes, threshold)
+
+    image_processor = ImageProcessor(size={"height": 20, "width": 20})
+    theirs = ZeroShotObjectDetectionPipeline(
+        model=find.model, tokenizer=find.processor.tokenizer, image_processor=image_processor, device="cpu"
+    )
+    images = list(IMAGES.values())
+    each = [EXPRESSIONS, EXPRESSIONS[:1], EXPRESSIONS[1:]]
+    for labels in (EXPRESSIONS, each):
+        for found, expected in zip(find(images, labels), theirs(images, candidate_labels=labels), strict=True):
+            assert_same_boxes(found, expected)
+    requests = [{"image": image, "candidate_labels": labels} for image, labels in zip(images, each, strict=True)]
+    for found, expected in zip(find(requests), theirs(requests), strict=True):
+        assert_same_boxes(found, expected)
+    assert_same_boxes(find(requests[1]), theirs(requests[1]))
+    assert_same_boxes(find(images[0], "blue"), theirs(images[0], candidate_labels="blue"))
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(2, [2, 1]), (None, [3])])
+def test_images_are_looked_through_in_batches(find, encoded, batch_size, passes):
+    found = find(iter(IMAGES.values()), EXPRESSIONS, batch_size=batch_size)
+    assert encoded == []
+    for one, image in zip(list(found), IMAGES.values(), strict=True):
+        assert_same_boxes(one, boxes_by_hand(find, image, EXPRESSIONS))
+    assert encoded[: len(passes)] == passes
+
+
+def test_boxes_are_in_pixels_of_the_image_as_people_see_it(find, tmp_path):
+    image, file = IMAGES["red"], tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    image.rotate(90, expand=True).save(file, exif=exif, quality=100, subsampling=0)
+    seen, expected = find(file, EXPRESSIONS)[0], find(image, EXPRESSIONS)[0]
+    assert seen["label"] == expected["label"] and image.size == (31, 23)
+    assert list(seen["box"].values()) == pytest.approx(list(expected["box"].values()), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "message"),
+    [
+        (IMAGES["red"], None, "no expression: call the pipeline with an image and `candidate_labels`"),
+        (IMAGES["red"], "the dog, left", "one string with a comma, 'the dog, left': give a list"),
+        (IMAGES["red"], [], "at least one text"),
+        (IMAGES["red"], ["dog", " "], "position 1 is empty"),
+        ([IMAGES["red"]], [["dog"], ["cat"]], "2 lists of expressions cannot be paired with 1 images"),
+        ([IMAGES["red"]], None, 'dict with "image" and "candidate_labels", got Image'),
+        ({"image": IMAGES["red"]}, None, r"""got \['image'\]"""),
+        ([{"image": IMAGES["red"], "candidate_labels": ["dog"]}], ["dog"], "expression is given twice"),
+        ("https://example.com/image.png", ["dog"], "not fetched from the web"),
+    ],
+)
+def test_refuses_to_look_for_nothing(find, image, labels, message):
+    with pytest.raises(ValueError, match=message):
+        find(image, labels)
+
+
+def test_refuses_arguments_that_finding_does_not_have(find):
+    with pytest.raises(ValueError, match="Unknown arguments: timeout.*`threshold`, `top_k`, `batch_size`"):
+        find(IMAGES["red"], EXPRESSIONS, timeout=3)
+    with pytest.raises(ValueError, match=r"`threshold` must lie in \[0, 1\]"):
+        find(IMAGES["red"], EXPRESSIONS, threshold=7)
+
+
+def test_a_checkpoint_of_another_head_finds_nothing(vqa, tmp_path):
+    vqa.save_pretrained(tmp_path)
+    model = HiViLTForVisualGrounding.from_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="a checkpoint of HiViLTForQuestionAnswering: the head that finds boxes is unt"
+    ):
+        HiViLTZeroShotObjectDetectionPipeline(model=model, processor=vqa.processor)
+
+
+@pytest.mark.checklist("13")
+def test_grounding_folder_finds_without_hivilt(said, find):
+    assert said["class of boxes"] == ["HiViLTZeroShotObjectDetectionPipeline", "transformers_modules"]
+    expected = find(IMAGES["red"], ["red", "blue circle", "three"])
+    assert_same_boxes(said["boxes"], expected)
+    assert_same_boxes(said["boxes, inferred"], expected[:2])
+
+
 # Refusals
 
 
@@ -273,9 +420,10 @@ def test_refuses_an_argument_that_it_does_not_have(vqa, arguments, message):
 
 
 @pytest.fixture(scope="module")
-def folders(vqa, tmp_path_factory) -> Path:
+def folders(vqa, find, tmp_path_factory) -> Path:
     folders = tmp_path_factory.mktemp("pipelines")
     vqa.save_pretrained(folders / "qa")
+    find.save_pretrained(folders / "grounding")
     make_model(HiViLTForRetrieval, weight_scale=3).save_pretrained(folders / "retrieval")
     make_processor().save_pretrained(folders / "retrieval")
     IMAGES["red"].save(folders / "image.png")
@@ -292,6 +440,7 @@ def said(folders) -> dict:
         retrieval=folders / "retrieval",
         image=folders / "image.png",
         again=folders / "again",
+        grounding=folders / "grounding",
     )
 
 
@@ -352,9 +501,13 @@ def saved_config(model, folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_only_question_answering_brings_the_pipeline(model_class, tmp_path):
+def test_a_head_brings_its_own_pipeline_and_no_other(model_class, tmp_path):
     pipelines = saved_config(make_model(model_class), tmp_path)["custom_pipelines"]
-    assert list(pipelines) == (["visual-question-answering"] if model_class is HiViLTForQuestionAnswering else [])
+    own = {
+        HiViLTForQuestionAnswering: ["visual-question-answering"],
+        HiViLTForVisualGrounding: ["zero-shot-object-detection"],
+    }
+    assert list(pipelines) == own.get(model_class, [])
 
 
 def test_pipeline_goes_and_comes_back_with_the_head(folders, tmp_path):

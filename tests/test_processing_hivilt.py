@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import tempfile
 from functools import cache
@@ -26,6 +27,7 @@ from transformers import (
     CLIPImageProcessorPil,
     ConvNextImageProcessorPil,
     DataCollatorWithPadding,
+    Owlv2ImageProcessorPil,
     SiglipImageProcessorPil,
     Trainer,
     TrainingArguments,
@@ -35,7 +37,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTProcessor
+from hivilt import HiViLTForQuestionAnswering, HiViLTForVisualGrounding, HiViLTProcessor
 from hivilt.processing_hivilt import load_image, well_formed
 from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_image, make_model, make_processor, make_tokenizer
 
@@ -1066,3 +1068,86 @@ def test_answers_are_those_of_the_config_saved_beside_it(tmp_path):
     assert "answer" not in (tmp_path / "again" / "processor_config.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=r"\(texts, 5\), one score for each answer.*got \(2, 3\)"):
         loaded.post_process_question_answering(LOGITS)
+
+
+# Boxes out
+
+# Four rows of two texts: two of one thing, one elsewhere, one that is unlikely; and nothing.
+ROWS = torch.tensor([[2.0, 3.0, 1.0, -1.0], [-5.0, -4.0, -6.0, -3.0]])
+SEEN = torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.52, 0.5, 0.4, 0.2], [0.1, 0.9, 0.4, 0.4], [0.8, 0.1, 0.1, 0.1]])
+OUTPUTS = {"logits": ROWS, "pred_boxes": SEEN.expand(2, 4, 4)}
+
+
+def test_boxes_come_best_first_once_each_and_inside_the_image():
+    first, second = PROCESSOR.post_process_grounding(OUTPUTS)
+    torch.testing.assert_close(first["scores"], torch.tensor([3.0, 1.0]).sigmoid())
+    torch.testing.assert_close(first["boxes"], torch.tensor([[0.32, 0.4, 0.72, 0.6], [0.0, 0.7, 0.3, 1.0]]))
+    assert second["scores"].shape == (0,) and second["boxes"].shape == (0, 4)
+    for sizes in ([(100, 200), (1, 1)], torch.tensor([[100, 200], [1, 1]])):
+        in_pixels, _ = PROCESSOR.post_process_grounding(OUTPUTS, target_sizes=sizes)
+        torch.testing.assert_close(in_pixels["boxes"], torch.tensor([[64.0, 40, 144, 60], [0.0, 70, 60, 100]]))
+    assert [len(one["scores"]) for one in PROCESSOR.post_process_grounding(OUTPUTS, threshold=0.0)] == [3, 3]
+    assert [len(one["scores"]) for one in PROCESSOR.post_process_grounding(OUTPUTS, threshold=0.0, top_k=2)] == [2, 2]
+    # A score at the threshold is left out.
+    at = {**OUTPUTS, "logits": torch.zeros(2, 4)}
+    assert [len(one["scores"]) for one in PROCESSOR.post_process_grounding(at)] == [0, 0]
+
+
+def test_boxes_whose_scores_are_rounded_alike_are_in_order():
+    outputs = {"logits": torch.tensor([[40.0, 90.0, 50.0, 30.0]]), "pred_boxes": SEEN[None]}
+    (found,) = PROCESSOR.post_process_grounding(outputs)
+    assert found["scores"].tolist() == [1.0] * 3
+    torch.testing.assert_close(found["boxes"][:, 0], torch.tensor([0.32, 0.0, 0.75]))
+
+
+def test_boxes_of_a_model_and_as_trainer_predicts_them_are_the_same():
+    model = make_model(HiViLTForVisualGrounding, weight_scale=6.0).bfloat16()
+    with torch.no_grad():
+        outputs = model(
+            **PROCESSOR(images=make_image(), text=[QUESTION, "red"], return_tensors="pt").to(torch.bfloat16)
+        )
+    found = PROCESSOR.post_process_grounding(outputs, threshold=0.0)
+    as_predicted = (outputs.logits.float().numpy(), outputs.pred_boxes.numpy())
+    for one, other in zip(found, PROCESSOR.post_process_grounding(as_predicted, threshold=0.0), strict=True):
+        assert len(one["scores"]) and torch.equal(one["boxes"], other["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "arguments", "message"),
+    [
+        (OUTPUTS, {"target_sizes": [(4, 5)]}, "each of the 2 texts, got 1. An image that several texts are about"),
+        (OUTPUTS, {"threshold": 50}, r"`threshold` must lie in \[0, 1\], got 50"),
+        (OUTPUTS, {"top_k": 0}, "`top_k` must be at least 1, or None for all boxes, got 0"),
+        ({"logits": ROWS}, {}, r"`pred_boxes` \(texts, rows, 4\), as .*got shapes \(2, 4\), \(0,\)"),
+        ((torch.zeros(()), ROWS, OUTPUTS["pred_boxes"]), {}, r"got shapes \(\), \(2, 4\), \(2, 4, 4\)"),
+        ({**OUTPUTS, "logits": ROWS * math.nan}, {}, "`outputs` are not finite"),
+    ],
+)
+def test_outputs_that_give_no_boxes_are_refused(outputs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PROCESSOR.post_process_grounding(outputs, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("image_processor", "is_whole"),
+    [
+        (ViTImageProcessorPil(size={"height": 24, "width": 40}), True),
+        (CLIPImageProcessorPil(size={"shortest_edge": 24}, do_center_crop=False), True),
+        (CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}), False),
+        (ConvNextImageProcessorPil(size={"shortest_edge": 32}), False),
+        (Owlv2ImageProcessorPil(size={"height": 32, "width": 32}), False),  # pads to a square
+    ],
+    ids=["squashes", "keeps its shape", "crops", "crops as it resizes", "pads"],
+)
+def test_boxes_of_parts_of_images_are_refused(image_processor, is_whole):
+    processor = HiViLTProcessor(image_processor, make_tokenizer())
+    for _ in range(2):
+        if is_whole:
+            assert len(processor.post_process_grounding(OUTPUTS)) == 2
+        else:
+            with pytest.raises(ValueError, match=r"crops or pads images.*ViTImageProcessor\(size=\{"):
+                processor.post_process_grounding(OUTPUTS)
+    if image_processor.do_center_crop is False:
+        processor.image_processor.crop_size, processor.image_processor.do_center_crop = {"height": 9, "width": 9}, True
+        with pytest.raises(ValueError, match="crops or pads images"):
+            processor.check_whole_images()

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
+    AutoModelForZeroShotObjectDetection,
     BartConfig,
     BertConfig,
     CLIPTextConfig,
@@ -40,11 +41,13 @@ from hivilt import (
     HiViLTForConditionalGeneration,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
     HiViLTModel,
     HiViLTProcessor,
 )
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.tasks.captioning import Captioning
+from hivilt.tasks.grounding import Grounding
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
@@ -106,6 +109,7 @@ DECODER_CONFIGS = {
 # The modules that draw.
 PLOTTING = [
     "hivilt.tasks.captioning",
+    "hivilt.tasks.grounding",
     "hivilt.tasks.question_answering",
     "hivilt.tasks.retrieval",
     "hivilt.training.main",
@@ -123,6 +127,7 @@ class HeadFacts(NamedTuple):
         layers: those of its own that are trained beside an adapter.
         parameters: how the names of those begin that the base model lacks.
         reads_fusion: whether its outputs come from F_global, which retrieval computes for its losses alone.
+        records_fusion: whether its outputs hold what fusion records.
         encoders: other ones for each class, chosen for their buffers: position ids, token types, relative position tables.
     """
 
@@ -133,10 +138,19 @@ class HeadFacts(NamedTuple):
     layers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     reads_fusion: bool = True
+    records_fusion: bool = True
     encoders: dict[str, Any] = {}
 
 
 _EMBEDDING = ("visual_projection", "text_projection")
+# What the five texts of `make_batch` mean: a part of the image, all of it, nothing, two things, something smaller than a cell.
+BOXES = [
+    [[0.3, 0.6, 0.5, 0.3]],
+    [[0.5, 0.5, 1.0, 1.0]],
+    [],
+    [[0.2, 0.3, 0.3, 0.5], [0.8, 0.6, 0.3, 0.4]],
+    [[0.55, 0.45, 0.02, 0.03]],
+]
 # A new head is a row here.
 HEAD_FACTS = {
     HiViLTModel: HeadFacts(AutoModel, encoders={"vision": "swin", "text": "roberta"}),
@@ -157,6 +171,7 @@ HEAD_FACTS = {
         layers=_EMBEDDING,
         parameters=("logit_scale", "matching_logit_scale", *_EMBEDDING),
         reads_fusion=False,
+        records_fusion=False,
         encoders={"vision": "clip", "text": "clip"},
     ),
     HiViLTForConditionalGeneration: HeadFacts(
@@ -167,7 +182,18 @@ HEAD_FACTS = {
         layers=("memory",),
         parameters=("memory.", "decoder."),
         reads_fusion=False,
+        records_fusion=False,
         encoders={"vision": "vit", "text": "bert"},
+    ),
+    HiViLTForVisualGrounding: HeadFacts(
+        AutoModelForZeroShotObjectDetection,
+        Grounding,
+        "logits",
+        wishes={"labels": [{"boxes": torch.tensor(boxes).view(-1, 4)} for boxes in BOXES]},
+        layers=("feature_pyramid", "row_head"),
+        parameters=("feature_pyramid.", "row_head."),
+        reads_fusion=False,
+        encoders={"vision": "swin", "text": "roberta"},
     ),
 }
 MODEL_CLASSES = list(HEAD_FACTS)

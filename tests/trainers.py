@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback, set_seed
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, CaptioningCollator
+from hivilt.data.grounding import GroundedImage, GroundingCollator, GroundingDataset
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, WrittenAnswersCollator
 from hivilt.evaluation.captioning import cider_d, document_frequencies
 from hivilt.tasks.arguments import CaptioningArguments, GenerationArguments, VQAArguments
 from hivilt.tasks.captioning import CaptioningTrainer
 from hivilt.tasks.generation import prepare_to_write
+from hivilt.tasks.grounding import GroundingTrainer
 from hivilt.tasks.open_ended_answering import OpenEndedTrainer
 from hivilt.tasks.question_answering import QuestionAnsweringTrainer
 from hivilt.tasks.retrieval import RetrievalTrainer
@@ -216,6 +218,48 @@ def reward_on_two(folder, captioned):
     trainer.train()
     logged = [log["reward"] for log in trainer.state.log_history if "reward" in log]
     (folder / f"{trainer.args.process_index}.json").write_text(json.dumps([rewards, logged]))
+
+
+# By image, what is said and how many boxes it means; few and many, so that a mean over batches is not the mean over texts.
+MEANT = [
+    {"the red circle": 1, "two circle": 2, "a blue square": 0},
+    {"no red": 1},
+    {"the square": 1, "three square": 3, "not blue": 1, "what is there": 0},
+    {"yes": 2},
+    {"the shape in the image": 1, "red and blue": 1},
+]
+_BOXES = ((0.1, 0.2, 0.5, 0.6), (0.55, 0.3, 0.95, 0.9), (0.0, 0.65, 0.4, 1.0))
+
+
+@pytest.fixture
+def grounded(tmp_path):
+    """Five images with eleven expressions, `MEANT`."""
+    examples = []
+    for number, said in enumerate(MEANT):
+        path = tmp_path / f"{number}.png"
+        make_image(["red", "blue", "green", "white", "yellow"][number], size=(31 - number, 23 + 2 * number)).save(path)
+        boxes = tuple((_BOXES[number % 3 :] + _BOXES[: number % 3])[:count] for count in said.values())
+        examples.append(GroundedImage(str(path), str(number), tuple(said), boxes))
+    return examples
+
+
+def make_grounding_trainer(
+    tmp_path, grounded, expressions_per_image=None, callbacks=None, threshold=0.1, measures_phrases=False, **arguments
+):
+    model = with_dropout(make_model(HiViLTForVisualGrounding, weight_scale=6.0), 0.0)
+    model.config.text_config.attention_probs_dropout_prob = 0.0
+    processor = make_processor()
+    return GroundingTrainer(
+        model=model,
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=GroundingDataset(grounded, expressions_per_image, seed=0),
+        eval_dataset=GroundingDataset(grounded),
+        data_collator=GroundingCollator(processor),
+        processing_class=processor,
+        callbacks=callbacks,
+        threshold=threshold,
+        measures_phrases=measures_phrases,
+    )
 
 
 def make_open_ended_trainer(tmp_path, dataset, top_k=3, **arguments):

@@ -14,10 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hivilt.data.benchmarks import HUB_DATASETS
-from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import OPENMOJI_CREDIT
 from hivilt.data.tables import ImageRecord, TableImage
-from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.task import Task
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.flags import flags_in_file, is_settings_file
@@ -52,6 +50,15 @@ CREDITS = {
     "flickr8k": "The data is Flickr8k, for research only.",
     "textcaps": "The captions are TextCaps' (https://textvqa.org/textcaps), CC BY 4.0; the images are of Open Images, CC BY 2.0.",
     "vizwiz-captions": "The data is VizWiz-Captions (https://vizwiz.org), CC BY 4.0.",
+    "scenes": "The images are drawn and the expressions made by rules, by `hivilt.data.scenes`.",
+    "refcoco": f"The expressions are RefCOCO's (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
+    "refcoco+": f"The expressions are RefCOCO+'s (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
+    "refcocog": f"The expressions are RefCOCOg's (https://github.com/lichengunc/refer); {_COCO_IMAGES}",
+    "grefcoco": f"The expressions are gRefCOCO's (https://github.com/henghuiding/gRefCOCO); {_COCO_IMAGES}",
+    "flickr30k-entities": "The boxes are Flickr30k Entities' (https://github.com/BryanPlummer/flickr30k_entities), the images and "
+    "captions Flickr30k's, for research only.",
+    "daquar-grounding": "The images are NYU Depth V2's, of DAQUAR (Malinowski and Fritz 2014, https://arxiv.org/abs/1410.0210), "
+    "for research only.",
 }
 # Arguments that tell a reader nothing about the model; columns besides.
 _NO_SETTINGS = {"license", "language", "num_threads", "on_bad_image", "trust_remote_code", "top_k", "index_factory"}
@@ -86,7 +93,7 @@ def write_model_card(
     results = json.loads(json.dumps(results))  # enums and tuples as results.json has them
     data_name, train = _line(results["data"]["name"]) or "unnamed data", results["data"]["train"]
     title = f"HiViLT for {task.name}, trained on {data_name}"
-    found = _eval_results(args, results, splits, metrics, task_type=task.pipeline_tag, dataset_name=data_name)
+    found = _eval_results(args, results, splits, metrics, task=task, dataset_name=data_name)
     bases = [name for name in (args.model_name_or_path, args.vision_model, args.text_model) if _is_on_hub(name)]
     card_data = ModelCardData(
         library_name="transformers",
@@ -148,22 +155,21 @@ def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list
     return [name for name in names if _is_on_hub(name)]
 
 
-def _eval_results(args, results, splits, metrics, *, task_type: str, dataset_name: str) -> list[EvalResult]:
+def _eval_results(args, results, splits, metrics, *, task: Task, dataset_name: str) -> list[EvalResult]:
     split = "test" if metrics.keys() & results.get("test", {}).keys() else "validation"
     slug = re.sub(r"[^a-z0-9]+", "-", (args.benchmark or dataset_name).lower()).strip("-")
-    benchmark = (VQA_BENCHMARKS | CAPTION_BENCHMARKS).get(args.benchmark)
-    official = args.test_split or (benchmark.splits["test"] if benchmark is not None else "test")
+    official = args.test_split or (task.benchmarks[args.benchmark].splits["test"] if args.benchmark else "test")
     limit = {"test": args.max_predict_samples, "validation": args.max_eval_samples}[split]
     return [
         EvalResult(
-            task_type=task_type,
+            task_type=task.pipeline_tag,
             dataset_type=next(iter(_datasets_read(args, splits[split])), slug or "custom"),
             dataset_name=dataset_name,
             dataset_config=args.dataset_config_name,
             dataset_split=official if split == "test" else split,
             # Whoever compares should know that it is not the whole split.
             dataset_args=None if limit is None else {"max_samples": limit},
-            metric_type=key.replace("@", "_at_"),
+            metric_type=key.replace("@", "_at_").replace(".", "_"),
             metric_name=name,
             metric_value=round(results[split][key], 6),
         )

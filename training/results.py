@@ -22,6 +22,9 @@ from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
 
+# Benchmarks whose images are drawn at the size of `image_size`.
+_DRAWN = ("openmoji", "scenes")
+
 # What `results.json` tells of TrainingArguments.
 SETTINGS = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
 SETTINGS += ("per_device_eval_batch_size", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type")
@@ -155,7 +158,7 @@ def collect_results(
     if torch.cuda.is_available():
         results["peak_cuda_memory_bytes"] = torch.cuda.max_memory_allocated()
     settings = {**asdict(args), **{name: getattr(trainer.args, name) for name in SETTINGS}}
-    if (args.vision_model or args.model_name_or_path) and args.benchmark != "openmoji":  # which is drawn at it
+    if (args.vision_model or args.model_name_or_path) and args.benchmark not in _DRAWN:
         del settings["image_size"]  # of a small new encoder; others have an image processor of their own
     results["settings"] = {
         name: without_place(value) if isinstance(value, str) else value for name, value in settings.items()

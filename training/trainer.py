@@ -56,6 +56,7 @@ class HiViLTTrainer(Trainer):
 
     unit: ClassVar[str]  # what the head is trained and measured on, in the plural
     place_name: ClassVar[str] = ""  # what a batch calls the places of its texts in their split; no input of the model
+    placed: ClassVar[str] = "examples"  # the attribute of a data set that these are places in
     most_calibrated: ClassVar[int] = 1_000  # examples that a temperature is fitted on at most
 
     def __init__(
@@ -409,7 +410,7 @@ class HiViLTTrainer(Trainer):
         for inputs in batches:
             places = inputs.pop(self.place_name).tolist()
             rows += zip(places, kept(inputs), strict=True)
-        return in_order(rows, len(dataset.examples))
+        return in_order(rows, len(getattr(dataset, self.placed)))
 
     def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
         """What `measure` gives of a whole split. The gathering of `Trainer`'s loop counts batch rows in the dataset's units

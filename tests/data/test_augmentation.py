@@ -12,6 +12,7 @@ from hivilt.data.augmentation import (
     _OPERATIONS,
     GRAY,
     Augmentation,
+    Frame,
     rand_augment,
     random_resized_crop,
     says_left_or_right,
@@ -49,35 +50,38 @@ def place_of(image):
 @given(SIZES, SEEDS, st.floats(0.001, 1))
 @settings(max_examples=150, deadline=None)
 def test_a_crop_is_a_piece_of_the_image(size, seed, min_scale):
-    first, second = (random_resized_crop(where(size), random.Random(seed), min_scale) for _ in range(2))
-    assert first.mode == "RGB" and first.tobytes() == second.tobytes()
-    left, top, width, height = place_of(first)
-    assert 0 <= left < left + width <= size[0] and 0 <= top < top + height <= size[1]
+    first, second = (random_resized_crop(size, random.Random(seed), min_scale) for _ in range(2))
+    assert first == second
+    left, top, right, bottom = first
+    assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+    cut, frame = Augmentation(random_crop=min_scale)(where(size), [], random.Random(seed))
+    assert place_of(cut) == (left, top, right - left, bottom - top)
+    shown = frame.left * size[0], frame.top * size[1], frame.right * size[0], frame.bottom * size[1]
+    assert shown == pytest.approx(first) and not frame.mirrored
 
 
 def test_crops_have_the_areas_and_aspect_ratios_of_the_inception_crop():
-    image = where((300, 240))
-    places = [place_of(random_resized_crop(image, random.Random(seed), 0.2)) for seed in range(400)]
-    areas = [width * height / (300 * 240) for _, _, width, height in places]
-    ratios = [width / height for _, _, width, height in places]
+    places = [random_resized_crop((300, 240), random.Random(seed), 0.2) for seed in range(400)]
+    areas = [(right - left) * (bottom - top) / (300 * 240) for left, top, right, bottom in places]
+    ratios = [(right - left) / (bottom - top) for left, top, right, bottom in places]
     assert 0.19 < min(areas) < 0.23 and 0.9 < max(areas) <= 1
     assert 0.74 < min(ratios) < 0.78 and 1.28 < max(ratios) < 1.35
     assert len({(left, top) for left, top, _, _ in places}) > 380
-    assert min(left for left, *_ in places) == 0 and max(left + width for left, _, width, _ in places) == 300
+    assert min(left for left, *_ in places) == 0 and max(right for _, _, right, _ in places) == 300
 
 
 @pytest.mark.parametrize(
     ("size", "place"),
     [
-        ((1, 4000), (0, 1999, 1, 1)),
-        ((10, 1000), (0, 493, 10, 13)),
-        ((1000, 12), (492, 0, 16, 12)),
+        ((1, 4000), (0, 1999, 1, 2000)),
+        ((10, 1000), (0, 493, 10, 506)),
+        ((1000, 12), (492, 0, 508, 12)),
         ((1, 1), (0, 0, 1, 1)),
     ],
 )
 def test_where_no_crop_fits_it_is_centred(size, place):
     for seed in range(5):
-        assert place_of(random_resized_crop(where(size), random.Random(seed), 1.0)) == place
+        assert random_resized_crop(size, random.Random(seed), 1.0) == place
 
 
 @given(SIZES, SEEDS, st.integers(1, 4), st.integers(0, 10))
@@ -182,18 +186,18 @@ def test_what_says_left_or_right_is_what_a_swap_changes(text):
 def test_by_default_nothing_happens():
     image, draw = noise((9, 7)), random.Random(0)
     state = draw.getstate()
-    assert Augmentation()(image, ["left"], draw) == (image, False)
+    assert Augmentation()(image, ["left"], draw) == (image, Frame(0, 0, 1, 1, False))
     assert draw.getstate() == state
 
 
 @given(SIZES, SEEDS)
 @settings(max_examples=100, deadline=None)
 def test_the_same_draw_gives_the_same_image(size, seed):
-    (first, flipped), (second, again) = (
+    (first, frame), (second, again) = (
         Augmentation(**RECIPE)(noise(size), ["what"], random.Random(seed)) for _ in range(2)
     )
     assert first.mode == "RGB" and min(first.size) >= 1
-    assert first.tobytes() == second.tobytes() and flipped == again
+    assert first.tobytes() == second.tobytes() and frame == again
 
 
 @pytest.mark.parametrize(
@@ -209,20 +213,92 @@ def test_the_same_draw_gives_the_same_image(size, seed):
 def test_half_of_the_images_are_mirrored_where_they_may(mode, texts, most):
     image, count = noise((5, 4)), 0
     for seed in range(400):
-        changed, flipped = Augmentation(random_flip=mode)(image, texts, random.Random(seed))
-        assert changed.tobytes() == (ImageOps.mirror(image) if flipped else image).tobytes()
-        count += flipped
+        changed, frame = Augmentation(random_flip=mode)(image, texts, random.Random(seed))
+        assert changed.tobytes() == (ImageOps.mirror(image) if frame.mirrored else image).tobytes()
+        count += frame.mirrored
     assert abs(count - most / 2) < 45 * (most > 0) + 1
 
 
 def test_texts_do_not_change_the_other_draws():
     augmentation, image = Augmentation(random_flip="skip", rand_augment=(2, 7)), noise((20, 20))
     for seed in range(30):
-        (one, flipped), (other, _) = (
-            augmentation(image, [text], random.Random(seed)) for text in ("what color", "left")
-        )
-        if not flipped:
+        (one, frame), (other, _) = (augmentation(image, [text], random.Random(seed)) for text in ("what color", "left"))
+        if not frame.mirrored:
             assert one.tobytes() == other.tobytes()
+
+
+# Boxes
+
+
+@st.composite
+def boxes_of(draw, size):
+    """Some boxes of whole pixels."""
+    boxes = []
+    for _ in range(draw(st.integers(1, 3))):
+        left, top = draw(st.integers(0, size[0] - 1)), draw(st.integers(0, size[1] - 1))
+        right, bottom = draw(st.integers(left + 1, size[0])), draw(st.integers(top + 1, size[1]))
+        boxes.append((left / size[0], top / size[1], right / size[0], bottom / size[1]))
+    return boxes
+
+
+@given(st.data(), SIZES, SEEDS, st.floats(0.001, 1))
+@settings(max_examples=200, deadline=None)
+def test_a_crop_keeps_the_centre_of_every_box(data, size, seed, min_scale):
+    boxes = data.draw(boxes_of(size))
+    part = random_resized_crop(size, random.Random(seed), min_scale, boxes)
+    frame = Frame(part[0] / size[0], part[1] / size[1], part[2] / size[0], part[3] / size[1])
+    for box in boxes:
+        left, top, right, bottom = frame.place(box)
+        assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        for low, high, whole, shown in (
+            (left, right, box[2] - box[0], frame.right - frame.left),
+            (top, bottom, box[3] - box[1], frame.bottom - frame.top),
+        ):
+            assert high - low == pytest.approx(1) or (high - low) * shown >= whole / 2 - 1e-9
+
+
+def test_a_crop_lies_where_it_holds_the_boxes_and_is_left_out_where_none_does():
+    corner = (0.9, 0.9, 1, 1)
+    parts = [random_resized_crop((300, 240), random.Random(seed), 0.3, [corner]) for seed in range(200)]
+    assert all(right > 285 and bottom > 228 for _, _, right, bottom in parts)
+    assert len(set(parts)) > 190
+    plain = [random_resized_crop((300, 240), random.Random(seed), 0.3) for seed in range(200)]
+    sides = lambda places: [(right - left, bottom - top) for left, top, right, bottom in places]
+    assert sides(parts) == sides(plain)
+    assert sum(right > 285 and bottom > 228 for _, _, right, bottom in plain) < 100
+    apart = [(0, 0, 0.01, 0.01), (0.99, 0.99, 1, 1)]
+    both = [random_resized_crop((300, 240), random.Random(seed), 0.3, apart) for seed in range(50)]
+    assert both.count((0, 0, 300, 240)) > 45
+    assert random_resized_crop((10, 1000), random.Random(0), 1.0, [corner]) == (0, 0, 10, 1000)
+
+
+@pytest.mark.parametrize(
+    ("frame", "box", "placed"),
+    [
+        (Frame(), (0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)),
+        (Frame(mirrored=True), (0.1, 0.2, 0.3, 0.4), (0.7, 0.2, 0.9, 0.4)),
+        (Frame(0.2, 0, 0.7, 0.5), (0.3, 0.1, 0.6, 0.4), (0.2, 0.2, 0.8, 0.8)),
+        (Frame(0.2, 0, 0.7, 0.5, True), (0.1, 0.1, 0.3, 0.9), (0.8, 0.2, 1, 1)),
+    ],
+)
+def test_boxes_move_with_what_is_shown_worked_by_hand(frame, box, placed):
+    assert frame.place(box) == pytest.approx(placed)
+
+
+def test_where_there_are_boxes_rand_augment_moves_nothing():
+    # The only bright pixel, in a place that every turn and shift would change.
+    dot = Image.new("RGB", (20, 20), (90, 80, 70))
+    dot.putpixel((3, 14), (200, 190, 210))
+    augmentation, changed = Augmentation(rand_augment=(3, 10)), set()
+    for boxes in ([(0.1, 0.6, 0.3, 0.9)], []):
+        for seed in range(100):
+            image, frame = augmentation(dot, [], random.Random(seed), boxes)
+            brightest = np.array(image).astype(int).sum(-1)
+            assert frame == Frame() and brightest.argmax() == 14 * 20 + 3
+            changed.add(image.tobytes())
+    assert len(changed) > 5
+    moved = [augmentation(dot, [], random.Random(seed))[0] for seed in range(100)]
+    assert sum(np.array(image).astype(int).sum(-1).argmax() != 14 * 20 + 3 for image in moved) > 30
 
 
 @pytest.mark.parametrize(

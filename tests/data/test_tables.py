@@ -21,6 +21,7 @@ from hivilt.data.tables import (
     check_items,
     column_names,
     hold_out,
+    image_size,
     open_image,
     read_rows,
     rows_with_images,
@@ -408,6 +409,19 @@ def test_images_are_turned_upright_and_closed(tmp_path, recwarn):
     assert np.asarray(image)[2, 17].max() < 60  # the dark corner, turned to the right
     del image
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp", "bmp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_the_size_of_an_image_is_that_of_the_opened_one(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{kind}"
+    make_image("red", (30, 20)).save(path, exif=exif)
+    assert image_size(str(path)) == open_image(str(path)).size
+    assert image_size(str(path)) == ((20, 30) if orientation > 4 and kind != "bmp" else (30, 20))
+    table = datasets.Dataset.from_dict({"image": [{"bytes": path.read_bytes(), "path": None}]})
+    assert image_size(TableImage(table, 0, "image")) == image_size(str(path))
 
 
 # Batches

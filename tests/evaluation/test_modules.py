@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hivilt.evaluation.captioning import caption_scores
+from hivilt.evaluation.grounding import grounding_scores
 
 EVALUATION = Path(__file__).resolve().parents[2] / "evaluation"
 # `evaluate` makes the name of a metric from that of its class.
@@ -22,6 +23,7 @@ CLASSES = {
     "clevr_accuracy": "CLEVRAccuracy",
     "daquar_accuracy": "DaquarAccuracy",
     "caption_scores": "CaptionScores",
+    "grounding_accuracy": "GroundingAccuracy",
     "retrieval_recall": "RetrievalRecall",
 }
 
@@ -124,7 +126,29 @@ def test_caption_scores(load):
     assert metric.compute() == result
 
 
+def test_grounding_accuracy(load):
+    third = 1 / 3  # not the same in float32
+    predictions = [
+        {"boxes": [(0, 0, third, 1), (0, 0, 1, 1)], "scores": [0.9, 0.2]},
+        {"boxes": [], "scores": []},
+        {"boxes": [(0, 0, 9, 9), (20, 0, 30, 10)], "scores": [0.8, 0.7]},
+    ]
+    references = [[(0, 0, 1, 1)], [], [(20, 0, 30, 10), (0, 0, 10, 10)]]
+    options = {"points": [(0.5, 2), None, None], "kinds": ["one", "none", None], "threshold": 0.75}
+    expected = grounding_scores(predictions, references, **options)
+    assert (expected["mean_iou"], expected["pointing_game"], expected["multi_target_accuracy"]) == (third, 0.5, 0)
+    metric = load("grounding_accuracy")
+    assert metric.compute(predictions=predictions, references=references, **options) == expected
+    metric.add_batch(predictions=predictions[:2], references=references[:2])
+    metric.add(prediction=predictions[2], reference=references[2])
+    assert metric.compute(**options) == expected
+    assert load("grounding_accuracy").compute(predictions=predictions[1:2], references=[[]])["no_target_accuracy"] == 1
+
+
 def test_errors_reach_the_user(load):
+    with pytest.raises(ValueError, match="^predictions: expected boxes .* for expression 0; turn"):
+        predictions = [{"boxes": [(5, 5, 2, 2)], "scores": [0.5]}]
+        load("grounding_accuracy").compute(predictions=predictions, references=[[]])
     with pytest.raises(ValueError, match="references: got an empty list for image 1"):
         load("caption_scores").compute(predictions=["a", "b"], references=[["a"], []])
     with pytest.raises(ValueError, match="normalization: expected one of"):

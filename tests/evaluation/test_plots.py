@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -10,8 +11,10 @@ from figures import assert_is_image, figures_of
 from hivilt.evaluation.plots import (
     AnsweredQuestion,
     GeneratedCaption,
+    GroundedExpression,
     RetrievedImages,
     plot_captions,
+    plot_grounding,
     plot_predictions,
     plot_retrieved,
     plot_training,
@@ -110,6 +113,57 @@ def test_captions_above_and_references_below(tmp_path, monkeypatch):
     assert second.get_xlabel() == third.get_title() == ""
     with pytest.raises(ValueError, match="captions: there is no image to draw"):
         plot_captions([], tmp_path / "captions.png")
+
+
+LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+
+
+def test_boxes_are_drawn_on_their_image(tmp_path, monkeypatch):
+    drawn = figures_of(monkeypatch)
+    image = Image.new("RGB", (80, 40), "navy")
+    cells = [
+        GroundedExpression(image, "the left of $5 or $6 " * 9, [(0, 0, 0.5, 0.75), RIGHT], [LEFT]),
+        GroundedExpression(image, "both", [RIGHT, LEFT], [LEFT, RIGHT]),
+        GroundedExpression(image, "a dog", [], []),
+        GroundedExpression(image, "the right", np.zeros((0, 4)), np.array([RIGHT])),
+        GroundedExpression(image, "unknown", [LEFT], None),
+    ]
+    plot_grounding(cells, tmp_path / "grounding.png")
+    assert_is_image(tmp_path / "grounding.png")
+    found = []
+    for axes in drawn[0].axes[:5]:
+        assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 79.5), (39.5, -0.5))
+        outlines = [
+            (patch.get_bbox().extents.tolist(), to_hex(patch.get_edgecolor()), patch.get_linestyle())
+            for patch in axes.patches
+        ]
+        found.append((axes.get_xlabel(), to_hex(axes.xaxis.label.get_color()), outlines))
+    green, red, black = to_hex("tab:green"), to_hex("tab:red"), to_hex("black")
+    left, right = [-0.5, -0.5, 39.5, 39.5], [39.5, -0.5, 79.5, 39.5]
+    dashed = lambda box: (box, black, "dashed")
+    less = [-0.5, -0.5, 39.5, 29.5]
+    assert found == [
+        ("2 predicted, 1 true, 1 matched", red, [(less, green, "solid"), (right, red, "solid"), dashed(left)]),
+        (
+            "2 predicted, 2 true, 2 matched",
+            green,
+            [(right, green, "solid"), (left, green, "solid"), dashed(left), dashed(right)],
+        ),
+        ("0 predicted, 0 true, 0 matched", green, []),
+        ("0 predicted, 1 true, 0 matched", red, [dashed(right)]),
+        ("1 predicted", black, [(left, black, "solid")]),
+    ]
+    assert drawn[0].axes[0].get_title().startswith("the left of $5") and drawn[0].axes[1].get_title() == "both"
+
+
+def test_grounding_refuses_what_it_cannot_draw(tmp_path):
+    with pytest.raises(ValueError, match="cells: there is no expression to draw"):
+        plot_grounding([], tmp_path / "grounding.png")
+    cell = GroundedExpression(make_image(), "a dog", [LEFT], None)
+    for wrong in (cell._replace(boxes=[(10, 10, 30, 30)]), cell._replace(references=[LEFT, (0, 10, 1, 30)])):
+        with pytest.raises(ValueError, match=r"cells: box \(.*\) of cell 1 lies outside the image; expected .* divide"):
+            plot_grounding([cell, wrong], tmp_path / "grounding.png")
+    assert not (tmp_path / "grounding.png").exists()
 
 
 def test_retrieved_of_any_number(tmp_path):

@@ -1,1 +1,1 @@
-from trainers import captioned, dataset, opened  # noqa: F401
+from trainers import captioned, dataset, grounded, opened  # noqa: F401
