@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,16 @@ _HOMES |= dict.fromkeys(
 
 __all__ = list(_HOMES)
 
-# The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them, of
-# which some build on another.
+# The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them.
+_MODELS = ("hivilt.modeling_hivilt", "hivilt.generation_hivilt", "hivilt.grounding_hivilt")
 _AUTO = {
-    "transformers.pipelines": "hivilt.pipeline_hivilt",
-    "transformers.models.auto.modeling_auto": "hivilt.modeling_hivilt",
-    "transformers.modeling_layers": "hivilt.modeling_hivilt",  # imports that one midway, too early for ours
-    "hivilt.modeling_hivilt": "hivilt.generation_hivilt",
-    "hivilt.generation_hivilt": "hivilt.grounding_hivilt",
-    "transformers.models.auto.processing_auto": "hivilt.processing_hivilt",
+    "transformers.pipelines": ("hivilt.pipeline_hivilt",),
+    "transformers.models.auto.modeling_auto": _MODELS,
+    "transformers.modeling_layers": _MODELS,  # imports that one midway, too early for ours
+    "transformers.models.auto.processing_auto": ("hivilt.processing_hivilt",),
 }
+# Files of ours that are being imported, of which some import one of those midway.
+_begun: list[str] = []
 
 
 def __getattr__(name: str) -> Any:
@@ -72,6 +73,15 @@ def _register(name: str) -> None:
         }
 
 
+def _import_for(autos: Iterable[str]) -> None:
+    """Imports ours for those that are imported."""
+    layers = sys.modules.get("transformers.modeling_layers")
+    is_ready = layers is None or hasattr(layers, "GradientCheckpointingLayer")  # else it is being imported
+    if is_ready and not _begun:
+        for ours in dict.fromkeys(ours for auto in autos if auto in sys.modules for ours in _AUTO[auto]):
+            importlib.import_module(ours)
+
+
 class _RegisterWhenImported(MetaPathFinder):
     """Whoever imports an Auto class or a pipeline after hivilt finds our classes there, and nobody else waits for them.
 
@@ -79,19 +89,23 @@ class _RegisterWhenImported(MetaPathFinder):
     """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        watched = fullname in _AUTO or fullname in _AUTO.values()
-        spec = PathFinder.find_spec(fullname, path, target) if watched else None
+        is_ours = fullname.startswith("hivilt.") and fullname.endswith("_hivilt")
+        spec = PathFinder.find_spec(fullname, path, target) if is_ours or fullname in _AUTO else None
         if spec is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: Any) -> None:
-                execute(module)
-                if fullname in _AUTO.values():
+                if not is_ours:
+                    execute(module)
+                    _import_for([fullname])
+                    return
+                _begun.append(fullname)
+                try:
+                    execute(module)
                     _register(fullname)
-                layers = sys.modules.get("transformers.modeling_layers")
-                is_ready = layers is None or hasattr(layers, "GradientCheckpointingLayer")  # else it is being imported
-                if fullname in _AUTO and is_ready:
-                    importlib.import_module(_AUTO[fullname])
+                finally:
+                    _begun.remove(fullname)
+                _import_for(_AUTO)
 
             spec.loader.exec_module = exec_module
         return spec
@@ -99,6 +113,4 @@ class _RegisterWhenImported(MetaPathFinder):
 
 AutoConfig.register("hivilt", HiViLTConfig, exist_ok=True)
 sys.meta_path.insert(0, _RegisterWhenImported())
-for _auto, _ours in _AUTO.items():
-    if _auto in sys.modules:
-        importlib.import_module(_ours)
+_import_for(_AUTO)

@@ -9,8 +9,6 @@ from operator import itemgetter
 
 from transformers import Pipeline
 
-from .processing_hivilt import load_image
-
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -227,7 +225,7 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
             nested.append([labels] if isinstance(labels, str) else list(labels))
         images, sizes = [], []
         for request, labels in zip(batch["requests"], nested, strict=True):
-            image = load_image(request["image"])
+            image = self.processor.load_image(request["image"])
             sizes += [(image.height, image.width)] * len(labels)
             images.append(self.processor.resize(image))  # at once, so that only one is in memory at its full size
         return {"inputs": self._encoded(images, nested), "labels": nested, "sizes": sizes}

@@ -213,6 +213,9 @@ class HiViLTProcessor(ProcessorMixin):
             tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    # For pipelines, whose code is of a checkpoint while this one's may be of the package.
+    load_image = staticmethod(load_image)
+
     def __call__(
         self,
         images: ImageInput | None = None,
