@@ -1,4 +1,5 @@
-"""A page to try HiViLT in the browser: find photographs by words or by an image, and ask them questions.
+"""A page to try HiViLT in the browser: find photographs by words or by an image, ask them questions, and see where in them
+things are.
 
     python app.py                                               the photographs of this repository
     python app.py --images ~/Pictures ~/Scans                   folders of your own; the page lets you choose one
@@ -6,6 +7,7 @@
     python app.py --index outputs/index                         searches what was embedded before
     python app.py --model outputs/mine                          another question answering checkpoint
     python app.py --captioning outputs/mine                     another one that writes captions
+    python app.py --grounding outputs/mine                      another one that draws boxes
 
 Open the address that it prints. Nothing leaves this machine, and only this machine sees the page unless --host says so.
 """
@@ -24,10 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from transformers.utils import cached_file
 
-from hivilt import HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+    HiViLTProcessor,
+)
 from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.fusion_hivilt import HiViLTImageStates
@@ -47,20 +55,25 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parent
 # The checkpoints that are used unless others are named.
-RETRIEVAL, ANSWERING, CAPTIONING = ROOT, ROOT / "vqa", ROOT / "captioning"
+RETRIEVAL, ANSWERING, CAPTIONING, GROUNDING = ROOT, ROOT / "vqa", ROOT / "captioning", ROOT / "grounding"
 PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
+SCENE = [(ROOT / "docs" / "scene.png", "the topmost small cross\nall large crosses\nthe purple circle")]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
+NOTHING = "nothing of that is in the image"
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."
 
 TOP_ANSWERS, TOP_IMAGES, RERANKED, BROWSED = 3, 10, 32, 20
 MOST_QUESTIONS, KEPT_QUESTIONS, NAMED_ANSWERS = 32, 100, 13
 REMEMBERED = 16  # images whose states stay in memory
+# Of each expression another one, by Okabe and Ito, which all eyes tell apart.
+BOX_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+THRESHOLD = 0.5  # where the checkpoint does not say which one it was measured with
 # Pixels that an image is scaled to fit: among others, by itself, and in the history.
 SMALL, LARGE, THUMB = (512, 512), (1024, 1024), (96, 96)
 CSS = """
-#image img, #like img { width: 100%; height: 100%; object-fit: contain }
+#image img, #like img, #located img, #boxes img { width: 100%; height: 100%; object-fit: contain }
 #found .grid-wrap { min-height: 0; max-height: none; overflow: visible }
 #examples .container { width: 2.5rem; height: 2.5rem }
 .html-container { padding: 0 !important }
@@ -72,11 +85,12 @@ CSS = """
 .asked div { flex: 1; min-width: 0; overflow-wrap: anywhere }
 .asked img { width: 48px; height: 48px; object-fit: contain; flex: none; margin: 0 }
 .asked .best { font-size: var(--text-xl); font-weight: 600 }
+.asked .color { width: 1.25rem; flex: none }
 #history .best { font-size: inherit }
 @media (max-width: 640px) {
   .gradio-container { padding: var(--size-3) !important }
   .about { font-size: var(--text-sm) }
-  #image { height: 220px !important }
+  #image, #located { height: 220px !important }
   #found .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important }
   button { min-width: 40px !important; min-height: 40px !important }
   input:not([type=checkbox]), #rerank label { min-height: 40px }
@@ -95,6 +109,7 @@ TO_FOUND = """() => setTimeout(() => {
 TO_ANSWERS = """() => setTimeout(() => {
   for (const id of ["answers", "note"]) document.getElementById(id)?.scrollIntoView({block: "nearest"})
 }, 100)"""
+TO_BOXES = """() => setTimeout(() => document.getElementById("boxes")?.scrollIntoView({block: "nearest"}), 100)"""
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -152,6 +167,27 @@ def describe_answers(name: str, results: Mapping[str, Any], answers: Sequence[st
         sentences.append("Its probabilities were calibrated on validation questions.")
     named = ", ".join(answers[:NAMED_ANSWERS]) + (", ..." if len(answers) > NAMED_ANSWERS else "")
     sentences.append(f"It knows {len(answers):,} answers and no others: {named}.")
+    return about(sentences)
+
+
+def describe_boxes(name: str, results: Mapping[str, Any]) -> str:
+    """What a grounding checkpoint was trained on, and how often its boxes were right, in HTML."""
+    sentences = [describe_training(name, results, "expressions")]
+    for split in ("test", "validation"):
+        share, expressions = (number(results, split, key) for key in ("accuracy@0.5", "num_single_target"))
+        if share is None or not expressions:
+            continue
+        sentences.append(
+            f"Of {expressions:,} {split} expressions that mean one thing its best box was right for {share:.1%}."
+        )
+        refused, nothing = (number(results, split, key) for key in ("no_target_accuracy", "num_no_target"))
+        if refused is not None and nothing:
+            sentences.append(f"Of {nothing:,} that mean nothing in the image it gave no box to {refused:.1%}.")
+        else:
+            sentences.append(
+                "None of them meant nothing in the image, so it may answer with a box whatever is written."
+            )
+        break
     return about(sentences)
 
 
@@ -218,6 +254,87 @@ class Captioner:
     def _caption(self, image: str) -> str:
         written = self.model.generate(**self.processor(images=image, return_tensors="pt").to(self.model.device))
         return self.processor.batch_decode(written, skip_special_tokens=True)[0].strip()
+
+
+class Grounder:
+    """Finds in images what expressions mean with a checkpoint, its model in evaluation mode; encodes each image once.
+
+    Raises:
+        ValueError: the image processor does not show whole images, see [`HiViLTProcessor.check_whole_images`].
+    """
+
+    def __init__(self, model: HiViLTForVisualGrounding, processor: HiViLTProcessor):
+        processor.check_whole_images()
+        self.model, self.processor = model, processor
+        self.encode = functools.lru_cache(REMEMBERED)(self._encode)  # by path, as `Answerer` does
+
+    @torch.no_grad()
+    def _encode(self, image: str) -> HiViLTImageStates:
+        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.model.device)
+        return self.model.encode_images(pixel_values)
+
+    @torch.no_grad()
+    def find(self, image: str | None, text: str, threshold: float) -> tuple[dict[str, dict[str, list]], str]:
+        """For each expression the `scores` of what it means, the best first, all above `threshold`, and the `boxes`: left,
+        top, right and bottom in parts of the image. And a line that says how long it took.
+
+        The expressions in `text` are one a line, or between semicolons; empty ones and repetitions are left out.
+        """
+        if image is None:
+            raise ValueError("There is no image yet: open one in Search, upload one, or take an example.")
+        expressions = list(dict.fromkeys(one.strip() for one in re.split("[\n;]", text) if one.strip()))
+        if not expressions:
+            raise ValueError("There is nothing to look for yet: write below the image what it is.")
+        if len(expressions) > len(BOX_COLORS):
+            raise ValueError(f"{len(expressions)} expressions are too many at once; look for up to {len(BOX_COLORS)}.")
+        misses, start = self.encode.cache_info().misses, time.perf_counter()
+        states = self.encode(image)
+        encoded = time.perf_counter()
+        inputs = self.processor(text=expressions, return_tensors="pt").to(self.model.device)
+        image_index = torch.zeros(len(expressions), dtype=torch.long, device=self.model.device)
+        outputs = self.model(**inputs, image_states=states, image_index=image_index)
+        found = self.processor.post_process_grounding(outputs, threshold=threshold)
+        done = time.perf_counter()
+
+        first = f"encoded in {1000 * (encoded - start):.0f} ms"
+        if self.encode.cache_info().misses == misses:
+            first = "encoded before"
+        count = "1 expression" if len(expressions) == 1 else f"{len(expressions)} expressions"
+        note = f"Image {first}, {count} looked for in {1000 * (done - encoded):.0f} ms."
+        lists = [{name: values.tolist() for name, values in one.items()} for one in found]
+        return dict(zip(expressions, lists, strict=True)), note
+
+
+def with_boxes(image: Image.Image, found: Mapping[str, Mapping[str, list]]) -> Image.Image:
+    """An image with the boxes of each expression in its color, in a frame of white that shows on dark images; a small image
+    is enlarged, so that lines stay thin."""
+    factor = max(1, min(SMALL) // max(image.size))
+    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    brush, width = ImageDraw.Draw(image), max(1, max(image.size) // 200)
+    for color, one in zip(BOX_COLORS, found.values(), strict=False):
+        for left, top, right, bottom in one["boxes"]:
+            left, right, top, bottom = (
+                left * image.width,
+                right * image.width,
+                top * image.height,
+                bottom * image.height,
+            )
+            right, bottom = max(left, right - 1), max(top, bottom - 1)  # PIL's last pixel is inside
+            around = (left - width, top - width, right + width, bottom + width)
+            brush.rectangle(around, outline="white", width=3 * width)
+            brush.rectangle((left, top, right, bottom), outline=color, width=width)
+    return image
+
+
+def show_boxes(found: Mapping[str, Mapping[str, list]]) -> str:
+    """A list in HTML of expressions with the color and the scores of their boxes."""
+    rows = []
+    for color, (expression, one) in zip(BOX_COLORS, found.items(), strict=False):
+        best = ", ".join(f"{score:.2f}" for score in one["scores"]) or NOTHING
+        row = f'<span class="question">{html.escape(expression)}</span><br><span class="best">{best}</span>'
+        background = f"background: {color}" if one["scores"] else f"border: 1px solid {color}"
+        rows.append(f'<li><span class="color" style="{background}"></span><div>{row}</div></li>')
+    return f'<ul class="asked">{"".join(rows)}</ul>'
 
 
 def percent(share: float) -> str:
@@ -307,19 +424,26 @@ def build_page(
     captioning: tuple[HiViLTForConditionalGeneration, HiViLTProcessor] | None = None,
     examples: Sequence[tuple[Path, str]] = (),
     familiarity: Mapping[str, Any] | None = None,
+    grounding: tuple[HiViLTForVisualGrounding, HiViLTProcessor] | None = None,
+    about_boxes: str = "",
+    threshold: float = THRESHOLD,
+    scenes: Sequence[tuple[Path, str]] = (),
 ) -> gr.Blocks:
     """The page, to be launched with `LAUNCH`.
 
     Args:
         answering, familiarity: as `Answerer` takes them.
         indexes: folders to search, by the name to choose them by; empty: the page says how to name one.
-        about_search, about_answers: HTML that says what the models know.
+        about_search, about_answers, about_boxes: HTML that says what the models know.
         captioning: a model in evaluation mode that says below an opened image what it shows, and its processor; `None`: none.
-        examples: image files with questions to begin with.
+        examples, scenes: image files with questions, or with expressions to look for, to begin with.
+        grounding: a model in evaluation mode that draws boxes, and its processor; `None`: the page has no place for that.
+        threshold: score that a box must be above, until the page is told another.
     """
     answerer = Answerer(*answering, familiarity)
     captioner = None if captioning is None else Captioner(*captioning)
-    samples = [[str(path), text] for path, text in examples]
+    grounder = None if grounding is None else Grounder(*grounding)
+    samples, drawn = ([[str(path), text] for path, text in pairs] for pairs in (examples, scenes))
     # Of Gradio's buttons "share" is left out: it sends images away.
     upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "format": "png"}
     with gr.Blocks(title="HiViLT", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
@@ -364,9 +488,30 @@ def build_page(
                             history = gr.HTML(elem_id="history")
                             clear = gr.Button("Clear the history", elem_id="clear")
 
+            with gr.Tab("Locate", id="locate", visible=grounder is not None):
+                gr.HTML(about_boxes, elem_id="about-boxes")
+                with gr.Row():
+                    with gr.Column():
+                        located = gr.Image(label="Image", elem_id="located", height=320, **upload)
+                        looking = {"label": "What to look for, one a line", "placeholder": "the red circle", "lines": 2}
+                        expressions = gr.Textbox(elem_id="expressions", **looking)
+                        least = gr.Slider(0, 1, threshold, step=0.01, label="Lowest score", elem_id="threshold")
+                        locate = gr.Button("Locate", variant="primary", elem_id="locate")
+                        located_note = gr.HTML(elem_id="located-note")
+                    with gr.Column():
+                        marked = gr.Image(
+                            label="Boxes", elem_id="boxes", interactive=False, format="png", buttons=["fullscreen"]
+                        )
+                        scores = gr.HTML(elem_id="scores")
+                        offered_scene = gr.Dataset(
+                            label="Examples", components=[located, expressions], samples=drawn, type="index",
+                            elem_id="scenes", visible=bool(drawn),
+                        )  # fmt: skip
+
         uploads = Path(page.GRADIO_CACHE).resolve()
         # What was asked, newest first; the last image that could be read; which files the results are.
         kept, last, last_like, results = gr.State([]), gr.State(), gr.State(), gr.State([])
+        last_located = gr.State()
 
         def on(events: list, function: Callable, inputs: list, outputs: list, name: str = "", js: str = "") -> None:
             """Has events call a function, and the browser run `js` after it; with a name it is public."""
@@ -410,6 +555,19 @@ def build_page(
             image = opened(path)
             return *ask(path, text, before), image, image, text, ""
 
+        def find_boxes(image: str | None, text: str, above: float):
+            found, said = grounder.find(image, text, above)
+            return note_of(said), with_boxes(opened(image), found), show_boxes(found)
+
+        def show_located(path: str | None, before: Image.Image | None):
+            said, *images = show_image(path, before)
+            return said, *images, *((gr.skip(), gr.skip()) if said else (None, ""))
+
+        def find_example(number: int, above: float):
+            path, text = drawn[checked(number, drawn)]
+            image = opened(path)
+            return *find_boxes(path, text, above), image, image, text
+
         outputs = [note, answers, history, kept, asked]
         on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask", js=TO_ANSWERS)
         shown = [note, shown_image, last, answers, caption]
@@ -417,6 +575,14 @@ def build_page(
         of_example = [*outputs, shown_image, last, question, caption]
         on([offered.click], ask_example, [offered, kept], of_example, js=TO_ANSWERS)
         clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
+        if grounder is not None:
+            outputs = [located_note, marked, scores]
+            events = [locate.click, expressions.submit, least.release]
+            on(events, find_boxes, [located, expressions, least], outputs, "locate", js=TO_BOXES)
+            new = [located_note, located, last_located, marked, scores]
+            on([located.input], show_located, [located, last_located], new)
+            of_scene = [*outputs, located, last_located, expressions]
+            on([offered_scene.click], find_example, [offered_scene, least], of_scene, js=TO_BOXES)
         if not indexes:
             return page
 
@@ -436,13 +602,14 @@ def build_page(
         def open_result(paths: list, event: gr.SelectData):
             path = paths[checked(event.index, paths)]
             image = opened(path)
-            return "", image, image, "", captioned(path), gr.Tabs(selected="ask")
+            return "", image, image, "", captioned(path), "", image, image, None, "", gr.Tabs(selected="ask")
 
         outputs = [search_note, gallery, results]
         on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
         on([page.load, folder.input], show_results, [folder], outputs)
         on([like.input], show_image, [like, last_like], [search_note, like, last_like])
-        on([gallery.select], open_result, [results], [*shown, tabs], js=TO_TOP)
+        new = [located_note, located, last_located, marked, scores]
+        on([gallery.select], open_result, [results], [*shown, *new, tabs], js=TO_TOP)
     return page
 
 
@@ -484,8 +651,9 @@ def main(argv: list[str] | None = None) -> None:
     """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ANSWERING), help="question answering checkpoint, a folder or a Hub name")
-    known = str(CAPTIONING) if CAPTIONING.is_dir() else None
-    parser.add_argument("--captioning", default=known, help="checkpoint that captions an opened image, likewise")
+    captions, boxes = (str(folder) if folder.is_dir() else None for folder in (CAPTIONING, GROUNDING))
+    parser.add_argument("--captioning", default=captions, help="checkpoint that captions an opened image, likewise")
+    parser.add_argument("--grounding", default=boxes, help="checkpoint that draws boxes of what is written, likewise")
     parser.add_argument("--retrieval", default=str(RETRIEVAL), help="retrieval checkpoint, likewise")
     shown = "folders of images to search, embedded where they are new"
     parser.add_argument("--images", "--pictures", nargs="+", default=[], help=shown)
@@ -501,6 +669,16 @@ def main(argv: list[str] | None = None) -> None:
     answering, captioning = load_checkpoint("--model", args.model, HiViLTForQuestionAnswering), None
     if args.captioning:
         captioning = load_checkpoint("--captioning", args.captioning, HiViLTForConditionalGeneration)
+    locating = {}
+    if args.grounding:
+        measured = read_results(args.grounding)
+        threshold = number(measured, "settings", "threshold")
+        locating = {
+            "grounding": load_checkpoint("--grounding", args.grounding, HiViLTForVisualGrounding),
+            "about_boxes": describe_boxes(args.grounding, measured),
+            "threshold": THRESHOLD if threshold is None else threshold,
+            "scenes": SCENE if args.grounding == str(GROUNDING) else (),
+        }
     with tempfile.TemporaryDirectory(prefix="hivilt-") as scratch:
         indexes, about_search = {}, ""
         if folders or args.index:
@@ -512,7 +690,8 @@ def main(argv: list[str] | None = None) -> None:
         about_answers = describe_answers(args.model, results, answers)
         examples = EXAMPLES if args.model == str(ANSWERING) else ()
         familiarity = results.get("familiarity")
-        page = build_page(answering, indexes, about_search, about_answers, captioning, examples, familiarity)
+        known = (about_search, about_answers, captioning, examples, familiarity)
+        page = build_page(answering, indexes, *known, **locating)
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

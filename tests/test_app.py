@@ -16,7 +16,13 @@ import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from hivilt import HiViLTForConditionalGeneration, HiViLTForQuestionAnswering, HiViLTForRetrieval, app
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+    app,
+)
 from hivilt.evaluation.familiarity import features_of_images, measure_familiarity
 from hivilt.search import ImageIndex
 from hivilt.training.models import load_checkpoint
@@ -29,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queue
 COLORS = ("red", "blue", "green", "white", "gray", "yellow", "black", "orange", "pink", "brown", "cyan", "purple")
 QUESTION = "what color is the circle"
 MORE = (QUESTION, "is there a red square", "what shape")
+EXPRESSIONS = ("the red square", "a circle in the image", "blue")
 RESULTS = {
     "data": {
         "name": "Flickr8k <1>",
@@ -45,11 +52,19 @@ RESULTS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a checkpoint of each head, twelve images, two others, and two files that are none."""
+    """A folder with a checkpoint of each head, one with its results, twelve images, two others, and two files that are none."""
     folder = tmp_path_factory.mktemp("place")
     for name, model_class in {"answers": HiViLTForQuestionAnswering, "retrieval": HiViLTForRetrieval}.items():
         make_model(model_class, weight_scale=8).save_pretrained(folder / name)
         make_processor().save_pretrained(folder / name)
+    finder = make_model(HiViLTForVisualGrounding, weight_scale=8)
+    with torch.no_grad():
+        weight = finder.row_head.box_regressor[-1].weight
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        finder.row_head.classifier.bias.zero_()
+    finder.save_pretrained(folder / "boxes")
+    make_processor().save_pretrained(folder / "boxes")
+    (folder / "boxes" / "results.json").write_text(json.dumps(RESULTS | {"settings": {"threshold": 0.25}}))
     for name, colors in {"images": COLORS, "others": ("red", "blue")}.items():
         (folder / name).mkdir()
         for color in colors:
@@ -79,6 +94,11 @@ def captioning(place) -> tuple:
     return load_checkpoint("--captioning", str(place / "captions"), HiViLTForConditionalGeneration)
 
 
+@pytest.fixture(scope="module")
+def grounding(place) -> tuple:
+    return load_checkpoint("--grounding", str(place / "boxes"), HiViLTForVisualGrounding)
+
+
 @pytest.fixture
 def answerer(checkpoint) -> app.Answerer:
     return app.Answerer(*checkpoint)
@@ -100,6 +120,7 @@ def page(place, tmp_path_factory):
     """The page as the command line starts it, in this process, whatever the environment says about sharing it."""
     kept = []
     flags = {"model": ["answers"], "retrieval": ["retrieval"], "index": ["index"], "images": ["images", "others"]}
+    flags |= {"grounding": ["boxes"], "captioning": ["captions"]}
     argv = [word for flag, names in flags.items() for word in (f"--{flag}", *(str(place / name) for name in names))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_SHARE", "true")
@@ -220,6 +241,88 @@ def test_without_a_captioning_checkpoint_no_caption_is_shown(checkpoint, place):
     page = app.build_page(checkpoint, {})
     (opened,) = [one for one in events_of(page, "input") if "caption" in [out.elem_id for out in one.outputs]]
     assert opened.fn(str(place / "images" / "red.png"), None)[output_of(opened, "caption")] == ""
+
+
+def test_expressions_on_lines_or_between_semicolons_have_boxes_each_of_one_encoded_image(grounding, place):
+    grounder, (model, processor) = app.Grounder(*grounding), grounding
+    counts = []
+    hook = model.model.vision_model.register_forward_hook(lambda _, inputs, output: counts.append(len(output[0])))
+    red, blue = (str(place / "images" / f"{color}.png") for color in ("red", "blue"))
+    found, note = grounder.find(red, f" {EXPRESSIONS[0]} ;{EXPRESSIONS[1]};\n\n{EXPRESSIONS[2]}\n{EXPRESSIONS[0]}", 0.5)
+    assert re.fullmatch(r"Image encoded in \d+ ms, 3 expressions looked for in \d+ ms\.", note)
+    assert list(found) == list(EXPRESSIONS)
+    (again, note), (none, _) = (grounder.find(red, EXPRESSIONS[1], least) for least in (0.0, 1.0))
+    assert counts == [1] and "encoded before, 1 expression looked for" in note
+    assert none == {EXPRESSIONS[1]: {"scores": [], "boxes": []}}
+    assert len(again[EXPRESSIONS[1]]["boxes"]) > len(found[EXPRESSIONS[1]]["boxes"]) > 0
+    assert grounder.find(blue, EXPRESSIONS[1], 0.0)[0] != again and counts == [1, 1]
+    hook.remove()
+    for expression, one in found.items():
+        with torch.no_grad():
+            outputs = model(**processor(images=red, text=expression, return_tensors="pt"))
+        (expected,) = processor.post_process_grounding(outputs)
+        torch.testing.assert_close(torch.tensor(one["boxes"]).view(-1, 4), expected["boxes"], atol=1e-4, rtol=1e-4)
+        assert one["scores"] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
+
+
+def test_boxes_are_drawn_at_their_place_each_expression_in_its_color():
+    box = {"scores": [0.875], "boxes": [[0.25, 0.5, 0.75, 1.0]]}
+    found = {"<nothing>": {"scores": [], "boxes": []}, "the <cup>": box}
+    drawn = app.with_boxes(Image.new("RGB", (600, 400), "black"), found)
+    assert drawn.size == (600, 400)
+    color = tuple(bytes.fromhex(app.BOX_COLORS[1][1:]))
+    for place in ((150, 300), (449, 300), (300, 200), (300, 399)):
+        assert drawn.getpixel(place) == color, place
+    for place, expected in {(148, 300): 255, (145, 300): 0, (300, 300): 0}.items():
+        assert drawn.getpixel(place) == (expected,) * 3, place
+    # A box thinner than a pixel is drawn as one, and a small image is enlarged.
+    thin = {"a line": {"scores": [1.0], "boxes": [[0.5, 0.5, 0.5, 0.5]]}}
+    assert app.with_boxes(Image.new("RGB", (64, 48)), thin).size == (512, 384)
+
+    shown = app.show_boxes(found)
+    assert " ".join(re.sub("<[^>]*>", " ", shown).split()) == (
+        "&lt;nothing&gt; nothing of that is in the image the &lt;cup&gt; 0.88"
+    )
+    assert f"background: {app.BOX_COLORS[1]}" in shown and f"background: {app.BOX_COLORS[0]}" not in shown
+
+
+def test_the_page_draws_boxes_and_what_it_refuses_leaves_them(client, grounding, place):
+    red = place / "images" / "red.png"
+    found, _ = app.Grounder(*grounding).find(str(red), "blue; a circle in the image", 0.5)
+    note, marked, scores = client.predict(uploaded(red), "blue; a circle in the image", 0.5, api_name="/locate")
+    assert "2 expressions looked for" in note and scores == app.show_boxes(found)
+    with Image.open(marked) as shown:
+        assert shown.convert("RGB").tobytes() == app.with_boxes(app.opened(str(red)), found).tobytes()
+    for image, text, least, message in [
+        (None, "blue", 0.5, "no image yet"),
+        (uploaded(red), " ;\n", 0.5, "nothing to look for yet"),
+        (uploaded(red), ";".join(map(str, range(9))), 0.5, "9 expressions are too many at once; look for up to 8"),
+        (uploaded(red), "blue", 2, "`threshold` must lie in [0, 1], got 2"),
+        (uploaded(place / "cut.png"), "blue", 0.5, "&#x27;cut.png&#x27; is not a readable"),
+    ]:
+        note, *others = client.predict(image, text, least, api_name="/locate")
+        assert message in note and "note error" in note and all(map(is_untouched, others))
+
+
+def test_a_new_image_takes_boxes_away_and_an_example_brings_its_own(checkpoint, grounding, searching, place, tmp_path):
+    index = ImageIndex.build(place / "others", *searching, tmp_path)
+    page = app.build_page(checkpoint, {"others": index}, grounding=grounding, scenes=app.SCENE)
+    red = str(place / "others" / "red.png")
+    (selected,) = events_of(page, "select")
+    (uploads,) = [one for one in events_of(page, "input") if "boxes" in [out.elem_id for out in one.outputs]]
+    opened = selected.fn([red], gr.SelectData(None, {"index": 0, "value": None}))
+    for event, shown in ((selected, opened), (uploads, uploads.fn(red, None))):
+        assert shown[output_of(event, "located")].size == make_image("red").size
+        assert shown[output_of(event, "boxes")] is None and shown[output_of(event, "scores")] == ""
+    note, image, last, boxes, scores = uploads.fn(str(place / "cut.png"), "the one before")
+    assert "cut.png" in note and image == last == "the one before" and is_untouched(boxes) and is_untouched(scores)
+
+    # A scene is offered, with what to look for in it.
+    (offered,) = [one for one in events_of(page, "click") if "located" in [out.elem_id for out in one.outputs]]
+    example = offered.fn(0, 0.0)
+    ((path, text),) = app.SCENE
+    assert all(expression in example[output_of(offered, "scores")] for expression in text.splitlines())
+    assert example[output_of(offered, "located")].size == Image.open(path).size
 
 
 def test_too_many_questions_are_refused_by_their_number(answerer, place):
@@ -367,12 +470,24 @@ def test_the_page_says_what_its_models_know():
     assert "Its probabilities were calibrated on validation questions." in more
 
 
+def test_the_page_says_how_well_boxes_are_known():
+    test = {"accuracy@0.5": 0.97, "num_single_target": 6000}
+    results = {"data": {"name": "scenes", "train": {"images": 5000, "expressions": 40000}}, "test": test}
+    said = app.describe_boxes("it", results)
+    assert "was trained on scenes, 5,000 images with 40,000 expressions." in said
+    assert "Of 6,000 test expressions that mean one thing its best box was right for 97.0%." in said
+    assert "it may answer with a box whatever is written" in said
+    test |= {"no_target_accuracy": 0.985, "num_no_target": 1000}
+    assert "Of 1,000 that mean nothing in the image it gave no box to 98.5%." in app.describe_boxes("it", results)
+
+
 @pytest.mark.parametrize("text", [None, "", "no JSON", "[1]", '{"data": null, "test": 3}', '{"data": {"name": 5}}'])
 def test_of_a_checkpoint_without_results_nothing_is_claimed(tmp_path, text):
     if text is not None:
         (tmp_path / "results.json").write_text(text)
     results = app.read_results(str(tmp_path))
-    for said in (app.describe_search(str(tmp_path), results), app.describe_answers(str(tmp_path), results, ["no"])):
+    about = [describe(str(tmp_path), results) for describe in (app.describe_search, app.describe_boxes)]
+    for said in (*about, app.describe_answers(str(tmp_path), results, ["no"])):
         assert "so what it was trained on is not known" in said
         assert "%" not in said
     assert "It knows 1 answers and no others: no." in said
@@ -399,11 +514,12 @@ def test_the_page_is_for_this_machine_alone(page):
 
 def test_the_page_opens_with_search_and_says_what_answers(page):
     tabs = [component["props"]["label"] for component in page.config["components"] if component["type"] == "tabitem"]
-    assert tabs == ["Search", "Ask"]
+    assert tabs == ["Search", "Ask", "Locate"]
     said = {c["props"].get("elem_id"): c["props"].get("value") for c in page.config["components"]}
     assert "The model in retrieval has no results.json" in said["about-search"]
     assert "The model in answers has no results.json" in said["about-answers"]
     assert "It knows 5 answers and no others" in said["about-answers"]
+    assert "The model in boxes was trained on Flickr8k" in said["about-boxes"] and said["threshold"] == 0.25
 
 
 def test_without_images_the_page_says_how_to_name_them(checkpoint):
@@ -430,6 +546,10 @@ def test_examples_are_offered_with_their_image(checkpoint):
         (
             {"--model": "answers", "--captioning": "answers"},
             "--captioning: .*is a checkpoint of HiViLTForQuestionAnswering, expected HiViLTForConditionalGeneration",
+        ),
+        (
+            {"--model": "answers", "--captioning": "captions", "--grounding": "answers"},
+            "--grounding: .*is a checkpoint of HiViLTForQuestionAnswering, expected HiViLTForVisualGrounding",
         ),
         ({"--model": "answers", "--images": "image"}, "--images: .*did you mean .*images"),
         ({"--model": "answers", "--pictures": "image"}, "--images: .*did you mean .*images"),
