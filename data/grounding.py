@@ -44,6 +44,9 @@ BoxUnit = Literal["pixel", "relative"]
 # How far a box may reach beyond its image to be cut there: a pixel, or this share of a side where pixels are not known.
 RELATIVE_TOLERANCE = 1e-3
 
+# Fewer boxes may lie near the left and the top by chance.
+_FEW_BOXES = 10
+
 # An empty cell, as Python and pandas have it.
 _NOT_KNOWN = ("None", "nan", "NaT", "<NA>")
 
@@ -137,6 +140,7 @@ def read_grounding_table(
     sizes: dict[str, tuple[int, int] | None] = {}
     # By image and expression its boxes, and the row that has them.
     meant: dict[str, dict[str, tuple[tuple[Box, ...] | None, str]]] = {}
+    corners: list[bool] = []  # whether each box could be one of xyxy as well
     for row in rows_with_images(rows, columns.image, columns.image_id, source, folder):
         image_id, where = row.image_id, f"{row.where}: column {columns.boxes!r}"
         images.setdefault(image_id, row.image)
@@ -153,7 +157,9 @@ def read_grounding_table(
             sizes[image_id] = _size_or_none(row.image)
         size = sizes.get(image_id)
         is_known = boxes is not None and (size is not None or not boxes or box_unit == "relative")
-        boxes = to_relative(boxes, box_form, box_unit, size, where) if is_known else None
+        written, boxes = boxes, to_relative(boxes, box_form, box_unit, size, where) if is_known else None
+        if boxes:
+            corners += [box[0] < box[2] and box[1] < box[3] for box in written]
         for expression in expressions:
             before, earlier = meant.setdefault(image_id, {}).setdefault(expression, (boxes, row.where))
             if before != boxes:
@@ -161,6 +167,11 @@ def read_grounding_table(
                     f"{row.where}: {expression!r} has other boxes than in {earlier}, about the same image; put all boxes that it "
                     "means in one row, [[...], [...]], or say what is meant in other words, or drop one of the rows."
                 )
+    if box_form != "xyxy" and len(corners) >= _FEW_BOXES and all(corners):
+        logger.warning(
+            f"{source}: the last two numbers of all {len(corners)} boxes are above the first two, as if they were the right and the "
+            f"bottom: look whether they are the width and the height, as box_form={box_form!r} says, or take 'xyxy'."
+        )
     return [
         GroundedImage(image, image_id, tuple(meant[image_id]), tuple(boxes for boxes, _ in meant[image_id].values()))
         for image_id, image in images.items()
@@ -246,7 +257,10 @@ def _relative(box: Any, form: str, unit: str, sides: tuple[int, int], where: str
         raise CellError(
             f"{where}: expected the four numbers of {form}, got {reprlib.repr(box)}; write [[12, 8, 40, 31]]."
         )
-    first, second, third, fourth = box = [float(part) for part in box]
+    try:
+        first, second, third, fourth = box = [float(part) for part in box]
+    except OverflowError:  # of a whole number that is larger than any float
+        first, second, third, fourth = box = [math.inf] * 4
     told = f"{where}: got {box} (box_form {form}, box_unit {unit})"
     if not all(map(math.isfinite, box)):
         raise ValueError(f"{told}, which is not finite; write its numbers, or drop the row.")
@@ -300,7 +314,7 @@ class GroundingDataset(EpochDataset):
         image_of_expression: for each of them the place of its image in `examples`.
 
     Raises:
-        ValueError: there is no example, one has no expression, or in training boxes that are not known.
+        ValueError: there is no example, one has no expression, or in training boxes that are not known or none at all.
     """
 
     def __init__(
@@ -317,6 +331,19 @@ class GroundingDataset(EpochDataset):
                 raise ValueError(
                     f"examples: the boxes of {expression!r} in image {example.image_id!r} are not known: they are not given, or "
                     "the size of the image could not be read. To train, give them, or () where nothing in it is meant."
+                )
+        if seed is not None:
+            counts = [len(boxes) for example in self.examples for boxes in example.boxes]
+            if not any(counts):
+                raise ValueError(
+                    f"examples: none of the {len(counts)} expressions means anything in its image, so there is no box to learn "
+                    "from. Give the boxes of some, or look whether they are read from the right column."
+                )
+            if all(counts):
+                logger.warning(
+                    f"Each of the {len(counts):,} expressions to train on means something in its image: the model will learn to "
+                    "answer with a box whatever it is asked. If that is not wanted, add expressions that mean nothing, "
+                    "their boxes []."
                 )
         self.texts = [expression for example in self.examples for expression in example.expressions]
         self.image_of_expression = [place for place, one in enumerate(self.examples) for _ in one.expressions]

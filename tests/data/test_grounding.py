@@ -141,6 +141,7 @@ def test_what_reaches_a_pixel_beyond_the_image_is_cut(box, unit, expected):
         (None, {}, "expected the four numbers of xyxy, got None"),
         ([math.nan, 5, 30, 15], {}, r"got \[nan, 5.0, 30.0, 15.0\] .*, which is not finite; .* or drop the row"),
         ([10, 5, math.inf, 15], {"box_unit": "relative"}, "which is not finite"),
+        ([10, 5, 10**400, 15], {}, "which is not finite"),
         ([30, 5, 10, 15], {}, "ends where it begins or before it; if its last two .*: box_form='xywh'"),
         ([10, 5, 10, 15], {}, "ends where it begins or before it"),
         ([10, 15, 30, 15], {}, "ends where it begins or before it"),
@@ -160,6 +161,17 @@ def test_what_reaches_a_pixel_beyond_the_image_is_cut(box, unit, expected):
 def test_a_box_that_cannot_be_is_refused_with_file_row_and_way_out(folder, box, options, message):
     with pytest.raises(ValueError, match=rf"data.jsonl, row 2: column 'boxes', box 2: .*{message}"):
         read(folder, [], [[10, 5, 11, 6] if "box_unit" not in options else [0, 0, 0.1, 0.1], box], **options)
+
+
+def test_corners_that_are_read_as_sizes_are_warned_of(folder, caplog):
+    corners = [[[2, 2, 12, 8]]] * 9
+    read(folder, *corners, box_form="xywh")
+    read(folder, *corners, [[10, 5, 30, 15]])
+    read(folder, *corners, [[10, 5, 4, 6]], box_form="xywh")
+    assert not caplog.records
+    read(folder, *corners, [[0, 0, 12, 8]], [], box_form="xywh")
+    assert "last two numbers of all 10 boxes are above the first two" in caplog.text
+    assert "as box_form='xywh' says, or take 'xyxy'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -309,6 +321,19 @@ def test_no_example_and_none_without_expression():
         GroundingDataset([])
     with pytest.raises(ValueError, match="image '1' has no expression"):
         GroundingDataset([many(1)[0], GroundedImage("", "1")])
+
+
+def test_training_is_told_where_all_expressions_mean_something_and_refused_where_none_does(caplog):
+    nothing = GroundedImage("", "1", ("a cup",), ((),))
+    GroundingDataset(many(2))
+    GroundingDataset([*many(2), nothing], seed=0)
+    assert not caplog.records
+    GroundingDataset(many(2), seed=0)
+    assert "Each of the 10 expressions to train on means something in its image" in caplog.text
+    assert "whatever it is asked" in caplog.text and r"their boxes []" in caplog.text
+    GroundingDataset([nothing])
+    with pytest.raises(ValueError, match="none of the 1 expressions means anything in its image"):
+        GroundingDataset([nothing], seed=0)
 
 
 # Batches
