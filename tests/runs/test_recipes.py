@@ -25,8 +25,16 @@ from transformers import (
 )
 
 from caption_miniatures import make_caption_miniature
-from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, run_retrieval, run_vqa
+from grounding_miniatures import make_grounding_miniature
+from hivilt import (
+    HiViLTConfig,
+    HiViLTForQuestionAnswering,
+    HiViLTForVisualGrounding,
+    run_retrieval,
+    run_vqa,
+)
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
+from hivilt.data.grounding_benchmarks import GROUNDING_BENCHMARKS
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.training.main import main
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
@@ -41,11 +49,13 @@ QUICK = {"vqav2", "easy_vqa", "coco", "openmoji"}
 TASKS = {facts.task.script: facts.task for facts in HEAD_FACTS.values() if facts.task}
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.
-TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13}
+TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13, "refcoco": 8, "flickr30k_entities": 8}
+# Others are like one of these, which says so, or small.
+GROUNDING_RECIPES = ("refcoco", "flickr30k-entities")
 ESTIMATE = re.compile(
     r"# Estimate, not measured, of training alone.*\n"
     r"#   images +(?P<images>[\d,]+) x (?P<image_gflop>[\d.]+) GFLOP\n"
-    r"#   (?P<unit>questions|captions) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
+    r"#   (?P<unit>questions|captions|expressions) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
     r"#   training +x (?P<passes>\d) x (?P<epochs>\d+) epochs = (?P<flop>\S+) FLOP\n"
     r"#   time +(?P<hours>\S+) hours at (?P<tflops>\S+) TFLOP/s.*\n"
     r"#   memory +\d+ GB, a guess.*\n"
@@ -94,7 +104,7 @@ def parsed(script: str, flags: list[str]):
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
     benchmarks = {name: parsed(*split(start(name)))[0].benchmark for name in RECIPES}
-    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS])
+    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_RECIPES])
     assert benchmarks == {name: name.replace("_", "-") for name in RECIPES}
 
 
@@ -161,6 +171,7 @@ def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
     script, flags = split(start(name))
     benchmark = name.replace("_", "-")
     make = make_vqa_miniature if benchmark in VQA_BENCHMARKS else make_caption_miniature
+    make = make_grounding_miniature if benchmark in GROUNDING_BENCHMARKS else make
     make(benchmark, tmp_path / "data")
     flags += ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--max_train_samples", "8"]
     flags += ["--use_cpu", "--bf16", "false", "--max_steps", "1", "--dataloader_num_workers", "0"]
@@ -197,8 +208,9 @@ def test_it_spells_out_the_defaults(name, start):
 
 
 @functools.cache
-def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float, float, float]:
-    """Of an image, a text, and a pair of them: base encoders as the recipes name, or the scripts' small ones."""
+def forward_gflop(image_size: int, num_tokens: int, small: bool, grounds: bool = False) -> tuple[float, float, float]:
+    """Of an image, a text, and a pair of them, with the head that finds boxes: base encoders as the recipes name, or the
+    scripts' small ones."""
     if small:
         vision, text, fusion, device = small_vision_config(), small_text_config(100), SMALL_FUSION, "cpu"
     else:
@@ -208,7 +220,8 @@ def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float,
     config = HiViLTConfig.from_vision_text_configs(vision, text, id2label={0: "yes"}, **fusion)
     config._attn_implementation = "eager"
     with torch.device(device):
-        model = HiViLTForQuestionAnswering(config).eval().model
+        head = (HiViLTForVisualGrounding if grounds else HiViLTForQuestionAnswering)(config).eval()
+        model = head.model
         pixel_values = torch.zeros(1, 3, image_size, image_size)
         hidden_states = torch.zeros(1, num_tokens, config.text_config.hidden_size)
         mask = torch.ones(1, num_tokens, dtype=torch.bool)
@@ -226,7 +239,7 @@ def forward_gflop(image_size: int, num_tokens: int, small: bool) -> tuple[float,
         attention = 4 * num_tokens**2 * width * depth
         counts.append(counter.get_total_flops() + 2 * weights * num_tokens + attention)
         with FlopCounterMode(display=False) as counter:
-            model.fuse(images, texts)
+            (head if grounds else model.fuse)(image_states=images, text_states=texts)
         counts.append(counter.get_total_flops())
     return tuple(count / 1e9 for count in counts)
 
@@ -250,7 +263,8 @@ def test_its_estimate_follows_from_its_numbers_and_these_from_its_model(name, st
         assert found["passes"] == ("3" if args.contrastive_chunk_size is None else "4")
         pairs += 2 * args.num_hard_negatives
     small = name not in PHOTOGRAPHS
-    image, text, pair = forward_gflop(args.image_size if small else 384, TOKENS.get(name, 24), small)
+    size, grounds = args.image_size if small else 384, script == "run_grounding.py"
+    image, text, pair = forward_gflop(size, TOKENS.get(name, 24), small, grounds)
     assert image_gflop == pytest.approx(image, rel=0.03)
     assert text_gflop == pytest.approx(text + pairs * pair, rel=0.03)
 
