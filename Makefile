@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval weights app test test-all stress browser versions lint format clean
+.PHONY: help install vqa retrieval grounding weights app test test-all stress browser versions lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,19 +26,24 @@ vqa: .venv/.installed  ## question answering: make vqa ARGS="--do_train --output
 retrieval: .venv/.installed  ## image-text retrieval: make retrieval ARGS="..."
 	$(BIN)/python run_retrieval.py $(ARGS)
 
+grounding: .venv/.installed  ## boxes of what a text means: make grounding ARGS="--train_file train.jsonl"
+	$(BIN)/python run_grounding.py $(ARGS)
+
 CHECKPOINT := config.json model.safetensors processor_config.json tokenizer.json tokenizer_config.json results.json
 
 # Of the runs of benchmarks/photographs.py the best on validation.
 BEST := outputs/photographs/flickr8k-fusion-1
 
-weights: .venv/.installed  ## make what benchmarks/photographs.py, captions.py and `make vqa` left the models of this folder
+weights: .venv/.installed  ## make what benchmarks/photographs.py, captions.py, `make vqa` and `make grounding` left the models of this folder
 	cp $(addprefix $(BEST)/,$(CHECKPOINT)) .
 	$(BIN)/python runs/halve.py .
 	sed -i 's/"contrastive_loss_weight": 0.0/"contrastive_loss_weight": 1.0/' config.json  # who trains it further trains embeddings, too
 	cp $(addprefix outputs/vqa/,$(CHECKPOINT)) vqa
 	cp $(addprefix outputs/captions/rewards/,$(CHECKPOINT) generation_config.json) captioning
 	$(BIN)/python runs/halve.py captioning
-	chmod 644 *.safetensors vqa/*.safetensors captioning/*.safetensors
+	mkdir -p grounding
+	cp $(addprefix outputs/grounding/,$(CHECKPOINT)) grounding
+	chmod 644 *.safetensors vqa/*.safetensors captioning/*.safetensors grounding/*.safetensors
 
 # A file is tested by one of two processes, so that its fixtures are made once, in the order of tests/conftest.py;
 # ARGS="-n 0" tests all in this one.

@@ -11,7 +11,7 @@
 #
 # Settings: weight decay 1e-4, and rates of 1e-4 and a tenth of it for the encoders, of TransVG (arXiv 2104.08541).
 # HiViLT's own: 30 epochs of images with all their expressions, where TransVG takes 90; left and right in the text change
-# places where an image is mirrored; no crop cuts a thing off. Colors are left as they are, since expressions name them.
+# places where an image is mirrored; a crop keeps the middle of each thing. Colors stay, since expressions name them.
 # Expressions of gRefCOCO may mean several things or none; those of the others mean one, so models of them always answer.
 #
 # Leaves in outputs/refcoco: the checkpoint, results.json, predictions.jsonl, grounding.png, and a card README.md.

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from PIL import Image, ImageChops, ImageDraw
 from transformers import TrainingArguments
 
 import hivilt
@@ -23,9 +24,14 @@ from hivilt import (
     HiViLTForConditionalGeneration,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
     run_retrieval,
     run_vqa,
 )
+from hivilt.data.scenes import scenes
+from hivilt.data.tables import open_image
+from hivilt.evaluation.grounding import match_boxes
+from hivilt.tasks import grounding
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of
 from tiny import make_model, make_processor
@@ -35,7 +41,8 @@ PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 README, BENCHMARKS, USAGE = PAGES["README.md"], PAGES["docs/benchmarks.md"], PAGES["docs/usage.md"]
 RESULTS = {
-    name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8")) for name in (".", "vqa", "captioning")
+    name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8"))
+    for name in (".", "vqa", "captioning", "grounding")
 }
 
 # Blocks that ask the Hub, by what they ask it for: the only ones that no test runs.
@@ -148,8 +155,8 @@ for title, section in {found!r}.items():
     exec({CHECKS!r}.get(title, ''), names)
 """
     said = run_elsewhere(run_code, folder, folder=ROOT, code=code)
-    # Remote code calls nobody and leaves the folder that it came from as it was.
-    assert said["called"] == [] and said["written"] == []
+    # Remote code calls nobody and leaves the folder that it came from as it was; an example may save what it drew.
+    assert said["called"] == [] and set(said["written"]) <= {f"{folder}/outputs/found.png"}
     printed = said["printed"].split(f"{LINE}\n")
     return {title: Ran([printed.pop(0) for _ in section], []) for title, section in found.items()}
 
@@ -248,9 +255,23 @@ def test_first_example_finds_the_photographs_that_are_shown_below_it():
         assert Path(file).stem[:8] in query and (ROOT / "docs/photographs" / file).is_file()
 
 
-def test_zero_shot_classification_is_right_about_the_photograph():
-    (shown,) = blocks("text", "Load a model without this package")
-    assert shown.startswith("a cat ")
+def test_boxes_that_are_shown_are_around_what_is_meant_in_the_scene_that_is_drawn():
+    *_, scene = scenes("test", 2, image_size=256)
+    image, found = open_image(scene.image), {}
+    assert not ImageChops.difference(image, Image.open(ROOT / "docs/scene.png").convert("RGB")).getbbox()
+    (shown,) = blocks("text", "Find where it is")
+    for line in shown.splitlines():
+        expression, *box = re.fullmatch(r"(.+) 0\.\d\d (\d+) (\d+) (\d+) (\d+)", line).groups()
+        found.setdefault(expression, []).append(list(map(int, box)))
+        ImageDraw.Draw(image).rectangle(found[expression][-1], outline="black", width=2)
+    assert not ImageChops.difference(image, Image.open(ROOT / "docs/found.png").convert("RGB")).getbbox()
+
+    meant = dict(zip(scene.expressions, scene.boxes, strict=True))
+    (asked,) = re.findall(r"expressions = .*, (\[.*\])\n", README)
+    assert set(found) == {expression for expression in json.loads(asked) if meant[expression]} < set(json.loads(asked))
+    for expression, boxes in found.items():
+        true = [[256 * edge for edge in box] for box in meant[expression]]
+        assert sorted(match_boxes(boxes, true)) == list(range(len(true)))
 
 
 def test_questions_that_are_shown_are_answered_right():
@@ -377,7 +398,12 @@ def test_every_page_of_docs_is_linked_from_readme():
 
 @pytest.mark.parametrize(
     ("folder", "model_class"),
-    [(".", HiViLTForRetrieval), ("vqa", HiViLTForQuestionAnswering), ("captioning", HiViLTForConditionalGeneration)],
+    [
+        (".", HiViLTForRetrieval),
+        ("vqa", HiViLTForQuestionAnswering),
+        ("captioning", HiViLTForConditionalGeneration),
+        ("grounding", HiViLTForVisualGrounding),
+    ],
 )
 def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_nothing_is_pickled(folder, model_class):
     assert (ROOT / folder / "model.safetensors").stat().st_size < (15e6 if folder == "vqa" else 64e6)
@@ -399,7 +425,9 @@ def test_weights_answer_the_test_questions_as_often_as_is_said(tmp_path):
 def test_the_table_of_models_is_what_their_results_say():
     row = {line.split(" | ")[0]: line for line in README.splitlines() if line.startswith("| ")}
     vqa, retrieval, captioning = RESULTS["vqa"], RESULTS["."], RESULTS["captioning"]
-    for results, line in ((retrieval, row["| root"]), (vqa, row["| `vqa/`"]), (captioning, row["| `captioning/`"])):
+    finding, found = RESULTS["grounding"], row["| `grounding/`"]
+    lines = [row["| root"], row["| `vqa/`"], row["| `captioning/`"], found]
+    for results, line in zip((retrieval, vqa, captioning, finding), lines, strict=True):
         assert f"| {results['parameters']['all']:,} |" in line
         assert f"{results['data']['name']}: {results['data']['train']['images']:,} images" in line
     test = retrieval["test"]
@@ -409,6 +437,12 @@ def test_the_table_of_models_is_what_their_results_say():
     written = captioning["test"]
     scores = f"BLEU-4 {written['bleu_4']:.3f}, CIDEr-D {written['cider_d']:.3f}"
     assert f"{captioning['data']['train']['captions']:,} captions | {scores} |" in row["| `captioning/`"]
+    shares = [f"{100 * finding['test'][name]:.1f} %" for name in ("accuracy@0.5", "no_target_accuracy")]
+    scores = f"Acc@0.5 {shares[0]}, nothing where nothing is meant {shares[1]}"
+    assert f"{finding['data']['train']['expressions']:,} expressions | {scores} |" in found
+    told = grounding.summary_of(finding["test"], "test", "accuracy@0.5")
+    assert all(f"    {line}\n" in PAGES["docs/grounding.md"] for line in told.splitlines())
+    assert f"in {finding['wall_seconds'] / 60:.0f} minutes" in words(PAGES["docs/grounding.md"])
     assert f"{vqa['data']['train']['questions']:,} questions" in row["| `vqa/`"]
     assert summary_of(vqa, "test", "accuracy").splitlines()[0] == (
         "test " + re.search(r"(accuracy) (0.\d+ on [\d,]+ questions)", row["| `vqa/`"]).expand(r"\1: \2")
