@@ -487,6 +487,11 @@ class HiViLTProcessor(ProcessorMixin):
                 f"`target_sizes` must hold the (height, width) of the image of each of the {len(logits)} texts, got "
                 f"{len(target_sizes)}. An image that several texts are about comes as often."
             )
+        sizes = [[float(side) for side in size] for size in (() if target_sizes is None else target_sizes)]
+        if wrong := [size for size in sizes if len(size) != 2 or not all(0 < side < float("inf") for side in size)]:
+            raise ValueError(
+                f"`target_sizes` must hold (height, width) in pixels, both above 0, got {tuple(wrong[0])}."
+            )
         found = []
         for row, (scores, corners) in enumerate(zip(logits.sigmoid(), to_corners(boxes).clamp(0, 1), strict=True)):
             # By the logits: of the largest, scores are all 1.
@@ -495,7 +500,7 @@ class HiViLTProcessor(ProcessorMixin):
             kept = order[suppress(corners[order], MAX_OVERLAP, top_k)]
             corners = corners[kept]
             if target_sizes is not None:
-                height, width = map(float, target_sizes[row])
+                height, width = sizes[row]
                 corners = corners * torch.tensor([width, height, width, height])
             found.append({"scores": scores[kept], "boxes": corners})
         return found

@@ -79,7 +79,7 @@ class GroundedImage:
                 f"got {counts[1]} and {counts[2]}; None stands for boxes that are not known."
             )
         for box in (box for own in self.boxes for box in own or ()):
-            if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            if not _is_box(box) or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
                 raise ValueError(
                     f"boxes: expected (left, top, right, bottom) within [0, 1] of image {self.image_id!r}, got {box}; "
                     "`to_relative` makes such of others."
@@ -251,9 +251,14 @@ def _check_form(form: str, unit: str) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(kinds)))}, got {value!r}.")
 
 
+def _is_box(box: Any) -> bool:
+    """Whether it is four numbers."""
+    is_list = isinstance(box, list | tuple) and len(box) == 4
+    return is_list and all(isinstance(part, Real) and not isinstance(part, bool) for part in box)
+
+
 def _relative(box: Any, form: str, unit: str, sides: tuple[int, int], where: str) -> Box:
-    is_box = isinstance(box, list | tuple) and len(box) == 4
-    if not is_box or not all(isinstance(part, Real) and not isinstance(part, bool) for part in box):
+    if not _is_box(box):
         raise CellError(
             f"{where}: expected the four numbers of {form}, got {reprlib.repr(box)}; write [[12, 8, 40, 31]]."
         )

@@ -1116,6 +1116,8 @@ def test_boxes_of_a_model_and_as_trainer_predicts_them_are_the_same():
     ("outputs", "arguments", "message"),
     [
         (OUTPUTS, {"target_sizes": [(4, 5)]}, "each of the 2 texts, got 1. An image that several texts are about"),
+        (OUTPUTS, {"target_sizes": [(4, 5), (4, 0)]}, r"\(height, width\) in pixels, both above 0, got \(4.0, 0.0\)"),
+        (OUTPUTS, {"target_sizes": [(4, 5), (4,)]}, r"\(height, width\) in pixels, both above 0, got \(4.0,\)"),
         (OUTPUTS, {"threshold": 50}, r"`threshold` must lie in \[0, 1\], got 50"),
         (OUTPUTS, {"top_k": 0}, "`top_k` must be at least 1, or None for all boxes, got 0"),
         ({"logits": ROWS}, {}, r"`pred_boxes` \(texts, rows, 4\), as .*got shapes \(2, 4\), \(0,\)"),

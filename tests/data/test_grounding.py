@@ -270,6 +270,8 @@ def test_an_image_that_cannot_be_read_is_left_to_the_check_of_images(folder):
         ({"boxes": (((0.5, 0, 0.5, 1),),)}, "within"),
         ({"boxes": (((0, 0, math.nan, 1),),)}, "within"),
         ({"boxes": (((0, 0, 1),),)}, "within"),
+        ({"boxes": ((0.1, 0.2, 0.3, 0.4),)}, "within .* got 0.1;"),
+        ({"boxes": ((("0.1", "0.2", "0.3", "0.4"),),)}, "within"),
     ],
 )
 def test_an_example_holds_relative_boxes_of_each_expression(fields, message):
