@@ -319,10 +319,13 @@ def with_boxes(image: Image.Image, found: Mapping[str, Mapping[str, list]]) -> I
                 top * image.height,
                 bottom * image.height,
             )
-            right, bottom = max(left, right - 1), max(top, bottom - 1)  # PIL's last pixel is inside
-            around = (left - width, top - width, right + width, bottom + width)
-            brush.rectangle(around, outline="white", width=3 * width)
-            brush.rectangle((left, top, right, bottom), outline=color, width=width)
+            # Around it, so that nothing of the thing is hidden, but within the image; PIL's last pixel is inside.
+            line = [max(left - width, 0), max(top - width, 0)]
+            line += [min(right - 1 + width, image.width - 1), min(bottom - 1 + width, image.height - 1)]
+            line[2:] = max(line[0], line[2]), max(line[1], line[3])
+            around = (line[0] - width, line[1] - width, line[2] + width, line[3] + width)
+            brush.rectangle(around, outline="white", width=width)
+            brush.rectangle(line, outline=color, width=width)
     return image
 
 

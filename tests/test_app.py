@@ -271,9 +271,9 @@ def test_boxes_are_drawn_at_their_place_each_expression_in_its_color():
     drawn = app.with_boxes(Image.new("RGB", (600, 400), "black"), found)
     assert drawn.size == (600, 400)
     color = tuple(bytes.fromhex(app.BOX_COLORS[1][1:]))
-    for place in ((150, 300), (449, 300), (300, 200), (300, 399)):
+    for place in ((148, 300), (451, 300), (300, 198), (300, 398)):
         assert drawn.getpixel(place) == color, place
-    for place, expected in {(148, 300): 255, (145, 300): 0, (300, 300): 0}.items():
+    for place, expected in {(145, 300): 255, (142, 300): 0, (150, 300): 0, (449, 300): 0}.items():
         assert drawn.getpixel(place) == (expected,) * 3, place
     # A box thinner than a pixel is drawn as one, and a small image is enlarged.
     thin = {"a line": {"scores": [1.0], "boxes": [[0.5, 0.5, 0.5, 0.5]]}}
@@ -531,7 +531,7 @@ def test_without_images_the_page_says_how_to_name_them(checkpoint):
 
 def test_examples_are_offered_with_their_image(checkpoint):
     page = app.build_page(checkpoint, {}, examples=app.EXAMPLES)
-    (samples,) = [c["props"]["samples"] for c in page.config["components"] if c["type"] == "dataset"]
+    (samples,) = [c["props"]["samples"] for c in page.config["components"] if c["props"].get("elem_id") == "examples"]
     assert [question for _, question in samples] == list(app.QUESTIONS)
 
 
