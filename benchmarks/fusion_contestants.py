@@ -257,9 +257,9 @@ class ViltOnGrid(nn.Module):
         self.vilt = ViltModel(config, add_pooling_layer=False)
 
     def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> HiViLTImageStates:
-        first, patches = vilt_patches(self, pixel_values).split([1, (self.vilt.config.image_size // 8) ** 2], dim=1)
-        side = self.vilt.config.image_size // 8
-        return HiViLTImageStates(global_state=first[:, 0], level_states=(patches.unflatten(1, (side, side)),))
+        patches = vilt_patches(self, pixel_values)
+        grid = [length // self.vilt.config.patch_size for length in pixel_values.shape[2:]]
+        return HiViLTImageStates(global_state=patches[:, 0], level_states=(patches[:, 1:].unflatten(1, grid),))
 
     def encode(self, images, texts, image_states=None, text_states=None, image_index=None, **kwargs):
         input_ids, attention_mask = texts[:2]
