@@ -1,9 +1,10 @@
 """Ways to join an image and a question, all under one trainer and of one size: HiViLT's, its ablations, and the field's.
 
 All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
-every vision level and of the text, and give the state that the head classifies. ViLT has no encoders; it is
-transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained encoders, which are
-frozen, there is no ViLT, and contestants are of one size in what trains.
+every vision level and of the text, and give the state that the head classifies, and for visual grounding the vision
+tokens that it finds boxes in. Late fusion, whose vision tokens have not met the text, is a dual encoder there. ViLT has
+no encoders; it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained
+encoders, which are frozen, there is no ViLT, and contestants are of one size in what trains.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +22,10 @@ from transformers import (
     ViltConfig,
     ViltForImageAndTextRetrieval,
     ViltForQuestionAnswering,
-    ViltPreTrainedModel,
+    ViltModel,
 )
 
-from hivilt import HiViLTConfig, HiViLTForRetrieval
+from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTForVisualGrounding
 from hivilt.fusion_hivilt import (
     HiViLTImageStates,
     HiViLTLevel,
@@ -89,15 +90,18 @@ class OtherFusion(nn.Module):
         return getattr(self, step)(*args, **kwargs)
 
     def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
-        vision = torch.cat([level.flatten(1, 2) for level in images.level_states], dim=1)
-        vision, vision_global = select(vision, image_index), select(images.global_state, image_index)
+        levels = [level.flatten(1, 2) for level in images.level_states]
+        vision, vision_global = select(torch.cat(levels, dim=1), image_index), select(images.global_state, image_index)
         text, text_global = texts.level_states[0], texts.global_state
-        fused = self.join(vision, vision_global, text, text_global, texts.attention_mask)
+        fused, vision = self.join(vision, vision_global, text, text_global, texts.attention_mask)
         # Retrieval compares what both became together with the text, in the space of the embeddings.
-        return HiViLTModelOutput(global_fusion_state=fused, vision_global_state=fused, text_global_state=text_global)
+        outputs = {"global_fusion_state": fused, "vision_global_state": fused, "text_global_state": text_global}
+        if kwargs.get("output_hidden_states"):  # the levels, as visual grounding reads them
+            outputs["hidden_states"] = vision.split([level.shape[1] for level in levels], dim=1)
+        return HiViLTModelOutput(**outputs)
 
-    def join(self, vision, vision_global, text, text_global, text_mask) -> torch.Tensor:
-        """What both say together, `(B_t, d)`.
+    def join(self, vision, vision_global, text, text_global, text_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """What both say together, `(B_t, d)`, and what the vision tokens became, `(B_t, N_v, d)`.
 
         Args:
             vision: `(B_t, N_v, d)`, the tokens of all levels of each text's image.
@@ -117,7 +121,7 @@ class LateFusion(OtherFusion):
         self.mlp = nn.Sequential(first, *between, nn.Linear(width, width), *between, last)
 
     def join(self, vision, vision_global, text, text_global, text_mask):
-        return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1))
+        return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1)), vision
 
 
 class SingleStream(OtherFusion):
@@ -136,7 +140,8 @@ class SingleStream(OtherFusion):
         padding = F.pad(~text_mask, (1, vision.shape[1]), value=False)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=padding)
-        return self.norm(tokens[:, 0])
+        tokens = self.norm(tokens)
+        return tokens[:, 0], tokens[:, -vision.shape[1] :]
 
 
 class CoAttention(OtherFusion):
@@ -159,8 +164,9 @@ class CoAttention(OtherFusion):
                 vision_layer(vision, text, memory_key_padding_mask=~text_mask),
                 text_layer(text, vision, tgt_key_padding_mask=~text_mask),
             )
-        seen, read = self.norms[0](vision).mean(dim=1), masked_mean(self.norms[1](text), text_mask)
-        return self.output(torch.cat([seen, read], dim=-1))
+        vision = self.norms[0](vision)
+        seen, read = vision.mean(dim=1), masked_mean(self.norms[1](text), text_mask)
+        return self.output(torch.cat([seen, read], dim=-1)), vision
 
 
 def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module:
@@ -169,7 +175,7 @@ def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module
     )
 
 
-def vilt_patches(model: ViltPreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def vilt_patches(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """What ViLT makes of images before it meets words, `(B_i, 1 + patches, hidden_size)`.
 
     All images are of the config's size, so that none is padded, and ViLT's own loops over them, which wait for the GPU,
@@ -241,6 +247,37 @@ class ViltForPairs(ViltForImageAndTextRetrieval):
         return HiViLTRetrievalOutput(loss=losses["loss"], image_embeds=image_embeds, text_embeds=text_embeds)
 
 
+class ViltOnGrid(nn.Module):
+    """ViLT in the place of `HiViLTModel` under the head of visual grounding: its patches are a grid of one level, and its
+    states of the image's and of the text's first token are the global ones.
+    """
+
+    def __init__(self, config: ViltConfig):
+        super().__init__()
+        self.vilt = ViltModel(config, add_pooling_layer=False)
+
+    def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> HiViLTImageStates:
+        patches = vilt_patches(self, pixel_values)
+        grid = [length // self.vilt.config.patch_size for length in pixel_values.shape[2:]]
+        return HiViLTImageStates(global_state=patches[:, 0], level_states=(patches[:, 1:].unflatten(1, grid),))
+
+    def encode(self, images, texts, image_states=None, text_states=None, image_index=None, **kwargs):
+        input_ids, attention_mask = texts[:2]
+        words = HiViLTTextStates(level_states=(input_ids,), attention_mask=attention_mask)
+        return self.encode_images(images[0]) if image_states is None else image_states, words
+
+    def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
+        words, mask = texts.level_states[0], texts.attention_mask
+        patches = torch.cat([images.global_state[:, None], images.level_states[0].flatten(1, 2)], dim=1)
+        patches = select(patches, image_index)
+        seen = mask.new_ones(patches.shape[:2])
+        states = self.vilt(words, mask, image_embeds=patches, pixel_mask=seen).last_hidden_state
+        text, vision = states.split([words.shape[1], patches.shape[1]], dim=1)
+        return HiViLTModelOutput(
+            local_fusion_state=vision[:, 1:], vision_global_state=vision[:, 0], text_global_state=text[:, 0]
+        )
+
+
 # The class of HiViLT whose task a contestant is for.
 Head = type[HiViLTPreTrainedModel]
 
@@ -305,9 +342,18 @@ class WithoutProductMLP(HiViLTMLP):
         return super().forward(hidden_states[..., : self.fc1.in_features])
 
 
-def with_fusion(fusion: Callable[[HiViLTConfig, int], OtherFusion], *args, width: int, **fields):
+def with_fusion(
+    fusion: Callable[[HiViLTConfig, int], OtherFusion],
+    head: Head,
+    *args,
+    width: int,
+    encoders: Encoders | None = None,
+    **fields,
+):
     """HiViLT with another fusion in its place."""
-    model = make_hivilt(*args, width=width, **fields)
+    # The head of visual grounding is as wide as local fusion, and the same for all.
+    own = usual_width(encoders) if head is HiViLTForVisualGrounding else width
+    model = make_hivilt(head, *args, width=own, encoders=encoders, **fields)
     model.base_model.fusion = fusion(model.config, width)
     return _initialized(model)
 
@@ -339,6 +385,12 @@ def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields
         auxiliary_loss_weight=1.0,
         **fields,
     )
+    if head is HiViLTForVisualGrounding:
+        # Pyramid, rows and loss are HiViLT's, on one level of ViLT's width.
+        size = {"hidden_size": config.hidden_size, "num_fusion_stages": 1}
+        model = make_hivilt(head, vocab_size, image_size, usual_width(), **size)
+        model.model = ViltOnGrid(config)
+        return model
     return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)
 
 
@@ -351,6 +403,7 @@ CONTESTANTS: dict[str, Callable[..., nn.Module]] = {
     "single stream (VisualBERT), HiViLT's FLOPs": partial(with_fusion, SingleStream),
     "co-attention (METER)": partial(with_fusion, CoAttention),
     "late fusion (CLIP)": partial(with_fusion, LateFusion),
+    "late fusion (CLIP), HiViLT's FLOPs": partial(with_fusion, LateFusion),
     "without local fusion": without_local,
     "without global fusion": partial(make_hivilt, use_global_fusion=False),
     "one stage": one_stage,
@@ -364,6 +417,7 @@ AT_EQUAL_FLOPS = {
     "ViLT, HiViLT's FLOPs": "HiViLT",
     "HiViLT, co-attention's FLOPs": "co-attention (METER)",
     "single stream (VisualBERT), HiViLT's FLOPs": "HiViLT",
+    "late fusion (CLIP), HiViLT's FLOPs": "HiViLT",
 }
 
 # ViLT has no encoders to be given the states of: it embeds pixels and words itself. One transformer over the states of
@@ -385,7 +439,7 @@ def make(name: str, head: Head, vocab_size: int, image_size: int, encoders: Enco
     make_one = partial(CONTESTANTS[name], head, vocab_size, image_size, **fields)
     with torch.device("meta"):
         sized = {} if encoders is None else {"encoders": encoders.untrained()}
-        usual = (SMALL_FUSION if encoders is None else encoders.fusion)["fusion_intermediate_size"]
+        usual = usual_width(encoders)
         target = num_parameters(make_hivilt(head, vocab_size, image_size, usual, **sized, **fields))
         first, second, third = (num_parameters(make_one(width=width, **sized)) for width in (1, 2, 3))
     if first > target:
@@ -400,6 +454,11 @@ def make(name: str, head: Head, vocab_size: int, image_size: int, encoders: Enco
 
     width = min(range(1, 4096), key=lambda width: abs(size(width) - target))
     return make_one(width=width, **given)
+
+
+def usual_width(encoders: Encoders | None = None) -> int:
+    """That inside the MLPs of HiViLT's local fusion, on these encoders or those of the scripts."""
+    return (SMALL_FUSION if encoders is None else encoders.fusion)["fusion_intermediate_size"]
 
 
 def num_parameters(model: nn.Module) -> int:

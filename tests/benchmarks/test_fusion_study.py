@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from caption_miniatures import make_caption_miniature
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
 from miniatures import make_vqa_miniature
 from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_tokenizer
 
@@ -28,6 +29,7 @@ FIELDS = {
         "problem_type": "single_label_classification",
     },
     HiViLTForRetrieval: {"num_hard_negatives": 2},
+    HiViLTForVisualGrounding: {},
 }
 
 
@@ -138,6 +140,70 @@ def test_image_and_question_decide_and_all_weights_train(contestants):
         assert loss.isfinite() and not idle, (name, idle)
 
 
+# Those of the table of drawn scenes, without the ones that only train for longer or shorter.
+FINDERS = ("HiViLT", "late fusion (CLIP)", "ViLT", "co-attention (METER)", "single stream (VisualBERT)")
+
+
+def test_finders_are_of_one_size_with_one_head_and_train_whole(contestants):
+    models = {name: build(contestants, name, HiViLTForVisualGrounding).train() for name in FINDERS}
+    labels = [{"boxes": torch.tensor([[0.5, 0.5, 0.25, 0.5]])}, {"boxes": torch.zeros(0, 4)}] * 2
+    sizes, heads = {}, {}
+    for name, model in models.items():
+        sizes[name] = contestants.num_parameters(model)
+        outputs = model(**batch(4), labels=labels)
+        outputs.loss.backward()
+        idle = [parameter for parameter, value in model.named_parameters() if value.grad is None]
+        assert outputs.logits.shape == (4, 64) and outputs.loss.isfinite() and not idle, (name, idle)
+        heads[name] = [tuple(weight.shape) for weight in model.row_head.parameters()]
+    assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
+    assert all(heads[name] == heads["HiViLT"] for name in FINDERS if name != "ViLT")
+    assert [shape[0] for shape in heads["ViLT"]] == [shape[0] for shape in heads["HiViLT"]]
+
+
+@torch.no_grad()
+def test_finders_take_each_text_with_its_own_image_and_padding_changes_nothing(contestants):
+    for name in FINDERS:
+        model, inputs = build(contestants, name, HiViLTForVisualGrounding), batch()
+        expected = model(**inputs)
+        states = model.encode_images(pixel_values=inputs["pixel_values"])
+        texts = {key: inputs[key] for key in ("input_ids", "attention_mask", "image_index")}
+        torch.testing.assert_close(model(**texts, image_states=states).logits, expected.logits, atol=1e-5, rtol=1e-5)
+        padded = {**inputs, "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 3))}
+        padded["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 3))
+        torch.testing.assert_close(model(**padded).logits, expected.logits, atol=2e-5, rtol=1e-4)
+        alone = {key: value[1:2] for key, value in inputs.items()} | {"image_index": torch.tensor([0])}
+        torch.testing.assert_close(model(**alone).pred_boxes, expected.pred_boxes[1:2], atol=2e-5, rtol=1e-4)
+        # Of each image the rows are its own, and the text decides.
+        for key, value in {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": inputs["input_ids"].flip(1)}.items():
+            changed = model(**{**inputs, key: value}).logits
+            assert (changed - expected.logits).abs().amax(dim=1).min() > 1e-5, (name, key)
+
+
+@torch.no_grad()
+def test_vision_rows_of_a_dual_encoder_have_not_met_the_text(contestants):
+    inputs = batch(4)
+    for name in FINDERS:
+        model = build(contestants, name, HiViLTForVisualGrounding)
+        stages = model(**inputs, output_hidden_states=True).hidden_states
+        other = model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}, output_hidden_states=True).hidden_states
+        if name != "ViLT":  # which has one stage, and records none
+            rows = [(stages[0][:, :64] - other[0][:, :64]).abs().max() > 1e-6]
+            assert rows == [name != "late fusion (CLIP)"], name
+
+
+def test_finding_is_told_by_kind(benchmark, tmp_path, monkeypatch):
+    few = {"max_train_samples": 20, "max_predict_samples": 4}
+    trial = replace(benchmark.TRIALS["Scenes"], arguments=few, evaluations=1)
+    monkeypatch.setitem(benchmark.TRIALS, "Scenes", trial)
+    flags = ["--tasks", "Scenes", "--contestants", "HiViLT", "--seeds", "1", "--epochs", "1"]
+    results = benchmark.main([*flags, "--learning_rates", "1e-3", "--output_dir", str(tmp_path)])
+    (run,) = results["runs"].values()
+    measures = ["accuracy@0.5", "relation", "attribute", "several", "none", "target accuracy"]
+    assert list(run["test"]) == measures and run["curve"][-1] == [1.0, run["validation"]]
+    head = "| accuracy@0.5 | beside HiViLT | relation | attribute | several | none | target accuracy |"
+    assert head in benchmark.table(results)
+
+
 def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     from hivilt.data.sort_of_clevr import write
 
@@ -211,7 +277,7 @@ def test_on_frozen_encoders_the_rest_is_of_one_size_and_trains_whole(contestants
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     teaching = {"labels": torch.arange(3)} if head is HiViLTForQuestionAnswering else {"image_ids": torch.arange(2)}
     names = contestants.contestants_of(frozen=True)
-    assert len(names) == 12 and not {"ViLT", "ViLT, HiViLT's FLOPs"} & {*names}
+    assert len(names) == 13 and not {"ViLT", "ViLT, HiViLT's FLOPs"} & {*names}
     sizes = {}
     for name in names:
         model = contestants.make(name, head, 61, IMAGE_SIZE, encoders, **FIELDS[head]).train()
