@@ -22,7 +22,14 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .boxes_hivilt import grid_cells
 from .configuration_hivilt import HiViLTConfig
-from .fusion_hivilt import HiViLTImageStates, HiViLTMLP, HiViLTTextStates, resample_grid, selected_states
+from .fusion_hivilt import (
+    HiViLTAttention,
+    HiViLTImageStates,
+    HiViLTMLP,
+    HiViLTTextStates,
+    resample_grid,
+    selected_states,
+)
 from .inputs_hivilt import batched_boxes, complete_flags
 from .losses_hivilt import grounding_loss
 from .modeling_hivilt import RECORDED, HiViLTModel, HiViLTPreTrainedModel, of_encoders
@@ -59,8 +66,9 @@ class HiViLTGroundingOutput(ModelOutput):
 class HiViLTFeaturePyramid(nn.Module):
     """Fused vision rows of all stages on the finest grid, which by itself has met the text only once: of each stage
     normalised and projected, coarse to fine, the coarser resampled to the finer grid and added (FPN, Lin et al., arXiv
-    1612.03144). Each row is then joined with the global states `g` of image and text, `F = x + MLP([x; g; x * g])`, as
-    equation L joins it with what it attends to. Without local fusion, the coarsest level is all.
+    1612.03144). Each row then attends to the words of the last stage, which know by now what the image holds, and to the
+    global states of image and text, and is joined with what it attended to, `F = x + MLP([x; x~; x * x~])`, as in equation L.
+    Without local fusion, the coarsest level is all.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -69,17 +77,23 @@ class HiViLTFeaturePyramid(nn.Module):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in stages)
         self.laterals = nn.ModuleList(nn.Linear(width, width) for _ in stages)
-        self.global_norm = nn.LayerNorm(2 * width, eps=eps)
-        self.global_projection = nn.Linear(2 * width, width)
         self.smoothing = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.global_projection = nn.Linear(2 * width, width)
+        self.context_norm = nn.LayerNorm(width, eps=eps)
+        self.attention = HiViLTAttention(config)
         self.mlp = HiViLTMLP(config, 3 * width, config.fusion_intermediate_size)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(
-        self, stages: Sequence[torch.Tensor], grids: Sequence[tuple[int, int]], global_states: torch.Tensor
+        self,
+        stages: Sequence[torch.Tensor],
+        grids: Sequence[tuple[int, int]],
+        words: torch.Tensor,
+        word_mask: torch.BoolTensor,
+        global_states: torch.Tensor,
     ) -> torch.Tensor:
-        """`(B_t, N_v, d)` from each stage's vision rows `(B_t, height * width, d)`, fine to coarse, their grids, and
-        `[V~_g; T~_g]`, `(B_t, 2 d)`.
+        """`(B_t, N_v, d)` from each stage's vision rows `(B_t, height * width, d)`, fine to coarse, their grids, the last
+        stage's text rows `(B_t, N_t, d)`, `False` in `word_mask` `(B_t, N_t)` at padding, and `[V~_g; T~_g]`, `(B_t, 2 d)`.
         """
         layers = zip(stages, self.norms, self.laterals, strict=True)
         *finer, rows = [lateral(norm(rows)) for rows, norm, lateral in layers]
@@ -87,8 +101,10 @@ class HiViLTFeaturePyramid(nn.Module):
             rows = finer[place] + resample_grid(rows, grids[place + 1], grids[place])
         # (B_t, N_v, d) -> (B_t, d, height, width) -> (B_t, N_v, d)
         rows = rows + self.smoothing(rows.transpose(1, 2).unflatten(2, grids[0])).flatten(2).transpose(1, 2)
-        whole = self.global_projection(self.global_norm(global_states))[:, None].expand_as(rows)
-        return self.norm(rows + self.mlp(torch.cat([rows, whole, rows * whole], dim=-1)))
+        context = self.context_norm(torch.cat([self.global_projection(global_states)[:, None], words], dim=1))
+        allowed = torch.cat([word_mask.new_ones(len(words), 1), word_mask], dim=1)[:, None, None]
+        attended, _ = self.attention(rows, context, allowed=allowed)
+        return self.norm(rows + self.mlp(torch.cat([rows, attended, rows * attended], dim=-1)))
 
 
 class HiViLTRowHead(nn.Module):
@@ -190,9 +206,12 @@ class HiViLTForVisualGrounding(HiViLTPreTrainedModel):
 
         grids = [tuple(level.shape[1:3]) for level in image_states.level_states]
         stages = outputs.hidden_states or (outputs.local_fusion_state,)
-        stages = [rows[:, : height * width] for rows, (height, width) in zip(stages, grids, strict=True)]
+        words = stages[-1][:, math.prod(grids[-1]) :]
+        stages = [rows[:, : math.prod(grid)] for rows, grid in zip(stages, grids, strict=True)]
         whole = torch.cat([outputs.vision_global_state, outputs.text_global_state], dim=-1)
-        logits, pred_boxes = self.row_head(self.feature_pyramid(stages, grids, whole), grids[0])
+        logits, pred_boxes = self.row_head(
+            self.feature_pyramid(stages, grids, words, text_states.attention_mask, whole), grids[0]
+        )
 
         loss = None
         if labels is not None:

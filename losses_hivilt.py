@@ -62,14 +62,6 @@ def token_loss(
     return total / (num_items.to(total.device) if isinstance(num_items, torch.Tensor) else num_items)
 
 
-def focal_loss(logits: torch.Tensor, positive: torch.BoolTensor) -> torch.Tensor:
-    """Of each score, which is to be high where `positive`, `-a (1 - p)^2 log p` in float32, where `p` is the probability of
-    what is right, and `a` 0.25 for positives and 0.75 for others (Lin et al., arXiv 1708.02002, equation 5).
-    """
-    losses = F.binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="none")
-    return torch.where(positive, 0.25, 0.75) * (1 - torch.exp(-losses)) ** 2 * losses
-
-
 def grounding_loss(
     logits: torch.Tensor,
     pred_boxes: torch.Tensor,
@@ -80,10 +72,11 @@ def grounding_loss(
     """The loss of scores `(B_t, height * width)` and boxes `(B_t, height * width, 4)` of the rows of a grid, whose texts mean
     `boxes` `(B_t, n, 4)`, in float32. All boxes are `(cx, cy, width, height)` in parts of the image; zeros fill a batch up.
 
-    Of a text it is the sum of [`focal_loss`] over all rows and of `5 L1 + 2 (1 - GIoU)` (DETR, arXiv 2005.12872, section A.4)
-    over the positives, which [`assign_cells`] gives a box, divided by the number of positives: a large thing weighs as much
-    as a small one. What is counted are texts: their sum is divided by `num_items`, the texts of all batches that one step
-    learns from; unset, by those of this one.
+    Of a text it is the sum of twice the binary cross-entropy over all rows and of `5 L1 + 2 (1 - GIoU)` (DETR, arXiv
+    2005.12872, section A.4) over the positives, which [`assign_cells`] gives a box, divided by the number of positives: a
+    large thing weighs as much as a small one. The cross-entropy is not focal, which made so little of it beside the boxes
+    that what a text means was learnt late. What is counted are texts: their sum is divided by `num_items`, the texts of
+    all batches that one step learns from; unset, by those of this one.
     """
     boxes = boxes.to(logits.device).float()
     owner = assign_cells(boxes, grid)
@@ -93,7 +86,8 @@ def grounding_loss(
     _, generalized = overlap(to_corners(pred_boxes), to_corners(targets))
     box_losses = 5 * (pred_boxes - targets).abs().sum(dim=-1) + 2 * (1 - generalized)
 
-    losses = focal_loss(logits, positive) + torch.where(positive, box_losses, 0.0)
+    row_losses = 2 * F.binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="none")
+    losses = row_losses + torch.where(positive, box_losses, 0.0)
     total = (losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).sum()
     if num_items is None:
         num_items = len(logits)

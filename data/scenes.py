@@ -62,13 +62,13 @@ SUPERLATIVES = dict(zip(("leftmost", "rightmost", "topmost", "bottommost"), SIDE
 
 # Forms of expressions: their kind, and their weight. The last is made of one of the others.
 FORMS = {
-    "attribute": ("attribute", 4),
+    "attribute": ("attribute", 3),
     "superlative": ("relation", 2),
-    "side that decides": ("relation", 4),
-    "side": ("relation", 2),
+    "side that decides": ("relation", 3),
+    "side": ("relation", 1),
     "all": ("several", 1),
-    "all on a side": ("several", 1),
-    "none": ("none", 2),
+    "all on a side": ("several", 3),
+    "none": ("none", 3),
 }
 # How many images each split of `read_scenes` has.
 NUM_IMAGES = {"train": 5_000, "validation": 500, "test": 1_000}

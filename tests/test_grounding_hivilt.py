@@ -1,5 +1,7 @@
 """Where in an image what a text means is, what the head learns it by, and that an image is encoded once for it."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,7 +61,7 @@ def test_fine_rows_are_resampled_by_cells_not_by_pixels():
 
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["dense", "three stages", "one stage", "sparse", "without local", "without global"])
-def test_rows_are_those_of_all_stages_on_the_finest_grid_joined_with_the_whole(fusion, batch):
+def test_rows_are_those_of_all_stages_on_the_finest_grid_joined_with_words_and_the_whole(fusion, batch):
     """Of images that are wider than high, in float64 and in plain sums."""
     model = make_model(HiViLTForVisualGrounding, weight_scale=6.0, **FUSIONS[fusion]).double()
     batch["pixel_values"] = F.interpolate(batch["pixel_values"], (12, 28)).double()  # a grid of 3 by 7
@@ -88,9 +90,18 @@ def test_rows_are_those_of_all_stages_on_the_finest_grid_joined_with_the_whole(f
                 for j in range(max(x - 1, 0), min(x + 2, width)):
                     smoothed[-1] = smoothed[-1] + kernel[:, i - y + 1, j - x + 1] * rows[i * width + j]
     rows = torch.stack(smoothed)
+    linear = lambda x, layer: x @ layer.weight.t() + layer.bias
     whole = torch.cat([outputs.vision_global_state[text], outputs.text_global_state[text]])
-    whole = norm(whole, pyramid.global_norm) @ pyramid.global_projection.weight.t() + pyramid.global_projection.bias
-    joined = torch.cat([rows, whole.expand_as(rows), rows * whole], dim=-1)
+    words = stages[-1][text, math.prod(grids[-1]) :][batch["attention_mask"][text].bool()]
+    context = norm(torch.stack([linear(whole, pyramid.global_projection), *words]), pyramid.context_norm)
+    attention, count = pyramid.attention, model.config.num_attention_heads
+    query, key, value = (
+        linear(x, layer).chunk(count, dim=-1)
+        for x, layer in ((rows, attention.q_proj), (context, attention.k_proj), (context, attention.v_proj))
+    )
+    attended = [(q @ k.t() / k.shape[1] ** 0.5).softmax(dim=1) @ v for q, k, v in zip(query, key, value, strict=True)]
+    attended = linear(torch.cat(attended, dim=-1), attention.o_proj)
+    joined = torch.cat([rows, attended, rows * attended], dim=-1)
     rows = norm(rows + mlp(joined, (pyramid.mlp.fc1, pyramid.mlp.fc2)), pyramid.norm)
 
     found = model(**batch, interpolate_pos_encoding=True)

@@ -21,7 +21,6 @@ from hivilt.losses_hivilt import (
     classification_loss,
     contrastive_loss,
     first_equal,
-    focal_loss,
     grounding_loss,
     hard_negatives,
     left_aligned,
@@ -78,10 +77,10 @@ def test_loss_of_boxes_equals_a_loop_over_rows():
             ]
             probability = 1 / (1 + math.exp(-logits[text, row].item()))
             if not claims:
-                own -= 0.75 * probability**2 * math.log(1 - probability)
+                own -= 2 * math.log(1 - probability)
                 continue
             positives += 1
-            own -= 0.25 * (1 - probability) ** 2 * math.log(probability)
+            own -= 2 * math.log(probability)
             target, predicted = min(claims)[1], pred_boxes[text, row].double().tolist()
             own += 5 * sum(abs(a - b) for a, b in zip(target, predicted, strict=True))
             shared = hull = 1.0
@@ -116,16 +115,6 @@ def test_loss_of_boxes_is_finite_and_pulls_where_nothing_overlaps():
     assert loss.isfinite() and logits.grad.isfinite().all() and pred_boxes.grad.isfinite().all()
     assert (pred_boxes.grad[0, 0, :2] > 0).all()
     assert (pred_boxes.grad[0, 2:] == 0).all()  # rows of no box
-
-
-def test_focal_loss_leaves_alone_what_is_right_already():
-    logits = torch.tensor([3.0, -3.0, 0.0])
-    right = torch.tensor([True, False, True])
-    plain = F.binary_cross_entropy_with_logits(logits, right.float(), reduction="none")
-    shares = focal_loss(logits, right) / plain
-    torch.testing.assert_close(
-        shares, torch.tensor([0.25, 0.75, 0.25]) * torch.tensor([0.0474, 0.0474, 0.5]) ** 2, atol=1e-4, rtol=0
-    )
 
 
 def test_contrastive_loss_equals_a_loop_over_anchors():
