@@ -312,13 +312,8 @@ def with_boxes(image: Image.Image, found: Mapping[str, Mapping[str, list]]) -> I
     image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
     brush, width = ImageDraw.Draw(image), max(1, max(image.size) // 200)
     for color, one in zip(BOX_COLORS, found.values(), strict=False):
-        for left, top, right, bottom in one["boxes"]:
-            left, right, top, bottom = (
-                left * image.width,
-                right * image.width,
-                top * image.height,
-                bottom * image.height,
-            )
+        for box in one["boxes"]:
+            left, top, right, bottom = (edge * side for edge, side in zip(box, image.size * 2, strict=True))
             # Around it, so that nothing of the thing is hidden, but within the image; PIL's last pixel is inside.
             line = [max(left - width, 0), max(top - width, 0)]
             line += [min(right - 1 + width, image.width - 1), min(bottom - 1 + width, image.height - 1)]
