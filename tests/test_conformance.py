@@ -793,7 +793,9 @@ def test_gradient_checkpointing_changes_no_gradient_of_an_adapter(head, use_reen
     close(with_checkpointing, plain, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("vision", "text"), ENCODERS)
+@pytest.mark.parametrize(
+    ("vision", "text"), [("swin", "bert"), ("dinov3", "roberta"), ("convnext", "t5"), ("clip", "clip")]
+)
 def test_gradient_checkpointing_works_in_any_encoder(vision, text):
     model = with_dropout(make_model(HiViLTForQuestionAnswering, vision=vision, text=text), 0.0).train()
     inputs = make_inputs(HiViLTForQuestionAnswering)

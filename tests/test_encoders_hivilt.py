@@ -266,7 +266,7 @@ DUAL = {
 }
 
 
-@pytest.mark.parametrize("family", DUAL)
+@pytest.mark.parametrize("family", sampled(DUAL, {"blip", "clip", "siglip", "siglip2"}))
 def test_a_dual_encoder_lends_both_its_towers(family, tmp_path):
     vision, text = (
         copy.deepcopy(config.to_dict())
