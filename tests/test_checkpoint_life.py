@@ -322,7 +322,7 @@ ADAPTED = {
 }
 
 
-QUICK = ("bfloat16", "retrieval, new head")  # `adapter` below is the dense one
+QUICK = ("retrieval, new head",)  # `adapter` below is the dense one
 
 
 @pytest.fixture(
