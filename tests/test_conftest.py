@@ -53,7 +53,8 @@ def test_a_process_that_a_test_starts_finds_no_module_that_this_one_has_in_its_c
         module.unlink()
 
 
-@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_whatever_home_and_shell_say_a_run_of_tests_begins_the_same(tmp_path, workers):
     """With a home folder that cannot be made, a token and caches, and begun in the background, where Ctrl-C is ignored; in
     the process that runs tests and in a worker."""

@@ -36,6 +36,17 @@ FUSION = {
 }
 # Needs timm and torchvision, which are not among the requirements; each of its models is run when its config is made.
 TIMM = {"timm_wrapper"}
+# Of those that compute alike, or nearly so, one; the others are tested by `make test-all`.
+VISION_SAMPLE = {"beit", "clip_vision_model", "convnext", "cvt", "dinov2_with_registers", "dinov3_vit", "efficientnet"}
+VISION_SAMPLE |= {"hiera", "levit", "mobilenet_v2", "pvt_v2", "resnet", "siglip_vision_model", "swin", "vit"}
+TEXT_SAMPLE = {"albert", "bert", "bloom", "clip_text_model", "deberta-v2", "distilbert", "gpt2", "llama", "modernbert"}
+TEXT_SAMPLE |= {"mpnet", "opt", "roberta", "siglip_text_model", "t5", "xlm"}
+
+
+def sampled(families: dict, sample: set[str]) -> list:
+    """All families, of which those in the sample are quick tests."""
+    assert sample <= set(families)
+    return [family if family in sample else pytest.param(family, marks=pytest.mark.slow) for family in families]
 
 
 def plain_vision() -> PreTrainedConfig:
@@ -108,12 +119,12 @@ def test_every_vision_family_that_is_taken_is_tested():
     assert set(VISION) == set(VISION_FAMILIES) - TIMM
 
 
-@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("family", sampled(VISION, VISION_SAMPLE))
 def test_every_parameter_of_a_vision_encoder_trains(family):
     assert untrained(vision_model(family)) == []
 
 
-@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("family", sampled(VISION, VISION_SAMPLE))
 def test_images_in_a_batch_are_seen_as_each_alone(family):
     model = vision_model(family)
     images = make_images(model.config, 3)
@@ -125,7 +136,7 @@ def test_images_in_a_batch_are_seen_as_each_alone(family):
                 torch.testing.assert_close(level[index : index + 1], expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("family", sampled(VISION, VISION_SAMPLE))
 def test_each_part_of_an_image_moves_its_place_on_every_map(family):
     # LeViT loses places where it halves its grid, until it has learned its attention biases.
     model = (
@@ -167,7 +178,7 @@ def levels_of(model: HiViLTModel, pixel_values: torch.Tensor) -> list[torch.Tens
     return maps
 
 
-@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("family", sampled(VISION, VISION_SAMPLE))
 def test_first_layers_freeze_in_the_order_of_computation(family):
     model = copy.deepcopy(vision_model(family))
     encoder = model.base_model.vision_model
@@ -202,12 +213,12 @@ def test_every_text_family_that_is_taken_is_tested():
     assert set(TEXT) == set(TEXT_FAMILIES)
 
 
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", sampled(TEXT, TEXT_SAMPLE))
 def test_every_parameter_of_a_text_encoder_trains(family):
     assert untrained(text_model(family)) == []
 
 
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", sampled(TEXT, TEXT_SAMPLE))
 def test_padding_on_either_side_changes_nothing_of_a_text(family):
     model = text_model(family)
     texts = make_texts()
@@ -228,7 +239,7 @@ def test_padding_on_either_side_changes_nothing_of_a_text(family):
     assert expected.last_hidden_state.std() > 0.1
 
 
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", sampled(TEXT, TEXT_SAMPLE))
 def test_every_word_of_a_text_matters(family):
     model = text_model(family)
     texts = make_texts()
@@ -255,7 +266,7 @@ DUAL = {
 }
 
 
-@pytest.mark.parametrize("family", DUAL)
+@pytest.mark.parametrize("family", sampled(DUAL, {"blip", "clip", "siglip", "siglip2"}))
 def test_a_dual_encoder_lends_both_its_towers(family, tmp_path):
     vision, text = (
         copy.deepcopy(config.to_dict())

@@ -243,6 +243,7 @@ def test_exported_in_three_parts_it_gives_the_same_as_onnx_too(model_class, top_
         assert_same(run_onnx(tmp_path / "rest.onnx", found), tree_leaves(expected), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("12")
 def test_saved_program_runs_where_there_is_no_hivilt(tmp_path):
     model, program = exported(HiViLTForQuestionAnswering, "vit", "bert")

@@ -25,10 +25,9 @@ def _reference_maps(model: HiViLTModel, pixel_values: torch.Tensor) -> list[np.n
     return [states[index][0, 1:].reshape(side, side, -1).numpy() for index, _, _ in model.config.vision_level_layout]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
-def test_model_equals_the_equations_in_plain_loops(fusion, attention):
-    model = make_model(HiViLTModel, weight_scale=8.0, attn_implementation=attention, **fusion).double()
+def test_model_equals_the_equations_in_plain_loops(fusion):
+    model = make_model(HiViLTModel, weight_scale=8.0, **fusion).double()
     batch = make_batch()
     batch["pixel_values"] = batch["pixel_values"].double()
     weights = {name: parameter.numpy() for name, parameter in model.state_dict().items()}
@@ -64,7 +63,7 @@ def test_the_reference_would_notice_a_swapped_modality():
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_grid_mask_and_pairing_equals_the_equations_in_plain_loops(data):
     stages = data.draw(st.integers(1, 3), "stages")
     fusion = {

@@ -346,6 +346,7 @@ def test_every_parameter_learns(fusion, batch):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_the_default_decoder_learns_captions_by_heart_and_writes_them(batch):
     torch.manual_seed(0)
     model = HiViLTForConditionalGeneration(make_config(initializer_range=None, prompt_ids=[2, 5, 3], dropout=0.0))

@@ -196,7 +196,8 @@ def test_every_parameter_learns(fusion, batch):
     assert [name for name, p in model.named_parameters() if name.startswith(own) and not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("fusion", ["dense", pytest.param("without local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["dense", "without local"])
 def test_it_learns_a_batch_by_heart(fusion, batch):
     """Of five expressions about three images where each is, both of two things, and that one is of nothing."""
     model = with_dropout(make_model(HiViLTForVisualGrounding, initializer_range=None, **FUSIONS[fusion]), 0.0).train()

@@ -115,8 +115,17 @@ def published(work, hub, given) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def clients(work, hub, given, published) -> dict[str, dict]:
-    """What two processes found that load by name, one of them where things go wrong."""
+def visiting(work, hub, given, published) -> dict:
+    """What a process found that loads by name."""
+    environment = hub.environment() | {"HF_TOKEN": TOKEN}
+    return run_elsewhere(
+        visit, work / "visiting", environment=environment, commits=published, image=work / "image.png", **given
+    )
+
+
+@pytest.fixture(scope="module")
+def stumbling(work, hub, given, published) -> dict:
+    """What a process found that loads by name where things go wrong, and what there was before."""
     shards = {path: content for path, content in hub.files("me/cut").items() if path.endswith(".safetensors")}
     largest = max(shards, key=lambda path: len(shards[path]))
     hub.faults += [
@@ -136,18 +145,13 @@ def clients(work, hub, given, published) -> dict[str, dict]:
 
     hub.on_request = watch
     found = {"before": hub.repositories["me/broken"].find("main"), "largest": largest, "held": held}
+    given = {"checkpoint": work / "checkpoints/first", "results": given["results"]}
     environment = hub.environment() | {"HF_TOKEN": TOKEN}
-    visiting = start_elsewhere(
-        visit, work / "visiting", environment, commits=published, image=work / "image.png", **given
-    )
-    stumbling = start_elsewhere(
-        stumble, work / "stumbling", environment, checkpoint=work / "checkpoints/first", results=given["results"]
-    )
-    return found | {"visiting": finish_elsewhere(visiting), "stumbling": finish_elsewhere(stumbling)}
+    return found | {"errors": run_elsewhere(stumble, work / "stumbling", environment=environment, **given)}
 
 
 @pytest.fixture(scope="module")
-def offline(work, given, published, clients) -> dict:
+def offline(work, given, published, visiting) -> dict:
     """What a process found with the first client's cache that is told to stay offline."""
     with Hub() as unasked:
         environment = unasked.environment() | {"HF_HUB_OFFLINE": "1"}
@@ -157,7 +161,7 @@ def offline(work, given, published, clients) -> dict:
 
 
 @pytest.fixture(scope="module")
-def gone(work, hub, given, clients) -> dict[str, list[str]]:
+def gone(work, hub, given, visiting) -> dict[str, list[str]]:
     """What two processes find that reach no Hub: one has the first client's cache, one has nothing, and waits half a
     minute before it believes so."""
     environment = hub.environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
@@ -234,7 +238,7 @@ def test_a_run_goes_up_whole(hub, published, work, repo, folder, number_of_runs,
     assert f'model="{repo}"' in card.text
 
 
-def test_neither_a_pickle_nor_the_token_goes_up(hub, published, clients):
+def test_neither_a_pickle_nor_the_token_goes_up(hub, published, visiting):
     states = [commit for repository in hub.repositories.values() for commit in repository.commits.values()]
     for path, blob in {(path, blob) for commit in states for path, blob in commit.files.items()}:
         assert Path(path).suffix not in (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -266,26 +270,26 @@ def test_the_rest_of_the_hub(published):
 # Down
 
 
-def test_a_new_process_loads_by_name(clients, work, models):
-    assert clients["visiting"]["me/hivilt"] == ["HiViLTForQuestionAnswering", "transformers_modules"]
-    assert clients["visiting"]["processor"] == "HiViLTProcessor"
+def test_a_new_process_loads_by_name(visiting, work, models):
+    assert visiting["me/hivilt"] == ["HiViLTForQuestionAnswering", "transformers_modules"]
+    assert visiting["processor"] == "HiViLTProcessor"
     assert_left(work, "me/hivilt", models["first"])
 
 
-def test_pipelines_find_their_task(clients, work):
+def test_pipelines_find_their_task(visiting, work):
     folder = str(work / "checkpoints/first")
     answer = pipeline("visual-question-answering", model=folder, trust_remote_code=True)
     expected = answer(make_image(), QUESTION, top_k=2)
     for task in (None, "visual-question-answering"):
-        found = clients["visiting"][f"pipeline {task}"]
+        found = visiting[f"pipeline {task}"]
         assert [one["answer"] for one in found] == [one["answer"] for one in expected]
         assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-6)
-    assert len(clients["visiting"]["me/run"]) == 5
+    assert len(visiting["me/run"]) == 5
     # This one's is in no config, but in its card, of which the Hub tells.
-    assert {one["label"] for one in clients["visiting"]["me/found"]} == set(LABELS)
+    assert {one["label"] for one in visiting["me/found"]} == set(LABELS)
 
 
-def test_nothing_comes_down_twice(clients, hub):
+def test_nothing_comes_down_twice(visiting, hub):
     asked = [one.path for one in hub.requests("GET", "me/(sharded|root|run|found|half|adapter)/resolve/")]
     assert len(asked) == len(set(asked)) > 20
     # Two versions have one weights file each, whichever revisions, tags and code went with it.
@@ -302,12 +306,12 @@ def test_nothing_comes_down_twice(clients, hub):
         ("first weights, second code", "first", "second", "second"),
     ],
 )
-def test_revisions_of_weights_and_code(clients, work, models, name, weights, code, config):
+def test_revisions_of_weights_and_code(visiting, work, models, name, weights, code, config):
     assert_left(work, name, models[weights], with_outputs=False)
-    assert clients["visiting"][name] == {"model": code, "config": code, "processor": code}
+    assert visiting[name] == {"model": code, "config": code, "processor": code}
 
 
-def test_shards_bfloat16_and_adapters_come_down(clients, work, models):
+def test_shards_bfloat16_and_adapters_come_down(visiting, work, models):
     assert_left(work, "me/sharded", models["first"])
     assert_left(work, "me/half", copy.deepcopy(models["first"]).bfloat16(), with_outputs=False)
     adapted = left(work, "adapted")["logits"]
@@ -316,18 +320,18 @@ def test_shards_bfloat16_and_adapters_come_down(clients, work, models):
         torch.testing.assert_close(left(work, name)["output logits"], adapted, rtol=0, atol=1e-6)
 
 
-def test_this_repository_is_a_model_repository(clients, work, hub):
-    assert clients["visiting"]["vqa"] == ["HiViLTForQuestionAnswering", "transformers_modules"]
+def test_this_repository_is_a_model_repository(visiting, work, hub):
+    assert visiting["vqa"] == ["HiViLTForQuestionAnswering", "transformers_modules"]
     assert_left(work, "me/root", HiViLTForRetrieval.from_pretrained(ROOT), with_outputs=False)
     assert_left(work, "vqa", HiViLTForQuestionAnswering.from_pretrained(ROOT, subfolder="vqa"), with_outputs=False)
     vocabularies = [len(HiViLTProcessor.from_pretrained(folder).tokenizer) for folder in (ROOT, ROOT / "vqa")]
-    assert clients["visiting"]["vocabularies"] == vocabularies
+    assert visiting["vocabularies"] == vocabularies
     assert vocabularies[0] != vocabularies[1]
-    assert {one["label"] for one in clients["visiting"]["me/root"]} == set(LABELS)
+    assert {one["label"] for one in visiting["me/root"]} == set(LABELS)
 
 
-def test_cards_are_valid(clients):
-    assert clients["visiting"]["cards"] == {
+def test_cards_are_valid(visiting):
+    assert visiting["cards"] == {
         "me/root": ["zero-shot-image-classification", "transformers"],
         "me/run": ["visual-question-answering", "transformers"],
         "me/found": ["zero-shot-image-classification", "transformers"],
@@ -337,6 +341,7 @@ def test_cards_are_valid(clients):
 # What goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "error", "words"),
     [
@@ -355,25 +360,27 @@ def test_cards_are_valid(clients):
         ("cut off", "OSError", "connection error .*me/cut.*503"),
     ],
 )
-def test_errors_say_what_is_wrong(clients, case, error, words):
-    found = clients["stumbling"][case]
+def test_errors_say_what_is_wrong(stumbling, case, error, words):
+    found = stumbling["errors"][case]
     assert found[0] == error
     assert re.search(words, found[1], re.DOTALL)
 
 
-def test_a_push_that_fails_leaves_the_repository_as_it_was(clients, hub, work, models):
+@pytest.mark.slow
+def test_a_push_that_fails_leaves_the_repository_as_it_was(stumbling, hub, work, models):
     assert set(hub.repositories) == {f"me/{name}" for name in REPOSITORIES}
     # The third push is the first commit since; the weights were taken in before, by the second.
     pushed, before, *_ = hub.repositories["me/broken"].history()
-    assert before == clients["before"]
+    assert before == stumbling["before"]
     assert [one.status for one in hub.requests("PUT", "me/broken")][-3:] == [500, 507, 200]
     changed = load(pushed.files["model.safetensors"].content)
     assert torch.equal(changed["classifier.bias"], models["first"].classifier.bias + 1)
 
 
-def test_a_download_that_is_cut_off_goes_on(clients, hub, work, models):
+@pytest.mark.slow
+def test_a_download_that_is_cut_off_goes_on(stumbling, hub, work, models):
     # The client writes what it has in pieces of 10 MiB, asks for the rest, and begins anew only if it cannot have it.
-    asked = [one for one in hub.requests("GET", "me/cut/resolve/") if one.path.endswith(clients["largest"])]
+    asked = [one for one in hub.requests("GET", "me/cut/resolve/") if one.path.endswith(stumbling["largest"])]
     rest = f"bytes={10 * 1024**2}-"
     assert [(one.range, one.status) for one in asked] == [(None, 200), (rest, 503), (None, 200), (rest, 206)]
     assert_left(work, "second attempt", models["large"], with_outputs=False)
@@ -381,11 +388,12 @@ def test_a_download_that_is_cut_off_goes_on(clients, hub, work, models):
     assert len(hub.requests("GET", "me/cut/resolve/.*safetensors$")) == len(asked) + 1
 
 
-def test_what_is_half_there_is_never_taken_for_whole(clients, hub):
-    whole = hub.repositories["me/cut"].find("main").files[clients["largest"]].sha256
-    assert len(clients["held"]) == 4
-    for held in clients["held"]:
-        assert not [path for path in held if path.endswith((clients["largest"], whole))]
+@pytest.mark.slow
+def test_what_is_half_there_is_never_taken_for_whole(stumbling, hub):
+    whole = hub.repositories["me/cut"].find("main").files[stumbling["largest"]].sha256
+    assert len(stumbling["held"]) == 4
+    for held in stumbling["held"]:
+        assert not [path for path in held if path.endswith((stumbling["largest"], whole))]
         assert len([path for path in held if re.search(f"{whole}.*incomplete", path)]) == 1
 
 
@@ -393,11 +401,11 @@ def test_what_is_half_there_is_never_taken_for_whole(clients, hub):
 NO_HUB = "couldn't connect to 'http://127.0.0.1:.*couldn't find them in the cached files|Can't load the config"
 
 
-def test_what_was_loaded_once_loads_offline(offline, clients, work, models):
+def test_what_was_loaded_once_loads_offline(offline, visiting, work, models):
     assert_left(work, "offline", models["first"])
     assert_left(work, "offline, first", models["first"], with_outputs=False)
     assert offline["processor"] == "HiViLTProcessor"
-    assert offline["pipeline"] == clients["visiting"]["pipeline None"]
+    assert offline["pipeline"] == visiting["pipeline None"]
     assert offline["unknown"][0] == "OSError" and re.search(NO_HUB, offline["unknown"][1])
     assert offline["asked"] == []
 
@@ -410,5 +418,5 @@ def test_what_was_loaded_once_loads_where_the_hub_is_gone(gone, work, models):
     assert cached(work / "nobody", "me/hivilt") == []
 
 
-def test_no_client_asks_anybody_else(hub, clients):
+def test_no_client_asks_anybody_else(hub, visiting):
     assert hub.outside == []

@@ -203,8 +203,14 @@ def pretrained(tmp_path_factory):
     return folder, models
 
 
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
-@pytest.mark.parametrize(("vision", "text"), [("vit", "bert"), ("clip", "clip"), ("siglip", "bert")])
+@pytest.mark.parametrize(
+    ("vision", "text", "model_class"),
+    [
+        *(("vit", "bert", model_class) for model_class in MODEL_CLASSES),
+        ("clip", "clip", HiViLTForRetrieval),
+        ("siglip", "bert", HiViLTForQuestionAnswering),
+    ],
+)
 def test_pretrained_encoders_are_copied_whole(vision, text, model_class, pretrained):
     folder, models = pretrained
     fusion = {"hidden_size": 20, "num_attention_heads": 4, "num_fusion_stages": 2}

@@ -359,6 +359,7 @@ def test_a_checkpoint_of_another_head_finds_nothing(vqa, tmp_path):
         HiViLTZeroShotObjectDetectionPipeline(model=model, processor=vqa.processor)
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("13")
 def test_grounding_folder_finds_without_hivilt(said, find):
     assert said["class of boxes"] == ["HiViLTZeroShotObjectDetectionPipeline", "transformers_modules"]
@@ -444,6 +445,7 @@ def said(folders) -> dict:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("13")
 @pytest.mark.parametrize("how", ["task", "inferred", "saved again"])
 def test_folder_answers_without_hivilt(said, vqa, how):
@@ -451,6 +453,7 @@ def test_folder_answers_without_hivilt(said, vqa, how):
     assert_same_answers(said[how], vqa(IMAGES["red"], QUESTIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("2")
 @pytest.mark.parametrize("folder", ["qa", "again"])
 def test_saved_pipeline_is_all_there(said, folders, folder):
@@ -459,6 +462,7 @@ def test_saved_pipeline_is_all_there(said, folders, folder):
         assert (folders / folder / file).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("13")
 def test_folder_answers_in_half_precision(said, vqa):
     is_half, answers = said["half"]
@@ -468,6 +472,7 @@ def test_folder_answers_in_half_precision(said, vqa):
         assert answer["score"] == pytest.approx(expected[answer["answer"]], abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.checklist("13")
 def test_retrieval_folder_classifies_without_hivilt(said):
     model, processor = make_model(HiViLTForRetrieval, weight_scale=3), make_processor()

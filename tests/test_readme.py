@@ -163,24 +163,35 @@ for title, section in {found!r}.items():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Runs all sections of a page, once, each from nothing, or the one on exports; gives by their titles what happened."""
+    """Runs all sections of a page, once, each from nothing, or the one on exports; gives by their titles what happened. Those
+    for people without hivilt run in one process, of all pages together."""
+    place = tmp_path_factory.mktemp("reader")
+    instead = furnish(place)
 
-    @cache
-    def run(page: str, exports: bool = False) -> dict[str, Ran]:
-        place = tmp_path_factory.mktemp("reader")
-        instead = furnish(place)
-        remote, here = {}, {}
+    def written(page: str, exports: bool, is_remote: bool) -> dict[str, list[str]]:
+        found = {}
         for section in sections(PAGES[page]):
-            if section.python and not section.needs_hub and exports == (section.title == EXPORT):
-                into = remote if section.is_remote else here
-                assert section.title not in into
-                into[section.title] = []
+            wanted = section.python and not section.needs_hub and section.is_remote == is_remote
+            if wanted and exports == (section.title == EXPORT):
+                assert section.title not in found
+                found[section.title] = []
                 for code in section.python:
                     for name, own in instead.items():
                         code = code.replace(name, own)
-                    into[section.title].append(code)
-        done = run_remote(remote, place) if remote else {}
-        return done | {title: run_here(found) for title, found in here.items()}
+                    found[section.title].append(code)
+        return found
+
+    @cache
+    def remote(exports: bool) -> dict[str, Ran]:
+        found = [written(page, exports, is_remote=True) for page in PAGES]
+        joined = {title: section for page in found for title, section in page.items()}
+        assert len(joined) == sum(map(len, found))
+        return run_remote(joined, place)
+
+    @cache
+    def run(page: str, exports: bool = False) -> dict[str, Ran]:
+        done = {title: remote(exports)[title] for title in written(page, exports, is_remote=True)}
+        return done | {title: run_here(found) for title, found in written(page, exports, is_remote=False).items()}
 
     return run
 
@@ -293,6 +304,7 @@ def test_the_captions_that_are_shown_are_those_that_are_spoken_of():
     assert "Nobody is on the mountain, and the dogs are sheep" in words(README)
 
 
+@pytest.mark.slow
 def test_the_root_fails_where_it_is_said_to(ran):
     names = ran("README.md")["Find your own images in five lines"].names[-1]
     assert '"a house" finds a brick wall first and "an airplane in the sky" finds boats' in words(README)
@@ -309,6 +321,7 @@ def test_the_root_fails_where_it_is_said_to(ran):
     assert len(list((ROOT / "docs/photographs").glob("*.jpg"))) == 17 and "the seventeen photographs" in words(README)
 
 
+@pytest.mark.slow
 def test_ones_own_trainer_predicts_one_row_a_question(ran):
     plain, several, cached = ran("docs/training.md")["Your own Trainer"].names
     assert "pixel_values" not in cached["batch"] and cached["model"].classifier.weight.grad.any()

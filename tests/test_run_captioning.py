@@ -147,6 +147,7 @@ def test_images_without_captions_are_captioned(trained, data, tmp_path, capsys, 
     assert "are few" not in caplog.text  # nothing is measured on them
 
 
+@pytest.mark.slow  # as test_run_vqa.py and test_run_retrieval.py hold
 def test_resuming_continues_exactly(data, tmp_path):
     more = ("--max_steps", "4", "--captions_per_image", "2", "--save_total_limit", "3", "--num_beams", "1")
     first = main([*data, *flags(tmp_path / "out", *more)])
@@ -166,7 +167,7 @@ def test_a_pretrained_decoder_is_taken(data, tmp_path):
     assert model.decoder.transformer.wte.weight.equal(decoder.transformer.wte.weight)
 
 
-@pytest.mark.parametrize("name", ["textcaps", "vizwiz-captions", "coco"])
+@pytest.mark.parametrize("name", [pytest.param("textcaps", marks=pytest.mark.slow), "vizwiz-captions", "coco"])
 def test_named_benchmarks_train_evaluate_and_predict(name, tmp_path):
     make_caption_miniature(name, tmp_path / "data")
     asked = ["--benchmark", name, "--data_dir", str(tmp_path / "data"), "--num_beams", "1"]

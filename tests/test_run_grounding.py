@@ -176,6 +176,7 @@ def test_boxes_of_other_forms_are_the_same(data):
             assert [sum(boxes, ()) for boxes in one.boxes] == [pytest.approx(sum(boxes, ())) for boxes in other.boxes]
 
 
+@pytest.mark.slow  # as test_run_vqa.py and test_run_retrieval.py hold
 def test_resuming_continues_exactly(data, tmp_path):
     more = ("--max_steps", "4", "--expressions_per_image", "2", "--save_total_limit", "3", "--random_crop", "0.5")
     first = main([*data, *flags(tmp_path / "out", *more)])

@@ -1,6 +1,9 @@
 """benchmarks/captioning_speed.py on models of a few thousand parameters."""
 
+import pytest
 
+
+@pytest.mark.slow
 def test_it_measures_each_setting_of_both_models(benchmark, tmp_path):
     size = ["--width", "64", "--num_layers", "4", "--side", "64", "--repeats", "1"]
     results = benchmark.main([*size, "--output_dir", str(tmp_path)])

@@ -68,6 +68,7 @@ def test_all_are_of_one_size(contestants):
     assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_padding_and_other_questions_change_nothing(contestants):
     for name in contestants.CONTESTANTS:
@@ -204,6 +205,7 @@ def test_finding_is_told_by_kind(benchmark, tmp_path, monkeypatch):
     assert head in benchmark.table(results)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     from hivilt.data.sort_of_clevr import write
 
@@ -266,6 +268,7 @@ ON_LEVELS = {"vision_levels": [1, 3], "vision_strides": [2, 1]}
 
 
 @pytest.mark.parametrize("head", [HiViLTForQuestionAnswering, pytest.param(HiViLTForRetrieval, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_on_frozen_encoders_the_rest_is_of_one_size_and_trains_whole(contestants, head):
     encoders = contestants.Encoders(VISION_CONFIGS["vit"](), TEXT_CONFIGS["bert"](), {**TINY, **ON_LEVELS})
     generator = torch.Generator().manual_seed(0)

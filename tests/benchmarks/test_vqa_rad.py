@@ -10,6 +10,7 @@ from miniatures import make_vqa_miniature
 from tiny import TEXT_CONFIGS, make_tokenizer
 
 
+@pytest.mark.slow
 def test_every_variant_stands_in_the_table(benchmark, tmp_path, capsys):
     make_vqa_miniature("vqa-rad", tmp_path / "data")
     BertModel(TEXT_CONFIGS["bert"]()).save_pretrained(tmp_path / "text")

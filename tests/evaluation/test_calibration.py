@@ -36,7 +36,7 @@ def draw(seed, soft, n=60, classes=4):
 
 
 @given(st.integers(0, 2**20), st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_temperature_has_the_least_likelihood_loss_of_a_fine_grid(seed, soft):
     logits, labels = draw(seed, soft)
     reference = sigmoid_nll if soft else softmax_nll

@@ -101,8 +101,10 @@ def test_nothing_is_kept_where_noise_passes_for_familiar():
     assert measure_familiarity(train, held_out, strange=held_out[:9] + 100) == measure_familiarity(train, held_out)
 
 
-@pytest.mark.parametrize("vision", list(VISION_CONFIGS))
-@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval])
+@pytest.mark.parametrize(
+    ("vision", "model_class"),
+    [*((vision, HiViLTForQuestionAnswering) for vision in VISION_CONFIGS), ("clip", HiViLTForRetrieval)],
+)
 def test_every_encoder_tells_noise_from_plain_drawings(vision, model_class):
     """Reddish rectangles with a dark corner against noise of all colors, with untrained weights."""
     model, processor = make_model(model_class, vision=vision), make_processor()

@@ -53,6 +53,7 @@ def load(tmp_path):
     return load
 
 
+@pytest.mark.slow
 def test_load_by_their_folders_in_a_new_process(tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
     (tmp_path / "evaluation").symlink_to(EVALUATION)

@@ -45,7 +45,7 @@ from tiny import HEAD_FACTS, IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batc
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "runs").glob("*.sh")) if path.name != "launch.sh"}
 PHOTOGRAPHS = set(RECIPES) - {"easy_vqa", "openmoji", "clevr", "sort_of_clevr"}
-QUICK = {"vqav2", "easy_vqa", "coco", "openmoji"}
+QUICK = {"vqav2", "openmoji"}
 TASKS = {facts.task.script: facts.task for facts in HEAD_FACTS.values() if facts.task}
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16}
 # Padded length of the texts that an estimate assumes, and how many pairs a caption is in: its own, hard ones each way.

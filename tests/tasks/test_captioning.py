@@ -35,7 +35,7 @@ def mean_over_tokens(trainer, examples, smoothing=0.0):
     return sum(map(sum, losses)) / sum(map(len, losses))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_image_gets_one_caption_in_order(tmp_path, captioned, batch_size):
     trainer = make_captioning_trainer(tmp_path, captioned, per_device_eval_batch_size=batch_size)
     output = trainer.predict(trainer.eval_dataset)

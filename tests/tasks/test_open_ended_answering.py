@@ -39,7 +39,7 @@ def test_signs_beside_numbers_are_joined_where_they_belong(decoded, text):
     assert spelled(decoded) == text
 
 
-@pytest.mark.parametrize(("top_k", "batch_size"), [(1, 2), (3, 1), (3, 7)])
+@pytest.mark.parametrize(("top_k", "batch_size"), [(1, 2), (3, 7)])
 def test_answers_come_best_first_with_the_probability_of_all_their_tokens(tmp_path, dataset, top_k, batch_size):
     trainer = make_open_ended_trainer(tmp_path, dataset, top_k, per_device_eval_batch_size=batch_size)
     predictions = trainer.predict(dataset).predictions
@@ -71,7 +71,7 @@ def test_no_answer_is_empty_or_of_tokens_that_are_no_words(tmp_path, dataset):
         assert not set(answer.split()) & set(tokenizer.all_special_tokens)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_loss_is_a_mean_over_tokens_and_metrics_are_those_of_question_answering(tmp_path, dataset, batch_size):
     """Some questions have several answers, and some none."""
     said = [("red", "red", "three red circle"), ("yes",), (), ("no", "two")]

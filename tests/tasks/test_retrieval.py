@@ -30,7 +30,7 @@ def all_similarities(trainer, captioned):
 
 
 @pytest.mark.checklist("10")
-@pytest.mark.parametrize(("rerank_k", "batch_size"), [(0, 5), (1, 2), (2, 5), (20, 2)])
+@pytest.mark.parametrize(("rerank_k", "batch_size"), [(0, 5), (2, 5), (20, 2)])
 def test_rankings_are_those_of_all_pairs_scored_one_by_one(tmp_path, captioned, rerank_k, batch_size):
     trainer = make_retrieval_trainer(tmp_path, captioned, rerank_k, per_device_eval_batch_size=batch_size)
     found = trainer.predict(trainer.eval_dataset)

@@ -259,6 +259,7 @@ def run_of_shell(line: str) -> list[str]:
     return json.loads(done)
 
 
+@pytest.mark.slow
 def test_snippets_print_answers_elsewhere(vqa, retrieval, tmp_path):
     """In a new process, with nothing but the folders and an image, and each snippet by itself."""
     codes = []

@@ -172,8 +172,13 @@ def same(trainer, weights, rtol=0.0, atol=0.0):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "dataloader_persistent_workers": True}
+        {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 1}
         | {"include_num_input_tokens_seen": "all", "torch_empty_cache_steps": 1},
+        # torch waits five seconds when it lets such workers go.
+        pytest.param(
+            {"dataloader_persistent_workers": True, "dataloader_num_workers": 1, "dataloader_prefetch_factor": 1},
+            marks=pytest.mark.slow,
+        ),
         {"per_device_eval_batch_size": 3, "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
         | {"greater_is_better": False, "metric_for_best_model": "loss"},
         {"activation_checkpointing" if "activation_checkpointing" in INSTALLED else "gradient_checkpointing": True},

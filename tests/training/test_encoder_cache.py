@@ -575,6 +575,7 @@ def test_a_cache_that_the_user_gave_the_collator_is_the_trainers_and_knows_its_m
         make_trainer(tmp_path, other, CaptionCollator(processor, encoder_cache=cache), examples).train()
 
 
+@pytest.mark.slow  # torch waits five seconds when it lets such workers go
 def test_evaluation_with_workers_that_stay_reads_nothing_of_an_encoder_that_trains_since(
     tmp_path, examples, model, processor
 ):

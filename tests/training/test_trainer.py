@@ -19,7 +19,7 @@ from processes import launch
 from tiny import CODE, make_config, make_model
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("soft", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, dataset, soft):
     """One step over the first four images, which have 3, 1, 4 and 1 questions, in one batch, two and four."""
     first = VQADataset([example for example in dataset.examples if int(example.image_id) < 4])
@@ -158,8 +158,7 @@ def test_a_run_that_diverges_stops_and_says_what_to_lower(tmp_path, dataset):
     assert finite_weights(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["loss", "gradients"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("place", "accumulation"), [("loss", 1), ("loss", 2), ("gradients", 2)])
 def test_the_step_at_which_it_diverged_is_named(place, accumulation, tmp_path, dataset):
     """At its third step; in the first batch of two, where batches are accumulated."""
     trainer = make_trainer(
