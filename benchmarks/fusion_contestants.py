@@ -93,15 +93,18 @@ class OtherFusion(nn.Module):
         levels = [level.flatten(1, 2) for level in images.level_states]
         vision, vision_global = select(torch.cat(levels, dim=1), image_index), select(images.global_state, image_index)
         text, text_global = texts.level_states[0], texts.global_state
-        fused, vision = self.join(vision, vision_global, text, text_global, texts.attention_mask)
+        fused, vision, text = self.join(vision, vision_global, text, text_global, texts.attention_mask)
         # Retrieval compares what both became together with the text, in the space of the embeddings.
         outputs = {"global_fusion_state": fused, "vision_global_state": fused, "text_global_state": text_global}
-        if kwargs.get("output_hidden_states"):  # the levels, as visual grounding reads them
-            outputs["hidden_states"] = vision.split([level.shape[1] for level in levels], dim=1)
+        if kwargs.get("output_hidden_states"):  # the levels, each with the words, as visual grounding reads them
+            vision = vision.split([level.shape[1] for level in levels], dim=1)
+            outputs["hidden_states"] = tuple(torch.cat([level, text], dim=1) for level in vision)
         return HiViLTModelOutput(**outputs)
 
-    def join(self, vision, vision_global, text, text_global, text_mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """What both say together, `(B_t, d)`, and what the vision tokens became, `(B_t, N_v, d)`.
+    def join(
+        self, vision, vision_global, text, text_global, text_mask
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What both say together, `(B_t, d)`, and what vision and text tokens became, `(B_t, N_v, d)` and `(B_t, N_t, d)`.
 
         Args:
             vision: `(B_t, N_v, d)`, the tokens of all levels of each text's image.
@@ -121,7 +124,7 @@ class LateFusion(OtherFusion):
         self.mlp = nn.Sequential(first, *between, nn.Linear(width, width), *between, last)
 
     def join(self, vision, vision_global, text, text_global, text_mask):
-        return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1)), vision
+        return self.mlp(torch.cat([vision_global, text_global, vision_global * text_global], dim=-1)), vision, text
 
 
 class SingleStream(OtherFusion):
@@ -141,7 +144,7 @@ class SingleStream(OtherFusion):
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=padding)
         tokens = self.norm(tokens)
-        return tokens[:, 0], tokens[:, -vision.shape[1] :]
+        return tokens[:, 0], tokens[:, -vision.shape[1] :], tokens[:, 1 : 1 + text.shape[1]]
 
 
 class CoAttention(OtherFusion):
@@ -164,9 +167,9 @@ class CoAttention(OtherFusion):
                 vision_layer(vision, text, memory_key_padding_mask=~text_mask),
                 text_layer(text, vision, tgt_key_padding_mask=~text_mask),
             )
-        vision = self.norms[0](vision)
-        seen, read = vision.mean(dim=1), masked_mean(self.norms[1](text), text_mask)
-        return self.output(torch.cat([seen, read], dim=-1)), vision
+        vision, text = (norm(tokens) for norm, tokens in zip(self.norms, (vision, text), strict=True))
+        seen, read = vision.mean(dim=1), masked_mean(text, text_mask)
+        return self.output(torch.cat([seen, read], dim=-1)), vision, text
 
 
 def _layer(kind: type[nn.Module], config: HiViLTConfig, width: int) -> nn.Module:
@@ -263,18 +266,20 @@ class ViltOnGrid(nn.Module):
 
     def encode(self, images, texts, image_states=None, text_states=None, image_index=None, **kwargs):
         input_ids, attention_mask = texts[:2]
-        words = HiViLTTextStates(level_states=(input_ids,), attention_mask=attention_mask)
+        words = HiViLTTextStates(level_states=(input_ids,), attention_mask=attention_mask.bool())
         return self.encode_images(images[0]) if image_states is None else image_states, words
 
     def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
-        words, mask = texts.level_states[0], texts.attention_mask
+        words, mask = texts.level_states[0], texts.attention_mask.long()
         patches = torch.cat([images.global_state[:, None], images.level_states[0].flatten(1, 2)], dim=1)
         patches = select(patches, image_index)
         seen = mask.new_ones(patches.shape[:2])
         states = self.vilt(words, mask, image_embeds=patches, pixel_mask=seen).last_hidden_state
         text, vision = states.split([words.shape[1], patches.shape[1]], dim=1)
         return HiViLTModelOutput(
-            local_fusion_state=vision[:, 1:], vision_global_state=vision[:, 0], text_global_state=text[:, 0]
+            local_fusion_state=torch.cat([vision[:, 1:], text], dim=1),
+            vision_global_state=vision[:, 0],
+            text_global_state=text[:, 0],
         )
 
 
