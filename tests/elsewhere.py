@@ -180,13 +180,6 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
     save_file(outputs(reopened, batch), Path(results, "place.safetensors"))
 
     processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
-    images = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "lime")]
-    collate = functools.partial(_collate, processor)
-    spawned = DataLoader(images, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
-    facts["spawned"] = [{name: value.tolist() for name, value in batch.items()} for batch in spawned]
-    facts["not spawned"] = [
-        {name: value.tolist() for name, value in collate(images[start : start + 2]).items()} for start in (0, 2)
-    ]
 
     def fresh_model():
         return _open(AutoModelForVisualQuestionAnswering, place, dtype=torch.float32)
@@ -197,6 +190,19 @@ def first_process(checkpoints: str, place: str, results: str, again: str, traine
         fresh_model(), processor, Path(trained, "resumed"), Path(trained, "checkpoint-2")
     )
     return facts
+
+
+def collate_in_a_spawned_worker(place: str) -> dict:
+    """Batches that a processor makes in another process, which imports everything anew, and in this one."""
+    processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
+    images = [(Image.new("RGB", (9, 13), color), f"is it {color}") for color in ("red", "blue", "lime")]
+    collate = functools.partial(_collate, processor)
+    spawned = DataLoader(images, batch_size=2, num_workers=1, multiprocessing_context="spawn", collate_fn=collate)
+    here = [collate(images[start : start + 2]) for start in (0, 2)]
+    return {
+        name: [{name: value.tolist() for name, value in batch.items()} for batch in batches]
+        for name, batches in {"spawned": spawned, "not spawned": here}.items()
+    }
 
 
 def _collate(processor, examples: list) -> dict:

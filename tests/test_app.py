@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-import gradio as gr
 import pytest
 import torch
-from gradio_client import Client, handle_file
 from PIL import Image
 
 from hivilt import (
@@ -21,7 +19,6 @@ from hivilt import (
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
-    app,
 )
 from hivilt.evaluation.familiarity import features_of_images, measure_familiarity
 from hivilt.search import ImageIndex
@@ -48,6 +45,16 @@ RESULTS = {
     },
     "settings": {"metric_for_best_model": "vqa_accuracy"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Gradio takes seconds to import: only where these tests run, and not where they are collected."""
+    global Client, app, gr, handle_file
+    import gradio as gr
+    from gradio_client import Client, handle_file
+
+    from hivilt import app
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +107,7 @@ def grounding(place) -> tuple:
 
 
 @pytest.fixture
-def answerer(checkpoint) -> app.Answerer:
+def answerer(checkpoint) -> "app.Answerer":
     return app.Answerer(*checkpoint)
 
 
@@ -134,7 +141,7 @@ def page(place, tmp_path_factory):
 
 
 @pytest.fixture
-def client(page, tmp_path) -> Client:
+def client(page, tmp_path) -> "Client":
     """Someone who has just opened the page."""
     quiet = {"verbose": False, "analytics_enabled": False}
     # By default an answer must begin within five seconds, however much else the machine has to do.
@@ -197,7 +204,7 @@ def test_the_page_warns_beside_the_answer_of_an_image_unlike_those_of_training(c
         assert (app.UNFAMILIAR in shown) == warned and QUESTION in shown
 
 
-def events_of(page: gr.Blocks, target: str) -> Iterator:
+def events_of(page: "gr.Blocks", target: str) -> Iterator:
     """What the page does when someone uploads an image ("input") or selects a result ("select")."""
     for event in page.fns.values():
         if any(name == target for _, name in event.targets):

@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BertModel, ViTModel
 
 import hivilt
-from elsewhere import first_process, open_from_folder_and_hub, outputs, second_process, tensors
+from elsewhere import (
+    collate_in_a_spawned_worker,
+    first_process,
+    open_from_folder_and_hub,
+    outputs,
+    second_process,
+    tensors,
+)
 from fresh import finish_elsewhere, run_elsewhere, start_elsewhere
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.configuration_hivilt import AUTO_MAP
@@ -243,8 +250,10 @@ def test_saves_into_the_folder_that_it_was_opened_from(first, work, models):
         assert (work / "place" / file).read_bytes() == (ROOT / file).read_bytes()
 
 
-def test_processor_travels_to_a_spawned_worker(first):
-    assert first["spawned"] == first["not spawned"]
+@pytest.mark.slow
+def test_processor_travels_to_a_spawned_worker(work):
+    found = run_elsewhere(collate_in_a_spawned_worker, work / "spawning", place=work / "place")
+    assert found["spawned"] == found["not spawned"]
 
 
 # Training there
