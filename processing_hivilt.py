@@ -1,6 +1,7 @@
 """HiViLT processor: images and texts in, model inputs out; scores in, answers and boxes out."""
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -506,32 +507,43 @@ class HiViLTProcessor(ProcessorMixin):
         return found
 
     def check_whole_images(self) -> None:
-        """Tells from what becomes of four images whether the model sees whole images and nothing else: boxes in parts of what
-        it sees would be others than in parts of the image. To be called before grounding is trained.
+        """Refuses an image processor that crops or pads, given an image that says its own places: boxes in parts of the image
+        would lie elsewhere in `pixel_values`. To squash an image leaves them where they are.
 
         Raises:
-            ValueError: the image processor crops or pads.
+            ValueError: a part of the image is not seen, or more than it; names the image processor's own flag, if it has one.
         """
-        settings = self.image_processor.to_json_string()
+        processor = self.image_processor
+        settings = processor.to_json_string()
         if settings == self._shows_whole_images:
             return
-        ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8), (128, 1))
-        black, white, *ramps = (
-            self.image_processor(Image.fromarray(one).convert("RGB"), return_tensors="pt")["pixel_values"][0, 0]
-            for one in (np.zeros_like(ramp), np.full_like(ramp, 255), ramp, ramp.T)
+        width, height = 192, 128
+        across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+        ramps = Image.fromarray(np.rint(255 * np.stack([across, down, across], axis=-1)).astype(np.uint8))
+        plain = [Image.new("RGB", ramps.size, color) for color in ("black", "white")]
+        seen = self(images=[*plain, ramps], return_tensors="pt")["pixel_values"].double().numpy()
+        # It pads images to the largest of a batch, and these are all alike.
+        if seen.ndim == 4 and not getattr(processor, "do_pad", None):
+            rows, columns = seen.shape[2:]
+            # Whatever normalizes them, what black and white become says how far from the left and the top each pixel is.
+            black, white = seen[:2, :2, rows // 2, columns // 2, None, None]
+            places = (seen[2, :2] - black) / (white - black)
+            expected = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
+            # 256 levels and the edges of a resized image are good for less than a hundredth.
+            if np.abs(places - np.stack(expected)).max() < 0.015:
+                self._shows_whole_images = settings
+                return
+        flags = [name for name in ("do_center_crop", "do_pad") if getattr(processor, name, None)]
+        changes = dict.fromkeys(flags, False)
+        if "do_center_crop" in flags and {"height", "width"} <= (crop := dict(processor.crop_size)).keys():
+            changes["size"] = {side: crop[side] for side in ("height", "width")}
+        way_out = (
+            f"Give it {json.dumps(changes)}" if flags else "Take one that squashes them, such as ViTImageProcessor"
         )
-        low, high = black.mean(), white.mean()
-        for values in (ramps[0], ramps[1].T):
-            # Half a pixel from the border of the image, and what resampling may blur.
-            margin = (0.5 / values.shape[1] + 0.03) * abs(high - low)
-            if abs(values[:, 0] - low).max() > margin or abs(values[:, -1] - high).max() > margin:
-                raise ValueError(
-                    f"This {type(self.image_processor).__name__} crops or pads images, and boxes would not be those of whole "
-                    "images. Give an image processor that resizes these, such as `ViTImageProcessor(size={"
-                    f'"height": {values.shape[0]}, "width": {values.shape[1]}'
-                    "}, image_mean=..., image_std=...)` with the mean and the standard deviation of this one."
-                )
-        self._shows_whole_images = settings
+        raise ValueError(
+            f"image_processor: {type(processor).__name__} crops or pads images"
+            f"{', by ' + ' and '.join(flags) if flags else ''}, so boxes would lie elsewhere in what the model sees. {way_out}."
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "HiViLTProcessor":

@@ -4,7 +4,6 @@ Every reader gives a list of `GroundedImage`. One item of `GroundingDataset` is 
 them, and `GroundingCollator` opens the images of a batch once each.
 """
 
-import json
 import logging
 import math
 import os
@@ -18,7 +17,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 
 from hivilt.data.augmentation import Augmentation, Box, swap_left_and_right
 from hivilt.data.cells import CellError, as_list, cell_values, scalar_text
@@ -378,11 +376,11 @@ class GroundingCollator(Collator):
         (n, 4) float, (cx, cy, w, h) in [0, 1] of the image as it is in `pixel_values`, n = 0 where nothing in it is meant.
 
     Raises:
-        ValueError: the image processor does not show the whole of an image, see `check_shows_whole_images`.
+        ValueError: the image processor does not show the whole of an image, see `HiViLTProcessor.check_whole_images`.
     """
 
     def __init__(self, processor, augmentation: Augmentation | None = None, *args, **kwargs):
-        check_shows_whole_images(processor)
+        processor.check_whole_images()
         super().__init__(processor, augmentation, *args, **kwargs)
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -409,37 +407,3 @@ def _centres_and_sizes(boxes: Sequence[Box]) -> torch.Tensor:
         ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top) for left, top, right, bottom in boxes
     ]
     return torch.tensor(values, dtype=torch.float).reshape(-1, 4)
-
-
-def check_shows_whole_images(processor) -> None:
-    """Refuses a processor that crops or pads, given an image that says its own places: boxes relative to the image would lie
-    elsewhere in `pixel_values`. To squash an image leaves them where they are.
-
-    Raises:
-        ValueError: a part of the image is not seen, or more than it; names the image processor's own flag, if it has one.
-    """
-    width, height = 192, 128
-    across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
-    ramps = Image.fromarray(np.rint(255 * np.stack([across, down, across], axis=-1)).astype(np.uint8))
-    plain = [Image.new("RGB", ramps.size, color) for color in ("black", "white")]
-    seen = processor(images=[*plain, ramps], return_tensors="pt")["pixel_values"].double().numpy()
-    image_processor = processor.image_processor
-    # It pads images to the largest of a batch, and these are all alike.
-    if seen.ndim == 4 and not getattr(image_processor, "do_pad", None):
-        rows, columns = seen.shape[2:]
-        # Whatever normalizes them, what black and white become says how far from the left and the top each pixel is.
-        black, white = seen[:2, :2, rows // 2, columns // 2, None, None]
-        places = (seen[2, :2] - black) / (white - black)
-        expected = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
-        # 256 levels and the edges of a resized image are good for less than a hundredth.
-        if np.abs(places - np.stack(expected)).max() < 0.015:
-            return
-    flags = [name for name in ("do_center_crop", "do_pad") if getattr(image_processor, name, None)]
-    changes: dict[str, Any] = dict.fromkeys(flags, False)
-    if "do_center_crop" in flags and {"height", "width"} <= (crop := dict(image_processor.crop_size)).keys():
-        changes["size"] = {side: crop[side] for side in ("height", "width")}
-    way_out = f"Give it {json.dumps(changes)}" if flags else "Take one that squashes them, such as ViTImageProcessor"
-    raise ValueError(
-        f"image_processor: {type(image_processor).__name__} crops or pads images{', by ' + ' and '.join(flags) if flags else ''}, "
-        f"so boxes would lie elsewhere in what the model sees. {way_out}."
-    )

@@ -1147,7 +1147,7 @@ def test_boxes_of_parts_of_images_are_refused(image_processor, is_whole):
         if is_whole:
             assert len(processor.post_process_grounding(OUTPUTS)) == 2
         else:
-            with pytest.raises(ValueError, match=r"crops or pads images.*ViTImageProcessor\(size=\{"):
+            with pytest.raises(ValueError, match="crops or pads images"):
                 processor.post_process_grounding(OUTPUTS)
     if image_processor.do_center_crop is False:
         processor.image_processor.crop_size, processor.image_processor.do_center_crop = {"height": 9, "width": 9}, True

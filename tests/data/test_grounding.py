@@ -20,7 +20,6 @@ from hivilt.data.grounding import (
     GroundingCollator,
     GroundingColumns,
     GroundingDataset,
-    check_shows_whole_images,
     read_grounding_table,
     to_relative,
 )
@@ -513,7 +512,7 @@ def test_an_image_processor_that_does_not_show_the_whole_is_refused(image_proces
     ids=lambda value: type(value).__name__,
 )
 def test_an_image_processor_that_shows_the_whole_is_taken(image_processor):
-    check_shows_whole_images(HiViLTProcessor(image_processor, make_tokenizer()))
+    HiViLTProcessor(image_processor, make_tokenizer()).check_whole_images()
 
 
 def test_augmentation_is_of_training_alone_and_the_same_with_workers(folder):
