@@ -67,8 +67,9 @@ class HiViLTFeaturePyramid(nn.Module):
     """Fused vision rows of all stages on the finest grid, which by itself has met the text only once: of each stage
     normalised and projected, coarse to fine, the coarser resampled to the finer grid and added (FPN, Lin et al., arXiv
     1612.03144). Each row then attends to the words of the last stage, which know by now what the image holds, and to the
-    global states of image and text, and is joined with what it attended to, `F = x + MLP([x; x~; x * x~])`, as in equation L.
-    Without local fusion, the coarsest level is all.
+    global states of image and text, and after that to all other rows, since what a text means may depend on where another
+    thing is. Both times it is joined with what it attended to, `F = x + MLP([x; x~; x * x~])`, as in equation L. Without local
+    fusion, the coarsest level is all.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -80,9 +81,11 @@ class HiViLTFeaturePyramid(nn.Module):
         self.smoothing = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.global_projection = nn.Linear(2 * width, width)
         self.context_norm = nn.LayerNorm(width, eps=eps)
-        self.attention = HiViLTAttention(config)
-        self.mlp = HiViLTMLP(config, 3 * width, config.fusion_intermediate_size)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.cross_attention, self.self_attention = HiViLTAttention(config), HiViLTAttention(config)
+        self.cross_mlp, self.self_mlp = (
+            HiViLTMLP(config, 3 * width, config.fusion_intermediate_size) for _ in range(2)
+        )
+        self.row_norm, self.norm = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
 
     def forward(
         self,
@@ -103,8 +106,10 @@ class HiViLTFeaturePyramid(nn.Module):
         rows = rows + self.smoothing(rows.transpose(1, 2).unflatten(2, grids[0])).flatten(2).transpose(1, 2)
         context = self.context_norm(torch.cat([self.global_projection(global_states)[:, None], words], dim=1))
         allowed = torch.cat([word_mask.new_ones(len(words), 1), word_mask], dim=1)[:, None, None]
-        attended, _ = self.attention(rows, context, allowed=allowed)
-        return self.norm(rows + self.mlp(torch.cat([rows, attended, rows * attended], dim=-1)))
+        attended, _ = self.cross_attention(rows, context, allowed=allowed)
+        rows = self.row_norm(rows + self.cross_mlp(torch.cat([rows, attended, rows * attended], dim=-1)))
+        attended, _ = self.self_attention(rows, rows)
+        return self.norm(rows + self.self_mlp(torch.cat([rows, attended, rows * attended], dim=-1)))
 
 
 class HiViLTRowHead(nn.Module):

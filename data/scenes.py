@@ -18,8 +18,9 @@ expressions are English, by these rules; a test reads them back from the text an
 6. Nothing is meant where rules 2 to 5 leave no thing, or no landmark is there. Such an expression is made of one about the same
    scene that means something: one word of a phrase, or the side, is exchanged.
 
-An expression is of the kind `relation` (3 and 4: half of all), `attribute` (2: a quarter), `several` (5: an eighth) or `none` (6:
-an eighth). The middle of a thing is that of its box. `margin` is a sixteenth of the image's side.
+An expression is of the kind `relation` (3 and 4: six of sixteen), `several` (5: four), `attribute` (2: three) or `none` (6:
+three). The middle of a thing is that of its box. `margin` is a sixteenth of the image's side. A thing that is alone on its side
+of a landmark is also the farthest to that side, so that only `several` and `none` tell whether a model looks for landmarks.
 """
 
 import io
@@ -71,7 +72,7 @@ FORMS = {
     "none": ("none", 3),
 }
 # How many images each split of `read_scenes` has.
-NUM_IMAGES = {"train": 5_000, "validation": 500, "test": 1_000}
+NUM_IMAGES = {"train": 10_000, "validation": 500, "test": 1_000}
 # How often an expression, or the place of a thing, is drawn anew before its scene is.
 TRIES = 200
 

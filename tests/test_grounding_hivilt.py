@@ -94,15 +94,18 @@ def test_rows_are_those_of_all_stages_on_the_finest_grid_joined_with_words_and_t
     whole = torch.cat([outputs.vision_global_state[text], outputs.text_global_state[text]])
     words = stages[-1][text, math.prod(grids[-1]) :][batch["attention_mask"][text].bool()]
     context = norm(torch.stack([linear(whole, pyramid.global_projection), *words]), pyramid.context_norm)
-    attention, count = pyramid.attention, model.config.num_attention_heads
-    query, key, value = (
-        linear(x, layer).chunk(count, dim=-1)
-        for x, layer in ((rows, attention.q_proj), (context, attention.k_proj), (context, attention.v_proj))
-    )
-    attended = [(q @ k.t() / k.shape[1] ** 0.5).softmax(dim=1) @ v for q, k, v in zip(query, key, value, strict=True)]
-    attended = linear(torch.cat(attended, dim=-1), attention.o_proj)
-    joined = torch.cat([rows, attended, rows * attended], dim=-1)
-    rows = norm(rows + mlp(joined, (pyramid.mlp.fc1, pyramid.mlp.fc2)), pyramid.norm)
+
+    def joined(rows, context, attention, layers):
+        query, key, value = (
+            linear(x, layer).chunk(model.config.num_attention_heads, dim=-1)
+            for x, layer in ((rows, attention.q_proj), (context, attention.k_proj), (context, attention.v_proj))
+        )
+        heads = [(q @ k.t() / k.shape[1] ** 0.5).softmax(dim=1) @ v for q, k, v in zip(query, key, value, strict=True)]
+        attended = linear(torch.cat(heads, dim=-1), attention.o_proj)
+        return rows + mlp(torch.cat([rows, attended, rows * attended], dim=-1), (layers.fc1, layers.fc2))
+
+    rows = norm(joined(rows, context, pyramid.cross_attention, pyramid.cross_mlp), pyramid.row_norm)
+    rows = norm(joined(rows, rows, pyramid.self_attention, pyramid.self_mlp), pyramid.norm)
 
     found = model(**batch, interpolate_pos_encoding=True)
     assert found.logits.shape == (5, height * width)

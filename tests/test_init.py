@@ -44,13 +44,15 @@ FOUND = [
 @pytest.mark.parametrize(
     "first",
     [
-        f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly\n{TWICE}",
+        f"import hivilt, sys; costly = sorted({set(COSTLY)} & set(sys.modules)); assert not costly, costly\n{TWICE}\n"
+        "from hivilt import HiViLTForVisualGrounding",
+        pytest.param("import hivilt.fusion_hivilt", marks=pytest.mark.slow),
         pytest.param("import hivilt; from transformers import BertModel", marks=pytest.mark.slow),
         pytest.param(
             "from transformers import AutoModel, AutoProcessor, pipeline; import hivilt", marks=pytest.mark.slow
         ),
     ],
-    ids=["twice-before-transformers", "before-a-model", "after-transformers"],
+    ids=["twice-before-transformers", "fusion-alone", "before-a-model", "after-transformers"],
 )
 def test_auto_classes_know_hivilt_whatever_is_imported_first_and_alone_it_imports_little(first):
     """Without `trust_remote_code`, and without a question to answer: nothing can be typed here."""
