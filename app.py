@@ -59,7 +59,12 @@ RETRIEVAL, ANSWERING, CAPTIONING, GROUNDING = ROOT, ROOT / "vqa", ROOT / "captio
 PHOTOGRAPHS = ROOT / "docs" / "photographs"
 QUESTIONS = ("what shape is in the image?", "what color is the shape?", "is there a blue shape?")
 EXAMPLES = [(ROOT / "docs" / "drawing.png", question) for question in QUESTIONS]
-SCENE = [(ROOT / "docs" / "scene.png", "the topmost small cross\nall large crosses\nthe purple circle")]
+SCENE = [
+    (
+        ROOT / "docs" / "scene.png",
+        "the leftmost large blue shape\nall small crosses below the large circle\nthe purple circle",
+    )
+]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
 NOTHING = "nothing of that is in the image"
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."

@@ -12,10 +12,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("benchmarks.md", "scaling.md", "fusion.md", "photographs.md", "captioning.md")),
-]
+NAMES = ("benchmarks", "scaling", "fusion", "photographs", "captioning", "grounding")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 TABLE = re.compile(r"<!-- ((\w+)[\w-]*\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

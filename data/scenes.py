@@ -12,8 +12,8 @@ expressions are English, by these rules; a test reads them back from the text an
 4. "the <phrase> left of the <landmark>", right of, above and below, means the only thing that the phrase describes and whose
    middle is on that side of the middle of the landmark, however far it is in the other direction. The landmark is the only
    thing that its own phrase describes, and is not meant itself; every other thing that the first phrase describes is at least
-   `margin` away from it in that direction, to either side. Two of three times there are several of these, so that the side
-   decides.
+   `margin` away from it in that direction, to either side. Three of four times there are several of these, so that the
+   side decides.
 5. "all <phrases>" and "all <phrases> left of the <landmark>" mean two or more things, as in 2 and 4.
 6. Nothing is meant where rules 2 to 5 leave no thing, or no landmark is there. Such an expression is made of one about the same
    scene that means something: one word of a phrase, or the side, is exchanged.
