@@ -15,9 +15,9 @@
 #
 # Estimate, not measured, of training alone:
 #   images    29,783 x 114 GFLOP
-#   expressions    427,193 x 5.4 GFLOP
-#   training    x 3 x 10 epochs = 1.7e+17 FLOP
-#   time        0.48 hours at 100 TFLOP/s
+#   expressions    427,193 x 11.5 GFLOP
+#   training    x 3 x 10 epochs = 2.5e+17 FLOP
+#   time        0.69 hours at 100 TFLOP/s
 #   memory      25 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -18,9 +18,9 @@
 #
 # Estimate, not measured, of training alone:
 #   images    16,994 x 114 GFLOP
-#   expressions    120,624 x 5.4 GFLOP
-#   training    x 3 x 30 epochs = 2.3e+17 FLOP
-#   time        0.65 hours at 100 TFLOP/s
+#   expressions    120,624 x 11.5 GFLOP
+#   training    x 3 x 30 epochs = 3e+17 FLOP
+#   time        0.83 hours at 100 TFLOP/s
 #   memory      25 GB, a guess
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -258,12 +258,15 @@ class GroundingArguments(TaskArguments):
     )
     threshold: float = HfArg(default=0.5, help="Lowest score of a box that is kept where none or several may be meant.")
 
+    num_threads: int | None = HfArg(
+        default=2, help="CPU threads of a process. The rows of the finest grid keep two busy in a small model, too."
+    )
+
     task = "hivilt.tasks.grounding:Grounding"
     defaults = {
         **TaskArguments.defaults,
         "output_dir": "outputs/grounding",
         "num_train_epochs": 5,
-        "num_threads": 2,  # which all rows of the finest grid keep busy in a small model, too
         "per_device_train_batch_size": 16,  # images, of eight expressions each in scenes
         "learning_rate": 3e-3,
         "per_device_eval_batch_size": 32,

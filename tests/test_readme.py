@@ -272,7 +272,7 @@ def test_boxes_that_are_shown_are_around_what_is_meant_in_the_scene_that_is_draw
     assert not ImageChops.difference(image, Image.open(ROOT / "docs/scene.png").convert("RGB")).getbbox()
     (shown,) = blocks("text", "Find where it is")
     for line in shown.splitlines():
-        expression, *box = re.fullmatch(r"(.+) 0\.\d\d (\d+) (\d+) (\d+) (\d+)", line).groups()
+        expression, *box = re.fullmatch(r"(.+) [01]\.\d\d (\d+) (\d+) (\d+) (\d+)", line).groups()
         found.setdefault(expression, []).append(list(map(int, box)))
         ImageDraw.Draw(image).rectangle(found[expression][-1], outline="black", width=2)
     assert not ImageChops.difference(image, Image.open(ROOT / "docs/found.png").convert("RGB")).getbbox()
