@@ -124,6 +124,7 @@ def test_all_learn_to_match_pairs(contestants):
     assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
 
 
+@pytest.mark.slow
 def test_image_and_question_decide_and_all_weights_train(contestants):
     for name in contestants.CONTESTANTS:
         model, inputs = build(contestants, name), batch()

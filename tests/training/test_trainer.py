@@ -222,6 +222,7 @@ def test_weights_that_are_not_finite_are_not_measured_and_not_saved(known, tmp_p
     assert finite_weights(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_diverges_and_both_stop(tmp_path, dataset):
     launch("trainers", 2, [str(tmp_path), "diverge"])
     messages = [(tmp_path / f"{process}.txt").read_text() for process in (0, 1)]
