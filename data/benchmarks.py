@@ -108,11 +108,16 @@ class Benchmark(Generic[Record]):
             elif dataset_name is not None or self.read_package is None:
                 rows, source = self._read_hub(name, dataset_name, dataset_config_name)
             else:
-                examples += self.read_package(name)
+                examples += self._completed(self.read_package(name), name, is_joined=name != split)
                 continue
             image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
             with_images = rows_with_images(rows, "image", image_id, source, ".", trust_ids=True)
-            examples += self.read_rows(with_images if name in self.hidden else self._answered(with_images))
+            own = self.read_rows(with_images if name in self.hidden else self._answered(with_images))
+            examples += self._completed(own, name, is_joined=name != split)
+        return examples
+
+    def _completed(self, examples: list[Record], split: str, is_joined: bool) -> list[Record]:
+        """The examples of an official split as `read` gives them, alone or joined with those of others."""
         return examples
 
     @property

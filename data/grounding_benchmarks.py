@@ -79,27 +79,16 @@ class GroundingBenchmark(Benchmark[GroundedImage]):
     def official_splits(self) -> list[str]:
         return list(dict.fromkeys([*super().official_splits, *self.other_splits]))
 
-    def read(
-        self,
-        split: str,
-        data_dir: Path | None = None,
-        image_dir: Path | None = None,
-        dataset_name: str | None = None,
-        dataset_config_name: str | None = None,
-    ) -> list[GroundedImage]:
-        """As `Benchmark.read`; where splits are joined, "testA+testB", expressions without a kind have their split as kind."""
-        examples = []
-        for name in split.split("+"):
-            read = super().read(name, data_dir, image_dir, dataset_name, dataset_config_name)
-            count = sum(len(example.expressions) for example in read)
-            if count != self.num_expressions.get(name, count):
-                logger.warning(
-                    f"{self.title}, {name}: has {count:,} expressions, officially {self.num_expressions[name]:,}; results "
-                    "do not compare with published ones."
-                )
-            if name != split:
-                read = [replace(one, kinds=one.kinds or (name,) * len(one.expressions)) for one in read]
-            examples += read
+    def _completed(self, examples: list[GroundedImage], split: str, is_joined: bool) -> list[GroundedImage]:
+        """Where splits are joined, "testA+testB", expressions without a kind have their split as kind."""
+        count = sum(len(example.expressions) for example in examples)
+        if count != self.num_expressions.get(split, count):
+            logger.warning(
+                f"{self.title}, {split}: has {count:,} expressions, officially {self.num_expressions[split]:,}; results do not "
+                "compare with published ones."
+            )
+        if is_joined:
+            examples = [replace(one, kinds=one.kinds or (split,) * len(one.expressions)) for one in examples]
         return examples
 
 

@@ -313,3 +313,23 @@ def main():
 
 if __name__ == "__main__":  # one of several processes of a test
     run_command(main)
+
+
+def assert_a_step_is_one_mean(make, mean, count):
+    """That a step over four images learns from the mean over its `count` texts, accumulated or not: `make` gives a trainer
+    of arguments, `mean` the loss before."""
+    weights, losses = [], []
+    for size, turns in ((4, 1), (2, 2), (1, 4)):
+        recorder = Recorder()
+        step = {"per_device_train_batch_size": size, "gradient_accumulation_steps": turns, "max_steps": 1}
+        step |= {"optim": "sgd", "learning_rate": 1e-2, "warmup_steps": 0, "eval_strategy": "no"}
+        trainer = make(callbacks=[recorder], **step)
+        before = mean(trainer)
+        trainer.train()
+        assert trainer.num_examples_trained == count
+        losses.append(recorder.logs[0]["loss"])
+        weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+    assert losses == pytest.approx([before] * 3, rel=1e-4)
+    for other in weights[1:]:
+        for name, parameter in weights[0].items():
+            torch.testing.assert_close(other[name], parameter, atol=1e-5, rtol=1e-4)

@@ -1,10 +1,11 @@
 """What finds boxes for each expression, and measures expressions where Trainer counts images."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from trainers import MEANT, Recorder, make_grounding_trainer
+from trainers import MEANT, assert_a_step_is_one_mean, make_grounding_trainer
 
 from hivilt.data.grounding import GroundingDataset
 from hivilt.data.tables import open_image
@@ -52,21 +53,11 @@ def test_every_expression_gets_its_boxes_in_order(tmp_path, grounded, batch_size
 
 @pytest.mark.checklist("5")
 def test_the_loss_of_a_step_is_the_mean_over_its_expressions_however_it_is_accumulated(tmp_path, grounded):
-    weights, losses = [], []
-    for size, turns in ((4, 1), (2, 2), (1, 4)):
-        recorder = Recorder()
-        step = {"per_device_train_batch_size": size, "gradient_accumulation_steps": turns, "max_steps": 1}
-        step |= {"optim": "sgd", "learning_rate": 1e-2, "warmup_steps": 0, "eval_strategy": "no"}
-        trainer = make_grounding_trainer(tmp_path, grounded[:4], callbacks=[recorder], **step)
-        before = sum(one.loss.item() for one in each_alone(trainer, grounded[:4])) / 9
-        trainer.train()
-        assert trainer.num_examples_trained == 9
-        losses.append(recorder.logs[0]["loss"])
-        weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
-    assert losses == pytest.approx([before] * 3, rel=1e-4)
-    for other in weights[1:]:
-        for name, parameter in weights[0].items():
-            torch.testing.assert_close(other[name], parameter, atol=1e-5, rtol=1e-4)
+    make, mean = (
+        partial(make_grounding_trainer, tmp_path, grounded[:4]),
+        lambda trainer: sum(one.loss.item() for one in each_alone(trainer, grounded[:4])) / 9,
+    )
+    assert_a_step_is_one_mean(make, mean, 9)
 
 
 @pytest.mark.checklist("10")
