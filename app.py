@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
-from transformers.utils import cached_file
+from transformers.utils import ModelOutput, cached_file
 
 from hivilt import (
     HiViLTForConditionalGeneration,
@@ -39,6 +39,7 @@ from hivilt import (
 from hivilt.data.tables import open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.fusion_hivilt import HiViLTImageStates
+from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.search import ImageIndex
 from hivilt.training.command import end_with, run_command
 from hivilt.training.flags import Parser
@@ -66,6 +67,7 @@ SCENE = [
     )
 ]
 NO_INDEX = 'There are no images to search: start with `make app ARGS="--images ~/Pictures"`.'
+NO_IMAGE = "There is no image yet: open one in Search, upload one, or take an example."
 NOTHING = "nothing of that is in the image"
 UNFAMILIAR = "This image is unlike all that the model was trained on: its answers mean little, however sure they look."
 
@@ -200,13 +202,11 @@ def about(sentences: Sequence[str]) -> str:
     return f'<p class="about">{html.escape(" ".join(sentences))}</p>'
 
 
-class Answerer:
-    """Answers questions about images with a checkpoint, its model in evaluation mode; encodes each image once.
-    `familiarity` is what `measure_familiarity` gave for it; `None`: every image counts as familiar."""
+class _Asker:
+    """Runs a checkpoint, its model in evaluation mode, on texts about images; encodes each image once. `familiarity` is what
+    `measure_familiarity` gave for it; `None`: every image counts as familiar."""
 
-    def __init__(
-        self, model: HiViLTForQuestionAnswering, processor: HiViLTProcessor, familiarity: Mapping | None = None
-    ):
+    def __init__(self, model: HiViLTPreTrainedModel, processor: HiViLTProcessor, familiarity: Mapping | None = None):
         self.model, self.processor, self.familiarity = model, processor, familiarity
         # By path, which tells images apart: Gradio names what is uploaded by a hash of its contents.
         self.encode = functools.lru_cache(REMEMBERED)(self._encode)
@@ -220,6 +220,29 @@ class Answerer:
         return self.model.encode_images(feature_maps=maps), familiar
 
     @torch.no_grad()
+    def _run(
+        self, image: str, texts: Sequence[str], unit: str, done: str, read: Callable[[ModelOutput], Sequence]
+    ) -> tuple[dict[str, Any], bool, str]:
+        """What `read` makes of the model's outputs, by text; whether the image is like those of training; and a line that says
+        how long it took until so many of a `unit` were `done`."""
+        misses, start = self.encode.cache_info().misses, time.perf_counter()
+        states, familiar = self.encode(image)
+        encoded = time.perf_counter()
+        inputs = self.processor(text=texts, return_tensors="pt").to(self.model.device)
+        image_index = torch.zeros(len(texts), dtype=torch.long, device=self.model.device)
+        found = read(self.model(**inputs, image_states=states, image_index=image_index))
+        end = time.perf_counter()
+
+        is_new = self.encode.cache_info().misses > misses
+        first = f"encoded in {1000 * (encoded - start):.0f} ms" if is_new else "encoded before"
+        count = f"1 {unit}" if len(texts) == 1 else f"{len(texts)} {unit}s"
+        note = f"Image {first}, {count} {done} in {1000 * (end - encoded):.0f} ms."
+        return dict(zip(texts, found, strict=True)), familiar, note
+
+
+class Answerer(_Asker):
+    """Answers questions about images with a checkpoint of [`HiViLTForQuestionAnswering`]."""
+
     def ask(self, image: str | None, text: str) -> tuple[dict[str, list[dict[str, Any]]], bool, str]:
         """The best answers to each question with their probabilities; whether the image is like those of training; and a
         line that says how long it took.
@@ -227,26 +250,16 @@ class Answerer:
         The questions in `text` are one a line; empty lines and repetitions are left out.
         """
         if image is None:
-            raise ValueError("There is no image yet: open one in Search, upload one, or take an example.")
+            raise ValueError(NO_IMAGE)
         questions = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
         if not questions:
             raise ValueError("There is no question yet: write one below the image.")
         if len(questions) > MOST_QUESTIONS:
             raise ValueError(f"{len(questions)} questions are too many at once; ask up to {MOST_QUESTIONS}.")
-        misses, start = self.encode.cache_info().misses, time.perf_counter()
-        states, familiar = self.encode(image)
-        encoded = time.perf_counter()
-        inputs = self.processor(text=questions, return_tensors="pt").to(self.model.device)
-        image_index = torch.zeros(len(questions), dtype=torch.long, device=self.model.device)
-        logits = self.model(**inputs, image_states=states, image_index=image_index).logits
-        answers = self.processor.post_process_question_answering(logits, TOP_ANSWERS, config=self.model.config)
-        done = time.perf_counter()
-
-        is_new = self.encode.cache_info().misses > misses
-        first = f"encoded in {1000 * (encoded - start):.0f} ms" if is_new else "encoded before"
-        count = "1 question" if len(questions) == 1 else f"{len(questions)} questions"
-        note = f"Image {first}, {count} answered in {1000 * (done - encoded):.0f} ms."
-        return dict(zip(questions, answers, strict=True)), familiar, note
+        answers = lambda outputs: self.processor.post_process_question_answering(
+            outputs.logits, TOP_ANSWERS, config=self.model.config
+        )
+        return self._run(image, questions, "question", "answered", answers)
 
 
 class Captioner:
@@ -261,8 +274,8 @@ class Captioner:
         return self.processor.batch_decode(written, skip_special_tokens=True)[0].strip()
 
 
-class Grounder:
-    """Finds in images what expressions mean with a checkpoint, its model in evaluation mode; encodes each image once.
+class Grounder(_Asker):
+    """Finds in images what expressions mean with a checkpoint of [`HiViLTForVisualGrounding`].
 
     Raises:
         ValueError: the image processor does not show whole images, see [`HiViLTProcessor.check_whole_images`].
@@ -270,15 +283,8 @@ class Grounder:
 
     def __init__(self, model: HiViLTForVisualGrounding, processor: HiViLTProcessor):
         processor.check_whole_images()
-        self.model, self.processor = model, processor
-        self.encode = functools.lru_cache(REMEMBERED)(self._encode)  # by path, as `Answerer` does
+        super().__init__(model, processor)
 
-    @torch.no_grad()
-    def _encode(self, image: str) -> HiViLTImageStates:
-        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.model.device)
-        return self.model.encode_images(pixel_values)
-
-    @torch.no_grad()
     def find(self, image: str | None, text: str, threshold: float) -> tuple[dict[str, dict[str, list]], str]:
         """For each expression the `scores` of what it means, the best first, all above `threshold`, and the `boxes`: left,
         top, right and bottom in parts of the image. And a line that says how long it took.
@@ -286,28 +292,19 @@ class Grounder:
         The expressions in `text` are one a line, or between semicolons; empty ones and repetitions are left out.
         """
         if image is None:
-            raise ValueError("There is no image yet: open one in Search, upload one, or take an example.")
+            raise ValueError(NO_IMAGE)
         expressions = list(dict.fromkeys(one.strip() for one in re.split("[\n;]", text) if one.strip()))
         if not expressions:
             raise ValueError("There is nothing to look for yet: write below the image what it is.")
         if len(expressions) > len(BOX_COLORS):
             raise ValueError(f"{len(expressions)} expressions are too many at once; look for up to {len(BOX_COLORS)}.")
-        misses, start = self.encode.cache_info().misses, time.perf_counter()
-        states = self.encode(image)
-        encoded = time.perf_counter()
-        inputs = self.processor(text=expressions, return_tensors="pt").to(self.model.device)
-        image_index = torch.zeros(len(expressions), dtype=torch.long, device=self.model.device)
-        outputs = self.model(**inputs, image_states=states, image_index=image_index)
-        found = self.processor.post_process_grounding(outputs, threshold=threshold)
-        done = time.perf_counter()
 
-        first = f"encoded in {1000 * (encoded - start):.0f} ms"
-        if self.encode.cache_info().misses == misses:
-            first = "encoded before"
-        count = "1 expression" if len(expressions) == 1 else f"{len(expressions)} expressions"
-        note = f"Image {first}, {count} looked for in {1000 * (done - encoded):.0f} ms."
-        lists = [{name: values.tolist() for name, values in one.items()} for one in found]
-        return dict(zip(expressions, lists, strict=True)), note
+        def boxes(outputs: ModelOutput) -> list[dict[str, list]]:
+            found = self.processor.post_process_grounding(outputs, threshold=threshold)
+            return [{name: values.tolist() for name, values in one.items()} for one in found]
+
+        found, _, note = self._run(image, expressions, "expression", "looked for", boxes)
+        return found, note
 
 
 def with_boxes(image: Image.Image, found: Mapping[str, Mapping[str, list]]) -> Image.Image:
