@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Real
 
 import numpy as np
 import torch
@@ -479,8 +480,8 @@ class HiViLTProcessor(ProcessorMixin):
             )
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise ValueError("`outputs` are not finite: look for such values in the weights and in the images.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [0, 1], got {threshold}.")
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be a number in [0, 1], got {threshold!r}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, or None for all boxes, got {top_k}.")
         if target_sizes is not None and len(target_sizes) != len(logits):

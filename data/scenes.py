@@ -14,11 +14,12 @@ expressions are English, by these rules; a test reads them back from the text an
    thing that its own phrase describes, and is not meant itself; every other thing that the first phrase describes is at least
    `margin` away from it in that direction, to either side. Three of four times there are several of these, so that the
    side decides.
-5. "all <phrases>" and "all <phrases> left of the <landmark>" mean two or more things, as in 2 and 4.
+5. "all <phrases>" and "all <phrases> left of the <landmark>" mean two or more things, as in 2 and 4. Three of four times the
+   latter is about "all shapes", so that the landmark alone decides.
 6. Nothing is meant where rules 2 to 5 leave no thing, or no landmark is there. Such an expression is made of one about the same
    scene that means something: one word of a phrase, or the side, is exchanged.
 
-An expression is of the kind `relation` (3 and 4: six of sixteen), `several` (5: four), `attribute` (2: three) or `none` (6:
+An expression is of the kind `relation` (3 and 4: five of seventeen), `several` (5: five), `none` (6: four) or `attribute` (2:
 three). The middle of a thing is that of its box. `margin` is a sixteenth of the image's side. A thing that is alone on its side
 of a landmark is also the farthest to that side, so that only `several` and `none` tell whether a model looks for landmarks.
 """
@@ -65,11 +66,12 @@ SUPERLATIVES = dict(zip(("leftmost", "rightmost", "topmost", "bottommost"), SIDE
 FORMS = {
     "attribute": ("attribute", 3),
     "superlative": ("relation", 2),
-    "side that decides": ("relation", 3),
+    "side that decides": ("relation", 2),
     "side": ("relation", 1),
     "all": ("several", 1),
-    "all on a side": ("several", 3),
-    "none": ("none", 3),
+    "all on a side": ("several", 1),
+    "everything on a side": ("several", 3),
+    "none": ("none", 4),
 }
 # How many images each split of `read_scenes` has.
 NUM_IMAGES = {"train": 10_000, "validation": 500, "test": 1_000}
@@ -243,10 +245,13 @@ def _propose(
         phrase = draw.choice(shared)
         return Expression(phrase, every=True) if any(phrase) else None
     phrase, landmark = draw.choice(alone if form == "side" else shared), draw.choice(alone)
+    if form == "everything on a side":
+        phrase = Phrase()
     others = sum(phrase.describes(thing) and not landmark.describes(thing) for thing in things)
     if form == "side that decides" and others < 2:
         return None
-    return Expression(phrase, form == "all on a side", None, draw.choice([*SIDES]), landmark)
+    every = form in ("all on a side", "everything on a side")
+    return Expression(phrase, every, None, draw.choice([*SIDES]), landmark)
 
 
 def _exchange(expression: Expression, what: str, draw: random.Random) -> Expression | None:

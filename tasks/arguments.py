@@ -258,11 +258,8 @@ class GroundingArguments(TaskArguments):
     )
     threshold: float = HfArg(default=0.5, help="Lowest score of a box that is kept where none or several may be meant.")
 
-    num_threads: int | None = HfArg(
-        default=2, help="CPU threads of a process. The rows of the finest grid keep two busy in a small model, too."
-    )
-
     task = "hivilt.tasks.grounding:Grounding"
+    threads_of_small = 2  # for the rows of the finest grid
     defaults = {
         **TaskArguments.defaults,
         "output_dir": "outputs/grounding",

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 if __name__ == "__mp_main__":
@@ -119,20 +120,27 @@ def _open(auto_class, folder, **kwargs):
     return auto_class.from_pretrained(folder, trust_remote_code=True, **kwargs)
 
 
-def load_all(checkpoints: str, results: str, again: str, with_all: bool = False) -> dict:
-    """Opens each of `checkpoints` with its own auto class, or `with_all`, and saves what fits it best to `again`."""
+def classes_to_open(architecture: str, names: Collection[str]) -> list[str]:
+    """Of the names of all classes those that a checkpoint is opened as: its own, the base model's, and the next one."""
+    after = sorted(names)[(sorted(names).index(architecture) + 1) % len(names)]
+    return [name for name in names if name in (architecture, "HiViLTModel", after)]
+
+
+def load_all(checkpoints: str, results: str, again: str, with_others: bool = False) -> dict:
+    """Opens each of `checkpoints` with its own auto class, or `with_others` too, and saves what fits it best to `again`."""
     facts = {}
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     for folder in sorted(path for path in Path(checkpoints).iterdir() if path.is_dir()):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (architecture,) = saved["architectures"]
         of_models = {auto: ours for auto, ours in saved["auto_map"].items() if auto.startswith("AutoModel")}
+        opened = classes_to_open(architecture, [ours.split(".")[1] for ours in of_models.values()])
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         facts[folder.name] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
         facts[folder.name]["modules"] = [type(config).__module__, type(processor).__module__]
         for auto_class, name in ((getattr(transformers, auto), ours.split(".")[1]) for auto, ours in of_models.items()):
-            if not with_all and name != architecture:
+            if name not in (opened if with_others else [architecture]):
                 continue
             model, loading = _open(auto_class, folder, output_loading_info=True)
             facts[folder.name][auto_class.__name__] = {
@@ -155,7 +163,7 @@ def load_all(checkpoints: str, results: str, again: str, with_all: bool = False)
 def first_process(checkpoints: str, place: str, results: str, again: str, trained: str) -> dict:
     """All that can be done with what the testing process saved."""
     facts = {"hivilt": _import_hivilt()}
-    facts["loaded"] = load_all(checkpoints, results, again, with_all=True)
+    facts["loaded"] = load_all(checkpoints, results, again, with_others=True)
     batch = load_file(Path(checkpoints, "batch.safetensors"))
     folder = Path(checkpoints, "HiViLTForRetrieval")
 

@@ -307,7 +307,7 @@ def test_the_page_draws_boxes_and_what_it_refuses_leaves_them(client, grounding,
         (None, "blue", 0.5, "no image yet"),
         (uploaded(red), " ;\n", 0.5, "nothing to look for yet"),
         (uploaded(red), ";".join(map(str, range(9))), 0.5, "9 expressions are too many at once; look for up to 8"),
-        (uploaded(red), "blue", 2, "`threshold` must lie in [0, 1], got 2"),
+        (uploaded(red), "blue", 2, "`threshold` must be a number in [0, 1], got 2"),
         (uploaded(place / "cut.png"), "blue", 0.5, "&#x27;cut.png&#x27; is not a readable"),
     ]:
         note, *others = client.predict(image, text, least, api_name="/locate")

@@ -346,7 +346,7 @@ def test_refuses_to_look_for_nothing(find, image, labels, message):
 def test_refuses_arguments_that_finding_does_not_have(find):
     with pytest.raises(ValueError, match="Unknown arguments: timeout.*`threshold`, `top_k`, `batch_size`"):
         find(IMAGES["red"], EXPRESSIONS, timeout=3)
-    with pytest.raises(ValueError, match=r"`threshold` must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`threshold` must be a number in \[0, 1\]"):
         find(IMAGES["red"], EXPRESSIONS, threshold=7)
 
 

@@ -353,7 +353,7 @@ def test_there_is_no_index_to_search(checkpoint, tmp_path):
 # Two processes
 
 
-@pytest.mark.slow  # test_losses_hivilt.py, tasks/test_retrieval.py and test_run_vqa.py have two as well
+@pytest.mark.slow  # test_losses_hivilt.py and test_run_vqa.py have two as well
 def test_two_processes_do_what_one_does(data, tmp_path):
     """Two processes with batches of two images train as one with four, and rank every query once, in order.
 

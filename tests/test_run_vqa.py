@@ -677,7 +677,8 @@ def test_augmentation_changes_training_and_nothing_else(data, tmp_path):
 # Two processes
 
 
-@pytest.mark.parametrize("start", [launch, pytest.param(launch_accelerate, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [launch, launch_accelerate])
 def test_two_processes_do_what_one_does(start, data, tmp_path):
     """Two processes with batches of two images train as one with four, and answer every question once, in order.
 

@@ -98,7 +98,8 @@ class TaskArguments:
     text_learning_rate: float | None = HfArg(default=None, help="Of the text encoder. Unset: learning_rate.")
     overwrite_output_dir: bool = HfArg(default=False, help="Begin anew over the run that output_dir holds.")
     num_threads: int | None = HfArg(
-        default=None, help="CPU threads of a process. Unset: one below 10 million parameters, else its share of all."
+        default=None,
+        help="CPU threads of a process. Unset: its share of all; below 10 million parameters one, for grounding two.",
     )
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
@@ -110,6 +111,7 @@ class TaskArguments:
         "weight_decay": 0.05,
         "warmup_steps": 0.1,  # a share of all steps
     }
+    threads_of_small = 1  # CPU threads that a small model keeps busy
     benchmark_defaults = {}  # of each benchmark, by its name, the flags that it sets by itself
     # Those of its fields that are numbers from one on, and files and folders to read.
     at_least_one = (

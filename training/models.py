@@ -241,10 +241,12 @@ def parameter_table(model: HiViLTPreTrainedModel) -> str:
 
 
 def set_threads(args: TaskArguments, model: HiViLTPreTrainedModel) -> None:
-    """Lets torch use as many CPU threads as `num_threads` says; unset, as many as suit the model's size."""
+    """Lets torch use as many CPU threads as `num_threads` says; unset, the process's share of the machine, and of a small
+    model no more than keep busy."""
     threads = args.num_threads
     if threads is None:
         small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = 1 if small else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        threads = min(threads, args.threads_of_small) if small else threads
     torch.set_num_threads(threads)

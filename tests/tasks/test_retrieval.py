@@ -145,6 +145,7 @@ def test_a_plain_trainer_trains_on_captions_and_is_refused_to_evaluate_on_them(t
             evaluate()
 
 
+@pytest.mark.slow
 def test_folds_on_two_processes(tmp_path, captioned):
     launch("trainers", 2, [str(tmp_path)])
     together = json.loads((tmp_path / "metrics.json").read_text())

@@ -14,6 +14,7 @@ from trainers import ANSWERS
 from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt.tasks.arguments import GroundingArguments
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.models import (
     freeze_parts,
@@ -45,8 +46,9 @@ def test_a_large_model_has_the_process_s_share_of_the_machine(asked, processes, 
     try:
         set_threads(TaskArguments(num_threads=asked), large)
         assert torch.get_num_threads() == {"cores": 4, "half": 2}.get(share, share)
-        set_threads(TaskArguments(), torch.nn.Linear(2, 2))
-        assert torch.get_num_threads() == 1
+        for arguments, of_small in ((TaskArguments, 1), (GroundingArguments, 2)):
+            set_threads(arguments(), torch.nn.Linear(2, 2))
+            assert torch.get_num_threads() == of_small
     finally:
         torch.set_num_threads(1)
 
