@@ -88,8 +88,6 @@ COMMON = (
     *("--weight_decay", "0.05", "--warmup_steps", "0.1", "--lr_scheduler_type", "cosine", "--use_cpu"),
     *("--num_threads", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false", "--do_train", "--do_eval"),
 )
-# Without it glibc gives memory back and fetches it again in every step, at twice the time.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 # R@1, 5 and 10 of images to texts and of texts to images, in percent, with CNN features.
 PUBLISHED = {
@@ -168,8 +166,7 @@ def run(script: str, folder: Path, flags: Sequence[object]) -> dict:
     if not (folder / "results.json").exists():
         where = ["--cache_dir", folder.parent / "cache", "--output_dir", folder]
         command = [sys.executable, ROOT / script, *where, *COMMON, *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
-        subprocess.run([str(word) for word in command], check=True, env=environment)
+        subprocess.run([str(word) for word in command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

@@ -250,8 +250,7 @@ def _propose(
     others = sum(phrase.describes(thing) and not landmark.describes(thing) for thing in things)
     if form == "side that decides" and others < 2:
         return None
-    every = form in ("all on a side", "everything on a side")
-    return Expression(phrase, every, None, draw.choice([*SIDES]), landmark)
+    return Expression(phrase, FORMS[form][0] == "several", None, draw.choice([*SIDES]), landmark)
 
 
 def _exchange(expression: Expression, what: str, draw: random.Random) -> Expression | None:

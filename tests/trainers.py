@@ -295,26 +295,6 @@ def evaluate_in_folds(tmp_path, captioned):
     return [trainer.evaluate() for trainer in trainers]
 
 
-def main():
-    folder = Path(sys.argv[1])
-    if sys.argv[2:] == ["diverge"]:
-        examples = [
-            VQAExample(str(number), str(number), str(folder / f"{number}.png"), "what color", ("red",))
-            for number in range(len(COUNTS))
-        ]
-        return diverge_on_one_of_two(folder, VQADataset(examples))
-    captioned = [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
-    if sys.argv[2:] == ["reward"]:
-        return reward_on_two(folder, captioned)
-    metrics = evaluate_in_folds(folder, captioned)
-    if os.environ["RANK"] == "0":
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-if __name__ == "__main__":  # one of several processes of a test
-    run_command(main)
-
-
 def assert_a_step_is_one_mean(make, mean, count):
     """That a step over four images learns from the mean over its `count` texts, accumulated or not: `make` gives a trainer
     of arguments, `mean` the loss before."""
@@ -333,3 +313,23 @@ def assert_a_step_is_one_mean(make, mean, count):
     for other in weights[1:]:
         for name, parameter in weights[0].items():
             torch.testing.assert_close(other[name], parameter, atol=1e-5, rtol=1e-4)
+
+
+def main():
+    folder = Path(sys.argv[1])
+    if sys.argv[2:] == ["diverge"]:
+        examples = [
+            VQAExample(str(number), str(number), str(folder / f"{number}.png"), "what color", ("red",))
+            for number in range(len(COUNTS))
+        ]
+        return diverge_on_one_of_two(folder, VQADataset(examples))
+    captioned = [CaptionedImage(str(n), str(folder / f"{n}.png"), captions) for n, captions in enumerate(CAPTIONS)]
+    if sys.argv[2:] == ["reward"]:
+        return reward_on_two(folder, captioned)
+    metrics = evaluate_in_folds(folder, captioned)
+    if os.environ["RANK"] == "0":
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+if __name__ == "__main__":  # one of several processes of a test
+    run_command(main)
