@@ -87,19 +87,10 @@ def _nlvr2_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
         [f"{row['directory']}/{file}" if "directory" in row else file for file in pair]
         for row, pair in zip(content, files, strict=True)
     ]
-    below = image_dir or folder
     kind = content[0]["identifier"].partition("-")[0]
     homes = (f"images/{kind}", kind, f"{kind}_img", "images", ".")
-    homes = [path for home in homes for path in (below / home, *sorted(below.glob(f"*/{home}"))) if path.is_dir()]
-    # Some images may be missing, even all.
-    layouts = (
-        (home, layout)
-        for pairs in zip(named, files, strict=True)
-        for home in homes
-        for layout in (0, 1)
-        if (home / pairs[layout][0]).is_file()
-    )
-    home, layout = next(layouts, (below / "images" / kind, 0))
+    lefts = [(pair[0], bare[0]) for pair, bare in zip(named, files, strict=True)]
+    home, layout = _find_home(image_dir or folder, homes, lefts)
     return [
         {
             "images": [home / path for path in pairs[layout]],
@@ -113,26 +104,35 @@ def _nlvr2_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[s
 def _nlvr_rows(folder: Path, split: str, image_dir: Path | None) -> list[dict[str, Any]]:
     """Each example is six images that show the same three boxes in every order."""
     path = find_file(folder, f"{split}.json", f"{split}/{split}.json")
-    images = find_folder(image_dir or path.parent, "images", f"{split}/images", ".")
     rows = []
     for row in read_json_rows(path):
-        identifier, directory = row["identifier"], str(row["directory"])
+        identifier = row["identifier"]
         if identifier.count("-") != 1:
             raise ValueError(
                 f"data_dir: {path.name} has the identifier {identifier!r}; NLVR's are such as '12-0' (of NLVR2, the data set "
                 "after it: --benchmark nlvr2)."
             )
         for order in range(6):
-            name = f"{split}-{identifier}-{order}"
-            rows.append(
-                {
-                    "images": [images / directory / f"{name}.png"],
-                    "image_ids": [f"{directory}/{name}"],
-                    "identifier": f"{identifier}-{order}",
-                    **{name: row[name] for name in ("sentence", "label")},
-                }
-            )
-    return rows
+            image_id = f"{row['directory']}/{split}-{identifier}-{order}"
+            its = {"image_ids": [image_id], "identifier": f"{identifier}-{order}"}
+            rows.append({**its, "sentence": row["sentence"], "label": row["label"]})
+    files = [[f"{row['image_ids'][0]}.png"] for row in rows]
+    home, _ = _find_home(image_dir or path.parent, ("images", f"{split}/images", "."), files)
+    return [{**row, "images": [home / file for file in own]} for row, own in zip(rows, files, strict=True)]
+
+
+def _find_home(folder: Path, homes: Sequence[str], files: Iterable[Sequence[str]]) -> tuple[Path, int]:
+    """The first of these folders that holds one of the files by any of its names, and which name that is; the first folder and
+    name, where none does. Some images may be missing, even all."""
+    there = [path for home in homes for path in (folder / home, *sorted(folder.glob(f"*/{home}"))) if path.is_dir()]
+    found = (
+        (home, place)
+        for names in files
+        for home in there
+        for place, name in enumerate(names)
+        if (home / name).is_file()
+    )
+    return next(found, (folder / homes[0], 0))
 
 
 def _nlvr2_group(identifier: str) -> str | None:
