@@ -368,7 +368,7 @@ def hold_out(
             )
         most = max(1, round(fraction * len(group_of)))
         small = [group for group, size in sizes.items() if size <= most] or [min(sizes, key=sizes.get)]
-        count = min(len(small), max(1, round(fraction * len(sizes))))
+        count = min(len(small), len(sizes) - 1, max(1, round(fraction * len(sizes))))
         drawn = set(random.Random(seed).sample(small, count))
         held_out = {key for key, group in group_of.items() if group in drawn}
     else:
