@@ -47,6 +47,7 @@ def test_a_run_that_goes_on_holds_out_the_same_images_of_statements(tmp_path):
 
     checkpoint = tmp_path / "out" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
     (tmp_path / "out" / HELD_OUT).write_text(json.dumps(held_out))
     training_args.resume_from_checkpoint = str(checkpoint)
     new = statements((held_out[0], path("h")[0]), *(one.images for one in rows))
