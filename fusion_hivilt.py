@@ -244,7 +244,10 @@ def smooth_tokens(hidden_states: torch.Tensor, attention_mask: torch.BoolTensor,
 def masked_mean(hidden_states: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
     """Mean over the tokens that `mask` keeps: `(B, N, d)`, `(B, N)` -> `(B, d)`; zeros where it keeps none."""
     weights = mask.to(hidden_states.dtype).unsqueeze(-1)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    # In float32 at least: the sum of many tokens may be too large for float16, and their mean is not.
+    precise = torch.promote_types(hidden_states.dtype, torch.float32)
+    total = (hidden_states * weights).sum(dim=1, dtype=precise)
+    return (total / weights.sum(dim=1, dtype=precise).clamp(min=1)).to(hidden_states.dtype)
 
 
 def pool(states: torch.Tensor, stride: int) -> torch.Tensor:

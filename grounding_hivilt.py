@@ -79,7 +79,7 @@ class HiViLTFeaturePyramid(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in stages)
         self.laterals = nn.ModuleList(nn.Linear(width, width) for _ in stages)
         self.smoothing = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.global_projection = nn.Linear(2 * width, width)
+        self.global_norm, self.global_projection = nn.LayerNorm(2 * width, eps=eps), nn.Linear(2 * width, width)
         self.context_norm = nn.LayerNorm(width, eps=eps)
         self.cross_attention, self.self_attention = HiViLTAttention(config), HiViLTAttention(config)
         self.cross_mlp, self.self_mlp = (
@@ -104,7 +104,8 @@ class HiViLTFeaturePyramid(nn.Module):
             rows = finer[place] + resample_grid(rows, grids[place + 1], grids[place])
         # (B_t, N_v, d) -> (B_t, d, height, width) -> (B_t, N_v, d)
         rows = rows + self.smoothing(rows.transpose(1, 2).unflatten(2, grids[0])).flatten(2).transpose(1, 2)
-        context = self.context_norm(torch.cat([self.global_projection(global_states)[:, None], words], dim=1))
+        whole = self.global_projection(self.global_norm(global_states))[:, None]
+        context = self.context_norm(torch.cat([whole, words], dim=1))
         allowed = torch.cat([word_mask.new_ones(len(words), 1), word_mask], dim=1)[:, None, None]
         attended, _ = self.cross_attention(rows, context, allowed=allowed)
         rows = self.row_norm(rows + self.cross_mlp(torch.cat([rows, attended, rows * attended], dim=-1)))

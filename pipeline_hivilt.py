@@ -5,6 +5,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from numbers import Integral
 from operator import itemgetter
 
 from transformers import Pipeline
@@ -63,8 +64,8 @@ class _RequestPipeline(Pipeline):
         if unknown := [name for name in kwargs if name not in self._parameters]:
             known = "`, `".join([*self._parameters, "batch_size"])
             raise ValueError(f"Unknown arguments: {', '.join(unknown)}. This pipeline takes `{known}`.")
-        if (top_k := kwargs.get("top_k")) is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        if (top_k := kwargs.get("top_k")) is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+            raise ValueError(f"`top_k` must be a whole number from 1 on, got {top_k!r}.")
         return {}, {}, {name: value for name, value in kwargs.items() if value is not None}
 
     def _asked_of(self, requests: list[dict]) -> list:

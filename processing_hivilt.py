@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -192,6 +192,19 @@ def _is_usual(image_processor) -> bool:
         and isinstance(image_processor.resample, int)
         and not image_processor.do_pad
     )
+
+
+def _height_and_width(size: Iterable[float]) -> tuple[float, float]:
+    try:
+        height, width = map(float, size)
+    except (TypeError, ValueError):
+        height = width = 0.0
+    if not (0 < height < float("inf") and 0 < width < float("inf")):
+        raise ValueError(
+            f"`target_sizes` must hold (height, width) in pixels, both above 0, got {size!r:.200}; of a PIL image give "
+            "(image.height, image.width)."
+        )
+    return height, width
 
 
 class HiViLTProcessor(ProcessorMixin):
@@ -482,18 +495,14 @@ class HiViLTProcessor(ProcessorMixin):
             raise ValueError("`outputs` are not finite: look for such values in the weights and in the images.")
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be a number in [0, 1], got {threshold!r}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, or None for all boxes, got {top_k}.")
+        if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+            raise ValueError(f"`top_k` must be a whole number from 1 on, or None for all boxes, got {top_k!r}.")
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(
                 f"`target_sizes` must hold the (height, width) of the image of each of the {len(logits)} texts, got "
                 f"{len(target_sizes)}. An image that several texts are about comes as often."
             )
-        sizes = [[float(side) for side in size] for size in (() if target_sizes is None else target_sizes)]
-        if wrong := [size for size in sizes if len(size) != 2 or not all(0 < side < float("inf") for side in size)]:
-            raise ValueError(
-                f"`target_sizes` must hold (height, width) in pixels, both above 0, got {tuple(wrong[0])}."
-            )
+        sizes = [_height_and_width(size) for size in (() if target_sizes is None else target_sizes)]
         found = []
         for row, (scores, corners) in enumerate(zip(logits.sigmoid(), to_corners(boxes).clamp(0, 1), strict=True)):
             # By the logits: of the largest, scores are all 1.

@@ -1,6 +1,6 @@
 """HiViLT beside GroundingDINO and OWL-ViT: what it costs to find what an expression means, in one run on one machine.
 
-    python benchmarks/grounding_speed.py                           about 15 minutes, 6 GiB
+    python benchmarks/grounding_speed.py                           about 10 minutes, 6 GiB
     python benchmarks/grounding_speed.py --tiny --repeats 1 --output_dir /tmp/quick
 
 All have random weights, which speed does not depend on, and one image at the size that each is published with:

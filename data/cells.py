@@ -69,7 +69,7 @@ def parse_json(text: str, where: str, object_hook: Callable[[dict[str, Any]], An
     try:
         return json.loads(text, **hook)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: is not JSON ({error}).") from error
+        raise ValueError(f"{where}: {f'is not JSON ({error})' if text.strip() else 'is empty'}.") from error
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

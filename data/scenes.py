@@ -1,6 +1,6 @@
 """Expressions about drawn scenes, with the boxes of what they mean: for visual grounding where no data set is at hand.
 
-    scenes("train", 10_000)            10,000 images of 64 x 64 pixels, 80,000 expressions
+    scenes("train", 5_000)             5,000 images of 64 x 64 pixels, 40,000 expressions
 
 A scene holds four to seven things on white, of a shape, a color and one of two sizes, none overlapping another. Its
 expressions are English, by these rules; a test reads them back from the text and the pixels alone.
@@ -12,7 +12,7 @@ expressions are English, by these rules; a test reads them back from the text an
 4. "the <phrase> left of the <landmark>", right of, above and below, means the only thing that the phrase describes and whose
    middle is on that side of the middle of the landmark, however far it is in the other direction. The landmark is the only
    thing that its own phrase describes, and is not meant itself; every other thing that the first phrase describes is at least
-   `margin` away from it in that direction, to either side. Three of four times there are several of these, so that the
+   `margin` away from it in that direction, to either side. Two of three times there are several of these, so that the
    side decides.
 5. "all <phrases>" and "all <phrases> left of the <landmark>" mean two or more things, as in 2 and 4. Three of four times the
    latter is about "all shapes", so that the landmark alone decides.
@@ -74,7 +74,7 @@ FORMS = {
     "none": ("none", 4),
 }
 # How many images each split of `read_scenes` has.
-NUM_IMAGES = {"train": 10_000, "validation": 500, "test": 1_000}
+NUM_IMAGES = {"train": 5_000, "validation": 500, "test": 1_000}
 # How often an expression, or the place of a thing, is drawn anew before its scene is.
 TRIES = 200
 

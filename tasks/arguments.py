@@ -263,7 +263,7 @@ class GroundingArguments(TaskArguments):
     defaults = {
         **TaskArguments.defaults,
         "output_dir": "outputs/grounding",
-        "num_train_epochs": 5,
+        "num_train_epochs": 12,
         "per_device_train_batch_size": 16,  # images, of eight expressions each in scenes
         "learning_rate": 3e-3,
         "per_device_eval_batch_size": 32,

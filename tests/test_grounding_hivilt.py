@@ -1,6 +1,7 @@
 """Where in an image what a text means is, what the head learns it by, and that an image is encoded once for it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForZeroShotObjectDetection
 
-from hivilt import HiViLTForVisualGrounding
+import hivilt
+from hivilt import HiViLTForVisualGrounding, HiViLTProcessor
 from hivilt.boxes_hivilt import grid_cells, overlap, to_corners
 from hivilt.fusion_hivilt import resample_grid
 from hivilt.losses_hivilt import grounding_loss
 from tiny import BOXES, FUSIONS, HEAD_FACTS, make_model, make_processor, with_dropout
 
+ROOT = Path(hivilt.__file__).resolve().parent
 LABELS = HEAD_FACTS[HiViLTForVisualGrounding].wishes["labels"]
 
 
@@ -93,7 +96,9 @@ def test_rows_are_those_of_all_stages_on_the_finest_grid_joined_with_words_and_t
     linear = lambda x, layer: x @ layer.weight.t() + layer.bias
     whole = torch.cat([outputs.vision_global_state[text], outputs.text_global_state[text]])
     words = stages[-1][text, math.prod(grids[-1]) :][batch["attention_mask"][text].bool()]
-    context = norm(torch.stack([linear(whole, pyramid.global_projection), *words]), pyramid.context_norm)
+    context = norm(
+        torch.stack([linear(norm(whole, pyramid.global_norm), pyramid.global_projection), *words]), pyramid.context_norm
+    )
 
     def joined(rows, context, attention, layers):
         query, key, value = (
@@ -232,3 +237,17 @@ def test_its_auto_class_opens_it(model, batch, tmp_path):
     assert type(opened) is HiViLTForVisualGrounding
     with torch.no_grad():
         torch.testing.assert_close(opened(**batch).pred_boxes, model(**batch).pred_boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_shipped_weights_find_the_same_in_half_precision(dtype):
+    """Their states are large: sums of them overflow float16."""
+    processor = HiViLTProcessor.from_pretrained(ROOT / "grounding")
+    given = {"images": ROOT / "docs/scene.png", "text": [["the small shape right of the red cross", "the square"]]}
+    inputs, found = processor(**given, return_tensors="pt"), []
+    for precision in (torch.float32, dtype):
+        model = HiViLTForVisualGrounding.from_pretrained(ROOT / "grounding", dtype=precision)
+        with torch.no_grad():
+            found.append(processor.post_process_grounding(model(**inputs.to(precision))))
+    assert [len(one["boxes"]) for one in found[0]] == [len(one["boxes"]) for one in found[1]] == [1, 0]
+    torch.testing.assert_close(found[1][0]["boxes"], found[0][0]["boxes"], atol=0.01, rtol=0)

@@ -408,7 +408,10 @@ def test_refuses_a_request_that_it_cannot_answer(vqa, image, question, error, me
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"topk": 3}, "Unknown arguments: topk.*`top_k`"), ({"top_k": 0}, "`top_k` must be at least 1, got 0")],
+    [
+        ({"topk": 3}, "Unknown arguments: topk.*`top_k`"),
+        ({"top_k": 0}, "`top_k` must be a whole number from 1 on, got 0"),
+    ],
 )
 def test_refuses_an_argument_that_it_does_not_have(vqa, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """What happens around steps: signals, resumed runs, new draws of the training data."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -112,6 +113,28 @@ class Beginnings(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if isinstance(train_dataloader.dataset, EpochDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+class BreakTies(TrainerCallback):
+    """Of checkpoints that are equal by the metric that counts, the one with the smaller loss is the best. Trainer would keep
+    the first, which has learnt nothing where the metric stays 0 for long."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        value, loss = metrics.get(f"eval_{name}"), metrics.get("eval_loss")
+        if None in (value, loss, state.best_metric) or value != state.best_metric:
+            return
+        best = next(
+            (
+                log["eval_loss"]
+                for log in state.log_history
+                if log["step"] == state.best_global_step and "eval_loss" in log
+            ),
+            loss,
+        )
+        if loss < best:
+            # Trainer compares next, and takes over what is better.
+            state.best_metric = math.nextafter(value, -math.inf if args.greater_is_better else math.inf)
 
 
 class _ShortLog:

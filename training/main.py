@@ -1,5 +1,6 @@
 """What every run does: reads its arguments and data, builds a model, trains, saves, draws, evaluates, reports."""
 
+import ctypes
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ from hivilt.training.splits import HELD_OUT, prepare_splits
 from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class _BeginsAnew(TrainerCallback):
@@ -71,7 +74,17 @@ def begin_run(args: TaskArguments, training_args: HiViLTTrainingArguments) -> No
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads or 1)
+    keep_memory()
     set_seed(training_args.seed)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep the memory that a step frees, since the next step needs as much. Large tensors would go back to the
+    system each time, and their pages be filled with zeros anew."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(setting, value)
 
 
 def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments) -> None:

@@ -26,7 +26,7 @@ from transformers.training_args import OptimizerNames
 
 from hivilt.data.tables import EpochDataset, open_image
 from hivilt.evaluation.familiarity import MIN_IMAGES, features_of_images, image_features, measure_familiarity, noise
-from hivilt.training.callbacks import Beginnings, SaveOnSignal, ShortPrinter, ShortProgress
+from hivilt.training.callbacks import Beginnings, BreakTies, SaveOnSignal, ShortPrinter, ShortProgress
 from hivilt.training.check_arguments import check_training_arguments
 from hivilt.training.encoder_cache import EncoderCache
 from hivilt.training.resuming import check_resumable, checkpoints, is_whole, last_checkpoint
@@ -108,6 +108,7 @@ class HiViLTTrainer(Trainer):
                 self.add_callback(short)
         self._begins, self._signals = Beginnings(self), SaveOnSignal()
         self.add_callback(self._begins)
+        self.add_callback(BreakTies())
         self.add_callback(self._signals)
         if self.is_fsdp_enabled:
             # FSDP2 shards no scalars: the temperatures are left whole on every process, and their gradients averaged here.
@@ -218,7 +219,8 @@ class HiViLTTrainer(Trainer):
         names = {f"{split}_{name}".removeprefix("_") for split, one in splits for name in self.metric_names(one)}
         if metric.removeprefix("eval_") not in names:
             raise ValueError(
-                f"metric_for_best_model: got {metric!r}, but what evaluation measures here is {', '.join(sorted(names))}."
+                f"metric_for_best_model: got {metric!r}, but what evaluation measures here is {', '.join(sorted(names))}. "
+                "Name one of these; what is not among them has nothing in this data to be measured on."
             )
 
     def _expect_noise(self) -> None:

@@ -89,7 +89,7 @@ def test_kinds_are_balanced_and_everything_is_seen(many):
     kinds = Counter(kind for one in many for kind in one.kinds)
     shares = {kind: count / kinds.total() for kind, count in kinds.items()}
     assert shares == pytest.approx(
-        {"relation": 5 / 17, "several": 5 / 17, "attribute": 3 / 17, "none": 4 / 17}, abs=0.02
+        {"relation": 5 / 17, "several": 5 / 17, "none": 4 / 17, "attribute": 3 / 17}, abs=0.02
     )
     words = Counter(word for one in many for text in one.expressions for word in text.split())
     assert min(words[word] for word in (*COLORS, *SHAPES, "small", "large")) > 100
@@ -136,7 +136,7 @@ def test_which_it_is_cannot_be_told_from_the_text_alone(many):
     assert 0.04 < min(shares.values()) < max(shares.values()) < 0.4
 
 
-def test_three_of_four_sides_decide(many):
+def test_two_of_three_sides_decide(many):
     decides, of_one_kind = [], 0
     for example in many[:150]:
         things = seen(open_image(example.image))
@@ -149,7 +149,7 @@ def test_three_of_four_sides_decide(many):
                     alone | landmark <= words for words, _ in things
                 )  # "the circle left of the red circle"
                 decides.append(sum(alone <= words and not landmark <= words for words, _ in things) > 1)
-    assert len(decides) > 200 and sum(decides) / len(decides) == pytest.approx(3 / 4, abs=0.07)
+    assert len(decides) > 200 and sum(decides) / len(decides) == pytest.approx(2 / 3, abs=0.07)
     assert of_one_kind > 30
 
 

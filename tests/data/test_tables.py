@@ -90,6 +90,7 @@ def test_rows_of_local_files(tmp_path, kind):
         ("rows.json", "[]", ValueError, "rows.json: has no rows"),
         ("rows.csv", "image,question,answer\n", ValueError, "rows.csv: has no rows"),
         ("rows.json", "{", ValueError, "rows.json: is not JSON"),
+        ("rows.jsonl", "\n", ValueError, "rows.jsonl: is empty"),
         ("rows.jsonl", '{"a": 1}\n{"a": ', ValueError, "rows.jsonl, line 2: is not JSON"),
         ("rows.json", '{"image": "a"}', TypeError, "rows.json: expected a list of objects"),
         ("rows.json", '["a"]', TypeError, "rows.json: expected a list of objects"),

@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop."""
+"""What a run does when it is told to stop, and which checkpoint it takes for the best."""
 
 import signal
 from pathlib import Path
@@ -44,3 +44,17 @@ def test_an_evaluation_is_printed_in_two_numbers_and_kept_whole(tmp_path, datase
     printed = [line for line in capsys.readouterr().out.splitlines() if "eval_" in line]
     assert printed and all("eval_accuracy" in line and "eval_top3_accuracy" not in line for line in printed)
     assert any("eval_top3_accuracy" in logs for logs in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 3), ("loss", 2)])
+def test_of_checkpoints_with_the_same_metric_the_smaller_loss_is_the_best(metric, best, tmp_path, dataset, monkeypatch):
+    accuracies, losses = iter([0.0, 0.5, 0.5, 0.5, 0.25]), iter([5.0, 1.0, 0.75, 2.0, 0.8])
+    if metric == "loss":
+        losses = iter([5.0, 0.75, 0.75, 2.0, 0.8])
+    saved = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(tmp_path, dataset, max_steps=5, metric_for_best_model=metric, **saved)
+    measured = lambda *_: ([], {"accuracy": next(accuracies), "loss": next(losses)}, 17)
+    monkeypatch.setattr(trainer, "measure", measured)
+    trainer.train()
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_metric == (0.5 if metric == "accuracy" else 0.75)
