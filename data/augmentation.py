@@ -165,6 +165,9 @@ class Augmentation:
     Published recipes: ALBEF and BLIP crop from 0.5 and flip whatever the text says, with `rand_augment` (2, 7) and
     (2, 5); BridgeTower does not flip for VQA; X-VLM skips the flip where the text says left or right.
 
+    Images of one text that side by side are one scene, its left image and its right one, are mirrored together or not at all:
+    the caller asks `mirrors` once for all of them.
+
     Attributes:
         random_crop: the `min_scale` of `random_resized_crop`; `None`: no crop.
         random_flip: mirrors half of the images. `"skip"` leaves those alone whose texts say left or right, `"swap"` mirrors
@@ -193,8 +196,19 @@ class Augmentation:
                 expected = f"(num_ops, magnitude), at least 1 and from 0 to {MAX_MAGNITUDE}, such as (2, 7)"
                 raise ValueError(f"rand_augment: expected {expected}, got {operations!r}.")
 
+    def mirrors(self, texts: Sequence[str], draw: random.Random) -> bool:
+        """Draws whether images are mirrored of which `texts` are all that is said."""
+        # Drawn whatever the texts say, so that they do not change the draws that follow.
+        flipped = self.random_flip is not None and draw.random() < 0.5
+        return flipped and not (self.random_flip == "skip" and any(map(says_left_or_right, texts)))
+
     def __call__(
-        self, image: Image.Image, texts: Sequence[str], draw: random.Random, boxes: Sequence[Box] | None = None
+        self,
+        image: Image.Image,
+        texts: Sequence[str],
+        draw: random.Random,
+        boxes: Sequence[Box] | None = None,
+        mirrored: bool | None = None,
     ) -> tuple[Image.Image, Frame]:
         """A changed RGB image, of which `texts` are all that is said (questions and answers, captions, or expressions), and what
         it shows of the image: where that is mirrored, `texts` need `swap_left_and_right`. In the same state `draw` gives the
@@ -202,6 +216,7 @@ class Augmentation:
 
         Args:
             boxes: those that texts mean; `None` for a task without boxes, where nothing is held back. They may be none.
+            mirrored: whether to mirror it, if that was decided with others; default: what `mirrors` draws for `texts`.
         """
         frame = Frame()
         if self.random_crop is not None:
@@ -209,12 +224,10 @@ class Augmentation:
             part = random_resized_crop(image.size, draw, self.random_crop, boxes or ())
             image = image.crop(part)
             frame = Frame(part[0] / width, part[1] / height, part[2] / width, part[3] / height)
-        # Drawn whatever the texts say, so that they do not change the draws that follow.
-        flipped = self.random_flip is not None and draw.random() < 0.5
-        if flipped and self.random_flip == "skip":
-            flipped = not any(map(says_left_or_right, texts))
-        if flipped:
+        if mirrored is None:
+            mirrored = self.mirrors(texts, draw)
+        if mirrored:
             image = ImageOps.mirror(image)
         if self.rand_augment is not None:
             image = rand_augment(image, draw, *self.rand_augment, moves=boxes is None)
-        return image, frame._replace(mirrored=flipped)
+        return image, frame._replace(mirrored=mirrored)

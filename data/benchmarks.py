@@ -58,14 +58,15 @@ class Benchmark(Generic[Record]):
         read_folder: rows of the official files, given their folder, an official split, and the folder of the images
             if they lie elsewhere. The image in the column `image` is a path.
         read_rows: makes the examples.
-        columns: the columns that the rows of every split have, `image` among them.
+        columns: the columns that the rows of every split have, `image` among them if each row has one image.
         other_columns: those that they may have besides; all others of a copy on the Hub are left out.
+        images_columns: those of the images of a row, if it has several, see `rows_with_images`; as many of them as are there.
         image_id_column: the column that tells images apart, if there is one.
         answer_column: a column that is needed too, and filled, but in the splits named in `hidden`.
         hidden: official splits whose answers are not public.
         hub: copies of the official splits on the Hub, the best first.
         read_package: the examples of an official split, where a package on PyPI holds the data.
-        hold_out_by: what stays on one side when examples are held out to choose by: as in the test split.
+        hold_out_by: what stays on one side when examples are held out to choose by, see `hold_out`: as in the test split.
     """
 
     title: str
@@ -74,12 +75,13 @@ class Benchmark(Generic[Record]):
     read_rows: Callable[[Iterable[TableRow]], list[Record]]
     columns: tuple[str, ...]
     other_columns: tuple[str, ...] = ()
+    images_columns: tuple[str, ...] = ()
     image_id_column: str | None = None
     answer_column: str | None = None
     hidden: tuple[str, ...] = ()
     hub: Mapping[str, Sequence[HubTable]] = field(default_factory=dict)
     read_package: Callable[[str], list[Record]] | None = None
-    hold_out_by: Callable[[Record], str] = attrgetter("image_id")
+    hold_out_by: Callable[[Record], Sequence[str]] = attrgetter("image_ids")
 
     def read(
         self,
@@ -110,8 +112,10 @@ class Benchmark(Generic[Record]):
             else:
                 examples += self._completed(self.read_package(name), name, is_joined=name != split)
                 continue
-            image_id = self.image_id_column if self.image_id_column in column_names(rows, source) else None
-            with_images = rows_with_images(rows, "image", image_id, source, ".", trust_ids=True)
+            present = column_names(rows, source)
+            image_id = self.image_id_column if self.image_id_column in present else None
+            images = [column for column in self.images_columns if column in present] or "image"
+            with_images = rows_with_images(rows, images, image_id, source, ".", trust_ids=True)
             own = self.read_rows(with_images if name in self.hidden else self._answered(with_images))
             examples += self._completed(own, name, is_joined=name != split)
         return examples
@@ -186,13 +190,16 @@ class Benchmark(Generic[Record]):
         answers = () if split in self.hidden else (self.answer_column,)
         needed = [name for name in (*self.columns, self.image_id_column, *answers) if name is not None]
         # What each column is called there, if it is not called as ours is.
-        there = {name: table.columns.get(name, name) for name in (*needed, *self.other_columns, self.answer_column)}
+        optional = (*self.other_columns, *self.images_columns, self.answer_column)
+        there = {name: table.columns.get(name, name) for name in (*needed, *optional)}
         names = {theirs if theirs in rows.column_names else ours: ours for ours, theirs in there.items()}
         missing = [there[ours] for name, ours in names.items() if ours in needed and name not in rows.column_names]
         elsewhere = None if table.images_config is None else "image"
         _check(rows, [name for name in missing if name not in (None, elsewhere)])
         names = {name: ours for name, ours in names.items() if name in rows.column_names}
         rows = rows.select_columns(list(names)).rename_columns(names)
+        if self.images_columns and not set(self.images_columns) & set(rows.column_names):
+            _check(rows, self.images_columns[:1])
         if table.images_config is not None:
             rows = self._join(rows, table)
         return rows, f"{table.dataset}, {table.split}"

@@ -24,6 +24,8 @@ from datasets.utils import tqdm
 from hivilt.data.augmentation import swap_left_and_right
 from hivilt.data.cells import cell_values, scalar_text
 from hivilt.data.tables import (
+    ONLY_IMAGE,
+    ONLY_IMAGE_ID,
     Collator,
     EpochDataset,
     TableImage,
@@ -60,6 +62,8 @@ class CaptionedImage(NamedTuple):
     image_id: str
     image: str | TableImage
     captions: tuple[str, ...]
+
+    image_ids, images = ONLY_IMAGE_ID, ONLY_IMAGE
 
 
 class CaptionColumns(NamedTuple):

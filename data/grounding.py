@@ -21,6 +21,8 @@ import torch
 from hivilt.data.augmentation import Augmentation, Box, swap_left_and_right
 from hivilt.data.cells import CellError, as_list, cell_values, scalar_text
 from hivilt.data.tables import (
+    ONLY_IMAGE,
+    ONLY_IMAGE_ID,
     Collator,
     EpochDataset,
     TableImage,
@@ -68,6 +70,8 @@ class GroundedImage:
     expressions: tuple[str, ...] = ()
     boxes: tuple[tuple[Box, ...] | None, ...] = ()
     kinds: tuple[str, ...] = ()
+
+    image_ids, images = ONLY_IMAGE_ID, ONLY_IMAGE
 
     def __post_init__(self):
         counts = len(self.expressions), len(self.boxes), len(self.kinds)

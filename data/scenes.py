@@ -27,7 +27,7 @@ of a landmark is also the farthest to that side, so that only `several` and `non
 import io
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, get_args
@@ -150,10 +150,15 @@ class Expression(NamedTuple):
 
 
 def make_scene(draw: random.Random, image_size: int) -> list[Thing]:
-    """Four to seven things that lie within the image, at least a thirty-second of its side apart."""
+    """Four to seven things of any words, see `place_things`."""
+    words = [tuple(draw.choice(kind) for kind in WORDS.values()) for _ in range(draw.randint(4, 7))]
+    return place_things(words, draw, image_size)
+
+
+def place_things(words: Sequence[tuple[str, str, str]], draw: random.Random, image_size: int) -> list[Thing]:
+    """Things of these sizes, colors and shapes that lie within the image, at least a thirty-second of its side apart."""
     gap = image_size // 32
     sides = dict(zip(SIZES, (image_size // 8, image_size * 7 // 32), strict=True))
-    words = [tuple(draw.choice(kind) for kind in WORDS.values()) for _ in range(draw.randint(4, 7))]
     things: list[Thing] = []
     while len(things) < len(words):
         things = []
@@ -200,6 +205,18 @@ def draw_scene(things: list[Thing], image_size: int) -> Image.Image:
     for thing in things:
         image.paste(COLORS[thing.color], (thing.left, thing.top), _stencil(thing.shape, thing.side))
     return image
+
+
+def draw_scenes(scenes: Iterable[list[Thing]], image_size: int) -> list[TableImage]:
+    """Their images, kept in memory as PNG files."""
+    files = []
+    for things in scenes:
+        file = io.BytesIO()
+        draw_scene(things, image_size).save(file, "PNG", compress_level=1)
+        files.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    table = datasets.Dataset.from_dict({"image": files}, features=features)
+    return [TableImage(table, number, "image") for number in range(len(files))]
 
 
 def describe(
@@ -290,27 +307,23 @@ def scenes(
     ):
         if not least <= value <= most:
             raise ValueError(f"{name}: expected at least {least} and at most {most}, got {value}.")
-    files, described = [], []
+    drawn, described = [], []
     for number in range(num_images):
         draw, said = random.Random(f"scenes {seed} {split} {number}"), None
         while said is None:
             things = make_scene(draw, image_size)
             said = describe(things, draw, image_size / 16, expressions_per_image)
+        drawn.append(things)
         described.append(said)
-        file = io.BytesIO()
-        draw_scene(things, image_size).save(file, "PNG", compress_level=1)
-        files.append({"bytes": file.getvalue(), "path": None})
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    table = datasets.Dataset.from_dict({"image": files}, features=features)
     return [
         GroundedImage(
-            TableImage(table, number, "image"),
+            image,
             f"{split}_{number:06d}",
             expressions=tuple(text for text, _, _ in said),
             boxes=tuple(tuple(_box(thing, image_size) for thing in meant) for _, _, meant in said),
             kinds=tuple(kind for _, kind, _ in said),
         )
-        for number, said in enumerate(described)
+        for number, (image, said) in enumerate(zip(draw_scenes(drawn, image_size), described, strict=True))
     ]
 
 

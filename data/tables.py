@@ -9,6 +9,7 @@ import os
 import random
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +22,7 @@ from datasets.utils import tqdm
 from PIL import ExifTags, Image
 
 from hivilt.data.augmentation import Augmentation, Box, Frame
-from hivilt.data.cells import read_csv, read_json_rows, scalar_text
+from hivilt.data.cells import as_list, read_csv, read_json_rows, scalar_text
 from hivilt.processing_hivilt import load_image, unreadable
 
 if TYPE_CHECKING:
@@ -44,37 +45,57 @@ _BASE64 = re.compile(r"\s*(?:(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/\s-]{8,}|[\w+
 
 
 class TableImage(NamedTuple):
-    """An image that stays in its table (memory-mapped by `datasets`) until it is opened."""
+    """An image that stays in its table (memory-mapped by `datasets`) until it is opened; `place` is where it stands in a cell
+    that holds a list of images."""
 
     table: datasets.Dataset
     row: int
     column: str
+    place: int | None = None
+
+    @property
+    def stored(self) -> Mapping[str, Any]:
+        """Its `bytes`, or the `path` of its file."""
+        cell = self.table[self.row][self.column]
+        return cell if self.place is None else cell[self.place]
 
     def __str__(self) -> str:
-        path = self.table[self.row][self.column]["path"]
-        return f"row {self.row + 1} of column {self.column!r}{f' ({path})' if path else ''}"
+        path, among = self.stored["path"], "" if self.place is None else f"image {self.place + 1} in "
+        return f"{among}row {self.row + 1} of column {self.column!r}{f' ({path})' if path else ''}"
 
 
 class ImageRecord(Protocol):
-    """What every example has, whatever its task."""
+    """What every example has, whatever its task: its images, mostly one, in order."""
 
     @property
-    def image_id(self) -> str: ...
+    def image_ids(self) -> tuple[str, ...]: ...
 
     @property
-    def image(self) -> str | TableImage: ...
+    def images(self) -> tuple[str | TableImage, ...]: ...
 
+
+# Those of a record that has one image, as `image_id` and `image`.
+ONLY_IMAGE_ID = property(lambda record: (record.image_id,))
+ONLY_IMAGE = property(lambda record: (record.image,))
 
 Record = TypeVar("Record", bound=ImageRecord)
 
 
 class TableRow(NamedTuple):
-    """A row and its image. `where` names the row in error messages."""
+    """A row and its images, mostly one, which `image_id` and `image` are of. `where` names the row in error messages."""
 
     where: str
-    image_id: str
-    image: str | TableImage
+    image_ids: tuple[str, ...]
+    images: tuple[str | TableImage, ...]
     values: Mapping[str, Any]
+
+    @property
+    def image_id(self) -> str:
+        return self.image_ids[0]
+
+    @property
+    def image(self) -> str | TableImage:
+        return self.images[0]
 
 
 def read_rows(path: str | os.PathLike) -> datasets.Dataset | Any:
@@ -145,21 +166,25 @@ def check_columns(columns: Mapping[str, str | None], present: Sequence[str], sou
 
 def rows_with_images(
     rows: datasets.Dataset | Sequence[Mapping[str, Any]],
-    image_column: str,
+    image_column: str | Sequence[str],
     image_id_column: str | None,
     source: str,
     folder: str | os.PathLike,
     trust_ids: bool = False,
 ) -> Iterator[TableRow]:
-    """The rows of a table, each with its image, which is not decoded.
+    """The rows of a table, each with its images, which are not decoded.
 
     Rows about the same image have the same `image_id`: the named one, else the image's path below `folder`, however
-    the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such row.
+    the rows spell it, else a hash of its bytes. In a table with images inside, all of them point to the first such image.
 
     Args:
         rows: a `datasets.Dataset` or a list of dicts, called `source` in messages; an image is a path, which starts at
             `folder` if it is relative, what `datasets.Image` stores, its bytes, or a `TableImage`.
-        trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark.
+        image_column: where a row has one image; or the columns where it has one or several, in order: each may hold a list
+            of them, also as pandas or JSON writes one into a cell.
+        image_id_column: where it has the id of its image, or a list of those of its images, in their order.
+        trust_ids: do not read the images of a table to see whether those with one id are one; as for a benchmark. Of rows with
+            several images they are read all the same.
 
     Raises:
         TypeError, ValueError: the column, or a row, holds no image or no id of one, two images have the same id, or a path is
@@ -167,70 +192,106 @@ def rows_with_images(
     """
     if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         rows = rows.with_format(None)  # cells as Python's own values
-    table = _undecoded(rows, image_column)
-    trusted = table is not None and image_id_column is not None and trust_ids
+    columns = [image_column] if isinstance(image_column, str) else list(image_column)
+    table = _undecoded(rows, columns)
+    trusted = table is not None and image_id_column is not None and trust_ids and isinstance(image_column, str)
     if table is not None:
-        rows = table.remove_columns(image_column) if trusted else table
+        rows = table.remove_columns(columns) if trusted else table
     # By a path as it is written the file, which one it is, and its id: many rows are about few images.
     files: dict[str, tuple[str, str, str]] = {}
-    first_row: dict[str, int] = {}
+    first: dict[str, TableImage] = {}
     # What tells images apart, the id that its first row gave it, and for each id its image and that one's name.
     ids: dict[str, str] = {}
     owners: dict[str, tuple[str, str]] = {}
-    for index, row in enumerate(iterate_rows(rows)):
-        where = f"{source}, row {index + 1}"
-        image = row.get(image_column)
+
+    def identified(image: Any, inside: TableImage, given_id: str | None, where: str) -> tuple[str, str | TableImage]:
+        """The id of an image, and the image; `inside` is its place in the rows."""
+        among = "" if inside.place is None else f"image {inside.place + 1} in "
         if isinstance(image, TableImage):
-            key = f"{id(image.table)} {image.row} {image.column}"
+            key = f"{id(image.table)} {image.row} {image.column} {image.place}"
             name = own_id = f"row {image.row + 1} of column {image.column!r}"
         elif trusted:
             key = name = own_id = ""
         elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
             key = own_id = hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-            name = image.get("path") or f"the image of row {index + 1}"
+            name = image.get("path") or f"{among or 'the image of '}row {inside.row + 1}"
         else:
             name = image.get("path") if isinstance(image, Mapping) else image
             name = os.fspath(name) if isinstance(name, os.PathLike) else name
             if not isinstance(name, str) or not name.strip():
                 raise TypeError(
-                    f"{where}: column {image_column!r} should hold an image or its path, got {reprlib.repr(image)}."
+                    f"{where}: {among}column {inside.column!r} should hold an image or its path, got {reprlib.repr(image)}."
                 )
             if name not in files:
-                image = _locate(name, folder, f"{where}, column {image_column!r}")
+                image = _locate(name, folder, f"{where}, {among}column {inside.column!r}")
                 files[name] = image, os.path.realpath(image), _path_as_id(name, image, folder)
             image, key, own_id = files[name]
 
-        if image_id_column is None:
-            # Only a link to a folder makes two files of what reads as one.
-            image_id = ids.setdefault(key, own_id if own_id not in owners else key)
-        else:
-            image_id = scalar_text(row.get(image_id_column), f"{where}: column {image_id_column!r}")
-            if not image_id:
-                raise ValueError(f"{where}: the image id in column {image_id_column!r} is empty; write one.")
+        # Only a link to a folder makes two files of what reads as one.
+        image_id = ids.setdefault(key, own_id if own_id not in owners else key) if given_id is None else given_id
         known, known_name = owners.setdefault(image_id, (key, name))
         if known != key:
             raise ValueError(
                 f"{where}: column {image_id_column!r} gives {name!r} the id {image_id!r}, which is that of "
                 f"{known_name!r} in an earlier row; give each image an id of its own."
             )
-        if not isinstance(image, str | TableImage):
-            image = TableImage(table, first_row.setdefault(image_id, index), image_column)
-        yield TableRow(where, image_id, image, row)
+        return image_id, image if isinstance(image, str | TableImage) else first.setdefault(image_id, inside)
+
+    for index, row in enumerate(iterate_rows(rows)):
+        where = f"{source}, row {index + 1}"
+        cells = [(row.get(column), TableImage(table, index, column)) for column in columns]
+        if not isinstance(image_column, str):
+            cells = [part for cell, place in cells for part in _parts(cell, place, where)]
+        given: list[str | None] = [None] * len(cells)
+        if image_id_column is not None:
+            given = _ids(row.get(image_id_column), image_id_column, len(cells), where)
+        found = [identified(*cell, image_id, where) for cell, image_id in zip(cells, given, strict=True)]
+        yield TableRow(where, tuple(image_id for image_id, _ in found), tuple(image for _, image in found), row)
 
 
-def _undecoded(rows: Any, image_column: str) -> datasets.Dataset | None:
+def _parts(cell: Any, place: TableImage, where: str) -> list[tuple[Any, TableImage]]:
+    """The images of a cell that may hold a list, each with its place in the rows."""
+    parts = as_list(cell, f"{where}: column {place.column!r}") if isinstance(cell, str) else cell
+    if hasattr(parts, "tolist"):
+        parts = parts.tolist()  # an array of any library
+    if not isinstance(parts, list | tuple):
+        return [(cell, place)]
+    if len(parts) == 0:
+        raise ValueError(f"{where}: column {place.column!r} is an empty list; name its images, or drop the row.")
+    return [(part, place._replace(place=number)) for number, part in enumerate(parts)]
+
+
+def _ids(cell: Any, column: str, count: int, where: str) -> list[str]:
+    """The ids of so many images, as a row gives them."""
+    cells = cell if isinstance(cell, list | tuple) else [cell]
+    if len(cells) != count:
+        raise ValueError(f"{where}: column {column!r} has {len(cells)} ids for {count} images; give each image one.")
+    ids = [scalar_text(one, f"{where}: column {column!r}") for one in cells]
+    if not all(ids):
+        raise ValueError(f"{where}: the image id in column {column!r} is empty; write one.")
+    return ids
+
+
+def _undecoded(rows: Any, columns: Sequence[str]) -> datasets.Dataset | None:
     """The table with its images as stored bytes or paths; `None` for rows that hold paths as text."""
-    feature = rows.features[image_column] if isinstance(rows, datasets.Dataset) else datasets.Value("string")
-    kind = feature.dtype if isinstance(feature, datasets.Value) else None
-    if kind in ("string", "large_string"):
+    if not isinstance(rows, datasets.Dataset):
         return None
-    if isinstance(feature, datasets.Image) or kind in ("binary", "large_binary"):
-        return rows.cast_column(image_column, datasets.Image(decode=False))
-    if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
-        return rows
-    raise TypeError(
-        f"image_column: {image_column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
-    )
+    table, stored, of_paths = rows, datasets.Image(decode=False), True
+    for column in columns:
+        feature = rows.features[column]
+        is_list = isinstance(feature, datasets.List | datasets.LargeList)
+        part = feature.feature if is_list else feature
+        kind = part.dtype if isinstance(part, datasets.Value) else None
+        if kind in ("string", "large_string"):
+            continue
+        of_paths = False
+        if isinstance(part, datasets.Image) or kind in ("binary", "large_binary"):
+            table = table.cast_column(column, type(feature)(stored) if is_list else stored)
+        elif not isinstance(part, dict) or set(part) != {"bytes", "path"}:
+            raise TypeError(
+                f"image_column: {column!r} holds {feature}; expected images (datasets.Image) or their paths as text."
+            )
+    return None if of_paths else table
 
 
 def iterate_rows(rows: datasets.Dataset | Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -280,36 +341,77 @@ def hold_out(
     examples: Sequence[Record],
     fraction: float = 0.1,
     seed: int = 0,
-    by: Callable[[Record], str] = attrgetter("image_id"),
+    by: Callable[[Record], Sequence[str]] = attrgetter("image_ids"),
     chosen: Sequence[str] | None = None,
 ) -> tuple[list[Record], list[Record]]:
-    """Splits by image, so that nothing held out is about an image that was trained on.
+    """Splits by image, so that nothing held out is about an image that was trained on. Examples of several images link
+    these: what is linked, by one example or through others, stays on one side.
 
     Args:
-        fraction: share of the images to hold out, rounded, at least one.
-        by: what stays on one side instead of an image, for data whose test split asks about training images.
-        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw by `seed`.
+        fraction: share of the images to hold out, rounded, at least one. Of linked images, whose groups are drawn as a whole, it
+            is the share of the groups; those that have more than this share of the images stay in training, if not all do.
+        by: what stays on one side instead of the images, one or several, for data whose test split asks about training images.
+        chosen: hold out these, as far as they are there, as an earlier draw from other rows did; default: draw by `seed`. An
+            example that is in part about these, and in part about others, is left out with a warning.
 
     Returns:
         What is left to train on, and what is held out, both in their order; a `ValueError` refuses an empty one.
     """
-    groups = list(dict.fromkeys(map(by, examples)))
-    if len(groups) < 2:
-        raise ValueError(
-            f"Cannot hold out images for choosing: the training data has only {len(groups)}. "
-            "Give a --validation_file, or more images."
-        )
+    keys = list(map(by, examples))
+    group_of = linked(keys)
     if chosen is None:
-        held_out = set(random.Random(seed).sample(groups, max(1, round(fraction * len(groups)))))
-    else:
-        held_out = set(chosen) & set(groups)
-        if not 0 < len(held_out) < len(groups):
+        sizes = Counter(group_of.values())
+        if len(sizes) < 2:
+            few = "only 1" if len(group_of) < 2 else f"{len(group_of)}, all linked by examples of several"
             raise ValueError(
-                "The images that this run held out to choose by are none of the training data, or all. Give a "
-                "--validation_file, or begin anew in another --output_dir."
+                f"Cannot hold out images for choosing: the training data has {few}. Give a --validation_file, or more images."
             )
-    train = [example for example in examples if by(example) not in held_out]
-    return train, [example for example in examples if by(example) in held_out]
+        most = max(1, round(fraction * len(group_of)))
+        small = [group for group, size in sizes.items() if size <= most] or [min(sizes, key=sizes.get)]
+        count = min(len(small), len(sizes) - 1, max(1, round(fraction * len(sizes))))
+        drawn = set(random.Random(seed).sample(small, count))
+        held_out = {key for key, group in group_of.items() if group in drawn}
+    else:
+        held_out = set(chosen)
+    parts: tuple[list[Record], list[Record], list[Record]] = [], [], []
+    for example, own in zip(examples, keys, strict=True):
+        shares = len(held_out.intersection(own))
+        parts[0 if not shares else 1 if held_out.issuperset(own) else 2].append(example)
+    train, validation, both = parts
+    if chosen is not None and not (train and validation):
+        raise ValueError(
+            "The images that this run held out to choose by are none of the training data, or all. Give a "
+            "--validation_file, or begin anew in another --output_dir."
+        )
+    if both:
+        logger.warning(
+            f"Left out {len(both)} of {len(examples)} examples, which are about images that this run held out to choose by and "
+            f"about others: {_some([' and '.join(by(example)) for example in both])}."
+        )
+    return train, validation
+
+
+def linked(keys: Iterable[Sequence[str]]) -> dict[str, str]:
+    """For each of the keys the first of all that it is linked to: those that stand together are, directly or through others.
+
+    >>> linked([["a", "b"], ["c"], ["d", "b"]])
+    {'a': 'a', 'b': 'a', 'c': 'c', 'd': 'a'}
+    """
+    before: dict[str, str] = {}  # an earlier key of the same group, the first's its own
+    number: dict[str, int] = {}
+
+    def first(key: str) -> str:
+        while before[key] != key:
+            before[key] = key = before[before[key]]
+        return key
+
+    for together in keys:
+        for key in together:
+            before.setdefault(key, key)
+            number.setdefault(key, len(number))
+        firsts = sorted({first(key) for key in together}, key=number.get)
+        before.update(dict.fromkeys(firsts, firsts[0]) if firsts else {})
+    return {key: first(key) for key in before}
 
 
 def image_endings() -> set[str]:
@@ -361,7 +463,7 @@ def check_images(
     """Finds bad images of a split, called `source` in messages, before training rather than in the middle of it.
 
     `"error"` looks whether every file is there and begins as an image does (one that is damaged further on is an error when
-    it is opened); `"skip"` opens every image once and leaves out the examples with bad ones.
+    it is opened); `"skip"` opens every image once and leaves out the examples with bad ones, whole, whatever others they have.
 
     Returns:
         The examples to use, and the ids of the images left out.
@@ -371,25 +473,29 @@ def check_images(
     """
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f"on_bad_image: expected 'error' or 'skip', got {on_bad_image!r}.")
-    images = {example.image_id: example.image for example in examples}
+    images = {}
+    for example in examples:
+        images |= zip(example.image_ids, example.images, strict=True)
     look, bad = _begin if on_bad_image == "error" else open_image, {}
     for image_id, image in tqdm(images.items(), desc=f"Checking images, {source}", unit="images"):
         try:
             look(image)
         except Exception as error:  # see `unreadable`
             bad[image_id] = str(error)
+    spoiled = [place for place, example in enumerate(examples, 1) if not bad.keys().isdisjoint(example.image_ids)]
     if bad and on_bad_image == "error":
         named = [str(images[image_id]) for image_id in bad]
         raise ValueError(
-            f"{source}: {len(bad)} of {len(images)} images are missing or unreadable: {_some(named)}. Relative paths start at "
+            f"{source}: {len(bad)} of {len(images)} images are missing or unreadable: {_some(named)}. They are in "
+            f"{len(spoiled)} of {len(examples)} examples, number {_some(list(map(str, spoiled)))}. Relative paths start at "
             "the data file; put the files there, replace them, or leave them out with --on_bad_image skip."
             f"{heif_hint(named)}"
         )
-    kept = [example for example in examples if example.image_id not in bad]
+    kept = [example for example in examples if bad.keys().isdisjoint(example.image_ids)]
     if bad:
         logger.warning(
-            f"{source}: left out {len(bad)} of {len(images)} images, and with them {len(examples) - len(kept)} of "
-            f"{len(examples)} examples: {_some(list(bad.values()))}"
+            f"{source}: left out {len(bad)} of {len(images)} images, and with them {len(spoiled)} of {len(examples)} examples, "
+            f"number {_some(list(map(str, spoiled)))}: {_some(list(bad.values()))}"
         )
     if not kept:
         raise ValueError(f"{source}: none of its {len(images)} images can be read: {_some(list(bad.values()))}")
@@ -406,7 +512,7 @@ def _stored_file(image: str | TableImage) -> str | io.BytesIO:
     """The path of an image, or the bytes that are in its table instead."""
     if isinstance(image, str):
         return image
-    stored = image.table[image.row][image.column]
+    stored = image.stored
     return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
 
 
@@ -500,21 +606,22 @@ class Collator:
         items: Sequence[Mapping[str, Any]],
         texts: Sequence[Sequence[str]],
         boxes: Sequence[Sequence[Box]] | None = None,
+        mirrored: Sequence[bool] | None = None,
     ) -> tuple[dict[str, torch.Tensor], list[Frame]]:
         """The images of these items, of which `texts` say all that is said about each, as `pixel_values` or, from the cache,
         `feature_maps`; and what is shown of each. `boxes` are those of each that are not to be cut off, if there are any in
-        the task."""
+        the task; `mirrored` says which are to be mirrored, if that is decided of several together."""
         augmented = [self.augmentation is not None and "draw" in item for item in items]
         if self.encoder_cache is not None and not any(augmented):
             maps = self.encoder_cache.feature_maps([item["image"] for item in items])
             if maps is not None:
                 return {"feature_maps": maps}, [Frame()] * len(items)
         resized, frames = [], []
-        kept = [None] * len(items) if boxes is None else boxes
-        for item, said, own_boxes, is_augmented in zip(items, texts, kept, augmented, strict=True):
+        kept, flips = ([None] * len(items) if given is None else given for given in (boxes, mirrored))
+        for item, said, own_boxes, flip, is_augmented in zip(items, texts, kept, flips, augmented, strict=True):
             image, frame = open_image(item["image"]), Frame()
             if is_augmented:
-                image, frame = self.augmentation(image, said, random.Random(item["draw"]), own_boxes)
+                image, frame = self.augmentation(image, said, random.Random(item["draw"]), own_boxes, flip)
             # At once, so that only one image is in memory at its full size.
             resized.append(self.processor.resize(image))
             frames.append(frame)

@@ -21,6 +21,8 @@ from hivilt.data.augmentation import swap_left_and_right
 from hivilt.data.cells import cell_values, clean, parse_json, read_text, scalar_text, split_lines
 from hivilt.data.tables import (
     CSV_ENDINGS,
+    ONLY_IMAGE,
+    ONLY_IMAGE_ID,
     Collator,
     EpochDataset,
     TableImage,
@@ -57,6 +59,8 @@ class VQAExample(NamedTuple):
     answers: tuple[str, ...]
     types: Mapping[str, str] = {}
     group: str | None = None
+
+    image_ids, images = ONLY_IMAGE_ID, ONLY_IMAGE
 
 
 class Columns(NamedTuple):

@@ -434,7 +434,7 @@ VQA_BENCHMARKS: dict[str, VQABenchmark] = {
         hub={s: [HubTable("flaviagiammarino/vqa-rad", s, columns={"image_id": None})] for s in ("train", "test")},
         official_metrics=_measured(official.vqa_rad_metrics, single=True, answer_types="answer_type"),
         # Its test split asks about training images, but nothing that training asks in other words.
-        hold_out_by=lambda example: example.group or example.question_id,
+        hold_out_by=lambda example: (example.group or example.question_id,),
     ),
     "clevr": _one_answer(
         _clevr_types,

@@ -134,7 +134,7 @@ def grounding_scores(
         scores = _predicted_scores(prediction, len(boxes), expression)
         point = None if points is None else _point(points[expression], expression)
         rows.append(_judge(boxes, boxes[scores >= threshold], _true(true, expression), point))
-    return _by_kind(rows, kinds, _scores_of)
+    return by_kind(rows, kinds, _scores_of)
 
 
 def phrase_recall(
@@ -169,7 +169,7 @@ def phrase_recall(
         targets = _true(true, expression)
         hits = _is_hit(_iou(_predicted_boxes(prediction, expression)[:, None], targets)).any(axis=1)
         rows.append({name: float(hits[:k].any()) for name, k in names.items()} if len(targets) else {})
-    return _by_kind(rows, kinds, lambda rows: {"num_phrases": sum(map(bool, rows)), **_means(rows, names)})
+    return by_kind(rows, kinds, lambda rows: {"num_phrases": sum(map(bool, rows)), **_means(rows, names)})
 
 
 def _judge(boxes: np.ndarray, kept: np.ndarray, targets: np.ndarray, point: np.ndarray | None) -> dict[str, float]:
@@ -197,7 +197,7 @@ def _means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[st
     return {name: fmean(values) for name in names if (values := [row[name] for row in rows if name in row])}
 
 
-def _by_kind(
+def by_kind(
     rows: Sequence[Mapping[str, float]],
     kinds: Sequence[str | None] | None,
     measure: Callable[[Sequence[Mapping[str, float]]], dict[str, Any]],

@@ -54,9 +54,9 @@ class Task:
         """The name of the data that the arguments name, and those of these splits that there are."""
         raise NotImplementedError
 
-    def hold_out_by(self, example: Any) -> str:
-        """What stays on one side when examples are held out of training: the image, unless the benchmark says otherwise."""
-        return example.image_id if self.benchmark is None else self.benchmark.hold_out_by(example)
+    def hold_out_by(self, example: Any) -> Sequence[str]:
+        """What stays on one side when examples are held out of training: the images, unless the benchmark says otherwise."""
+        return example.image_ids if self.benchmark is None else self.benchmark.hold_out_by(example)
 
     def prepare(self, splits: dict[str, list]) -> dict[str, list]:
         """The splits as they are used, training examples drawn or worded anew."""

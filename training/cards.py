@@ -149,7 +149,8 @@ def _datasets_read(args: TaskArguments, examples: Iterable[ImageRecord]) -> list
     names = [args.dataset_name]
     if args.benchmark and not (args.dataset_name or args.data_dir):
         # Of several copies the first that could be read was; its table knows.
-        tables = {id(one.image.table): one.image.table for one in examples if isinstance(one.image, TableImage)}
+        images = (image for one in examples for image in one.images if isinstance(image, TableImage))
+        tables = {id(image.table): image.table for image in images}
         pages = sorted({table.info.homepage or "" for table in tables.values()})
         names = [page.removeprefix(HUB_DATASETS) for page in pages if page.startswith(HUB_DATASETS)]
     return [name for name in names if _is_on_hub(name)]

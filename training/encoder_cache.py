@@ -286,7 +286,8 @@ class EncoderCache:
     def _items(self, part: str, dataset: VQADataset | CaptionDataset, processor: HiViLTProcessor) -> dict[str, Any]:
         """The images or texts of a data set by their keys; texts by length, so that little is padded."""
         if part == "vision":
-            return {self._image_key(image): image for image in dict.fromkeys(one.image for one in dataset.examples)}
+            images = dict.fromkeys(image for example in dataset.examples for image in example.images)
+            return {self._image_key(image): image for image in images}
         texts = sorted(dataset.texts, key=len)
         return dict(zip(_text_keys(processor(text=texts, padding=False)), texts, strict=True))
 

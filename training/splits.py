@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,14 @@ def prepare_splits(
     args: TaskArguments,
     training_args: HiViLTTrainingArguments,
     read: Callable[[Collection[str]], tuple[str, dict[str, list]]],
-    hold_out_by: Callable[[Any], str] = attrgetter("image_id"),
+    hold_out_by: Callable[[Any], Sequence[str]] = attrgetter("image_ids"),
 ) -> tuple[str, dict[str, list], dict[str, list[str]], list[str] | None]:
     """The splits that this run needs, with examples held out of training where there is nothing else to choose by. A run
     that goes on holds out what it held out before, whatever rows came or went since.
 
     Args:
         read: gives the name of the data and, of the splits it is asked for, those that there are.
-        hold_out_by: what stays on one side when examples are held out; default: images.
+        hold_out_by: what stays on one side when examples are held out, see `hold_out`; default: images.
 
     Returns:
         The name of the data, its splits, which of their images are bad, and what was held out (`None`: nothing was).
@@ -107,7 +107,8 @@ def prepare_splits(
         splits["train"], splits["validation"] = hold_out(
             splits["train"], seed=training_args.seed, by=hold_out_by, chosen=drawn
         )
-        held_out = list(dict.fromkeys(map(hold_out_by, splits["validation"]))) if drawn is None else drawn
+        sides = (side for example in splits["validation"] for side in hold_out_by(example))
+        held_out = list(dict.fromkeys(sides)) if drawn is None else drawn
     missing = [split for split in needed if needed[split] and split not in splits]
     if missing == ["test"] and training_args.do_train:
         logger.warning(f"{name}: no test data (--test_file or --test_split), so nothing is predicted.")
@@ -118,7 +119,8 @@ def prepare_splits(
 
     known: dict[str, str] = {}  # the file of each image, and the split that it came in first
     for split in ("train", "validation", "test") if args.benchmark is None else ():
-        images = {os.path.realpath(one.image) for one in splits.get(split, ()) if isinstance(one.image, str)}
+        used = {image for example in splits.get(split, ()) for image in example.images}
+        images = {os.path.realpath(image) for image in used if isinstance(image, str)}
         if both := sorted(images & known.keys()):
             logger.warning(
                 f"{split}: {len(both)} of its {len(images)} images, {both[0]} first, are in {known[both[0]]} data, too, so what "

@@ -494,7 +494,7 @@ class HiViLTTrainer(Trainer):
         """Keeps what `hivilt.evaluation.familiarity.measure_familiarity` gives for images of `train_dataset` and
         `eval_dataset` as `familiarity`, on the main process. To be called by all."""
         splits = [getattr(self.train_dataset, "examples", ()), getattr(self.eval_dataset, "examples", ())]
-        images = [list(dict.fromkeys(example.image for example in examples)) for examples in splits]
+        images = [list(dict.fromkeys(image for one in examples for image in one.images)) for examples in splits]
         if min(map(len, images)) < MIN_IMAGES or self.is_deepspeed_enabled:
             return
         draw = random.Random(0)

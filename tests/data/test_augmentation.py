@@ -227,6 +227,21 @@ def test_texts_do_not_change_the_other_draws():
             assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.parametrize("mode", [None, "skip", "swap"])
+def test_images_can_be_mirrored_as_was_decided_for_several(mode):
+    augmentation, image = Augmentation(random_crop=0.5, random_flip=mode, rand_augment=(2, 7)), noise((20, 10))
+    for seed in range(20):
+        decided = augmentation.mirrors(["the left one"], random.Random(seed))
+        assert decided == (mode == "swap" and random.Random(seed).random() < 0.5)
+        (plain, frame), (turned, other) = (
+            augmentation(image, [], random.Random(seed), mirrored=mirrored) for mirrored in (False, True)
+        )
+        assert (frame.mirrored, other.mirrored) == (False, True) and frame[:4] == other[:4]
+    only_flips = Augmentation(random_flip=mode)
+    assert only_flips(image, ["left"], random.Random(0), mirrored=True)[0].tobytes() == ImageOps.mirror(image).tobytes()
+    assert only_flips(image, ["what"], random.Random(1), mirrored=False)[0].tobytes() == image.tobytes()
+
+
 # Boxes
 
 

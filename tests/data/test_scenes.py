@@ -11,45 +11,9 @@ from hypothesis import strategies as st
 from hivilt.data.grounding import GroundingDataset
 from hivilt.data.scenes import COLORS, read_scenes, scenes
 from hivilt.data.tables import check_images, open_image
+from scene_reader import seen
 
 SHAPES = ("circle", "square", "triangle", "cross")
-
-
-def patches(mask):
-    """The connected parts of what is true in a mask: their rows and columns."""
-    left = set(zip(*np.nonzero(mask), strict=True))
-    while left:
-        found, reached = [], [left.pop()]
-        while reached:
-            row, column = reached.pop()
-            found.append((row, column))
-            beside = {(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)} & left
-            left -= beside
-            reached += beside
-        yield np.array(found).T
-
-
-def seen(image):
-    """Everything in an image by its pixels alone: its words and its box in pixels."""
-    pixels, things = np.asarray(image), []
-    assert image.width == image.height
-    for color, rgb in COLORS.items():
-        for rows, columns in patches((pixels == rgb).all(-1)):
-            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            width, height = box[2] - box[0], box[3] - box[1]
-            assert width == height
-            share = len(rows) / (width * height)
-            if share == 1:
-                shape = "square"
-            elif share > 0.7:
-                shape = "circle"
-            else:  # a triangle stands on its longest row
-                shape = "triangle" if (rows == rows.max()).sum() == width else "cross"
-            things.append(({"small" if width < image.width / 6 else "large", color, shape}, box))
-    assert len(things) in range(4, 8)
-    covered = sum((pixels == rgb).all(-1) for rgb in (*COLORS.values(), (255, 255, 255)))
-    assert (covered == 1).all()
-    return things
 
 
 def reading(text, things, margin):
@@ -100,6 +64,7 @@ def test_expressions_mean_what_a_reader_of_text_and_pixels_finds(seed, image_siz
     image = open_image(example.image)
     assert image.size == (image_size, image_size)
     things = seen(image)
+    assert len(things) in range(4, 8)
     assert len(set(example.expressions)) == len(example.boxes) == len(example.kinds) == count
     for text, boxes, kind in zip(example.expressions, example.boxes, example.kinds, strict=True):
         pixels = [tuple(round(edge * image_size, 6) for edge in box) for box in boxes]

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hivilt.data.tables import (
+    ONLY_IMAGE,
+    ONLY_IMAGE_ID,
     Collator,
     TableImage,
     check_columns,
@@ -22,6 +24,7 @@ from hivilt.data.tables import (
     column_names,
     hold_out,
     image_size,
+    linked,
     open_image,
     read_rows,
     rows_with_images,
@@ -32,6 +35,14 @@ from tiny import make_image, make_processor
 class Record(NamedTuple):
     image_id: str
     image: str | TableImage
+    number: int = 0
+
+    image_ids, images = ONLY_IMAGE_ID, ONLY_IMAGE
+
+
+class Several(NamedTuple):
+    image_ids: tuple[str, ...]
+    images: tuple[str | TableImage, ...] = ()
     number: int = 0
 
 
@@ -106,7 +117,7 @@ def test_rows_with_paths():
     rows = [{"image": "a.png", "id": 7}, {"image": "b.png", "id": 8}, {"image": "a.png", "id": 7}]
     assert [row.image_id for row in images_of(rows)] == ["a.png", "b.png", "a.png"]
     assert [row.image_id for row in images_of(rows, "id")] == ["7", "8", "7"]
-    assert images_of(rows)[1] == ("toy, row 2", "b.png", "folder/b.png", rows[1])
+    assert images_of(rows)[1] == ("toy, row 2", ("b.png",), ("folder/b.png",), rows[1])
     assert images_of(datasets.Dataset.from_list(rows)) == images_of(rows)
 
 
@@ -290,6 +301,117 @@ def test_a_column_of_bytes_holds_images(tmp_path):
     assert open_image(rows[1].image).getpixel((30, 22)) == (255, 0, 0)
 
 
+# Rows of several images
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        (["images"], [{"images": ["a.png", "b.png"]}, {"images": ("b.png", "./a.png")}]),
+        (["left", "right"], [{"left": "a.png", "right": "b.png"}, {"left": "b.png", "right": "a.png"}]),
+        (["images"], [{"images": '["a.png", "b.png"]'}, {"images": "['b.png', 'a.png']"}]),
+        (["images"], [{"images": np.array(["a.png", "b.png"])}, {"images": np.array(["b.png", "a.png"])}]),
+        (["left", "more"], [{"left": "a.png", "more": ["b.png"]}, {"left": "b.png", "more": "a.png"}]),
+    ],
+)
+def test_paths_of_several_images(columns, rows):
+    first, second = rows_with_images(rows, columns, None, "toy", "folder")
+    assert first[:3] == ("toy, row 1", ("a.png", "b.png"), ("folder/a.png", "folder/b.png"))
+    assert second.image_ids == first.image_ids[::-1] and second.images == first.images[::-1]
+    if not isinstance(rows[0][columns[0]], np.ndarray) and columns != ["left", "more"]:
+        table = datasets.Dataset.from_list(rows)
+        assert [row[:3] for row in rows_with_images(table, columns, None, "toy", "folder")] == [first[:3], second[:3]]
+
+
+def png(folder, color):
+    make_image(color).save(folder / f"{color}.png")
+    return (folder / f"{color}.png").read_bytes()
+
+
+IMAGE_LISTS = {
+    "decoded": datasets.List(datasets.Image()),
+    "stored": datasets.List(datasets.Image(decode=False)),
+    "of two": datasets.List(datasets.Image(), length=2),
+    "large": datasets.LargeList(datasets.Image()),
+    "bytes": datasets.List(datasets.Value("binary")),
+    "objects": datasets.List({"bytes": datasets.Value("binary"), "path": datasets.Value("string")}),
+}
+
+
+@pytest.mark.parametrize("kind", [*IMAGE_LISTS, "columns", "mixed"])
+def test_images_inside_of_a_table_are_one_wherever_they_come_again(tmp_path, kind):
+    red, blue = ({"bytes": png(tmp_path, color), "path": None} for color in ("red", "blue"))
+    pairs = [[red, blue], [blue, red], [red, red]]
+    if kind in ("columns", "mixed"):
+        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+        features = {"left": datasets.Image(), "right": datasets.Image()}
+        if kind == "mixed":  # paths beside images
+            sides[1] = [str(tmp_path / f"{color}.png") for color in ("blue", "red", "red")]
+            features["right"] = datasets.Value("string")
+        columns = list(features)
+        table = datasets.Dataset.from_dict(dict(zip(columns, sides, strict=True)), datasets.Features(features))
+    else:
+        columns, content = ["images"], pairs
+        if kind == "bytes":
+            content = [[image["bytes"] for image in pair] for pair in pairs]
+        table = datasets.Dataset.from_dict({"images": content}, datasets.Features({"images": IMAGE_LISTS[kind]}))
+    first, second, third = rows_with_images(table, columns, None, "toy", ".")
+    color = lambda image: open_image(image).getpixel((30, 22))
+    assert [[color(image) for image in row.images] for row in (first, second, third)] == [
+        [(255, 0, 0), (0, 0, 255)],
+        [(0, 0, 255), (255, 0, 0)],
+        [(255, 0, 0), (255, 0, 0)],
+    ]
+    assert first.image_id == first.image_ids[0] and first.image == first.images[0]
+    if kind != "mixed":
+        assert second.image_ids == first.image_ids[::-1] and second.images == first.images[::-1]
+        assert set(third.images) == {first.images[0]}
+        place = "row 1 of column 'right'" if kind == "columns" else "image 2 in row 1 of column 'images'"
+        assert str(first.images[1]) == place
+
+
+def test_ids_of_several_images():
+    rows = [{"images": ["a.png", "b.png"], "ids": ["x", 7]}, {"images": ["b.png", "c.png"], "ids": [7.0, "z"]}]
+    read = lambda rows: [row.image_ids for row in rows_with_images(rows, ["images"], "ids", "toy", ".")]
+    assert read(rows) == [("x", "7"), ("7", "z")]
+    for ids, message in (
+        (["7"], "column 'ids' has 1 ids for 2 images"),
+        (["7", None], "the image id in column 'ids' is empty"),
+        (["z", "7"], "column 'ids' gives 'b.png' the id 'z', which is that of 'c.png' in an earlier row"),
+        (["7", "x"], "column 'ids' gives 'c.png' the id 'x', which is that of 'a.png'"),
+    ):
+        with pytest.raises(ValueError, match=f"toy, row 3: {message}"):
+            read([*rows, {"images": ["b.png", "c.png"], "ids": ids}])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "column 'images' is an empty list; name its images"),
+        ("[]", "column 'images' is an empty list"),
+        (["a.png", None], "image 2 in column 'images' should hold an image or its path, got None"),
+        (["a.png", ""], "image 2 in column 'images' should hold an image or its path, got ''"),
+        (["https://x.org/a.png"], "image 1 in column 'images': holds the address"),
+        (None, "column 'images' should hold an image or its path, got None"),
+        ([["a.png"]], "image 1 in column 'images' should hold an image or its path"),
+        ("['a.png' 'b.png']", "looks like a list, but cannot be read as one"),
+    ],
+)
+def test_a_row_with_a_bad_image_among_several_is_named(images, message):
+    rows = [{"images": ["a.png", "b.png"]}, {"images": images}]
+    with pytest.raises((TypeError, ValueError), match=f"toy, row 2.*{message}"):
+        list(rows_with_images(rows, ["images"], None, "toy", "."))
+
+
+def test_a_list_where_one_image_is_expected_is_refused():
+    with pytest.raises(
+        TypeError, match=r"toy, row 1: column 'image' should hold an image or its path, got \['a.png'\]"
+    ):
+        images_of([{"image": ["a.png"]}])
+    with pytest.raises(TypeError, match="image_column: 'images' holds List.*int64"):
+        list(rows_with_images(datasets.Dataset.from_dict({"images": [[1, 2]]}), ["images"], None, "toy", "."))
+
+
 # Splits
 
 
@@ -305,7 +427,7 @@ def test_holding_out_is_by_image_and_seeded():
 
 def test_holding_out_by_something_else_keeps_that_together():
     examples = [Record("one image", "", n) for n in range(100)]
-    train, held_out = hold_out(examples, seed=3, by=lambda one: str(one.number // 2))
+    train, held_out = hold_out(examples, seed=3, by=lambda one: (str(one.number // 2),))
     assert len(held_out) == 10
     assert not {one.number // 2 for one in train} & {one.number // 2 for one in held_out}
 
@@ -320,7 +442,76 @@ def test_nothing_is_lost_or_shared_by_holding_out(ids, fraction, seed):
     assert [train, held_out] == [sorted(part, key=lambda one: one.number) for part in (train, held_out)]
 
 
+PAIRS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=30)
+
+
+def in_groups(pairs):
+    """What is linked, each time by looking at all of it again."""
+    groups = [set(pair) for pair in pairs]
+    while any(one is not other and one & other for one in groups for other in groups):
+        one, other = next((one, other) for one in groups for other in groups if one is not other and one & other)
+        groups = [group for group in groups if group is not one and group is not other] + [one | other]
+    return groups
+
+
+@given(PAIRS)
+def test_what_stands_together_is_linked(pairs):
+    first_of = linked([tuple(map(str, pair)) for pair in pairs])
+    order = [str(one) for pair in pairs for one in pair]
+    assert list(first_of) == list(dict.fromkeys(order))
+    for group in in_groups(pairs):
+        group = set(map(str, group))
+        assert {first_of[one] for one in group} == {min(group, key=order.index)}
+    assert linked([]) == {}
+
+
+@given(PAIRS, st.floats(0, 0.9), st.integers(0, 5))
+def test_no_image_is_on_two_sides_however_examples_link_them(pairs, fraction, seed):
+    examples = [Several(tuple(map(str, pair)), number=n) for n, pair in enumerate([*pairs, (31, 32), (33, 33)])]
+    train, held_out = hold_out(examples, fraction, seed)
+    assert Counter(train + held_out) == Counter(examples) and train and held_out
+    images = [{image for one in part for image in one.image_ids} for part in (train, held_out)]
+    assert not images[0] & images[1]
+    assert [train, held_out] == [sorted(part, key=lambda one: one.number) for part in (train, held_out)]
+    assert hold_out(examples, fraction, seed)[1] == held_out
+    # As it was drawn before, also where examples came that link what is held out with what is not.
+    chosen = list(dict.fromkeys(image for one in held_out for image in one.image_ids))
+    link = Several((train[0].image_ids[0], held_out[0].image_ids[1]), number=99)
+    assert hold_out([link, *examples], seed=seed + 1, chosen=chosen) == (train, held_out)
+
+
+def test_what_is_left_out_since_it_links_both_sides_is_told(caplog):
+    examples = [Several(("a", "b")), Several(("c", "d")), Several(("b", "c"))]
+    assert hold_out(examples, chosen=["c", "d", "gone"]) == (examples[:1], examples[1:2])
+    assert "Left out 1 of 3 examples" in caplog.text and "about others: b and c." in caplog.text
+    for chosen in (["gone"], ["a", "b", "c", "d"], ["b", "d"]):
+        with pytest.raises(ValueError, match="none of the training data, or all"):
+            hold_out(examples, chosen=chosen)
+
+
+def test_most_of_the_data_is_never_held_out_since_it_is_linked():
+    large = [Several((str(n), str(n + 1)), number=n) for n in range(80)]
+    small = [Several((f"{n} left", f"{n} right"), number=100 + n) for n in range(10)]
+    sizes = {len(hold_out(large + small, seed=seed)[1]) for seed in range(20)}
+    assert sizes == {1}
+    assert {len(hold_out(large + small[:1], seed=seed)[1]) for seed in range(5)} == {1}
+    with pytest.raises(ValueError, match="has 81, all linked by examples of several. Give a --validation_file"):
+        hold_out(large)
+
+
 # Images
+
+
+def test_an_example_goes_with_any_of_its_images(images, tmp_path, caplog):
+    red, blue, gone = (str(tmp_path / f"{name}.png") for name in ("red", "blue", "gone"))
+    pairs = [(red, blue), (blue, gone), (red, red), (gone, red)]
+    examples = [Several(pair, pair, number) for number, pair in enumerate(pairs)]
+    message = f"toy: 1 of 3 images are missing or unreadable: {gone}. They are in 2 of 4 examples, number 2, 4. "
+    with pytest.raises(ValueError, match=message):
+        check_images(examples, source="toy")
+    kept, bad = check_images(examples, "skip", "toy")
+    assert [one.number for one in kept] == [0, 2] and bad == [gone]
+    assert "toy: left out 1 of 3 images, and with them 2 of 4 examples, number 2, 4: " in caplog.text
 
 
 def test_missing_images_are_found_before_training(images, tmp_path):
@@ -340,7 +531,7 @@ def test_unreadable_images_are_skipped_with_names_and_counts(images, tmp_path, c
     kept, bad = check_images(images, "skip", "toy")
     assert bad == ["red.png"]
     assert [one.number for one in kept] == [1]
-    assert "toy: left out 1 of 2 images, and with them 2 of 3 examples: " in caplog.text
+    assert "toy: left out 1 of 2 images, and with them 2 of 3 examples, number 1, 3: " in caplog.text
     assert "red.png" in caplog.text
     (tmp_path / "blue.png").write_text("no image")
     with pytest.raises(ValueError, match="none of its 2 images can be read"):

@@ -11,6 +11,7 @@ import pytest
 
 from hivilt.evaluation.captioning import caption_scores
 from hivilt.evaluation.grounding import grounding_scores
+from hivilt.evaluation.reasoning import statement_scores
 
 EVALUATION = Path(__file__).resolve().parents[2] / "evaluation"
 # `evaluate` makes the name of a metric from that of its class.
@@ -24,6 +25,7 @@ CLASSES = {
     "daquar_accuracy": "DaquarAccuracy",
     "caption_scores": "CaptionScores",
     "grounding_accuracy": "GroundingAccuracy",
+    "statement_accuracy": "StatementAccuracy",
     "retrieval_recall": "RetrievalRecall",
 }
 
@@ -146,7 +148,23 @@ def test_grounding_accuracy(load):
     assert load("grounding_accuracy").compute(predictions=predictions[1:2], references=[[]])["no_target_accuracy"] == 1
 
 
+def test_statement_accuracy(load):
+    predictions, references = ["True", "false", "yes", "False"], ["True", "True", "true", "False"]
+    options = {"groups": ["a", "a", "b", None], "kinds": ["one", "two", "one", None]}
+    expected = statement_scores(predictions, references, **options)
+    assert (expected["accuracy"], expected["consistency"]) == (0.75, 0.5)
+    metric = load("statement_accuracy")
+    assert metric.compute(predictions=predictions, references=references, **options) == expected
+    metric.add_batch(predictions=predictions[:3], references=references[:3])
+    metric.add(prediction=predictions[3], reference=references[3])
+    assert metric.compute(**options) == expected
+    missing = load("statement_accuracy").compute(predictions=["True", None], references=["True", "True"])
+    assert missing == {"num_statements": 2, "accuracy": 0.5}
+
+
 def test_errors_reach_the_user(load):
+    with pytest.raises(ValueError, match="groups: expected one per statement, got 1 for 2"):
+        load("statement_accuracy").compute(predictions=["a", "b"], references=["a", "b"], groups=["x"])
     with pytest.raises(ValueError, match="^predictions: expected boxes .* for expression 0; turn"):
         predictions = [{"boxes": [(5, 5, 2, 2)], "scores": [0.5]}]
         load("grounding_accuracy").compute(predictions=predictions, references=[[]])

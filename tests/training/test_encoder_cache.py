@@ -21,6 +21,7 @@ from transformers import BertModel, TrainerCallback, TrainingArguments, ViTImage
 from hivilt import HiViLTForRetrieval
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, read_caption_table
+from hivilt.data.reasoning import ReasoningCollator, ReasoningDataset, Statement
 from hivilt.run_retrieval import main as run_retrieval
 from hivilt.run_vqa import main as run_vqa
 from hivilt.tasks.retrieval import RetrievalTrainer
@@ -104,6 +105,24 @@ def test_a_second_run_encodes_nothing(tmp_path, examples, model, processor, capl
     assert model(**batch).loss.isfinite()
     assert [one["encoded"] for one in cache.summary().values()] == [0, 0]
     assert "vision: 10 from the cache, 0 of them encoded now; " in caplog.text
+
+
+def test_images_that_statements_share_are_encoded_once(tmp_path, examples, model, processor):
+    pairs = [(examples[n], examples[(n + 1) % 4]) for n in range(4)]
+    statements = [
+        Statement(str(n), tuple(one.image for one in pair), tuple(one.image_id for one in pair), "a red circle", "True")
+        for n, pair in enumerate(pairs)
+    ]
+    dataset, cache = ReasoningDataset(statements, seed=0), EncoderCache(tmp_path / "cache")
+    cache.add(dataset, model, processor, batch_size=3, progress=False)
+    assert {part: found["encoded"] for part, found in cache.summary().items()} == {"vision": 4, "text": 1}
+    labels = {"False": 0, "True": 1}
+    batch = ReasoningCollator(processor, labels, encoder_cache=cache)([dataset[0]])
+    usual = ReasoningCollator(processor, labels)([dataset[0]])
+    assert "pixel_values" not in batch and batch["image_index"].tolist() == [[0, 1], [1, 2], [2, 3], [3, 0]]
+    expected = model.model.get_feature_maps(usual["pixel_values"])
+    for cached, computed in zip(batch["feature_maps"], expected, strict=True):
+        torch.testing.assert_close(cached, computed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["vision weights", "text weights", "processor", "an image", "the files' names"])

@@ -4,11 +4,12 @@ import json
 import logging
 import re
 
+from hivilt.data.reasoning import Statement
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.arguments import VQAArguments
 from hivilt.tasks.question_answering import QuestionAnswering
 from hivilt.training.arguments import parse_arguments
-from hivilt.training.splits import prepare_splits
+from hivilt.training.splits import HELD_OUT, prepare_splits
 from miniatures import make_vqa_miniature
 from tiny import make_image
 
@@ -26,6 +27,34 @@ def test_vqa_rad_holds_out_questions_with_their_rewordings(tmp_path):
     train, held_out = ({one.group for one in splits[split]} for split in ("train", "validation"))
     assert held_out and not train & held_out
     assert {one.image_id for one in splits["validation"]} <= {one.image_id for one in splits["train"]}
+
+
+def statements(*pairs):
+    return [Statement(str(n), pair, pair, "s", "true") for n, pair in enumerate(pairs)]
+
+
+def test_a_run_that_goes_on_holds_out_the_same_images_of_statements(tmp_path):
+    for name in "abcdefgh":
+        make_image("red").save(tmp_path / f"{name}.png")
+    path = lambda names: tuple(str(tmp_path / f"{name}.png") for name in names)
+    rows = statements(*map(path, ("ab", "ba", "bc", "de", "fg", "gf")))
+    files = ["--train_file", str(tmp_path / "train.jsonl"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    args, training_args = VQAArguments.parse(files)
+    _, splits, _, held_out = prepare_splits(args, training_args, lambda splits: ("toy", {"train": rows}))
+    sides = [{image for one in splits[split] for image in one.image_ids} for split in ("train", "validation")]
+    assert not sides[0] & sides[1] and set(held_out) == sides[1]
+    assert splits["train"] + splits["validation"] != rows and len(splits["train"] + splits["validation"]) == 6
+
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (tmp_path / "out" / HELD_OUT).write_text(json.dumps(held_out))
+    training_args.resume_from_checkpoint = str(checkpoint)
+    new = statements((held_out[0], path("h")[0]), *(one.images for one in rows))
+    _, again, _, noted = prepare_splits(args, training_args, lambda splits: ("toy", {"train": new}))
+    assert noted == held_out
+    for split in ("train", "validation"):
+        assert [one.images for one in again[split]] == [one.images for one in splits[split]]
 
 
 def test_images_that_are_trained_on_and_tested_with_are_told(tmp_path, caplog):

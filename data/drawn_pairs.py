@@ -1,0 +1,207 @@
+"""Statements about pairs of drawn images: for reasoning over images where no data set is at hand.
+
+    drawn_pairs("train", 556)            10,008 statements about 3,336 images of 64 x 64 pixels
+
+An image holds four to six things on white, as those of `hivilt.data.scenes`. A phrase is `[color] noun`, the noun is a shape or
+"shape"; an image shows it if at least one thing has all its words. Statements are English, of eight kinds; P and Q are phrases
+that no thing has both, and a test reads all back from the text and the pixels alone:
+
+    one      exactly one image shows a P
+    other    one image shows a P and the other one a Q, whichever of them shows which
+    same     both images have the same number of Ps
+    total    there are three Ps in all
+    both     both images show a P
+    neither  neither image shows a P
+    each     the left image shows a P and the right one a Q; or the right image a P and the left one a Q
+    more     the left image has more Ps than the right one; or fewer; or the right image than the left one
+
+Images and statements come in sets, which share no image, of two forms by turns. Every sentence of a set is said of several pairs
+of its images, as often truly as falsely: of the sentence alone, nothing can be told. In a set of five images A and A' show P
+and not Q, B and B' show Q and not P, and C shows both. In a set of seven, X0 to X4 have so many Ps as the number says; A and B
+are two of these, whose numbers differ by one or two, and A' and B' have as many as A and B. How many things an image has in
+all is drawn apart from that.
+
+    one, other    (A, B') (B, A') true     (A, A') (B, B') false      said of P and once more of Q
+    total         (A, B') (B, A') true     (A, A') (B, B') false      as many as A and B have together
+    same          (A, A') (B, B') true     (A, B') (B, A') false
+    both          (A, A') true             (A, B') or (B, A') false   P and Q by chance the other way round
+    neither       (B, B') true             (A, B') or (B, A') false   the same
+    each          (A, C) (C, B) true       (C, A) (B, C) false
+    more          (X1, X0) (X2, X1) ...    (X0, X1) (X1, X2) ...      the same pairs the other way round
+
+Of the first four kinds the sentence and one image tell nothing either: each image on the left, and each on the right, is in
+one true statement and in one false statement of the sentence. For the others no data can be so. Where not both images show a P,
+one of them says so alone: if half of the statements are true, who sees the left images and who sees the right ones are right on
+at least 75 % on average, which is what they are here. Of two numbers from 0 to 4, 0 is never more and 4 never less than the
+other, so one image gives 62.5 %. Over all kinds it is 58 %.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from typing import NamedTuple, get_args
+
+from hivilt.data.captions import Split
+from hivilt.data.reasoning import Statement
+from hivilt.data.scenes import COLORS, SHAPES, WORDS, Phrase, Thing, draw_scenes, place_things
+
+# How many sets each split of `read_drawn_pairs` has: 10,008, 1,008 and 2,016 statements.
+NUM_SETS = {"train": 556, "validation": 56, "test": 112}
+# The most Ps that are counted in one image.
+MOST_COUNTED = 4
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+
+# The names of two images of a set, left and right.
+Pair = tuple[str, str]
+
+
+class _Said(NamedTuple):
+    """A sentence, the pairs of which it is true, and those of which it is false."""
+
+    kind: str
+    sentence: str
+    true: Sequence[Pair]
+    false: Sequence[Pair]
+
+    def turned(self, draw: random.Random) -> "_Said":
+        """All pairs the other way round, or none."""
+        if draw.random() < 0.5:
+            return self
+        return self._replace(true=[pair[::-1] for pair in self.true], false=[pair[::-1] for pair in self.false])
+
+
+class _Set(NamedTuple):
+    """Images by their names, as what is in them, and what is said of them."""
+
+    images: dict[str, list[Thing]]
+    said: list[_Said]
+
+
+_SAME = (("A", "A'"), ("B", "B'"))
+_DIFFERENT = (("A", "B'"), ("B", "A'"))
+_ANYTHING = Phrase()
+_PHRASES = [Phrase(None, color, shape) for color in (None, *COLORS) for shape in (None, *SHAPES) if color or shape]
+
+
+def drawn_pairs(split: Split, num_sets: int, seed: int = 0, image_size: int = 64) -> list[Statement]:
+    """The statements of so many sets of a split; a set has twenty statements about five images or sixteen about seven, by turns.
+
+    Labels are "True" and "False". Statements of a set with the same sentence have the same `group`. Each set has its own random
+    numbers, of seed, split and number, so fewer sets are the first of more. Images are kept in memory as PNG files, less than a
+    kilobyte each.
+
+    Args:
+        image_size: side of the images in pixels, at least 64.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split: drawn pairs have {', '.join(map(repr, get_args(Split)))}, got {split!r}.")
+    for name, value, least in (("num_sets", num_sets, 1), ("image_size", image_size, 64)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    sets = []
+    for number, make in enumerate(islice(cycle((_set_of_shown, _set_of_counted)), num_sets)):
+        draw = random.Random(f"drawn pairs {seed} {split} {number}")
+        sets.append((make(draw, image_size), draw))
+
+    images = iter(draw_scenes([things for made, _ in sets for things in made.images.values()], image_size))
+    statements, num_images = [], 0
+    for number, (made, draw) in enumerate(sets):
+        shown = {}
+        for name in made.images:
+            shown[name] = (f"{split}_{num_images:06d}", next(images))
+            num_images += 1
+        labelled = []
+        for place, said in enumerate(made.said):
+            group = f"{split}_{number:05d}_{place}"
+            for label, pairs in (("True", said.true), ("False", said.false)):
+                labelled += [(said, group, label, pair) for pair in pairs]
+        draw.shuffle(labelled)
+        for place, (said, group, label, pair) in enumerate(labelled):
+            image_ids, files = zip(*(shown[name] for name in pair), strict=True)
+            statement_id = f"{split}_{number:05d}_{place:02d}"
+            statements.append(Statement(statement_id, files, image_ids, said.sentence, label, said.kind, group))
+    return statements
+
+
+def read_drawn_pairs(split: Split, image_size: int = 64, most: int | None = None) -> list[Statement]:
+    """The statements of a split that a run draws by itself, as many as `NUM_SETS` says, or the first of them, `most`."""
+    num_sets = NUM_SETS[split] if most is None else min(NUM_SETS[split], most // 16 + 1)
+    return drawn_pairs(split, num_sets, image_size=image_size)[:most]
+
+
+def _set_of_shown(draw: random.Random, image_size: int) -> _Set:
+    """Five images that show P or Q or both, and what is said of that."""
+    p, q = _phrases(draw)
+    images = {name: _image(draw, image_size, {p: draw.randint(1, 2), q: 0}) for name in ("A", "A'")}
+    images |= {name: _image(draw, image_size, {p: 0, q: draw.randint(1, 2)}) for name in ("B", "B'")}
+    images["C"] = _image(draw, image_size, {p: 1, q: 1})
+
+    a_p, a_q = (f"a {phrase.text()}" for phrase in (p, q))
+    first, second = draw.sample((a_p, a_q), 2)
+    said = [_Said("one", f"exactly one image shows {phrase}", _DIFFERENT, _SAME) for phrase in (first, second)]
+    said.append(_Said("other", f"one image shows {first} and the other one {second}", _DIFFERENT, _SAME))
+    for kind, text in (("both", "both images show"), ("neither", "neither image shows")):
+        phrase, without = draw.choice(((a_p, _SAME[1]), (a_q, _SAME[0])))
+        true = without if kind == "neither" else next(pair for pair in _SAME if pair != without)
+        said.append(_Said(kind, f"{text} {phrase}", [true], [draw.choice(_DIFFERENT)]))
+    said = [one.turned(draw) for one in said]
+
+    p_then_q, q_then_p = [("A", "C"), ("C", "B")], [("C", "A"), ("B", "C")]
+    if draw.random() < 0.5:
+        said.append(_Said("each", f"the left image shows {a_p} and the right one {a_q}", p_then_q, q_then_p))
+    else:
+        said.append(_Said("each", f"the right image shows {a_p} and the left one {a_q}", q_then_p, p_then_q))
+    return _Set(images, said)
+
+
+def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
+    """Seven images with different numbers of P, and what is said of these."""
+    p, _ = _phrases(draw)
+    fewer, more = draw.choice([(a, b) for b in range(MOST_COUNTED + 1) for a in (b - 2, b - 1) if a >= 0])
+    # A and B are among those that are named by their numbers.
+    numbers = {str(number): number for number in range(MOST_COUNTED + 1)} | {"A'": fewer, "B'": more}
+    images = {name: _image(draw, image_size, {p: number}) for name, number in numbers.items()}
+    named = {"A": str(fewer), "B": str(more)}
+    same, different = ([(named[left], right) for left, right in pairs] for pairs in (_SAME, _DIFFERENT))
+    total, things = fewer + more, p.text(plural=True)
+    in_all = f"there are {NUMBERS[total]} {things} in all" if total > 1 else f"there is one {p.text()} in all"
+    said = [
+        _Said("same", f"both images have the same number of {things}", same, different).turned(draw),
+        _Said("total", in_all, different, same).turned(draw),
+    ]
+
+    rising = [(str(number), str(number + 1)) for number in range(MOST_COUNTED)]
+    falling = [pair[::-1] for pair in rising]
+    (side, other), word = draw.choice((("left", "right"), ("right", "left"))), draw.choice(("more", "fewer"))
+    sentence = f"the {side} image has {word} {things} than the {other} one"
+    true, false = (falling, rising) if (side == "left") == (word == "more") else (rising, falling)
+    said.append(_Said("more", sentence, true, false))
+    return _Set(images, said)
+
+
+def _phrases(draw: random.Random) -> tuple[Phrase, Phrase]:
+    """Two phrases that no thing has both, each with a color, a shape or both."""
+    while True:
+        p, q = (draw.choice(_PHRASES) for _ in range(2))
+        if any(one and other and one != other for one, other in zip(p, q, strict=True)):
+            return p, q
+
+
+def _image(draw: random.Random, image_size: int, counts: Mapping[Phrase, int]) -> list[Thing]:
+    """Four to six things, of which so many are of each phrase, and the others of none."""
+    words = [_words(draw, phrase) for phrase, count in counts.items() for _ in range(count)]
+    for _ in range(draw.randint(4, 6) - len(words)):
+        other = _words(draw)
+        while any(phrase.describes(Thing(*other, 0, 0, 0)) for phrase in counts):
+            other = _words(draw)
+        words.append(other)
+    draw.shuffle(words)
+    return place_things(words, draw, image_size)
+
+
+def _words(draw: random.Random, phrase: Phrase = _ANYTHING) -> tuple[str, str, str]:
+    """Size, color and shape of a thing that a phrase describes."""
+    return tuple(word or draw.choice(kind) for word, kind in zip(phrase, WORDS.values(), strict=True))
