@@ -45,7 +45,7 @@ class _RequestPipeline(Pipeline):
             )
 
     def _is_trained(self) -> bool:
-        """Unless it was made from the checkpoint of another head, and has seen no labels since, which set `problem_type`."""
+        """Not if it was made from another head's checkpoint, and has seen no labels since: these set `problem_type`."""
         config, name = self.model.config, type(self.model).__name__
         return name in (config.architectures or [name]) or config.problem_type is not None
 
