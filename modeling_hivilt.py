@@ -614,10 +614,18 @@ class HiViLTAnsweringModel(HiViLTPreTrainedModel):
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        # How another head's answers were learnt says nothing of this one's.
-        others = {path.split(".")[1] for path in AUTO_MAP.values()} - {kind.__name__ for kind in type(self).__mro__}
-        if others & set(config.architectures or ()):
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; of another head's checkpoint `problem_type`, which says how that one learnt its
+        answers, is left out.
+        """
+        opened = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = (opened[0] if isinstance(opened, tuple) else opened).config
+        others = {path.split(".")[1] for path in AUTO_MAP.values()} - {kind.__name__ for kind in cls.__mro__}
+        if "problem_type" not in kwargs and others & set(config.architectures or ()):
             config.problem_type = None
+        return opened
 
     def _classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.FloatTensor:
         """`L_cls` of checked labels, weighted; the first ones say what the config says of all."""

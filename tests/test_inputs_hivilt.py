@@ -43,7 +43,7 @@ def test_a_batch_without_any_answer_is_told_once(labels, caplog):
     for _ in range(2):
         check_labels(labels, 2, 3)
     assert classification_loss(torch.zeros(2, 3), labels) == 0
-    assert [record.message[:53] for record in caplog.records] == [
+    assert [record.message[:54] for record in caplog.records] == [
         "None of the 2 texts of a batch has an answer among the"
     ]
 
