@@ -491,8 +491,6 @@ def test_as_many_images_as_the_config_says_are_judged_together(num_images):
 def test_refuses_what_cannot_be_judged(judge, images, text, error, message):
     with pytest.raises(error, match=message):
         judge(images, text)
-    with pytest.raises(ValueError, match="Unknown arguments: threshold.*`top_k`, `batch_size`"):
-        judge(images, text, threshold=3)
 
 
 def test_a_checkpoint_of_another_head_judges_nothing_before_it_has_learned(vqa, tmp_path):
