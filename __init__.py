@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from hivilt.modeling_hivilt import *  # noqa: F403
     from hivilt.pipeline_hivilt import *  # noqa: F403
     from hivilt.processing_hivilt import *  # noqa: F403
+    from hivilt.reasoning_hivilt import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 # Imported when they are asked for: what they need of transformers takes longer to import than transformers itself.
 _HOMES = {name: home for home, name in (path.split(".") for path in AUTO_MAP.values())}
-_HOMES |= dict.fromkeys(
-    ("HiViLTVisualQuestionAnsweringPipeline", "HiViLTZeroShotObjectDetectionPipeline"), "pipeline_hivilt"
-)
+_PIPELINES = ("VisualQuestionAnswering", "ZeroShotObjectDetection", "ImagesAndTextClassification")
+_HOMES |= {f"HiViLT{name}Pipeline": "pipeline_hivilt" for name in _PIPELINES}
 
 __all__ = list(_HOMES)
 
 # The files of transformers that have the Auto classes and the pipelines, and ours of the classes that go into them.
-_MODELS = ("hivilt.modeling_hivilt", "hivilt.generation_hivilt", "hivilt.grounding_hivilt")
+_MODELS = tuple(f"hivilt.{name}_hivilt" for name in ("modeling", "generation", "grounding", "reasoning"))
 _AUTO = {
     "transformers.pipelines": ("hivilt.pipeline_hivilt",),
     "transformers.models.auto.modeling_auto": _MODELS,
@@ -66,11 +66,15 @@ def _register(name: str) -> None:
         # For models in memory; a folder brings its own code. transformers 5 has removed the task, and refuses it by name
         # before it asks who registered it anew.
         getattr(pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
-        pipelines.PIPELINE_REGISTRY.supported_tasks["visual-question-answering"] = {
-            "impl": ours.HiViLTVisualQuestionAnsweringPipeline,
-            "pt": (pipelines.AutoModelForVisualQuestionAnswering,),
-            "type": "multimodal",
-        }
+        for task, impl, auto in (
+            ("visual-question-answering", "VisualQuestionAnswering", "VisualQuestionAnswering"),
+            ("images-and-text-classification", "ImagesAndTextClassification", "SequenceClassification"),
+        ):
+            pipelines.PIPELINE_REGISTRY.supported_tasks[task] = {
+                "impl": getattr(ours, f"HiViLT{impl}Pipeline"),
+                "pt": (getattr(pipelines, f"AutoModelFor{auto}"),),
+                "type": "multimodal",
+            }
 
 
 def _import_for(autos: Iterable[str]) -> None:

@@ -43,6 +43,7 @@ AUTO_MAP = {
     "AutoModelForZeroShotImageClassification": "modeling_hivilt.HiViLTForRetrieval",
     "AutoModelForImageTextToText": "generation_hivilt.HiViLTForConditionalGeneration",
     "AutoModelForZeroShotObjectDetection": "grounding_hivilt.HiViLTForVisualGrounding",
+    "AutoModelForSequenceClassification": "reasoning_hivilt.HiViLTForImagesAndTextClassification",
     "AutoProcessor": "processing_hivilt.HiViLTProcessor",
 }
 
@@ -130,6 +131,7 @@ class HiViLTConfig(PreTrainedConfig):
             from the batch. Fused matching costs as many pairs.
         gather_negatives: retrieval: negatives in training come from all processes, with gradient.
         return_loss: retrieval: compute the losses in evaluation mode, too, where a call does not say; in training always.
+        num_images: reasoning: images that each text is about, in order; two in NLVR2 (arXiv 1811.00491).
         decoder_config: generation: config of a causal language model with cross-attention (GPT-2, BERT, BART), or a `dict` of its
             fields with its `model_type`, whose vocabulary is the text encoder's unless it says otherwise. Unset: no decoder;
             [`HiViLTForConditionalGeneration`] then makes [`HiViLTConfig.with_decoder`].
@@ -184,6 +186,7 @@ class HiViLTConfig(PreTrainedConfig):
     num_hard_negatives: int = 1
     gather_negatives: bool = True
     return_loss: bool = False
+    num_images: int = 2
     decoder_config: dict | PreTrainedConfig | None = None
     prompt_ids: list[int] | tuple[int, ...] | None = None
     label_smoothing: float | int = 0.0
@@ -301,7 +304,7 @@ class HiViLTConfig(PreTrainedConfig):
     def validate_fusion(self):
         """Checks the fusion's fields; as all `validate_...`, in alphabetical order, on construction and on save."""
         counts = ("hidden_size", "num_attention_heads", "num_fusion_stages", "fusion_intermediate_size")
-        for name in (*counts, "projection_dim", "num_hard_negatives"):
+        for name in (*counts, "projection_dim", "num_hard_negatives", "num_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         width, heads = self.hidden_size, self.num_attention_heads

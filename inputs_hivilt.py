@@ -205,6 +205,51 @@ def check_pairs(num_images: int, num_texts: int) -> None:
         )
 
 
+def batched_lists(
+    pixel_values: torch.Tensor | None, image_index: torch.Tensor | None, num_images: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Images in one row, `(B_i, channels, height, width)`, and those of all texts, text by text, `(B_t num_images,)`. Encodings
+    of one list of images each, which a collator stacked, are joined. Refuses lists of another length than `num_images`.
+    """
+    if is_floats(pixel_values, 6) and pixel_values.shape[1] == 1:
+        pixel_values = pixel_values.flatten(0, 1)
+    if is_floats(pixel_values, 5):
+        if pixel_values.shape[1] != num_images:
+            raise ValueError(
+                f"`pixel_values` of shape {tuple(pixel_values.shape)} have {pixel_values.shape[1]} images for each text, but "
+                f"this model takes {num_images}, its `config.num_images`."
+            )
+        if image_index is not None:
+            raise ValueError(
+                f"`pixel_values` of shape {tuple(pixel_values.shape)} say by themselves which images each text is about: leave "
+                "out `image_index`, or give each image once, as (images, channels, height, width)."
+            )
+        pixel_values = pixel_values.flatten(0, 1)
+    if image_index is not None:
+        one_each = num_images == 1 and is_integers(image_index, 1)
+        if not one_each and not (is_integers(image_index, 2) and image_index.shape[1] == num_images):
+            raise ValueError(
+                f"`image_index` must be integers of shape (texts, {num_images}), the images of each text in their order, as many "
+                f"as `config.num_images`; {described(image_index)}."
+            )
+        image_index = image_index.flatten()
+    return pixel_values, image_index
+
+
+def check_lists(image_index: torch.Tensor | None, num_all: int, num_texts: int, num_images: int) -> None:
+    """Refuses images that are not `num_images` for each text, of an index as of `batched_lists` or of `num_all` images."""
+    if image_index is None and num_all != num_images * num_texts:
+        raise ValueError(
+            f"{num_all} images are not {num_images} (`config.num_images`) for each of {num_texts} texts. Give `image_index`, of "
+            f"shape (texts, {num_images}), which says for each text the images it is about."
+        )
+    if image_index is not None and image_index.shape[0] != num_images * num_texts:
+        raise ValueError(
+            f"`image_index` names the images of {image_index.shape[0] // num_images} texts, got {num_texts} texts: give a row "
+            "for each."
+        )
+
+
 def warn_of_joined(image_index: torch.Tensor | None, num_images: int) -> None:
     """Tells, once, of images that no text belongs to."""
     if image_index is None or not has_values(image_index):
@@ -241,7 +286,7 @@ def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
         )
     if has_values(labels) and not answered.any():
         logger.warning_once(
-            f"None of the {num_texts} questions of a batch has an answer among the {num_labels} of `config.id2label`: its "
+            f"None of the {num_texts} texts of a batch has an answer among the {num_labels} of `config.id2label`: its "
             "loss is 0, and nothing is learned from it. Compare the answers of your data with `config.label2id`."
         )
 

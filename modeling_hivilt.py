@@ -12,7 +12,7 @@ text once however many images. What they give is cut into levels, fine to coarse
     V_g, T_g, Pool(F_S) -> global cross-attention, both directions -> F_global         global
                         |
     answers: W F_global + b            retrieval: cos(P_v V~_g, P_t T~_g)
-    captions: generation_hivilt.py     boxes: grounding_hivilt.py
+    captions: generation_hivilt.py     boxes: grounding_hivilt.py     several images: reasoning_hivilt.py
 
 Letters in shapes and "Equation L, P, G" are those of `fusion_hivilt.py`.
 """
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from .grounding_hivilt import HiViLTForVisualGrounding  # noqa: F401
     from .pipeline_hivilt import HiViLTVisualQuestionAnsweringPipeline  # noqa: F401
     from .processing_hivilt import HiViLTProcessor  # noqa: F401
+    from .reasoning_hivilt import HiViLTForImagesAndTextClassification  # noqa: F401
 
 # A CPU fuses as many pairs at a time as have finest levels of this many bytes: larger pieces leave its caches, and their
 # memory is asked of the system anew each time.
@@ -605,7 +606,71 @@ def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
     return F.normalize(projection(state).float(), dim=-1)
 
 
-class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
+class HiViLTAnsweringModel(HiViLTPreTrainedModel):
+    """What heads share that choose among the answers of `config.id2label`."""
+
+    _classifier = "classifier"  # the name of the linear layer whose rows are the answers
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; of another head's checkpoint `problem_type`, which says how that one learnt its
+        answers, is left out.
+        """
+        opened = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = (opened[0] if isinstance(opened, tuple) else opened).config
+        others = {path.split(".")[1] for path in AUTO_MAP.values()} - {kind.__name__ for kind in cls.__mro__}
+        if "problem_type" not in kwargs and others & set(config.architectures or ()):
+            config.problem_type = None
+        return opened
+
+    def _classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.FloatTensor:
+        """`L_cls` of checked labels, weighted; the first ones say what the config says of all."""
+        check_labels(labels, *logits.shape)
+        self._follow_labels(labels)
+        return self.config.classification_loss_weight * classification_loss(logits, labels)
+
+    def _follow_labels(self, labels: torch.Tensor) -> None:
+        """Writes into the config what labels say of the scores, softmax or sigmoid; refuses them if it says otherwise."""
+        soft = labels.is_floating_point()
+        problem_type = "multi_label_classification" if soft else "single_label_classification"
+        if self.config.problem_type is None:
+            self.config.problem_type = problem_type
+        elif self.config.problem_type != problem_type:
+            raise ValueError(
+                f"`labels` are {labels.dtype}, but `config.problem_type` is {self.config.problem_type!r}: integers of shape "
+                "(texts,) are for 'single_label_classification', floats in [0, 1] of shape (texts, num_labels) for "
+                f"'multi_label_classification'. Give the others, or set `model.config.problem_type = {problem_type!r}` to "
+                "train the answers anew for these."
+            )
+
+    def resize_answer_head(self, answers: list[str]) -> None:
+        """Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
+
+        Raises:
+            ValueError: the list is empty or names an answer twice.
+        """
+        if not answers or len(set(answers)) != len(answers):
+            raise ValueError(f"`answers` must be a list of different answers, got {len(answers)} of them.")
+        known = {answer: index for index, answer in self.config.id2label.items()}
+        old = getattr(self, self._classifier)
+        new = nn.Linear(old.in_features, len(answers)).to(old.weight.device, old.weight.dtype)
+        self._init_weights(new)
+        with torch.no_grad():
+            for index, answer in enumerate(answers):
+                if answer in known:
+                    new.weight[index] = old.weight[known[answer]]
+                    new.bias[index] = old.bias[known[answer]]
+        setattr(self, self._classifier, new)
+        self.config.id2label = dict(enumerate(answers))
+        self.config.label2id = {answer: index for index, answer in enumerate(answers)}
+        self.num_labels = len(answers)
+
+
+class HiViLTForQuestionAnswering(HiViLTAnsweringModel):
     """HiViLT with a classifier over the answers of `config.id2label`: `W F_global + b` (design note, section 3.4). With
     `config.auxiliary_loss_weight` it also learns to match unfused images and questions.
     """
@@ -620,7 +685,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.model = HiViLTModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         if config.auxiliary_loss_weight:
@@ -667,9 +731,7 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
 
         loss = None
         if labels is not None:
-            check_labels(labels, *logits.shape)
-            self._follow_labels(labels)
-            loss = self.config.classification_loss_weight * classification_loss(logits, labels)
+            loss = self._classification_loss(logits, labels)
             if self.config.auxiliary_loss_weight:
                 auxiliary_loss = self._auxiliary_loss(image_states, text_states, image_index)
                 loss = loss + (self.config.auxiliary_loss_weight * auxiliary_loss).to(loss.device)
@@ -687,41 +749,6 @@ class HiViLTForQuestionAnswering(HiViLTPreTrainedModel):
         positives = PairBatch(image_embeds, text_embeds, image_index, text_states=text_states).positives()
         similarity = inverse_temperature(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
         return contrastive_loss(similarity, positives) - contrastive_floor(positives)
-
-    def _follow_labels(self, labels: torch.Tensor) -> None:
-        """Writes into the config what labels say of the scores, softmax or sigmoid; refuses them if it says otherwise."""
-        soft = labels.is_floating_point()
-        problem_type = "multi_label_classification" if soft else "single_label_classification"
-        if self.config.problem_type is None:
-            self.config.problem_type = problem_type
-        elif self.config.problem_type != problem_type:
-            raise ValueError(
-                f"`labels` are {labels.dtype}, but `config.problem_type` is {self.config.problem_type!r}: integers of shape "
-                "(texts,) are for 'single_label_classification', floats in [0, 1] of shape (texts, num_labels) for "
-                f"'multi_label_classification'. Give the others, or set `model.config.problem_type = {problem_type!r}` to "
-                "train the answers anew for these."
-            )
-
-    def resize_answer_head(self, answers: list[str]) -> None:
-        """Gives the classifier new answers, in the order of their labels; those it already knew keep their weights.
-
-        Raises:
-            ValueError: the list is empty or names an answer twice.
-        """
-        if not answers or len(set(answers)) != len(answers):
-            raise ValueError(f"`answers` must be a list of different answers, got {len(answers)} of them.")
-        known = {answer: index for index, answer in self.config.id2label.items()}
-        old = self.classifier
-        self.classifier = nn.Linear(self.config.hidden_size, len(answers)).to(old.weight.device, old.weight.dtype)
-        self._init_weights(self.classifier)
-        with torch.no_grad():
-            for index, answer in enumerate(answers):
-                if answer in known:
-                    self.classifier.weight[index] = old.weight[known[answer]]
-                    self.classifier.bias[index] = old.bias[known[answer]]
-        self.config.id2label = dict(enumerate(answers))
-        self.config.label2id = {answer: index for index, answer in enumerate(answers)}
-        self.num_labels = len(answers)
 
 
 def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:

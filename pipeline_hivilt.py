@@ -1,5 +1,6 @@
-"""Pipelines that encode each image once: `pipeline("visual-question-answering")`, which transformers 5 has no more, and
-`pipeline("zero-shot-object-detection")`, in place of transformers' own, which encodes the image anew for each label.
+"""Pipelines that encode each image once: `pipeline("visual-question-answering")`, which transformers 5 has no more,
+`pipeline("images-and-text-classification")`, which it never had, and `pipeline("zero-shot-object-detection")`, in place of
+transformers' own, which encodes the image anew for each label.
 """
 
 import os
@@ -13,47 +14,67 @@ from transformers import Pipeline
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def _are_many(image) -> bool:
+def _are_many(given) -> bool:
     """Whether it is a list, data set or generator, rather than an image or a request."""
-    if isinstance(image, (str, bytes, os.PathLike, Mapping)) or hasattr(image, "__array__"):
+    if isinstance(given, (str, bytes, os.PathLike, Mapping)) or hasattr(given, "__array__"):
         return False
-    return isinstance(image, Iterable) or (hasattr(image, "__getitem__") and hasattr(image, "__len__"))
+    return isinstance(given, Iterable) or (hasattr(given, "__getitem__") and hasattr(given, "__len__"))
+
+
+def _rows(many) -> Iterator:
+    return iter(many) if hasattr(many, "__iter__") else (many[place] for place in range(len(many)))
 
 
 class _RequestPipeline(Pipeline):
-    """What the pipelines share: requests, each of an image and of what is asked of it, answered in batches of images."""
+    """What the pipelines share: requests, each of what is shown and of what is asked of it, answered in batches."""
 
     _load_processor = True
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
-    # The name that a request has for what is asked, and what messages call it.
-    _asked, _called = "", ""
+    # The names that a request has for what is shown and what is asked, and what messages call the latter and the head's work.
+    _shown, _asked, _called, _does = "image", "", "", ""
     _parameters = ()  # of a call or of the pipeline
 
-    def _answer(self, image, asked, batch_size: int | None = None, **kwargs):
-        """The answer to a request, or of many a list or a generator of them; `asked` is asked of all."""
-        batch_size = batch_size or self._batch_size or 8
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not self._is_trained():
+            config = self.model.config
+            raise ValueError(
+                f"{config._name_or_path} is a checkpoint of {', '.join(config.architectures or [])}: the head that {self._does} "
+                f"is untrained. Name a checkpoint of {type(self.model).__name__}, or train one from this."
+            )
+
+    def _is_trained(self) -> bool:
+        """Not if it was made from another head's checkpoint, and has seen no labels since: these set `problem_type`."""
+        config, name = self.model.config, type(self.model).__name__
+        return name in (config.architectures or [name]) or config.problem_type is not None
+
+    def _with(self, image, asked):
+        """Requests of an image or of many, which may be in rows of a data set, that ask the same; unless they ask themselves."""
         if getattr(image, "ndim", 0) in (1, 4):
             image = list(image)
+        if asked is None:
+            return image
         if not _are_many(image):
-            if asked is not None:
-                image = {"image": image, self._asked: asked}
-            if not isinstance(image, Mapping):
-                raise ValueError(f"There is no {self._called}: call the pipeline with an image and `{self._asked}`.")
-            return super().__call__({"requests": [image]}, **kwargs)[0]
-        requests = iter(image) if hasattr(image, "__iter__") else (image[place] for place in range(len(image)))
-        if asked is not None:
-            requests = (self._request(row, asked) for row in requests)
-        answers = self._answer_all(requests, batch_size, kwargs)
-        return list(answers) if isinstance(image, (list, tuple)) else answers
+            return {self._shown: image, self._asked: asked}
+        requests = (self._request(row, asked) for row in _rows(image))
+        return list(requests) if isinstance(image, (list, tuple)) else requests
 
     def _request(self, image, asked) -> dict:
-        """A request of an image, which may be in the row of a data set."""
-        row = image if isinstance(image, Mapping) else {"image": image}
+        row = image if isinstance(image, Mapping) else {self._shown: image}
         if self._asked in row:
             raise ValueError(f"The {self._called} is given twice: as an argument, and beside the image.")
         return {**row, self._asked: asked}
+
+    def _answer(self, requests, batch_size: int | None = None, **kwargs):
+        """The answer to a request, or of many a list or a generator of them."""
+        if isinstance(requests, Mapping):
+            return super().__call__({"requests": [requests]}, **kwargs)[0]
+        if not _are_many(requests):
+            raise ValueError(f"There is no {self._called}: call the pipeline with `{self._shown}` and `{self._asked}`.")
+        answers = self._answer_all(_rows(requests), batch_size or self._batch_size or 8, kwargs)
+        return list(answers) if isinstance(requests, (list, tuple)) else answers
 
     def _answer_all(self, requests: Iterator[dict], batch_size: int, kwargs: dict) -> Iterator[list]:
         while batch := list(islice(requests, batch_size)):
@@ -71,9 +92,9 @@ class _RequestPipeline(Pipeline):
     def _asked_of(self, requests: list[dict]) -> list:
         """What is asked, request by request."""
         for request in requests:
-            if not isinstance(request, Mapping) or not {"image", self._asked} <= set(request):
+            if not isinstance(request, Mapping) or not {self._shown, self._asked} <= set(request):
                 came = sorted(request) if isinstance(request, Mapping) else type(request).__name__
-                raise ValueError(f'Each request must be a dict with "image" and "{self._asked}", got {came}.')
+                raise ValueError(f'Each request must be a dict with "{self._shown}" and "{self._asked}", got {came}.')
         return [request[self._asked] for request in requests]
 
     def _encoded(self, images: list, texts: list[list[str]]) -> dict:
@@ -85,7 +106,31 @@ class _RequestPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-class HiViLTVisualQuestionAnsweringPipeline(_RequestPipeline):
+class _AnswerPipeline(_RequestPipeline):
+    """Chooses among the answers of `config.id2label`."""
+
+    _parameters = ("top_k",)
+    _label = "answer"  # what a result calls its answer
+
+    def preprocess(self, batch: dict) -> dict:
+        asked = self._asked_of(batch["requests"])
+        nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in asked]
+        return {"inputs": self._encoded([one[self._shown] for one in batch["requests"]], nested), "asked": asked}
+
+    def _forward(self, model_inputs: dict) -> dict:
+        return {"logits": self.model(**model_inputs["inputs"]).logits, "asked": model_inputs["asked"]}
+
+    def postprocess(self, model_outputs: dict, top_k: int = 5) -> list:
+        logits, config = model_outputs["logits"], self.model.config
+        best = self.processor.post_process_question_answering(logits, top_k, config=config)
+        answers = iter([[{self._label: one["answer"], "score": one["score"]} for one in row] for row in best])
+        return [
+            [next(answers) for _ in group] if isinstance(group, (list, tuple)) else next(answers)
+            for group in model_outputs["asked"]
+        ]
+
+
+class HiViLTVisualQuestionAnsweringPipeline(_AnswerPipeline):
     """Answers questions about images. Each image is encoded once, however many questions it is asked.
 
     ```python
@@ -99,19 +144,7 @@ class HiViLTVisualQuestionAnsweringPipeline(_RequestPipeline):
     ```
     """
 
-    _asked, _called = "question", "question"
-    _parameters = ("top_k",)
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        config = self.model.config
-        saved_as = config.architectures or [type(self.model).__name__]
-        # A head that was trained since has set `problem_type`.
-        if type(self.model).__name__ not in saved_as and config.problem_type is None:
-            raise ValueError(
-                f"{config._name_or_path} is a checkpoint of {', '.join(saved_as)}: the head that answers questions is "
-                f"untrained, its answers chance. Name a checkpoint of {type(self.model).__name__}, or train one from this."
-            )
+    _asked, _called, _does = "question", "question", "answers questions"
 
     def __call__(self, image=None, question: str | list[str] | None = None, **kwargs):
         """
@@ -135,23 +168,55 @@ class HiViLTVisualQuestionAnsweringPipeline(_RequestPipeline):
                 f"Many images take one question, got a {type(question).__name__}. Several, or each its own: "
                 '`vqa([{"image": image, "question": ["first", "second"]}, ...])`.'
             )
-        return self._answer(image, question, **kwargs)
+        return self._answer(self._with(image, question), **kwargs)
 
-    def preprocess(self, batch: dict) -> dict:
-        questions = self._asked_of(batch["requests"])
-        nested = [list(group) if isinstance(group, (list, tuple)) else [group] for group in questions]
-        return {"inputs": self._encoded([one["image"] for one in batch["requests"]], nested), "questions": questions}
 
-    def _forward(self, model_inputs: dict) -> dict:
-        return {"logits": self.model(**model_inputs["inputs"]).logits, "questions": model_inputs["questions"]}
+class HiViLTImagesAndTextClassificationPipeline(_AnswerPipeline):
+    """Judges what texts say of several images together. Each image of a batch is encoded once, however many texts and lists of
+    images it is part of: the same object, or the same path.
 
-    def postprocess(self, model_outputs: dict, top_k: int = 5) -> list:
-        logits, config = model_outputs["logits"], self.model.config
-        answers = iter(self.processor.post_process_question_answering(logits, top_k, config=config))
-        return [
-            [next(answers) for _ in group] if isinstance(group, (list, tuple)) else next(answers)
-            for group in model_outputs["questions"]
-        ]
+    ```python
+    judge = pipeline("images-and-text-classification", model=folder, trust_remote_code=True)
+    judge(["left.png", "right.png"], "both show a dog")          # [{"label": "True", "score": 0.9}, ...]
+    judge({"images": ["left.png", "right.png"], "text": ["both show a dog", "one shows a cat"]})   # a list of these a text
+    judge([{"images": [a, b], "text": "both show a dog"}, {"images": [a, c], "text": "one shows a cat"}])
+    judge(dataset)                                                # of rows with images and a text
+    judge = HiViLTImagesAndTextClassificationPipeline(model=model, processor=processor)   # of a model in memory
+    ```
+    """
+
+    _shown, _asked, _called, _does = "images", "text", "text", "judges images"
+    _label = "label"
+
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs):
+        """
+        Args:
+            images: with `text` a list of `config.num_images` images in their order (file paths, PIL images, arrays or tensors);
+                without it a dict with such `images` and a `text`, or many of these: a list, a `datasets.Dataset` or a generator.
+            text: what to judge of the images, or several of that.
+            top_k (`int`, defaults to 5): labels for each text, the most probable first.
+            batch_size (`int`, defaults to 8): lists of images in one pass of the model, where several are given.
+
+        Returns:
+            For one text a list of `{"label": str, "score": float}`; for a list of texts a list of these; for many requests a list
+            (of a data set or a generator, a generator) of either.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: no text, an empty one, another number of images than the model's, or no
+                readable image.
+        """
+        return self._answer(images if text is None else {"images": images, "text": text}, **kwargs)
+
+    def _asked_of(self, requests: list[dict]) -> list:
+        asked, num_images = super()._asked_of(requests), self.model.config.num_images
+        for images in (request["images"] for request in requests):
+            came = f"{len(images)}" if isinstance(images, (list, tuple)) else f"a {type(images).__name__}"
+            if came != f"{num_images}":
+                raise ValueError(
+                    f"`images` must be a list of {num_images} images, as many as this model looks at together "
+                    f"(`config.num_images`), got {came}."
+                )
+        return asked
 
 
 class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
@@ -169,20 +234,16 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
     ```
     """
 
-    _asked, _called = "candidate_labels", "expression"
+    _asked, _called, _does = "candidate_labels", "expression", "finds boxes"
     _parameters = ("threshold", "top_k")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        last = self.model.row_head.box_regressor[-1].weight
-        if not (last.is_meta or last.any()):
-            config = self.model.config
-            saved_as = ", ".join(config.architectures or [])
-            raise ValueError(
-                f"{config._name_or_path} is a checkpoint of {saved_as}: the head that finds boxes is untrained. Name a "
-                f"checkpoint of {type(self.model).__name__}, or train one from this."
-            )
         self.processor.check_whole_images()
+
+    def _is_trained(self) -> bool:
+        last = self.model.row_head.box_regressor[-1].weight
+        return last.is_meta or bool(last.any())
 
     def __call__(self, image=None, candidate_labels: str | list[str] | list[list[str]] | None = None, **kwargs):
         """
@@ -213,7 +274,7 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
                 )
             image = [self._request(*pair) for pair in zip(image, candidate_labels, strict=True)]
             candidate_labels = None
-        return self._answer(image, candidate_labels, **kwargs)
+        return self._answer(self._with(image, candidate_labels), **kwargs)
 
     def preprocess(self, batch: dict) -> dict:
         nested = []
@@ -250,4 +311,8 @@ class HiViLTZeroShotObjectDetectionPipeline(_RequestPipeline):
         return answers
 
 
-__all__ = ["HiViLTVisualQuestionAnsweringPipeline", "HiViLTZeroShotObjectDetectionPipeline"]
+__all__ = [
+    "HiViLTImagesAndTextClassificationPipeline",
+    "HiViLTVisualQuestionAnsweringPipeline",
+    "HiViLTZeroShotObjectDetectionPipeline",
+]

@@ -175,6 +175,13 @@ def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
     return np.rint(values).astype(np.uint8) if high <= 255 else (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
+def _in_lists(values, length: int):
+    """Rows of an array or of a list, `(rows * length, ...)` -> `(rows, length, ...)`."""
+    if _is_array(values):
+        return values.reshape(-1, length, *values.shape[1:])
+    return [values[start : start + length] for start in range(0, len(values), length)]
+
+
 def well_formed(text: str) -> str:
     """The text with U+FFFD for halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -244,16 +251,22 @@ class HiViLTProcessor(ProcessorMixin):
         processor(images=[image, other], text=["what is it?", "is it red?"])          # row by row
         processor(images=image, text=["what is it?", "is it red?"])                   # two about one image
         processor(images=[image, other], text=[["what is it?", "is it red?"], ["where?"]])
+        processor(images=[[image, other]], text="both are red")                       # one about two images
+        processor(images=[[image, other], [image, third]], text=["both are red", "one is red"])
         ```
 
-        The first two can be encoded row by row and stacked by any collator: pad to one length for that
-        (`padding="max_length", max_length=24`), or let `DataCollatorWithPadding(processor.tokenizer)` pad. The others
-        are batches by themselves: `image_index` counts the images of this call, so they are not to be joined.
+        Where each text has images of its own, as in the first, second and fifth, texts can be encoded row by row and stacked by
+        any collator: pad to one length for that (`padding="max_length", max_length=24`), or let
+        `DataCollatorWithPadding(processor.tokenizer)` pad. The others are batches by themselves: `image_index` counts the
+        images of this call, so they are not to be joined.
 
         Args:
             images: an image or a list of them, each once: file paths, PIL images, arrays or tensors, as [`load_image`]
-                opens them. An array or tensor with 4 dimensions is a batch. `[[image], [other]]` is `[image, other]`.
-            text: one text; one for each image; several for the only image; or for each image a list of its texts.
+                opens them. An array or tensor with 4 dimensions is a batch. `[[image], [other]]` is `[image, other]`. For texts
+                about several images a list of lists, as many in each; one that several lists share, the same object or path, is
+                prepared once.
+            text: one text; one for each image; several for the only image; or for each image a list of its texts; likewise for
+                lists of images.
             **kwargs: of the image processor and the tokenizer, flat or in `images_kwargs` and `text_kwargs`. By default
                 texts are padded to the longest and cut at the tokenizer's `model_max_length`, with one warning. With
                 `do_rescale=False`, here or as the image processor's own, floats go to it as they are, whatever their
@@ -261,23 +274,37 @@ class HiViLTProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (and what else the tokenizer gives) with one row a text, `pixel_values` with
-            one row an image, and `image_index` `(texts,)`, the image of each text, unless each image has one text.
+            one row an image, and `image_index`, the image of each text, `(texts,)`, or its `n` images, `(texts, n)`. Without
+            `image_index` each text has images of its own, in order; those of a list of texts with `n` each come as
+            `(texts, n, channels, height, width)`.
 
         Raises:
-            ValueError: neither is given, a text is empty, they do not pair up, or as [`load_image`].
+            ValueError: neither is given, a text is empty, they do not pair up, lists of images are not of one length, or as
+                [`load_image`].
             TypeError, FileNotFoundError: a text is no string, or as [`load_image`].
         """
         if images is None and text is None:
             raise ValueError("Give the processor `images`, `text`, or both.")
         merged = self._merge_kwargs(HiViLTProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        images = None if images is None else self._flatten_images(images)
+        images, lists = (None, None) if images is None else self._flatten_images(images)
         inputs, image_index = {}, None
         if text is not None:
-            texts, image_index = self._flatten(text, None if images is None else len(images))
+            num_rows = None if images is None else len(lists or images)
+            texts, image_index = self._flatten(text, num_rows, "lists of images" if lists else "images")
             inputs = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
             self._tell_of_truncation(inputs, len(texts), merged["text_kwargs"].get("max_length"))
+        if lists:
+            image_index = [lists[row] for row in image_index or range(len(lists))]
+            if len(lists) == len(image_index) == 1:
+                # One that occurs twice comes twice, so that such rows can be stacked.
+                images, image_index = [images[place] for place in lists[0]], None
+            elif sum(image_index, []) == list(range(len(images))):
+                image_index = None
         if images is not None:
-            inputs = {**self._prepare_images(images, merged["images_kwargs"]), **inputs}
+            prepared = self._prepare_images(images, merged["images_kwargs"])
+            if lists and image_index is None and text is not None and not isinstance(text, str):
+                prepared = {name: _in_lists(values, len(lists[0])) for name, values in prepared.items()}
+            inputs = {**prepared, **inputs}
             if image_index is not None:
                 inputs["image_index"] = image_index
         return BatchFeature(inputs, tensor_type=merged["text_kwargs"].get("return_tensors"))
@@ -335,28 +362,40 @@ class HiViLTProcessor(ProcessorMixin):
         return {"pixel_values": values}
 
     @staticmethod
-    def _flatten_images(images: ImageInput) -> list:
+    def _flatten_images(images: ImageInput) -> tuple[list, list[list[int]]]:
+        """All images in one list, and the places in it of those of each list of several; no lists where there are none."""
         if _is_array(images):
             images = list(images) if images.ndim in (1, 4) else [images]
         if not isinstance(images, Sequence) or isinstance(images, (str, *BYTES)):
             images = [images]
+        groups = [list(image) if isinstance(image, (list, tuple)) else [image] for image in images]
+        lengths = [len(group) for group in groups]
+        if len(set(lengths)) > 1:
+            other = next(place for place, length in enumerate(lengths) if length != lengths[0])
+            raise ValueError(
+                f"`images` must hold lists of as many images each, but has {lengths[0]} at position 0 and {lengths[other]} at "
+                f"position {other}. Give each text all its images, and texts about another number of images in another call."
+            )
+        if lengths and lengths[0] > 1:
+            keys = [
+                [os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image) for image in group]
+                for group in groups
+            ]
+            once = dict(zip(sum(keys, []), sum(groups, []), strict=True))
+            places = {key: place for place, key in enumerate(once)}
+            return list(once.values()), [[places[key] for key in row] for row in keys]
         flat = []
-        for position, image in enumerate(images):
-            if isinstance(image, (list, tuple)):
-                if len(image) != 1:
-                    raise ValueError(
-                        f"`images` has a list of {len(image)} images at position {position}, but a text is about one "
-                        "image: give `images=[image, other]`, and for each image a list of its texts."
-                    )
-                (image,) = image
+        for image in sum(groups, []):
             flat += list(image) if _is_array(image) and image.ndim == 4 else [image]
         if not flat:
             raise ValueError("`images` is an empty list; give at least one image.")
-        return flat
+        return flat, []
 
     @staticmethod
-    def _flatten(text: str | list[str] | list[list[str]], num_images: int | None) -> tuple[list[str], list[int] | None]:
-        """All texts in one list, and the image of each; `None` where they pair with images row by row."""
+    def _flatten(
+        text: str | list[str] | list[list[str]], num_rows: int | None, rows: str
+    ) -> tuple[list[str], list[int] | None]:
+        """All texts in one list, and the row of each, an image or a list of images; `None` where they pair with these."""
         if not isinstance(text, Iterable) or isinstance(text, (Mapping, Set)):
             raise TypeError(
                 f"`text` must be a string, a list of strings, or a list of lists of strings, got {type(text).__name__}."
@@ -364,15 +403,15 @@ class HiViLTProcessor(ProcessorMixin):
         nested = [text] if isinstance(text, str) else list(text)
         if nested and all(isinstance(group, (list, tuple)) for group in nested):
             groups = nested
-        elif num_images == 1 or num_images is None:
+        elif num_rows == 1 or num_rows is None:
             groups = [nested]
         else:
             groups = [[single] for single in nested]
-        if num_images is not None and len(groups) != num_images:
+        if num_rows is not None and len(groups) != num_rows:
             what = "lists of texts" if groups is nested else "texts"
             raise ValueError(
-                f"{len(groups)} {what} cannot be paired with {num_images} images. Give one text for each image, or "
-                'for each image a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
+                f"{len(groups)} {what} cannot be paired with {num_rows} {rows}. Give one text for each of them, or "
+                'for each a list of its texts: `text=[["first question", "second question"], ["third"]]`.'
             )
         texts = [single for group in groups for single in group]
         for position, single in enumerate(texts):
@@ -382,9 +421,9 @@ class HiViLTProcessor(ProcessorMixin):
                 raise ValueError(f"The text at position {position} is empty; there is nothing to ask.")
         if not texts:
             raise ValueError("`text` is an empty list; give at least one text.")
-        image_index = [index for index, group in enumerate(groups) for _ in group]
-        paired = image_index == list(range(num_images or 0))
-        return [well_formed(single) for single in texts], None if paired else image_index
+        row_index = [row for row, group in enumerate(groups) for _ in group]
+        paired = row_index == list(range(num_rows or 0))
+        return [well_formed(single) for single in texts], None if paired else row_index
 
     def tokenize_targets(self, texts: str | list[str]) -> torch.LongTensor:
         """The `labels` of texts, or of one, that a decoder is to write, `(texts, N_d)`: their tokens and the one that ends a

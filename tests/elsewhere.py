@@ -47,10 +47,12 @@ def tensors(model) -> dict[str, torch.Tensor]:
 
 def outputs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What each class computes for a batch."""
-    # A decoder reads anything.
-    read = {"decoder_input_ids": batch["input_ids"]} if "Generation" in type(model).__name__ else {}
+    if "Generation" in type(model).__name__:
+        batch = batch | {"decoder_input_ids": batch["input_ids"]}  # it reads anything
+    if "ImagesAndText" in type(model).__name__:
+        batch = batch | {"image_index": torch.stack([batch["image_index"], batch["image_index"].flip(0)], dim=1)}
     with torch.no_grad():
-        result = model(**batch, **read)
+        result = model(**batch)
         if "Retrieval" in type(model).__name__:
             images = model.encode_images(batch["pixel_values"])
             texts = model.encode_texts(batch["input_ids"], batch["attention_mask"])
@@ -230,8 +232,10 @@ def second_process(checkpoints: str, trained: str, results: str, again: str) -> 
     return facts
 
 
-def answer_everywhere(qa: str, retrieval: str, image: str, again: str, grounding: str | None = None) -> dict:
-    """What the pipelines of two or three checkpoints say, the first of them also after it was saved from here."""
+def answer_everywhere(
+    qa: str, retrieval: str, image: str, again: str, grounding: str | None = None, reasoning: str | None = None
+) -> dict:
+    """What the pipelines of two to four checkpoints say, the first of them also after it was saved from here."""
     questions = ["what color is the circle", "is there a square"]
     vqa = pipeline("visual-question-answering", model=qa, trust_remote_code=True)
     vqa.save_pretrained(again)
@@ -243,6 +247,12 @@ def answer_everywhere(qa: str, retrieval: str, image: str, again: str, grounding
         found["class of boxes"] = [type(find).__name__, type(find.model).__module__.split(".")[0]]
         found["boxes"] = find(image, candidate_labels=labels)
         found["boxes, inferred"] = pipeline(model=grounding, trust_remote_code=True)(image, labels, top_k=2)
+    if reasoning is not None:
+        judge = pipeline("images-and-text-classification", model=reasoning, trust_remote_code=True)
+        requests = [{"images": [image, Image.new("RGB", (31, 23), "blue")], "text": ["is it red", "two"]}]
+        found["class of labels"] = [type(judge).__name__, type(judge.model).__module__.split(".")[0]]
+        found["labels"] = judge(requests)
+        found["labels, inferred"] = pipeline(model=reasoning, trust_remote_code=True)(requests, top_k=1)
     return found | {
         "class": [type(vqa).__name__, type(vqa.processor).__name__, type(vqa.model).__module__.split(".")[0]],
         "task": vqa(image, questions),

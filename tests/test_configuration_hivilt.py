@@ -34,6 +34,7 @@ from hivilt.configuration_hivilt import AUTO_MAP
 from hivilt.fusion_hivilt import HiViLTModelOutput
 from hivilt.grounding_hivilt import HiViLTGroundingOutput
 from hivilt.modeling_hivilt import HiViLTQuestionAnsweringOutput, HiViLTRetrievalOutput
+from hivilt.reasoning_hivilt import HiViLTImagesAndTextClassificationOutput
 from tiny import AUTO_CLASSES, HEAD_FACTS, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_config
 
 
@@ -258,6 +259,8 @@ def test_num_labels_alone_makes_nameless_answers():
         ("logit_scale_init_value", math.nan),
         ("auxiliary_loss_weight", math.nan),
         ("num_fusion_stages", 2.0),
+        ("num_images", 0),
+        ("num_images", 1.5),
         ("fusion_intermediate_size", 0),
         ("projection_dim", -1),
         ("fusion_top_k", 0),
@@ -470,6 +473,7 @@ def test_two_configs_share_nothing():
         (HiViLTQuestionAnsweringOutput, {"loss", "logits"}),
         (HiViLTRetrievalOutput, {"loss", "image_embeds", "text_embeds"}),
         (HiViLTGroundingOutput, {"loss", "logits", "pred_boxes"}),
+        (HiViLTImagesAndTextClassificationOutput, {"loss", "logits"}),
     ],
 )
 def test_evaluation_keeps_only_what_metrics_need(output, kept):

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hivilt import (
     HiViLTConfig,
     HiViLTForConditionalGeneration,
+    HiViLTForImagesAndTextClassification,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
@@ -35,9 +36,9 @@ from tiny import (
     HEAD_FACTS,
     MODEL_CLASSES,
     NUM_ANSWERS,
+    OF_A_BATCH,
     TEXT_CONFIGS,
     VISION_CONFIGS,
-    WITHOUT_CAPTIONS,
     make_batch,
     make_config,
     make_model,
@@ -80,10 +81,11 @@ def make_inputs(model_class: type) -> dict[str, torch.Tensor]:
 
 
 def make_rows(model_class: type) -> list[dict[str, torch.Tensor]]:
-    """Four examples of one image and one text each, as a Trainer's own collator takes them."""
+    """Four examples of one text each and its image or images, as a Trainer's own collator takes them."""
     inputs = make_inputs(model_class)
     index, _ = inputs.pop("image_index"), inputs.pop("return_loss", None)
-    inputs["pixel_values"] = inputs["pixel_values"][index] + torch.randn(5, 3, 1, 1)
+    pixel_values = inputs["pixel_values"][index]
+    inputs["pixel_values"] = pixel_values + torch.randn(*pixel_values.shape[:-2], 1, 1)
     return [{name: value[row] for name, value in inputs.items()} for row in range(4)]
 
 
@@ -620,7 +622,7 @@ def of_one_pair(outputs, text: int, image: int, padding: int) -> dict[str, torch
     return {name: pick(outputs[name]) for name, pick in picked.items() if name in outputs}
 
 
-@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
+@pytest.mark.parametrize("model_class", OF_A_BATCH)
 @pytest.mark.parametrize("top_k", [None, 3], ids=["dense", "sparse"])
 def test_a_batch_is_its_rows_one_by_one_without_padding(model_class, top_k):
     model = make_model(model_class, weight_scale=2.0, fusion_top_k=top_k)
@@ -828,7 +830,10 @@ def test_inputs_can_be_made_to_require_gradients(model_class):
     "head",
     [
         HiViLTForQuestionAnswering,
-        *(pytest.param(head, marks=pytest.mark.slow) for head in (HiViLTForRetrieval, HiViLTForConditionalGeneration)),
+        *(
+            pytest.param(head, marks=pytest.mark.slow)
+            for head in (HiViLTForRetrieval, HiViLTForConditionalGeneration, HiViLTForImagesAndTextClassification)
+        ),
     ],
 )
 def test_one_batch_can_be_learned_by_heart(head):
@@ -949,7 +954,7 @@ def test_parts_can_be_placed_by_name_on_loading(model_class, tmp_path):
     close(placed(**inputs), model(**inputs))
 
 
-@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
+@pytest.mark.parametrize("model_class", [*OF_A_BATCH, HiViLTForImagesAndTextClassification])
 def test_parts_may_live_on_different_devices(model_class):
     # Meta stands for a second accelerator: nothing comes out of it, but it refuses to be mixed with another device.
     model = make_model(model_class)
@@ -957,7 +962,8 @@ def test_parts_may_live_on_different_devices(model_class):
     for part in elsewhere:
         part.to("meta").register_forward_pre_hook(lambda _, *inputs: send_to_device(inputs, "meta"), with_kwargs=True)
     assert set(model._no_split_modules) >= {"HiViLTFusion"}
-    outputs = model(**make_batch())
+    inputs = make_inputs(model_class)
+    outputs = model(**{name: inputs[name] for name in make_batch()})
     on_meta = {name for name, value in outputs.items() if value.device.type == "meta"}
     assert on_meta == set(outputs) - {"vision_last_hidden_state", "text_last_hidden_state"}
 
@@ -1036,7 +1042,7 @@ def test_trainer_evaluates_without_being_told_how(head, tmp_path):
     metrics = trainer.evaluate()
     assert np.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0
     predictions = trainer.predict(rows).predictions
-    if head is HiViLTForQuestionAnswering:
+    if head in (HiViLTForQuestionAnswering, HiViLTForImagesAndTextClassification):
         assert predictions.shape == (4, NUM_ANSWERS)
     elif head is HiViLTForConditionalGeneration:
         assert predictions.shape == (4, 4, 61)

@@ -13,7 +13,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
+from hivilt import (
+    HiViLTForImagesAndTextClassification,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+)
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from tiny import HEAD_FACTS, IMAGE_SIZE, make_batch, make_model
 
@@ -58,7 +63,10 @@ def make_inputs(model: HiViLTPreTrainedModel, num_images: int, num_texts: int, n
     }
     if isinstance(model, HiViLTForRetrieval):
         return inputs
-    return inputs | {"image_index": torch.arange(num_texts) % num_images}
+    image_index = torch.arange(num_texts) % num_images
+    if isinstance(model, HiViLTForImagesAndTextClassification):
+        image_index = torch.stack([image_index, image_index.flip(0)], dim=1)
+    return inputs | {"image_index": image_index}
 
 
 def encode(model: HiViLTPreTrainedModel, *sizes: int) -> dict:
@@ -109,6 +117,7 @@ def assert_same(found, expected, atol: float = 1e-5):
         (HiViLTForQuestionAnswering, 3),
         (HiViLTForRetrieval, 3),
         (HiViLTForVisualGrounding, None),
+        (HiViLTForImagesAndTextClassification, None),
     ],
 )
 def test_compiled_without_a_graph_break_it_gives_the_same(model_class, top_k):
@@ -161,17 +170,21 @@ def test_compiled_to_machine_code_fusion_gives_the_same():
         (HiViLTForQuestionAnswering, {"labels": torch.arange(5)}),
         pytest.param(HiViLTForQuestionAnswering, {"labels": torch.eye(5)}, marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, {"return_loss": True}, marks=pytest.mark.slow),
-        pytest.param(HiViLTForVisualGrounding, HEAD_FACTS[HiViLTForVisualGrounding].wishes, marks=pytest.mark.slow),
+        *(
+            pytest.param(head, HEAD_FACTS[head].wishes, marks=pytest.mark.slow)
+            for head in (HiViLTForVisualGrounding, HiViLTForImagesAndTextClassification)
+        ),
     ],
-    ids=["answers", "scores", "retrieval", "grounding"],
+    ids=["answers", "scores", "retrieval", "grounding", "reasoning"],
 )
 def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given):
     # Of one stage, since what a loss adds comes after fusion.
     model = make_model(model_class, weight_scale=8.0, auxiliary_loss_weight=1.0, num_fusion_stages=1)
-    expected = model(**make_batch(), **given)
+    given = make_batch() | given
+    expected = model(**given)
     read_as = model.config.problem_type
     model.config.problem_type = None
-    assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(**make_batch(), **given), expected)
+    assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(**given), expected)
     assert model.config.problem_type == read_as
 
 
@@ -180,7 +193,15 @@ def test_compiled_without_a_graph_break_it_has_the_same_loss(model_class, given)
 
 @pytest.mark.checklist("12")
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", [HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        HiViLTForQuestionAnswering,
+        HiViLTForRetrieval,
+        HiViLTForVisualGrounding,
+        HiViLTForImagesAndTextClassification,
+    ],
+)
 def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     model = make_model(model_class, weight_scale=8.0)
     inputs = make_inputs(model, *EXAMPLE)
@@ -199,6 +220,7 @@ def test_transformers_own_exporter_takes_it_with_dynamic_shapes(model_class):
     [
         pytest.param(HiViLTForQuestionAnswering, "vit", "bert", marks=pytest.mark.slow),
         pytest.param(HiViLTForVisualGrounding, "vit", "bert", marks=pytest.mark.slow),
+        pytest.param(HiViLTForImagesAndTextClassification, "vit", "bert", marks=pytest.mark.slow),
         # Encoders alone, since embeddings need no fusion.
         pytest.param(HiViLTForRetrieval, "swin", "t5", marks=pytest.mark.slow),
         pytest.param(HiViLTForRetrieval, "clip", "clip", marks=pytest.mark.slow),

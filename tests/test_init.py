@@ -71,7 +71,8 @@ def test_all_names_are_there_and_no_others():
     for name in hivilt.__all__:
         assert getattr(hivilt, name).__name__ == name
     shown = {"HiViLTConfig"}  # to type checkers
-    for name in ("modeling_hivilt", "generation_hivilt", "grounding_hivilt", "processing_hivilt", "pipeline_hivilt"):
+    for part in ("modeling", "generation", "grounding", "reasoning", "processing", "pipeline"):
+        name = f"{part}_hivilt"
         assert getattr(hivilt, name).__name__ == f"hivilt.{name}"
         shown.update(getattr(hivilt, name).__all__)
     assert shown == set(hivilt.__all__)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hivilt import (
+    HiViLTForImagesAndTextClassification,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
@@ -14,7 +15,7 @@ from hivilt import (
 )
 from hivilt.inputs_hivilt import batched_boxes, check_labels
 from hivilt.losses_hivilt import classification_loss
-from tiny import WITHOUT_CAPTIONS, make_batch, make_model
+from tiny import OF_A_BATCH, PAIRS, make_batch, make_model
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,8 @@ def test_a_batch_without_any_answer_is_told_once(labels, caplog):
     for _ in range(2):
         check_labels(labels, 2, 3)
     assert classification_loss(torch.zeros(2, 3), labels) == 0
-    assert [record.message[:53] for record in caplog.records] == [
-        "None of the 2 questions of a batch has an answer amon"
+    assert [record.message[:54] for record in caplog.records] == [
+        "None of the 2 texts of a batch has an answer among the"
     ]
 
 
@@ -53,7 +54,7 @@ def test_chunks_of_nothing_are_refused(batch):
 
 
 def test_an_image_index_for_other_texts_is_refused(batch):
-    for model_class in WITHOUT_CAPTIONS:
+    for model_class in OF_A_BATCH:
         with pytest.raises(ValueError, match="2 images cannot be paired with 5 texts"):
             make_model(model_class)(**{**batch, "image_index": torch.tensor([0, 1])})
 
@@ -153,7 +154,7 @@ def test_states_and_inputs_together_are_refused(batch):
         model.encode_images()
 
 
-@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
+@pytest.mark.parametrize("model_class", OF_A_BATCH)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
 def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
     model = make_model(model_class)
@@ -165,7 +166,7 @@ def test_an_image_index_of_any_width_counts_images(model_class, dtype, batch):
         torch.testing.assert_close(outputs[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
+@pytest.mark.parametrize("model_class", OF_A_BATCH)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -224,6 +225,48 @@ def test_numbers_that_are_none_or_of_other_rows_are_refused(name, batch):
     for value in (torch.zeros(rows), torch.zeros(rows).bool(), torch.zeros(2).long(), [0] * rows):
         with pytest.raises(ValueError, match=f"`{name}` must hold an integer for each of the {rows} "):
             model(**batch, **{name: value}, return_loss=True)
+
+
+PIXELS = torch.zeros(5, 2, 3, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {},
+            r"`image_index` must be integers of shape \(texts, 2\), .*`config.num_images`; got torch.int64 of shape \(5,\)",
+        ),
+        (
+            {"image_index": PAIRS[:, [0, 1, 1]]},
+            r"`image_index` must be .* \(texts, 2\).* got torch.int64 of shape \(5, 3\)",
+        ),
+        ({"image_index": PAIRS.float()}, r"`image_index` must be integers .*got torch.float32"),
+        ({"image_index": PAIRS.tolist()}, "`image_index` must be integers .*got a list"),
+        ({"image_index": PAIRS + 1}, r"`image_index` must lie in 0..2 for 3 images; got \[1, 2, 2, 1, 2, 3"),
+        ({"image_index": PAIRS[:4]}, "`image_index` names the images of 4 texts, got 5 texts: give a row for each"),
+        (
+            {"image_index": None},
+            r"3 images are not 2 \(`config.num_images`\) for each of 5 texts. Give `image_index`, of",
+        ),
+        (
+            {"pixel_values": PIXELS, "image_index": PAIRS},
+            r"\(5, 2, 3, 20, 20\) say by themselves .*leave out `image_index`",
+        ),
+        ({"pixel_values": PIXELS[:, :1], "image_index": None}, "have 1 images for each text, but this model takes 2"),
+        ({"pixel_values": PIXELS[:4], "image_index": None}, "8 images are not 2 .* for each of 5 texts"),
+        ({"image_idx": PAIRS}, "no argument `image_idx`; did you mean `image_index`"),
+        (
+            {"image_index": PAIRS, "labels": PAIRS},
+            r"`labels` must be integers of shape \(5,\), an answer for each text",
+        ),
+        ({"image_index": PAIRS, "labels": PAIRS[:, 0] + 9}, r"`labels` must lie in 0..4"),
+    ],
+)
+def test_other_images_than_as_many_as_the_config_says_are_refused(changes, message, batch):
+    model = make_model(HiViLTForImagesAndTextClassification)
+    with pytest.raises(ValueError, match=message):
+        model(**batch | changes)
 
 
 BOX = [0.5, 0.4, 0.2, 0.3]

@@ -27,7 +27,7 @@ from tiny import (
     FUSIONS,
     MODEL_CLASSES,
     NUM_ANSWERS,
-    WITHOUT_CAPTIONS,
+    OF_A_BATCH,
     losses_and_gradients,
     make_config,
     make_model,
@@ -293,7 +293,7 @@ def test_resized_answers_keep_the_weights_of_those_already_known(batch):
         model.resize_answer_head(["a", "a"])
 
 
-@pytest.mark.parametrize("model_class", WITHOUT_CAPTIONS)
+@pytest.mark.parametrize("model_class", OF_A_BATCH)
 @pytest.mark.parametrize("fusion", [{}, {"vision_strides": [1, 3]}, {"use_local_fusion": False}], ids=str)
 def test_what_encoders_gave_stands_in_for_their_inputs(model_class, fusion, batch):
     model = make_model(model_class, weight_scale=4.0, **fusion)

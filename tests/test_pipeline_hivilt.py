@@ -1,4 +1,4 @@
-"""Pipelines on a checkpoint's folder, and their classes by themselves: questions answered, expressions found."""
+"""Pipelines on a checkpoint's folder, and their classes by themselves: questions answered, expressions found, images judged."""
 
 import json
 import sys
@@ -16,9 +16,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 from elsewhere import answer_everywhere
 from fresh import run_elsewhere
 from hivilt import (
+    HiViLTForImagesAndTextClassification,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
+    HiViLTImagesAndTextClassificationPipeline,
     HiViLTModel,
     HiViLTVisualQuestionAnsweringPipeline,
     HiViLTZeroShotObjectDetectionPipeline,
@@ -54,15 +56,21 @@ def find() -> HiViLTZeroShotObjectDetectionPipeline:
     return HiViLTZeroShotObjectDetectionPipeline(model=model, processor=make_processor(), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def judge() -> HiViLTImagesAndTextClassificationPipeline:
+    model = make_model(HiViLTForImagesAndTextClassification, weight_scale=6)
+    return HiViLTImagesAndTextClassificationPipeline(model=model, processor=make_processor(), device="cpu")
+
+
 @pytest.fixture
-def encoded(vqa, find) -> list[int]:
+def encoded(vqa, find, judge) -> list[int]:
     """How many images each pass of the vision encoders had."""
     counts = []
     hooks = [
         one.model.model.vision_model.register_forward_hook(
             lambda module, args, kwargs, output: counts.append(len((*args, *kwargs.values())[0])), with_kwargs=True
         )
-        for one in (vqa, find)
+        for one in (vqa, find, judge)
     ]
     yield counts
     for hook in hooks:
@@ -327,7 +335,7 @@ def test_boxes_are_in_pixels_of_the_image_as_people_see_it(find, tmp_path):
 @pytest.mark.parametrize(
     ("image", "labels", "message"),
     [
-        (IMAGES["red"], None, "no expression: call the pipeline with an image and `candidate_labels`"),
+        (IMAGES["red"], None, "no expression: call the pipeline with `image` and `candidate_labels`"),
         (IMAGES["red"], "the dog, left", "one string with a comma, 'the dog, left': give a list"),
         (IMAGES["red"], [], "at least one text"),
         (IMAGES["red"], ["dog", " "], "position 1 is empty"),
@@ -366,6 +374,153 @@ def test_grounding_folder_finds_without_hivilt(said, find):
     expected = find(IMAGES["red"], ["red", "blue circle", "three"])
     assert_same_boxes(said["boxes"], expected)
     assert_same_boxes(said["boxes, inferred"], expected[:2])
+
+
+# Several images
+
+TEXTS = ["is it red", "two blue circle", "a square"]
+JUDGED = [
+    {"images": [IMAGES["red"], IMAGES["blue"]], "text": TEXTS[0]},
+    {"images": [IMAGES["blue"], IMAGES["red"]], "text": TEXTS},
+    {"images": (IMAGES["red"], IMAGES["lime"]), "text": TEXTS[1]},
+    {"images": [IMAGES["lime"]] * 2, "text": TEXTS[2:]},
+]
+
+
+def labels_by_hand(judge, images, text: str) -> list[dict]:
+    """All labels, best first, of one text and without the pipeline."""
+    inputs = judge.processor(images=[list(images)], text=text, return_tensors="pt")
+    with torch.no_grad():
+        scores = judge.model(**inputs).logits[0].softmax(dim=-1)
+    return [{"label": f"answer {label}", "score": float(scores[label])} for label in scores.argsort(descending=True)]
+
+
+def assert_same_labels(found, expected):
+    """Of one text, or of as many as there are in nested lists."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, list):
+            assert_same_labels(one, other)
+        else:
+            assert set(one) == {"label", "score"} and one["label"] == other["label"]
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def judged_by_hand(judge, request):
+    images, text = request["images"], request["text"]
+    one_each = [labels_by_hand(judge, images, one) for one in ([text] if isinstance(text, str) else text)]
+    return one_each[0] if isinstance(text, str) else one_each
+
+
+def test_a_text_is_judged_about_a_list_of_images(judge, encoded):
+    images = JUDGED[0]["images"]
+    found = judge(images, TEXTS[0])
+    assert encoded == [2]
+    expected = labels_by_hand(judge, images, TEXTS[0])
+    assert len(found) == NUM_ANSWERS and sum(one["score"] for one in found) == pytest.approx(1)
+    for asked in (found, judge(JUDGED[0]), judge(images=images, text=TEXTS[0]), judge([JUDGED[0]])[0]):
+        assert_same_labels(asked, expected)
+    assert_same_labels(judge(JUDGED[0], top_k=2), expected[:2])
+    # Not the same whatever is shown, said and in which order, or no mix-up could be seen.
+    for other in judge(images[::-1], TEXTS[0]), judge(images, TEXTS[1]), judge([images[0]] * 2, TEXTS[0]):
+        assert abs(other[0]["score"] - expected[0]["score"]) > 1e-3
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(None, [3]), (2, [2, 2]), (3, [3, 2])])
+def test_images_that_requests_share_are_encoded_once_in_a_pass(judge, encoded, batch_size, passes):
+    found = judge(JUDGED, batch_size=batch_size)
+    assert encoded == passes
+    assert_same_labels(found, [judged_by_hand(judge, request) for request in JUDGED])
+
+
+def test_an_image_of_a_file_is_read_and_encoded_once(judge, encoded, tmp_path):
+    for name, image in IMAGES.items():
+        image.save(tmp_path / f"{name}.png")
+    pairs = [("red", "blue"), ("blue", "red"), ("red", "red")]
+    found = judge([{"images": [tmp_path / f"{a}.png", str(tmp_path / f"{b}.png")], "text": TEXTS} for a, b in pairs])
+    assert encoded == [2]
+    assert_same_labels(
+        found, [[labels_by_hand(judge, [IMAGES[one] for one in pair], t) for t in TEXTS] for pair in pairs]
+    )
+
+
+def test_rows_of_a_dataset_or_a_generator_are_judged_as_they_come(judge):
+    rows = [
+        {**request, "images": list(request["images"]), "text": TEXTS[0], "label": "no column"} for request in JUDGED
+    ]
+    expected = [labels_by_hand(judge, request["images"], TEXTS[0]) for request in JUDGED]
+    dataset = Dataset.from_list(
+        rows, features=Features(images=[datasets.Image()], text=Value("string"), label=Value("string"))
+    )
+    for many in (dataset, iter(rows), dataset.to_iterable_dataset()):
+        found = judge(many, batch_size=3)
+        assert not isinstance(found, list)
+        assert_same_labels(list(found), expected)
+    assert judge([]) == []
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_as_many_images_as_the_config_says_are_judged_together(num_images):
+    model = make_model(HiViLTForImagesAndTextClassification, weight_scale=6, num_images=num_images)
+    judge = HiViLTImagesAndTextClassificationPipeline(model=model, processor=make_processor(), device="cpu")
+    images = list(IMAGES.values())
+    requests = [{"images": images[place:][:num_images] or images[:1], "text": TEXTS} for place in range(4 - num_images)]
+    assert_same_labels(judge(requests), [judged_by_hand(judge, request) for request in requests])
+    with pytest.raises(ValueError, match=f"must be a list of {num_images} images, .*`config.num_images`.*, got 2"):
+        judge(JUDGED[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "text", "error", "message"),
+    [
+        (JUDGED[0]["images"], None, ValueError, '"images" and "text", got Image'),
+        (["a.png", "b.png"], None, ValueError, '"images" and "text", got str'),
+        ("a.png", None, ValueError, "no text: call the pipeline with `images` and `text`"),
+        (IMAGES["red"], TEXTS[0], ValueError, "must be a list of 2 images, .*, got a Image"),
+        ([IMAGES["red"]], TEXTS[0], ValueError, "must be a list of 2 images, .*, got 1"),
+        ([{"images": [IMAGES["red"]] * 3, "text": "yes"}], None, ValueError, "must be a list of 2 images, .*, got 3"),
+        (JUDGED[0], TEXTS[0], ValueError, "must be a list of 2 images, .*, got a dict"),
+        ({"images": JUDGED[0]["images"]}, None, ValueError, r"got \['images'\]"),
+        (JUDGED[0]["images"], " ", ValueError, "position 0 is empty"),
+        (JUDGED[0]["images"], [], ValueError, "at least one text"),
+        (JUDGED[0]["images"], 3, TypeError, "must hold strings, got int"),
+        ([IMAGES["red"], "nowhere.png"], TEXTS[0], FileNotFoundError, "nowhere.png"),
+        ([IMAGES["red"], __file__], TEXTS[0], ValueError, "not a readable image"),
+    ],
+)
+def test_refuses_what_cannot_be_judged(judge, images, text, error, message):
+    with pytest.raises(error, match=message):
+        judge(images, text)
+
+
+def test_a_checkpoint_of_another_head_judges_nothing_before_it_has_learned(vqa, tmp_path):
+    vqa.model.config.problem_type = "multi_label_classification"
+    vqa.save_pretrained(tmp_path)
+    vqa.model.config.problem_type = None
+    model = HiViLTForImagesAndTextClassification.from_pretrained(tmp_path)
+    make = lambda model: HiViLTImagesAndTextClassificationPipeline(model=model, processor=vqa.processor, device="cpu")
+    message = "of HiViLTForQuestionAnswering: the head that judges images is untrained. Name a checkpoint of HiViLTForImagesAnd"
+    with pytest.raises(ValueError, match=message):
+        make(model)
+    inputs = vqa.processor(images=[JUDGED[0]["images"]], text="red", return_tensors="pt")
+    model.train()(**inputs, labels=torch.tensor([1])).loss.backward()
+    assert sum(one["score"] for one in make(model.eval())(JUDGED[0])) == pytest.approx(1)  # no sigmoids
+
+
+def test_a_model_in_memory_is_judged_with(judge):
+    made = pipeline("images-and-text-classification", model=judge.model, processor=judge.processor, device="cpu")
+    assert type(made) is HiViLTImagesAndTextClassificationPipeline
+    assert_same_labels(made(JUDGED), judge(JUDGED))
+
+
+@pytest.mark.slow
+@pytest.mark.checklist("13")
+def test_reasoning_folder_judges_without_hivilt(said, judge):
+    assert said["class of labels"] == ["HiViLTImagesAndTextClassificationPipeline", "transformers_modules"]
+    images = [IMAGES["red"], Image.new("RGB", (31, 23), "blue")]
+    expected = [labels_by_hand(judge, images, text) for text in ("is it red", "two")]
+    assert_same_labels(said["labels"], [expected])
+    assert_same_labels(said["labels, inferred"], [[best[:1] for best in expected]])
 
 
 # Refusals
@@ -424,10 +579,11 @@ def test_refuses_an_argument_that_it_does_not_have(vqa, arguments, message):
 
 
 @pytest.fixture(scope="module")
-def folders(vqa, find, tmp_path_factory) -> Path:
+def folders(vqa, find, judge, tmp_path_factory) -> Path:
     folders = tmp_path_factory.mktemp("pipelines")
     vqa.save_pretrained(folders / "qa")
     find.save_pretrained(folders / "grounding")
+    judge.save_pretrained(folders / "reasoning")
     make_model(HiViLTForRetrieval, weight_scale=3).save_pretrained(folders / "retrieval")
     make_processor().save_pretrained(folders / "retrieval")
     IMAGES["red"].save(folders / "image.png")
@@ -445,6 +601,7 @@ def said(folders) -> dict:
         image=folders / "image.png",
         again=folders / "again",
         grounding=folders / "grounding",
+        reasoning=folders / "reasoning",
     )
 
 
@@ -514,6 +671,7 @@ def test_a_head_brings_its_own_pipeline_and_no_other(model_class, tmp_path):
     own = {
         HiViLTForQuestionAnswering: ["visual-question-answering"],
         HiViLTForVisualGrounding: ["zero-shot-object-detection"],
+        HiViLTForImagesAndTextClassification: ["images-and-text-classification"],
     }
     assert list(pipelines) == own.get(model_class, [])
 

@@ -229,6 +229,58 @@ def test_nested_texts_keep_their_order_and_their_images(groups):
     assert len(means) == len(groups) and (means.diff() > 0).all()
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> list[tuple[Image.Image, Path, torch.Tensor]]:
+    """Images, their files, and the pixels of each encoded by itself."""
+    folder, images = tmp_path_factory.mktemp("shown"), [make_image(color) for color in COLORS]
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    pixels = [PROCESSOR(images=image, return_tensors="pt")["pixel_values"][0] for image in images]
+    return [(image, folder / f"{number}.png", pixels[number]) for number, image in enumerate(images)]
+
+
+@given(st.data(), st.integers(2, 3), st.sampled_from(["one each", "nested", "several of one list", "one", "no text"]))
+def test_lists_of_images_give_each_text_its_own_in_order_and_each_image_once(shown, data, length, how):
+    """However texts are nested, and whatever images lists share, as objects, as paths or as copies."""
+    image = st.tuples(st.integers(0, 4), st.sampled_from(["object", "path", "text of a path", "copy"]))
+    row = st.lists(image, min_size=length, max_size=length)
+    texts = st.lists(st.sampled_from(["red", "is it blue", "two circle"]), min_size=how != "nested", max_size=3)
+    rows = data.draw(
+        st.lists(st.tuples(row, texts), min_size=1, max_size=4).filter(lambda rows: any(r[1] for r in rows))
+    )
+    if how in ("several of one list", "one"):
+        rows = rows[:1]
+    if how in ("one each", "one", "no text"):
+        rows = [(images, texts[:1]) for images, texts in rows]
+    nested = [texts for _, texts in rows]
+    asked = [(images, text) for images, texts in rows for text in texts]
+    flat = [text for _, text in asked]
+    text = {"nested": nested, "one": flat[0], "no text": None}.get(how, flat)
+
+    lists, known = [], set()
+    for number, (images, _) in enumerate(rows):
+        lists.append([])
+        for place, (n, form) in enumerate(images):
+            opened, file, _ = shown[n]
+            given = {"object": opened, "path": file, "text of a path": str(file), "copy": opened.copy()}[form]
+            lists[-1].append(given)
+            known.add(("copy", number, place) if form == "copy" else (form == "object", n))
+    inputs = PROCESSOR(images=lists, text=text, return_tensors="pt")
+
+    if text is not None:
+        masked = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        assert [ids[mask.bool()].tolist() for ids, mask in masked] == [ids_of(one) for one in flat]
+    pixels = inputs["pixel_values"]
+    if "image_index" in inputs:
+        assert len(pixels) == len(known)
+        pixels = pixels[inputs["image_index"]]
+    elif isinstance(text, list):
+        assert pixels.shape[:2] == (len(asked), length)
+    pixels = pixels.view(len(asked), length, 3, IMAGE_SIZE, IMAGE_SIZE)
+    for found, (images, _) in zip(pixels, asked, strict=True):
+        assert torch.equal(found, torch.stack([shown[n][2] for n, _ in images]))
+
+
 def test_what_it_returns_is_what_the_model_takes():
     model = make_model(HiViLTForQuestionAnswering)
     nested = [["is the square red", "no"], ["yes"]]
@@ -942,9 +994,23 @@ def test_an_image_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
         (3, [["yes"], ["no", "red"]], ValueError, r"2 lists of texts cannot be paired with 3 images"),
         (1, {"yes": 1}, TypeError, r"`text` must be a string, .*got dict"),
         (1, {"yes"}, TypeError, r"`text` must be a string, .*got set"),
-        ([[IMAGE, IMAGE]], "yes", ValueError, r"a list of 2 images at position 0, but a text is about one"),
-        ([[IMAGE], [IMAGE, IMAGE]], ["yes", "no"], ValueError, r"a list of 2 images at position 1"),
-        ([[IMAGE], []], ["yes", "no"], ValueError, r"a list of 0 images at position 1"),
+        (
+            [[IMAGE], [IMAGE, IMAGE]],
+            ["yes", "no"],
+            ValueError,
+            r"as many images each, but has 1 at position 0 and 2 at pos",
+        ),
+        (
+            [[IMAGE] * 3] * 2 + [IMAGE],
+            ["yes"] * 3,
+            ValueError,
+            r"has 3 at position 0 and 1 at position 2. Give each text all",
+        ),
+        ([[IMAGE], []], ["yes", "no"], ValueError, r"has 1 at position 0 and 0 at position 1"),
+        ([[], []], ["yes", "no"], ValueError, r"`images` is an empty list"),
+        ([[IMAGE] * 2] * 2, "yes", ValueError, r"1 texts cannot be paired with 2 lists of images.*a list of its texts"),
+        ([[IMAGE] * 2] * 2, [["yes"]], ValueError, r"1 lists of texts cannot be paired with 2 lists of images"),
+        ([[IMAGE] * 2], "", ValueError, r"text at position 0 is empty"),
         (np.zeros((2, 4, 4, 3), np.uint8), "yes", ValueError, r"1 texts cannot be paired with 2 images"),
         ([np.zeros((2, 4, 4, 3), np.uint8)], "yes", ValueError, r"1 texts cannot be paired with 2 images"),
     ],

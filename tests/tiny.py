@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotImageClassification,
     AutoModelForZeroShotObjectDetection,
@@ -39,6 +40,7 @@ import hivilt
 from hivilt import (
     HiViLTConfig,
     HiViLTForConditionalGeneration,
+    HiViLTForImagesAndTextClassification,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
@@ -123,7 +125,7 @@ class HeadFacts(NamedTuple):
         auto_class: the class of transformers that opens its checkpoints.
         task: what trains it, and knows its script and pipeline; `None`: nothing.
         scores: the output to compare models by.
-        wishes: what a call takes beside `make_batch`, to give a loss.
+        wishes: what a call takes beside `make_batch`, or in place of its parts, to give a loss.
         layers: those of its own that are trained beside an adapter.
         parameters: how the names of those begin that the base model lacks.
         reads_fusion: whether its outputs come from F_global, which retrieval computes for its losses alone.
@@ -151,6 +153,8 @@ BOXES = [
     [[0.2, 0.3, 0.3, 0.5], [0.8, 0.6, 0.3, 0.4]],
     [[0.55, 0.45, 0.02, 0.03]],
 ]
+# The two images that each of these texts is about, if it is about two.
+PAIRS = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 2], [0, 2]])
 # A new head is a row here.
 HEAD_FACTS = {
     HiViLTModel: HeadFacts(AutoModel, encoders={"vision": "swin", "text": "roberta"}),
@@ -195,11 +199,19 @@ HEAD_FACTS = {
         reads_fusion=False,
         encoders={"vision": "swin", "text": "roberta"},
     ),
+    HiViLTForImagesAndTextClassification: HeadFacts(
+        AutoModelForSequenceClassification,
+        scores="logits",
+        wishes={"labels": torch.tensor([0, 4, 2, 1, 3]), "image_index": PAIRS},
+        layers=("joint_projection", "joint_classifier"),
+        parameters=("joint_projection.", "joint_classifier."),
+        encoders={"vision": "clip", "text": "roberta"},
+    ),
 }
 MODEL_CLASSES = list(HEAD_FACTS)
 AUTO_CLASSES = {model_class.__name__: facts.auto_class for model_class, facts in HEAD_FACTS.items()}
-# Those that a batch of images and texts is enough for; another one reads captions, too.
-WITHOUT_CAPTIONS = [model_class for model_class in MODEL_CLASSES if model_class is not HiViLTForConditionalGeneration]
+# Those that `make_batch` is enough for; another one reads captions, too, and another several images for each text.
+OF_A_BATCH = [HiViLTModel, HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding]
 
 # The files that travel with every checkpoint.
 CODE = sorted(path.name for path in Path(hivilt.__file__).parent.glob("*_hivilt.py"))
