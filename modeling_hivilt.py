@@ -615,6 +615,11 @@ class HiViLTAnsweringModel(HiViLTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
 
+    @property
+    def answer_head(self) -> nn.Linear:
+        """The linear layer whose rows are the answers, of `config.id2label`."""
+        return getattr(self, self._classifier)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args, **kwargs):
         """As [`PreTrainedModel.from_pretrained`]; of another head's checkpoint `problem_type`, which says how that one learnt its
@@ -656,7 +661,7 @@ class HiViLTAnsweringModel(HiViLTPreTrainedModel):
         if not answers or len(set(answers)) != len(answers):
             raise ValueError(f"`answers` must be a list of different answers, got {len(answers)} of them.")
         known = {answer: index for index, answer in self.config.id2label.items()}
-        old = getattr(self, self._classifier)
+        old = self.answer_head
         new = nn.Linear(old.in_features, len(answers)).to(old.weight.device, old.weight.dtype)
         self._init_weights(new)
         with torch.no_grad():

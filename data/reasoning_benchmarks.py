@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, lmms_copies, read_json
 from hivilt.data.cells import read_json_rows
 from hivilt.data.drawn_pairs import read_drawn_pairs
+from hivilt.data.matching import Matching
 from hivilt.data.reasoning import Statement, read_label, read_sentence
-from hivilt.data.tables import TableImage, TableRow
+from hivilt.data.tables import TableRow
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,6 @@ _ASKED = re.compile(r"statement describing [^:]*: *(?P<sentence>.+?) *Is it true
 _LETTER = re.compile(r"^\(?[A-Z](?:\)|\.|:)\s*")
 
 SUGARCREPE_FILES = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
-
-
-class Matching(NamedTuple):
-    """Images and texts to be matched: of Winoground two of each, in the same order; of SugarCrepe an image, its caption and a
-    negative one. `kind` is that of the data set."""
-
-    images: tuple[str | TableImage, ...]
-    image_ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    kind: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

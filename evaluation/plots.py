@@ -25,7 +25,7 @@ class AnsweredQuestion(NamedTuple):
 
     image: Image.Image
     question: str
-    predictions: Sequence[Mapping[str, Any]]  # `{"answer": str, "score": float}`, best first
+    predictions: Sequence[Mapping[str, Any]]  # `{"answer": str, "score": float}`, best first; `None`: no probability
     answer: str | None  # the right answer; `None` where it is not known
 
 
@@ -88,19 +88,26 @@ def plot_training(
     figure.savefig(path, dpi=120)
 
 
-def plot_predictions(answered: Sequence[AnsweredQuestion], path: str | os.PathLike) -> None:
+def plot_predictions(
+    answered: Sequence[AnsweredQuestion],
+    path: str | os.PathLike,
+    title: str = "Question and best answers with their probabilities",
+) -> None:
     """A grid of images, row by row, with their question and the model's best answers."""
     if len(answered) == 0:
         raise ValueError("answered: there is no question to draw.")
     cells = []
     for image, question, predictions, answer in answered:
-        lines = [f"{textwrap.shorten(best['answer'], 42)}  {best['score']:.1%}" for best in predictions]
+        lines = [
+            textwrap.shorten(best["answer"], 42) + ("" if best["score"] is None else f"  {best['score']:.1%}")
+            for best in predictions
+        ]
         right = predictions[0]["answer"] == answer
         if answer is not None and not right:
             lines.append(f"(right: {textwrap.shorten(answer, 42)})")
         color = NEUTRAL if answer is None else RIGHT if right else WRONG
         cells.append(_Cell(image, _wrapped(question, 42, 3), "\n".join(lines), color))
-    _plot_grid(cells, "Question and best answers with their probabilities", path)
+    _plot_grid(cells, title, path)
 
 
 def plot_captions(captions: Sequence[GeneratedCaption], path: str | os.PathLike) -> None:

@@ -39,6 +39,9 @@ _GROUNDING_BENCHMARKS = {
     "flickr30k-entities": {"metric_for_best_model": "recall@1"},
     "daquar-grounding": {},
 }
+# Those that ask which text goes with which image are measured alone, on models of retrieval.
+_MATCHING_BENCHMARKS = {"winoground": {"do_predict": True}, "sugarcrepe": {"do_predict": True}}
+_REASONING_BENCHMARKS = {"pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
 
 
 @dataclass
@@ -289,3 +292,55 @@ class GroundingArguments(TaskArguments):
             raise ValueError(f"threshold: expected a score from 0 to 1, got {self.threshold}.")
         if self.calibrate:
             raise ValueError("calibrate: scores of boxes are not calibrated; leave it out, and choose a threshold.")
+
+
+@dataclass
+class ReasoningArguments(TaskArguments):
+    """What only reasoning over images has."""
+
+    benchmark: str | None = HfArg(
+        default=None,
+        help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: pairs, which are drawn, unless other data "
+        "is named. winoground and sugarcrepe measure a checkpoint of run_retrieval.py.",
+        metadata={"choices": list(_REASONING_BENCHMARKS)},
+    )
+    images_column: str = HfArg(
+        default="images", help="Column of a list of images, or columns with commas between, an image each."
+    )
+    sentence_column: str = HfArg(default="sentence", help="Column of what is said of them.")
+    label_column: str = HfArg(default="label", help="Column of what that is: true or false, or other words.")
+    statement_id_column: str | None = HfArg(default=None, help="Column copied to predictions.jsonl.")
+
+    defaults = {
+        **TaskArguments.defaults,
+        "output_dir": "outputs/reasoning",
+        "num_train_epochs": 20,
+        "per_device_train_batch_size": 4,  # sets of images, of about 18 statements each in drawn pairs
+        "per_device_eval_batch_size": 8,
+        "metric_for_best_model": "accuracy",
+    }
+    benchmark_defaults = _REASONING_BENCHMARKS
+
+    @property
+    def task(self) -> str:
+        if self.benchmark in _MATCHING_BENCHMARKS:
+            return "hivilt.tasks.matching:ImageTextMatching"
+        return "hivilt.tasks.reasoning:Reasoning"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.names_data():
+            self.benchmark = "pairs"
+        if self.benchmark == "pairs" and (given := self.data_dir or self.dataset_name):
+            raise ValueError(f"benchmark: pairs are drawn and read from nowhere; leave out {given!r}.")
+        if self.image_dir and not self.benchmark:
+            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
+        if self.benchmark in _MATCHING_BENCHMARKS:
+            if not self.model_name_or_path:
+                raise ValueError(
+                    f"benchmark: {self.benchmark} measures a checkpoint of run_retrieval.py; name one as --model_name_or_path."
+                )
+            if self.calibrate:
+                raise ValueError(
+                    f"calibrate: {self.benchmark} has no validation data to fit a temperature on; leave it out."
+                )

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,6 @@ from hivilt.data.grounding import (
     read_grounding_table,
 )
 from hivilt.data.grounding_benchmarks import GROUNDING_BENCHMARKS
-from hivilt.data.scenes import read_scenes
 from hivilt.data.tables import image_size, open_image
 from hivilt.evaluation.grounding import COUNTS, grounding_scores, phrase_recall
 from hivilt.evaluation.plots import GroundedExpression, plot_grounding
@@ -32,7 +30,7 @@ from hivilt.tasks.arguments import GroundingArguments
 from hivilt.tasks.task import Task, spread, write_rows
 from hivilt.training.cards import python_literal
 from hivilt.training.results import warn_of_few
-from hivilt.training.splits import read_splits
+from hivilt.training.splits import read_drawn, read_splits
 from hivilt.training.trainer import HiViLTTrainer
 
 logger = logging.getLogger("hivilt")
@@ -158,26 +156,15 @@ class Grounding(Task):
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[GroundedImage]]]:
         args = self.args
+        if args.benchmark == "scenes":
+            return read_drawn(args, splits, self.benchmark)
         columns = GroundingColumns(args.image_column, args.expression_column, args.boxes_column, args.image_id_column)
 
         def of_table(table, source, split, folder):
             form = {"box_form": args.box_form, "box_unit": args.box_unit, "boxes_needed": split != "test"}
             return read_grounding_table(table, columns, source, folder, **form)
 
-        if args.benchmark != "scenes":
-            return read_splits(args, splits, of_table, self.benchmark)
-        # Drawn at the size that the model sees, and no more than are used.
-        limits = {
-            "train": args.max_train_samples,
-            "validation": args.max_eval_samples,
-            "test": args.max_predict_samples,
-        }
-        drawn = {}
-        for split in splits:
-            read = partial(read_scenes, image_size=args.image_size, most=limits[split])
-            name, read_split = read_splits(args, [split], of_table, replace(self.benchmark, read_package=read))
-            drawn |= read_split
-        return name, drawn
+        return read_splits(args, splits, of_table, self.benchmark)
 
     def texts_of(self, example: GroundedImage) -> tuple[str, ...]:
         return example.expressions

@@ -168,7 +168,7 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         return calibrate(logits, labels) if _answered(labels).any() else None
 
     def _divide_scores(self, temperature: float) -> None:
-        for parameter in self.model.classifier.parameters():
+        for parameter in self.model.answer_head.parameters():
             parameter.div_(temperature)
 
     def _metrics(self, predictions: list[list[dict]], examples: list[VQAExample]) -> dict[str, Any]:

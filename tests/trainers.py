@@ -11,9 +11,15 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback, set_seed
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
+from hivilt import (
+    HiViLTForImagesAndTextClassification,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+)
 from hivilt.data.captions import CaptionCollator, CaptionDataset, CaptionedImage, CaptioningCollator
 from hivilt.data.grounding import GroundedImage, GroundingCollator, GroundingDataset
+from hivilt.data.reasoning import ReasoningCollator, ReasoningDataset, Statement
 from hivilt.data.vqa import VQACollator, VQADataset, VQAExample, WrittenAnswersCollator
 from hivilt.evaluation.captioning import cider_d, document_frequencies
 from hivilt.tasks.arguments import CaptioningArguments, GenerationArguments, VQAArguments
@@ -22,6 +28,7 @@ from hivilt.tasks.generation import prepare_to_write
 from hivilt.tasks.grounding import GroundingTrainer
 from hivilt.tasks.open_ended_answering import OpenEndedTrainer
 from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.reasoning import ReasoningTrainer
 from hivilt.tasks.retrieval import RetrievalTrainer
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.command import run_command
@@ -259,6 +266,42 @@ def make_grounding_trainer(
         callbacks=callbacks,
         threshold=threshold,
         measures_phrases=measures_phrases,
+    )
+
+
+# What is said of two of four images each; four items, of different numbers of statements, as no item shares an image.
+SAID = [[(0, 1), (1, 0), (1, 1)], [(2, 3)], [(4, 5), (5, 4)], [(6, 7), (7, 6), (6, 6), (7, 7), (7, 6)]]
+
+
+@pytest.fixture
+def stated(tmp_path):
+    """Eleven statements about pairs of eight images, `SAID`; those of an item are not next to each other."""
+    colors, said = ["red", "blue", "green", "yellow", "white", "black", "purple", "gray"], []
+    for number, color in enumerate(colors):
+        make_image(color, size=(31 - number, 23 + number)).save(tmp_path / f"{number}.png")
+    for turn in range(5):
+        for item, pairs in enumerate(SAID):
+            if turn < len(pairs):
+                names = tuple(map(str, pairs[turn]))
+                paths = tuple(str(tmp_path / f"{name}.png") for name in names)
+                sentence = ("the red circle", "two circle", "a blue square", "no red", "not blue")[turn]
+                label, group = ("True", "yes", "false")[(turn + item) % 3], str(item // 2)
+                said.append(Statement(f"{item}-{turn}", paths, names, sentence, label, ("a", "b")[turn % 2], group))
+    return said
+
+
+def make_reasoning_trainer(tmp_path, stated, callbacks=None, **arguments):
+    model = make_model(HiViLTForImagesAndTextClassification, weight_scale=6.0, id2label={0: "False", 1: "True"})
+    model.config.text_config.attention_probs_dropout_prob = 0.0
+    processor = make_processor()
+    return ReasoningTrainer(
+        model=with_dropout(model, 0.0),
+        args=make_arguments(tmp_path, **arguments),
+        train_dataset=ReasoningDataset(stated, seed=0),
+        eval_dataset=ReasoningDataset(stated),
+        data_collator=ReasoningCollator(processor, {"False": 0, "True": 1}),
+        processing_class=processor,
+        callbacks=callbacks,
     )
 
 

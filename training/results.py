@@ -23,7 +23,7 @@ from hivilt.training.trainer import HiViLTTrainer
 logger = logging.getLogger(__name__)
 
 # Benchmarks whose images are drawn at the size of `image_size`.
-_DRAWN = ("openmoji", "scenes")
+_DRAWN = ("openmoji", "scenes", "pairs")
 
 # What `results.json` tells of TrainingArguments.
 SETTINGS = ("seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")

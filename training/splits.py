@@ -4,6 +4,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,21 @@ def _named_splits(args: TaskArguments) -> dict[str, str | None]:
 
 def _read_benchmark(args: TaskArguments, splits: Collection[str], benchmark: Benchmark) -> dict[str, list]:
     official = {split: named or benchmark.splits.get(split) for split, named in _named_splits(args).items()}
-    if args.validation_split is None and (official["validation"] or "") in official["train"].split("+"):
+    if args.validation_split is None and (official["validation"] or "") in (official["train"] or "").split("+"):
         # What is trained on cannot be chosen by: images are held out instead.
         official["validation"] = None
     where = (args.data_dir, args.image_dir, args.dataset_name, args.dataset_config_name)
     return {split: benchmark.read(name, *where) for split, name in official.items() if name and split in splits}
+
+
+def read_drawn(args: TaskArguments, splits: Collection[str], benchmark: Benchmark) -> tuple[str, dict[str, list]]:
+    """As `read_splits`, of a benchmark that is drawn: at the size that the model sees, and no more than are used."""
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    drawn = {}
+    for split in splits:
+        read = partial(benchmark.read_package, image_size=args.image_size, most=limits[split])
+        drawn |= _read_benchmark(args, [split], replace(benchmark, read_package=read))
+    return benchmark.title, drawn
 
 
 def prepare_splits(

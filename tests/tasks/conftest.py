@@ -1,1 +1,1 @@
-from trainers import captioned, dataset, grounded, opened  # noqa: F401
+from trainers import captioned, dataset, grounded, opened, stated  # noqa: F401

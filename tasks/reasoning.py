@@ -1,0 +1,273 @@
+"""Reasoning over images: its data, its trainer, what it measures and reports."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hivilt.configuration_hivilt import HiViLTConfig
+from hivilt.data.augmentation import Augmentation
+from hivilt.data.reasoning import (
+    ReasoningCollator,
+    ReasoningDataset,
+    Statement,
+    StatementColumns,
+    label_ids,
+    label_words,
+    labels_by_spelling,
+    read_statements,
+)
+from hivilt.data.reasoning_benchmarks import REASONING_BENCHMARKS
+from hivilt.data.tables import open_image
+from hivilt.evaluation.plots import AnsweredQuestion, plot_predictions
+from hivilt.evaluation.reasoning import plain_label, statement_scores
+from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.reasoning_hivilt import HiViLTForImagesAndTextClassification
+from hivilt.tasks.arguments import ReasoningArguments
+from hivilt.tasks.question_answering import QuestionAnsweringTrainer
+from hivilt.tasks.task import Task, spread, write_rows
+from hivilt.training.cards import python_literal
+from hivilt.training.names import loading
+from hivilt.training.results import warn_of_few
+from hivilt.training.splits import read_drawn, read_splits
+
+logger = logging.getLogger("hivilt")
+
+GAP = 0.05  # between the images of a statement as they are drawn, of the height of the first
+
+
+class ReasoningTrainer(QuestionAnsweringTrainer):
+    """Trains and evaluates on a `ReasoningDataset`, in all else as question answering does. A batch is of statements with
+    their images; `per_device_train_batch_size` counts items of the data set, each of statements that share images, while losses
+    and metrics count statements.
+    """
+
+    unit = "statements"
+    place_name = "statement_index"
+
+    def is_labelled(self, example: Statement) -> bool:
+        return example.label is not None
+
+    def _metrics(self, predictions: list[list[dict]], examples: list[Statement]) -> dict[str, Any]:
+        known = [place for place, statement in enumerate(examples) if statement.label is not None]
+        if not known:
+            return {}
+        by = {
+            name: values if any(values) else None
+            for name, values in (
+                ("groups", [examples[place].group for place in known]),
+                ("kinds", [examples[place].kind for place in known]),
+            )
+        }
+        given, true = ([predictions[place][0]["answer"] for place in known], [examples[place].label for place in known])
+        metrics = statement_scores(given, true, **by)
+        if self.is_in_train:
+            return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
+        return metrics
+
+
+class Reasoning(Task):
+    """Tells which of some labels, mostly true or false, a sentence has of several images together."""
+
+    name = "reasoning over images"
+    script = "run_reasoning.py"
+    pipeline_tag = "visual-question-answering"  # the nearest of the Hub's
+    card_template = "reasoning.md"
+    arguments = ReasoningArguments
+    benchmarks = REASONING_BENCHMARKS
+    model_class = HiViLTForImagesAndTextClassification
+    trainer_class = ReasoningTrainer
+    label2id: dict[str, int] = {}  # once there is a model
+    num_images = 0  # the same
+
+    @property
+    def metric(self) -> str:
+        """The metric that is printed first, and that checkpoints are chosen by unless that is the loss."""
+        metric = self.training_args.metric_for_best_model.removeprefix("eval_")
+        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
+
+    def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[Statement]]]:
+        args = self.args
+        if args.benchmark == "pairs":
+            return read_drawn(args, splits, self.benchmark)
+        columns = StatementColumns(
+            args.images_column, args.sentence_column, args.label_column, args.statement_id_column
+        )
+        of_table = lambda table, source, split, folder: read_statements(table, columns, source, folder, split != "test")
+        return read_splits(args, splits, of_table, self.benchmark)
+
+    def texts_of(self, example: Statement) -> tuple[str]:
+        return (example.sentence,)
+
+    def make_model(self, train: list[Statement] | None) -> tuple[HiViLTForImagesAndTextClassification, HiViLTProcessor]:
+        """The model and its processor; if it trains, with the labels of the data as its classes."""
+        if train is None:
+            model, processor = super().make_model(None)
+        else:
+            labels, num_images, knows = self._labels(train), len(train[0].images), self._knows_labels()
+            if self.args.model_name_or_path and not knows:
+                # Another head's weights, which do not depend on it.
+                self.args.fusion = {**(self.args.fusion or {}), "num_images": num_images}
+            model, processor = super().make_model(train, id2label=dict(enumerate(labels)), num_images=num_images)
+            if list(model.config.id2label.values()) != labels and not (knows and self._are_known(labels, model.config)):
+                model.resize_answer_head(labels)
+            model.config.problem_type = "single_label_classification"
+        self.label2id, self.num_images = dict(model.config.label2id), model.config.num_images
+        return model, processor
+
+    def _labels(self, train: list[Statement]) -> list[str]:
+        """The classes: the labels of the training data, in the order of the checkpoint that training goes on from."""
+        labels = label_words(train)
+        if self.resumed is None:
+            return labels
+        config = HiViLTConfig.from_pretrained(self.resumed)
+        if not self._are_known(labels, config):
+            known, new = (", ".join(map(repr, words)) for words in (config.label2id, labels))
+            raise ValueError(
+                f"resume_from_checkpoint: {self.resumed} knows the labels {known}, but this run's are {new}; give the data that it "
+                "was trained with."
+            )
+        return [config.id2label[label] for label in sorted(config.id2label)]
+
+    @staticmethod
+    def _are_known(labels: Sequence[str], config: HiViLTConfig) -> bool:
+        """Whether these, in any spelling, are all that a model tells apart."""
+        known = labels_by_spelling(config.label2id)
+        return {known.get(plain_label(label)) for label in labels} == set(config.id2label)
+
+    def _knows_labels(self) -> bool:
+        """Whether the checkpoint that is trained on has this head; another's answers are none of its labels."""
+        name = self.args.model_name_or_path
+        if name is None:
+            return False
+        with loading("model_name_or_path", name):
+            return self.model_class.__name__ in (HiViLTConfig.get_config_dict(name)[0].get("architectures") or ())
+
+    def make_dataset(self, split: str, examples: list[Statement]) -> tuple[ReasoningDataset, dict[str, Any]]:
+        if (num_images := len(examples[0].images)) != self.num_images:
+            raise ValueError(
+                f"{split}: its statements are about {num_images} images each, but the model looks at {self.num_images} together "
+                "(config.num_images); train one on statements about as many."
+            )
+        facts = {
+            "images": len({image_id for statement in examples for image_id in statement.image_ids}),
+            "statements": len(examples),
+            "images_of_a_statement": num_images,
+        }
+        logger.info(f"{split}: {len(examples):,} statements about {facts['images']:,} images, {num_images} each")
+        if split != "train":
+            known = sum(statement.label is not None for statement in examples)
+            warn_of_few(split, known, "statements with a known label")
+            return ReasoningDataset(examples), facts
+        return ReasoningDataset(examples, seed=self.training_args.draw_seed), facts
+
+    def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> ReasoningCollator:
+        return ReasoningCollator(processor, self.label2id, augmentation)
+
+    def write(self, folder: Path, dataset: ReasoningDataset, predictions: list[list[dict]]) -> None:
+        write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
+        # From all over the split, of each item another statement.
+        groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]
+        shown = [group[number % len(group)] for number, group in enumerate(groups)]
+        cells = [drawn(dataset.examples[place], predictions[place]) for place in shown]
+        plot_predictions(cells, folder / "predictions.png")
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self.label2id)} if self.label2id else {}
+
+    def compare(
+        self, trainer: ReasoningTrainer, results: dict[str, Any], datasets: Mapping[str, ReasoningDataset]
+    ) -> tuple[str, float, float, int] | None:
+        """Beside the training statements' most frequent label, given to every statement."""
+        counts = Counter(label_ids(datasets["train"].examples, self.label2id))
+        label = max(self.label2id, key=lambda word: counts[self.label2id[word]])
+        for split in [split for split in ("validation", "test") if self.metric in results.get(split, {})]:
+            always = trainer.metrics_of_answer(label, datasets[split])
+            results[split] |= {f"{self.metric}_of_majority_label": always[self.metric], "majority_label": label}
+        validation = results.get("validation", {})
+        if (chance := validation.get(f"{self.metric}_of_majority_label")) is None:
+            return None
+        return self.metric, validation[self.metric], chance, validation["num_statements"]
+
+    def summary(self, results: Mapping[str, Any], split: str) -> str:
+        return summary_of(results[split], split, self.metric) if self.metric in results[split] else ""
+
+    def card(
+        self, trainer: ReasoningTrainer, results: Mapping[str, Any], splits: Mapping[str, list[Statement]]
+    ) -> dict[str, Any]:
+        names = dict.fromkeys([self.metric, "accuracy", "consistency"])
+        return {
+            "metrics": {name: name for name in names},
+            "metric_ids": ["accuracy"],
+            "tags": ["visual-reasoning"],
+            "image": "![Statements and what the model makes of them](predictions.png)",
+            "num_images": self.num_images,
+            "files": python_literal(self._files()),
+            "labels": ", ".join(self.label2id),
+            "sentence": python_literal(splits["validation"][0].sentence),
+        }
+
+    def try_next(self, folder: Path) -> str:
+        judge = f"pipeline('images-and-text-classification', {str(folder)!r}, trust_remote_code=True)"
+        asked = f"{self._files()}, 'both images show a circle'"
+        return f'python -c "from transformers import pipeline; print({judge}({asked}))"'
+
+    def _files(self) -> list[str]:
+        """Names of the images of a statement, to show how the model is asked."""
+        if self.num_images == 2:
+            return ["left.png", "right.png"]
+        return [f"image{number}.png" for number in range(1, self.num_images + 1)]
+
+
+def prediction_row(statement: Statement, best: list[dict]) -> dict[str, Any]:
+    """A statement of predictions.jsonl."""
+    known = {name: value for name in ("kind", "group") if (value := getattr(statement, name)) is not None}
+    scores = None if statement.label is None else statement_scores([best[0]["answer"]], [statement.label])
+    return {
+        "statement_id": statement.statement_id,
+        "images": list(statement.image_ids),
+        "sentence": statement.sentence,
+        **known,
+        "label": statement.label,
+        "predictions": best,
+        "correct": None if scores is None else bool(scores["accuracy"]),
+    }
+
+
+def drawn(statement: Statement, best: list[dict]) -> AnsweredQuestion:
+    """A statement of predictions.png, its images side by side."""
+    label = statement.label
+    if label is not None and statement_scores([best[0]["answer"]], [label])["accuracy"]:
+        label = best[0]["answer"]  # right, however it is spelled
+    return AnsweredQuestion(
+        side_by_side([open_image(image) for image in statement.images]), statement.sentence, best, label
+    )
+
+
+def side_by_side(images: list[Image.Image]) -> Image.Image:
+    """Images of one height, the first one's, from left to right, with white between them."""
+    height = images[0].height
+    resized = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    gap = max(1, round(GAP * height))
+    row = Image.new("RGB", (sum(image.width + gap for image in resized) - gap, height), "white")
+    left = 0
+    for image in resized:
+        row.paste(image, (left, 0))
+        left += image.width + gap
+    return row
+
+
+def summary_of(measured: Mapping[str, Any], split: str, metric: str) -> str:
+    """The metric that counts, the others, and these by kind of statement where the data tells kinds, as lines."""
+    names = [name for name in dict.fromkeys([metric, "accuracy", "consistency"]) if name in measured]
+    told = lambda measures: ", ".join(f"{name} {measures[name]:.4f}" for name in names if name in measures)
+    lines = [f"{split}: {told(measured)} on {measured['num_statements']:,} statements"]
+    if (always := measured.get(f"{metric}_of_majority_label")) is not None:
+        frequent = f"always {measured['majority_label']!r}, the most frequent training label"
+        lines.append(f"  {frequent}: {metric} {always:.4f}")
+    for kind, measures in measured.get("by_kind", {}).items():
+        lines.append(f"  {kind}: {told(measures)} on {measures['num_statements']:,}")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""What judges each statement, and measures statements where Trainer counts items."""
+
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+from trainers import SAID, assert_a_step_is_one_mean, make_reasoning_trainer
+
+from hivilt.data.reasoning import ReasoningDataset
+from hivilt.data.tables import open_image
+from hivilt.evaluation.reasoning import statement_scores
+from hivilt.tasks.reasoning import drawn, prediction_row, side_by_side, summary_of
+from tiny import make_image
+
+
+def alone(trainer, statement):
+    """What the model gives of a statement by itself, with its loss."""
+    images = [[open_image(image) for image in statement.images]]
+    inputs = trainer.processing_class(images=images, text=[statement.sentence], return_tensors="pt")
+    label = {"True": 1, "yes": 1, "false": 0}[statement.label]
+    with torch.no_grad():
+        return trainer.model.eval()(**inputs, labels=torch.tensor([label]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_statement_gets_its_labels_in_order(tmp_path, stated, batch_size):
+    trainer = make_reasoning_trainer(tmp_path, stated, per_device_eval_batch_size=batch_size)
+    output = trainer.predict(trainer.eval_dataset)
+    apart = [alone(trainer, statement) for statement in stated]
+    for found, expected in zip(output.predictions, apart, strict=True):
+        probabilities = dict(zip(("False", "True"), expected.logits[0].softmax(dim=-1).tolist(), strict=True))
+        assert {best["answer"]: best["score"] for best in found} == pytest.approx(probabilities, abs=1e-5)
+        assert found[0]["score"] >= found[1]["score"]
+    assert len({found[0]["score"] for found in output.predictions}) == 11
+
+    metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
+    assert metrics["loss"] == pytest.approx(sum(one.loss.item() for one in apart) / 11, rel=1e-5)
+    given = [found[0]["answer"] for found in output.predictions]
+    fields = {name: [getattr(one, name[:-1]) for one in stated] for name in ("labels", "groups", "kinds")}
+    expected = statement_scores(given, fields["labels"], fields["groups"], fields["kinds"])
+    assert {name: metrics[name] for name in expected} == expected and metrics["num_groups"] == 2
+    assert trainer.metric_names(trainer.eval_dataset) == {"loss", "accuracy", "consistency"}
+
+
+@pytest.mark.checklist("5")
+def test_the_loss_of_a_step_is_the_mean_over_its_statements_however_it_is_accumulated(tmp_path, stated):
+    make = partial(make_reasoning_trainer, tmp_path, stated)
+    mean = lambda trainer: sum(alone(trainer, statement).loss.item() for statement in stated) / 11
+    assert_a_step_is_one_mean(make, mean, 11)
+
+
+@pytest.mark.checklist("10")
+def test_evaluation_encodes_each_image_once_for_all_statements(tmp_path, stated):
+    trainer = make_reasoning_trainer(tmp_path, stated)
+    encoded = []
+    trainer.model.base_model.vision_model.register_forward_hook(
+        lambda module, args, output: encoded.append(len(output.last_hidden_state))
+    )
+    trainer.evaluate()
+    assert encoded == [4, 4] and sum(map(len, SAID)) == 11
+
+
+def test_statements_without_a_label_are_judged_and_not_measured(tmp_path, stated):
+    trainer = make_reasoning_trainer(tmp_path, stated)
+    whole = trainer.predict(trainer.eval_dataset)
+    output = trainer.predict(ReasoningDataset([one._replace(label=None) for one in stated]))
+    assert output.predictions == whole.predictions
+    assert not {"test_loss", "test_accuracy", "test_num_statements"} & output.metrics.keys()
+    some = trainer.predict(ReasoningDataset([stated[0]._replace(label=None), *stated[1:]]))
+    assert some.predictions == whole.predictions and some.metrics["test_num_statements"] == 10
+
+
+def test_calibration_divides_the_scores_of_the_last_layer(tmp_path, stated):
+    trainer = make_reasoning_trainer(tmp_path, stated)
+    before = alone(trainer, stated[0]).logits
+    trainer.calibrate()
+    torch.testing.assert_close(alone(trainer, stated[0]).logits, before / trainer.calibration["temperature"])
+
+
+def test_a_row_of_predictions(stated):
+    best = [{"answer": "True", "score": 0.75}, {"answer": "False", "score": 0.25}]
+    row = prediction_row(stated[4], best)
+    assert row == {
+        "statement_id": "0-1",
+        "images": ["1", "0"],
+        "sentence": "two circle",
+        "kind": "b",
+        "group": "0",
+        "label": "yes",
+        "predictions": best,
+        "correct": True,
+    }
+    assert prediction_row(stated[4]._replace(label="no"), best)["correct"] is False
+    bare = prediction_row(stated[4]._replace(label=None, kind=None, group=None), best)
+    assert bare["label"] is bare["correct"] is None and not {"kind", "group"} & bare.keys()
+
+
+def test_images_of_a_statement_are_drawn_in_order_side_by_side(stated):
+    row = side_by_side([make_image("red", (20, 10)), make_image("blue", (30, 20)), make_image("green", (2, 40))])
+    assert row.size == (20 + 1 + 15 + 1 + 1, 10)
+    pixels = [row.getpixel((x, 5)) for x in (10, 20, 28, 36, 37)]
+    assert pixels[1] == pixels[3] == (255, 255, 255)
+    assert [max(range(3), key=pixels[x].__getitem__) for x in (0, 2, 4)] == [0, 2, 1]
+
+    cell = drawn(stated[4], [{"answer": "True", "score": 0.75}])
+    assert (cell.question, cell.answer) == ("two circle", "True")  # which "yes" is another spelling of
+    assert isinstance(cell.image, Image.Image)
+    assert drawn(stated[4], [{"answer": "False", "score": 0.75}]).answer == "yes"
+
+
+def test_a_summary_tells_what_was_measured():
+    measured = {"num_statements": 1234, "accuracy": 0.5, "consistency": 0.25}
+    measured |= {"accuracy_of_majority_label": 0.5, "majority_label": "True"}
+    measured["by_kind"] = {"one": {"num_statements": 4, "accuracy": 1.0}}
+    assert summary_of(measured, "test", "accuracy").splitlines() == [
+        "test: accuracy 0.5000, consistency 0.2500 on 1,234 statements",
+        "  always 'True', the most frequent training label: accuracy 0.5000",
+        "  one: accuracy 1.0000 on 4",
+    ]
