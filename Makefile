@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install vqa retrieval grounding weights app test test-all stress browser versions lint format clean
+.PHONY: help install vqa retrieval grounding reasoning weights app test test-all stress browser versions lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ retrieval: .venv/.installed  ## image-text retrieval: make retrieval ARGS="..."
 
 grounding: .venv/.installed  ## boxes of what a text means: make grounding ARGS="--train_file train.jsonl"
 	$(BIN)/python run_grounding.py $(ARGS)
+
+reasoning: .venv/.installed  ## statements about several images: make reasoning ARGS="--train_file train.jsonl"
+	$(BIN)/python run_reasoning.py $(ARGS)
 
 CHECKPOINT := config.json model.safetensors processor_config.json tokenizer.json tokenizer_config.json results.json
 

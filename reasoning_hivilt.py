@@ -4,7 +4,7 @@
                                         |
     each text fused with each of its n images -> F_global of every pair, `(B_t, n, d)`
                                         |
-    joined in the order of the images, `(B_t, n d)` -> two linear layers -> the answers of `config.id2label`
+    joined in the order of the images, and multiplied, `(B_t, 2 n d)` -> linear -> the answers of `config.id2label`
 
 Letters in shapes are those of `fusion_hivilt.py`; `n` is `config.num_images`.
 """
@@ -38,11 +38,34 @@ class HiViLTImagesAndTextClassificationOutput(HiViLTQuestionAnsweringOutput):
     """
 
 
+class HiViLTJointProjection(nn.Module):
+    """What the fused states of a text with each of its images say together: a projection of all of them side by side, and the
+    product of one projection of each (low-rank bilinear pooling, Kim et al. 2017, arXiv 1610.04325). "Exactly one" and "as many"
+    are linear in products of what each image shows, and in nothing that an image shows alone.
+    """
+
+    def __init__(self, config: HiViLTConfig):
+        super().__init__()
+        width = config.num_images * config.hidden_size
+        self.state_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.together = nn.Linear(width, width)
+        self.each = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in range(config.num_images))
+        self.norm = nn.LayerNorm(2 * width, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(B_t, n, d)` -> `(B_t, 2 n d)`."""
+        states = self.state_norm(states)
+        factors = [project(states[:, place]) for place, project in enumerate(self.each)]
+        product = torch.stack(factors).prod(dim=0)
+        return self.activation(self.norm(torch.cat([self.together(states.flatten(1)), product], dim=-1)))
+
+
 class HiViLTForImagesAndTextClassification(HiViLTAnsweringModel):
     """HiViLT with a classifier over what a text says of `config.num_images` images together, in their order: "the left image
     has more dogs than the right one". Each text is fused with each of its images, and the classifier reads all `F_global`
-    side by side, as that of ViLT (arXiv 2102.03334) reads the pooled states of one pass an image. Here an image is encoded
-    once, however many texts and lists it is part of.
+    side by side, as that of ViLT (arXiv 2102.03334) reads the pooled states of one pass an image, and a product of them.
+    Here an image is encoded once, however many texts and lists it is part of.
 
     ```python
     inputs = processor(images=[[a, b], [a, c]], text=["both are dogs", "one is a cat"], return_tensors="pt")
@@ -63,11 +86,8 @@ class HiViLTForImagesAndTextClassification(HiViLTAnsweringModel):
     def __init__(self, config: HiViLTConfig):
         super().__init__(config)
         self.model = HiViLTModel(config)
-        width = config.num_images * config.hidden_size
-        self.joint_projection = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width, eps=config.layer_norm_eps), ACT2FN[config.hidden_act]
-        )
-        self.joint_classifier = nn.Linear(width, config.num_labels)
+        self.joint_projection = HiViLTJointProjection(config)
+        self.joint_classifier = nn.Linear(2 * config.num_images * config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -112,9 +132,9 @@ class HiViLTForImagesAndTextClassification(HiViLTAnsweringModel):
 
         text_index = torch.arange(num_texts, device=text_states.global_state.device).repeat_interleave(num_images)
         outputs = self.model.fuse(image_states, text_states, image_index, text_index, **kwargs)
-        # (B_t n, d) -> (B_t, n d)
-        joined = outputs.global_fusion_state.view(num_texts, num_images * self.config.hidden_size)
-        logits = self.joint_classifier(self.joint_projection(joined))
+        # (B_t n, d) -> (B_t, n, d)
+        states = outputs.global_fusion_state.unflatten(0, (num_texts, num_images))
+        logits = self.joint_classifier(self.joint_projection(states))
 
         return HiViLTImagesAndTextClassificationOutput(
             loss=None if labels is None else self._classification_loss(logits, labels),

@@ -2,8 +2,8 @@
 
 All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
 every vision level and of the text, and give the state that the head classifies, and for visual grounding the vision
-tokens that it finds boxes in. Late fusion, whose vision tokens have not met the text, is a dual encoder there. ViLT has
-no encoders; it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained
+tokens that it finds boxes in. Late fusion, whose vision tokens have not met the text, is a dual encoder there. In reasoning
+over pairs of images there are also a HiViLT that sees none of them and one that sees the left one alone. ViLT has no encoders; it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained
 encoders, which are frozen, there is no ViLT, and contestants are of one size in what trains.
 """
 
@@ -21,11 +21,17 @@ from transformers import (
     PreTrainedConfig,
     ViltConfig,
     ViltForImageAndTextRetrieval,
+    ViltForImagesAndTextClassification,
     ViltForQuestionAnswering,
     ViltModel,
 )
 
-from hivilt import HiViLTConfig, HiViLTForRetrieval, HiViLTForVisualGrounding
+from hivilt import (
+    HiViLTConfig,
+    HiViLTForImagesAndTextClassification,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+)
 from hivilt.fusion_hivilt import (
     HiViLTImageStates,
     HiViLTLevel,
@@ -89,11 +95,12 @@ class OtherFusion(nn.Module):
     def forward(self, step: str, *args, **kwargs):
         return getattr(self, step)(*args, **kwargs)
 
-    def fuse(self, images, texts, image_index=None, **kwargs) -> HiViLTModelOutput:
+    def fuse(self, images, texts, image_index=None, text_index=None, **kwargs) -> HiViLTModelOutput:
         levels = [level.flatten(1, 2) for level in images.level_states]
         vision, vision_global = select(torch.cat(levels, dim=1), image_index), select(images.global_state, image_index)
-        text, text_global = texts.level_states[0], texts.global_state
-        fused, vision, text = self.join(vision, vision_global, text, text_global, texts.attention_mask)
+        words = (texts.level_states[0], texts.global_state, texts.attention_mask)
+        text, text_global, text_mask = (select(one, text_index) for one in words)
+        fused, vision, text = self.join(vision, vision_global, text, text_global, text_mask)
         # Retrieval compares what both became together with the text, in the space of the embeddings.
         outputs = {"global_fusion_state": fused, "vision_global_state": fused, "text_global_state": text_global}
         if kwargs.get("output_hidden_states"):  # the levels, each with the words, as visual grounding reads them
@@ -201,6 +208,36 @@ class ViltOnGroups(ViltForQuestionAnswering):
         logits = super().forward(input_ids, attention_mask, image_embeds=patches, pixel_mask=seen).logits
         loss = None if labels is None else classification_loss(logits, labels)
         return HiViLTQuestionAnsweringOutput(loss=loss, logits=logits)
+
+
+class ViltOnPairs(ViltForImagesAndTextClassification):
+    """ViLT that takes HiViLT's batches of statements about several images each, with integer labels."""
+
+    accepts_loss_kwargs = False
+
+    def forward(self, input_ids, attention_mask, pixel_values, image_index, labels=None):
+        patches = vilt_patches(self, pixel_values)[image_index]  # (B_i, N, d) -> (B_t, n, N, d)
+        seen = attention_mask.new_ones(*patches.shape[:3], 1)
+        logits = super().forward(input_ids, attention_mask, image_embeds=patches, pixel_mask=seen).logits
+        loss = None if labels is None else classification_loss(logits, labels)
+        return HiViLTQuestionAnsweringOutput(loss=loss, logits=logits)
+
+
+class OfText(HiViLTForImagesAndTextClassification):
+    """HiViLT that sees black in place of every image."""
+
+    def forward(self, *args, **images):
+        for name in [name for name in ("pixel_values", "feature_maps") if images.get(name) is not None]:
+            kind = type(images[name])
+            images[name] = images[name] * 0 if kind is torch.Tensor else kind(maps * 0 for maps in images[name])
+        return super().forward(*args, **images)
+
+
+class OfOneImage(HiViLTForImagesAndTextClassification):
+    """HiViLT that sees the first image of a statement in place of all of them."""
+
+    def forward(self, *args, image_index, **kwargs):
+        return super().forward(*args, image_index=image_index[:, :1].expand_as(image_index), **kwargs)
 
 
 class ViltForPairs(ViltForImageAndTextRetrieval):
@@ -384,7 +421,7 @@ def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=64,
-        modality_type_vocab_size=2,
+        modality_type_vocab_size=1 + fields.get("num_images", 1),  # the text, and each image
         initializer_range=128**-0.5,
         contrastive_loss_weight=0.0,
         auxiliary_loss_weight=1.0,
@@ -396,7 +433,13 @@ def make_vilt(head: Head, vocab_size: int, image_size: int, width: int, **fields
         model = make_hivilt(head, vocab_size, image_size, usual_width(), **size)
         model.model = ViltOnGrid(config)
         return model
-    return (ViltForPairs if head is HiViLTForRetrieval else ViltOnGroups)(config)
+    own = {HiViLTForRetrieval: ViltForPairs, HiViLTForImagesAndTextClassification: ViltOnPairs}
+    return own.get(head, ViltOnGroups)(config)
+
+
+def of_some_images(kind: Head, head: Head, *args, **fields):
+    """A HiViLT that is not shown all images of a statement."""
+    return make_hivilt(kind, *args, **fields)
 
 
 CONTESTANTS: dict[str, Callable[..., nn.Module]] = {
@@ -415,6 +458,8 @@ CONTESTANTS: dict[str, Callable[..., nn.Module]] = {
     "without the product": without_product,
     "without positions": partial(make_hivilt, use_position_embeddings=False),
     "sparse, k = 4": partial(make_hivilt, fusion_top_k=4),
+    "text only": partial(of_some_images, OfText),
+    "one image only": partial(of_some_images, OfOneImage),
 }
 
 # Trained for as many FLOPs as another, and so for fewer or more steps than all others.
@@ -429,11 +474,13 @@ AT_EQUAL_FLOPS = {
 # both, as ViLT's is over pixels and words, is the single stream, which stands for it there at HiViLT's FLOPs, too.
 FROM_PIXELS_ALONE = ("ViLT", "ViLT, HiViLT's FLOPs")
 ON_FROZEN_ALONE = ("single stream (VisualBERT), HiViLT's FLOPs",)
+ON_PAIRS_ALONE = ("text only", "one image only")
 
 
-def contestants_of(frozen: bool) -> list[str]:
-    """Those of `CONTESTANTS` that there are on frozen encoders, or on encoders that train."""
-    return [name for name in CONTESTANTS if name not in (FROM_PIXELS_ALONE if frozen else ON_FROZEN_ALONE)]
+def contestants_of(frozen: bool, pairs: bool) -> list[str]:
+    """Those of `CONTESTANTS` that there are on frozen encoders, or on encoders that train, and for pairs of images or not."""
+    left_out = (FROM_PIXELS_ALONE if frozen else ON_FROZEN_ALONE) + (() if pairs else ON_PAIRS_ALONE)
+    return [name for name in CONTESTANTS if name not in left_out]
 
 
 def make(name: str, head: Head, vocab_size: int, image_size: int, encoders: Encoders | None = None, **fields):

@@ -23,6 +23,9 @@ Scenes are drawn, and expressions about them are found: all have HiViLT's pyrami
 expressions that mean one thing, told by kind too; of `several` it is the share with all boxes found and none besides, of
 `none` the share without a box, to be read beside the share of the others that have one, the target accuracy.
 
+Pairs are drawn, and statements about both images are true or false, by kind too. Beside the others are a HiViLT that sees
+black in place of the images, and one that sees the left image in place of both.
+
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
 and draws an image. One GPU if there is one, in float32 as on a CPU; `--processes` many trainings at once, of one thread
@@ -59,6 +62,8 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionDataset
 from hivilt.data.grounding import GroundingDataset
 from hivilt.data.grounding_benchmarks import GROUNDING_BENCHMARKS
+from hivilt.data.reasoning import ReasoningDataset, label_words
+from hivilt.data.reasoning_benchmarks import REASONING_BENCHMARKS
 from hivilt.data.tables import hold_out
 from hivilt.data.vqa import (
     VQACollator,
@@ -72,6 +77,7 @@ from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.tasks.grounding import Grounding
 from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.reasoning import Reasoning
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
@@ -82,12 +88,14 @@ from hivilt.training.results import environment
 from peers import count_flops
 from plots import plot_study
 
-BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS, **GROUNDING_BENCHMARKS}
+BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS, **GROUNDING_BENCHMARKS, **REASONING_BENCHMARKS}
 SEARCH_SEED = 0
 # On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
 # 7 x 7, and the last one.
 FUSION = {"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 128}
 FUSION |= {"vision_levels": [11, 16], "vision_strides": [2, 1]}
+# Of statements about drawn pairs.
+KINDS = ("one", "other", "same", "total", "both", "neither", "each", "more")
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
@@ -172,6 +180,8 @@ TRIALS = {
             "none": "no_target_accuracy",
         },
     ),
+    # 4,448 steps, of four sets of images each.
+    "Pairs": Trial("pairs", 64, 32, 4, learning_rates=(4e-4,), kinds=dict.fromkeys(KINDS, "accuracy")),
 }
 
 
@@ -191,7 +201,7 @@ class Data:
 @cache
 def read(trial: Trial, data_dir: Path | None, encoders: Encoders | None = None) -> Data:
     """The same at every call: which images are taken and held out does not depend on the seed of a training."""
-    makers = {Retrieval: captions, Grounding: expressions, QuestionAnswering: questions}
+    makers = {Retrieval: captions, Grounding: expressions, Reasoning: statements, QuestionAnswering: questions}
     task_class = next(one for one in makers if trial.benchmark in one.benchmarks)
     folder = None if data_dir is None else str(data_dir)
     arguments = {"benchmark": trial.benchmark, "data_dir": folder, "image_size": trial.image_size, **trial.arguments}
@@ -234,6 +244,16 @@ def expressions(task: Grounding, trial: Trial, splits: dict[str, list], encoders
     processor = make_processor(trial, [text for example in splits["train"] for text in example.expressions], encoders)
     datasets = {split: GroundingDataset(rows, seed=0 if split == "train" else None) for split, rows in splits.items()}
     return Data(task, **datasets, collator=task.collator(processor, None), processor=processor, fields={**trial.fields})
+
+
+def statements(task: Reasoning, trial: Trial, splits: dict[str, list], encoders: Encoders | None) -> Data:
+    labels = label_words(splits["train"])
+    task.label2id = {label: place for place, label in enumerate(labels)}
+    processor = make_processor(trial, [example.sentence for example in splits["train"]], encoders)
+    datasets = {split: ReasoningDataset(rows, seed=0 if split == "train" else None) for split, rows in splits.items()}
+    fields = {"id2label": dict(enumerate(labels)), "num_images": datasets["train"].num_images}
+    fields |= {"problem_type": "single_label_classification", **trial.fields}
+    return Data(task, **datasets, collator=task.collator(processor, None), processor=processor, fields=fields)
 
 
 def make_processor(trial: Trial, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
@@ -426,7 +446,8 @@ def table(results: Mapping[str, Any]) -> str:
     for task, rows in summary(results).items():
         columns = list(next(iter(rows.values()))["accuracy"])
         # Where a benchmark has families of questions, theirs is shown.
-        shown = [column for column in columns if column != "accuracy" or len(columns) == 1]
+        has_families = columns[1:2] == ["relational"]
+        shown = [column for column in columns if column != "accuracy" or not has_families]
         # Of many columns, the first alone, by which learning rates are chosen.
         compared = shown if len(shown) <= 3 else shown[:1]
         heads = [cell for column in shown for cell in (column, "beside HiViLT")[: 1 + (column in compared)]]
@@ -528,10 +549,16 @@ def main(argv: list[str] | None = None) -> dict:
         encoders = Encoders(args.vision_model, args.text_model, fusion, cache_dir=args.cache_dir)
 
     waiting = [
-        (task, name) for task in args.tasks for name in args.contestants if name in contestants_of(TRIALS[task].frozen)
+        (task, name)
+        for task in args.tasks
+        for name in args.contestants
+        if name in contestants_of(TRIALS[task].frozen, TRIALS[task].benchmark in REASONING_BENCHMARKS)
     ]
     if not waiting:
-        parser.error("contestants: those that read pixels are left out where encoders are frozen; name another.")
+        parser.error(
+            "contestants: those that read pixels are left out where encoders are frozen, and those that see some of several "
+            "images but in pairs; name another."
+        )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "fusion_study.json"
     results: dict[str, Any] = {"searched": {}, "runs": {}}

@@ -1,6 +1,6 @@
 """Statements about pairs of drawn images: for reasoning over images where no data set is at hand.
 
-    drawn_pairs("train", 556)            10,008 statements about 3,336 images of 64 x 64 pixels
+    drawn_pairs("train", 1_200)          40,800 statements about 7,200 images of 64 x 64 pixels
 
 An image holds four to six things on white, as those of `hivilt.data.scenes`. A phrase is `[color] noun`, the noun is a shape or
 "shape"; an image shows it if at least one thing has all its words. Statements are English, of eight kinds; P and Q are phrases
@@ -29,6 +29,11 @@ all is drawn apart from that.
     each          (A, C) (C, B) true       (C, A) (B, C) false
     more          (X1, X0) (X2, X1) ...    (X0, X1) (X1, X2) ...      the same pairs the other way round
 
+Sets to train on have one kind more, of which one image tells all, to begin with: without it nothing is learned of the others for
+as long as we looked.
+
+    side     the left image shows a P, or the right one; the left image has two Ps
+
 Of the first four kinds the sentence and one image tell nothing either: each image on the left, and each on the right, is in
 one true statement and in one false statement of the sentence. For the others no data can be so. Where not both images show a P,
 one of them says so alone: if half of the statements are true, who sees the left images and who sees the right ones are right on
@@ -37,16 +42,17 @@ other, so one image gives 62.5 %. Over all kinds it is 58 %.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import NamedTuple, get_args
 
 from hivilt.data.captions import Split
 from hivilt.data.reasoning import Statement
 from hivilt.data.scenes import COLORS, SHAPES, WORDS, Phrase, Thing, draw_scenes, place_things
+from hivilt.data.tables import TableImage
 
-# How many sets each split of `read_drawn_pairs` has: 10,008, 1,008 and 2,016 statements.
-NUM_SETS = {"train": 556, "validation": 56, "test": 112}
+# How many sets each split of `read_drawn_pairs` has: 40,800, 1,008 and 2,016 statements.
+NUM_SETS = {"train": 1_200, "validation": 56, "test": 112}
 # The most Ps that are counted in one image.
 MOST_COUNTED = 4
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
@@ -55,7 +61,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 Pair = tuple[str, str]
 
 
-class _Said(NamedTuple):
+class Said(NamedTuple):
     """A sentence, the pairs of which it is true, and those of which it is false."""
 
     kind: str
@@ -63,7 +69,7 @@ class _Said(NamedTuple):
     true: Sequence[Pair]
     false: Sequence[Pair]
 
-    def turned(self, draw: random.Random) -> "_Said":
+    def turned(self, draw: random.Random) -> "Said":
         """All pairs the other way round, or none."""
         if draw.random() < 0.5:
             return self
@@ -71,10 +77,11 @@ class _Said(NamedTuple):
 
 
 class _Set(NamedTuple):
-    """Images by their names, as what is in them, and what is said of them."""
+    """Images by their names, as what is in them, what is said of pairs of them, and of one of a pair."""
 
     images: dict[str, list[Thing]]
-    said: list[_Said]
+    said: list[Said]
+    said_of_one: list[Said]
 
 
 _SAME = (("A", "A'"), ("B", "B'"))
@@ -84,7 +91,8 @@ _PHRASES = [Phrase(None, color, shape) for color in (None, *COLORS) for shape in
 
 
 def drawn_pairs(split: Split, num_sets: int, seed: int = 0, image_size: int = 64) -> list[Statement]:
-    """The statements of so many sets of a split; a set has twenty statements about five images or sixteen about seven, by turns.
+    """The statements of so many sets of a split; a set has twenty statements about five images or sixteen about seven, by turns,
+    and of "train" sixteen more, of the kind "side".
 
     Labels are "True" and "False". Statements of a set with the same sentence have the same `group`. Each set has its own random
     numbers, of seed, split and number, so fewer sets are the first of more. Images are kept in memory as PNG files, less than a
@@ -113,16 +121,24 @@ def drawn_pairs(split: Split, num_sets: int, seed: int = 0, image_size: int = 64
         for name in made.images:
             shown[name] = (f"{split}_{num_images:06d}", next(images))
             num_images += 1
-        labelled = []
-        for place, said in enumerate(made.said):
-            group = f"{split}_{number:05d}_{place}"
-            for label, pairs in (("True", said.true), ("False", said.false)):
-                labelled += [(said, group, label, pair) for pair in pairs]
-        draw.shuffle(labelled)
-        for place, (said, group, label, pair) in enumerate(labelled):
-            image_ids, files = zip(*(shown[name] for name in pair), strict=True)
-            statement_id = f"{split}_{number:05d}_{place:02d}"
-            statements.append(Statement(statement_id, files, image_ids, said.sentence, label, said.kind, group))
+        said = made.said + (made.said_of_one if split == "train" else [])
+        statements += statements_of_set(draw, f"{split}_{number:05d}", shown, said)
+    return statements
+
+
+def statements_of_set(
+    draw: random.Random, name: str, images: Mapping[str, tuple[str, str | TableImage]], said: Iterable[Said]
+) -> list[Statement]:
+    """What is said of a set, in an order that is drawn. `images` has the id and the file of each."""
+    labelled = []
+    for place, one in enumerate(said):
+        for label, pairs in (("True", one.true), ("False", one.false)):
+            labelled += [(one, f"{name}_{place}", label, pair) for pair in pairs]
+    draw.shuffle(labelled)
+    statements = []
+    for place, (one, group, label, pair) in enumerate(labelled):
+        image_ids, files = zip(*(images[image] for image in pair), strict=True)
+        statements.append(Statement(f"{name}_{place:02d}", files, image_ids, one.sentence, label, one.kind, group))
     return statements
 
 
@@ -139,22 +155,27 @@ def _set_of_shown(draw: random.Random, image_size: int) -> _Set:
     images |= {name: _image(draw, image_size, {p: 0, q: draw.randint(1, 2)}) for name in ("B", "B'")}
     images["C"] = _image(draw, image_size, {p: 1, q: 1})
 
-    a_p, a_q = (f"a {phrase.text()}" for phrase in (p, q))
-    first, second = draw.sample((a_p, a_q), 2)
-    said = [_Said("one", f"exactly one image shows {phrase}", _DIFFERENT, _SAME) for phrase in (first, second)]
-    said.append(_Said("other", f"one image shows {first} and the other one {second}", _DIFFERENT, _SAME))
+    return _Set(images, *said_of_shown(draw, *(f"a {phrase.text()}" for phrase in (p, q))))
+
+
+def said_of_shown(draw: random.Random, p: str, q: str) -> tuple[list[Said], list[Said]]:
+    """What is said of a set of five images, A and A' that show what the text `p` names, B and B' that show `q`, and C that shows
+    both: of pairs of them, and of one of a pair."""
+    first, second = draw.sample((p, q), 2)
+    said = [Said("one", f"exactly one image shows {phrase}", _DIFFERENT, _SAME) for phrase in (first, second)]
+    said.append(Said("other", f"one image shows {first} and the other one {second}", _DIFFERENT, _SAME))
     for kind, text in (("both", "both images show"), ("neither", "neither image shows")):
-        phrase, without = draw.choice(((a_p, _SAME[1]), (a_q, _SAME[0])))
+        phrase, without = draw.choice(((p, _SAME[1]), (q, _SAME[0])))
         true = without if kind == "neither" else next(pair for pair in _SAME if pair != without)
-        said.append(_Said(kind, f"{text} {phrase}", [true], [draw.choice(_DIFFERENT)]))
+        said.append(Said(kind, f"{text} {phrase}", [true], [draw.choice(_DIFFERENT)]))
     said = [one.turned(draw) for one in said]
 
     p_then_q, q_then_p = [("A", "C"), ("C", "B")], [("C", "A"), ("B", "C")]
     if draw.random() < 0.5:
-        said.append(_Said("each", f"the left image shows {a_p} and the right one {a_q}", p_then_q, q_then_p))
+        said.append(Said("each", f"the left image shows {p} and the right one {q}", p_then_q, q_then_p))
     else:
-        said.append(_Said("each", f"the right image shows {a_p} and the left one {a_q}", q_then_p, p_then_q))
-    return _Set(images, said)
+        said.append(Said("each", f"the right image shows {p} and the left one {q}", q_then_p, p_then_q))
+    return said, [*_said_of_one(f"shows {p}", "A", "B"), *_said_of_one(f"shows {q}", "B", "A")]
 
 
 def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
@@ -169,8 +190,8 @@ def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
     total, things = fewer + more, p.text(plural=True)
     in_all = f"there are {NUMBERS[total]} {things} in all" if total > 1 else f"there is one {p.text()} in all"
     said = [
-        _Said("same", f"both images have the same number of {things}", same, different).turned(draw),
-        _Said("total", in_all, different, same).turned(draw),
+        Said("same", f"both images have the same number of {things}", same, different).turned(draw),
+        Said("total", in_all, different, same).turned(draw),
     ]
 
     rising = [(str(number), str(number + 1)) for number in range(MOST_COUNTED)]
@@ -178,8 +199,23 @@ def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
     (side, other), word = draw.choice((("left", "right"), ("right", "left"))), draw.choice(("more", "fewer"))
     sentence = f"the {side} image has {word} {things} than the {other} one"
     true, false = (falling, rising) if (side == "left") == (word == "more") else (rising, falling)
-    said.append(_Said("more", sentence, true, false))
-    return _Set(images, said)
+    said.append(Said("more", sentence, true, false))
+    of_one = [
+        draw.choice(_said_of_one(f"has {NUMBERS[number]} {p.text(plural=number != 1)}", str(number), str(other)))
+        for number, other in ((fewer, more), (more, fewer))
+    ]
+    of_one += _said_of_one(f"shows a {p.text()}", str(draw.randint(1, MOST_COUNTED)), "0")
+    return _Set(images, said, of_one)
+
+
+def _said_of_one(text: str, own: str, other: str) -> list[Said]:
+    """What is true of one image and not of the other, beside one that is like it and beside one that is not: said of the left
+    image, and of the right one."""
+    said = []
+    for side, turn in (("left", 1), ("right", -1)):
+        true, false = ([(name, beside)[::turn] for beside in ("A'", "B'")] for name in (own, other))
+        said.append(Said("side", f"the {side} image {text}", true, false))
+    return said
 
 
 def _phrases(draw: random.Random) -> tuple[Phrase, Phrase]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from hivilt.data.benchmarks import Benchmark, HubTable, find_file, find_folder, lmms_copies, read_json
 from hivilt.data.cells import read_json_rows
 from hivilt.data.drawn_pairs import read_drawn_pairs
+from hivilt.data.flickr8k_pairs import flickr8k_rows
 from hivilt.data.matching import Matching
 from hivilt.data.reasoning import Statement, read_label, read_sentence
 from hivilt.data.tables import TableRow
@@ -147,8 +148,8 @@ def _statements(rows: Iterable[TableRow], group_of: Callable[[str], str | None],
         label = read_label(row.values.get("label"), "label", row.where)
         if options := row.values.get("options"):
             sentence, label = _answered(sentence, label, options, row.where)
-        group = group_of(identifier)
-        statements.append(Statement(identifier, row.images, row.image_ids, sentence, label, group=group))
+        kind, group = row.values.get("kind"), row.values.get("group") or group_of(identifier)
+        statements.append(Statement(identifier, row.images, row.image_ids, sentence, label, kind, group))
     return statements
 
 
@@ -232,6 +233,13 @@ REASONING_BENCHMARKS: dict[str, ReasoningBenchmark] = {
         read_folder=_no_files,
         read_rows=partial(_statements, group_of=lambda identifier: None, num_images=2),
         read_package=read_drawn_pairs,
+    ),
+    "flickr8k-pairs": ReasoningBenchmark(
+        title="pairs of Flickr8k's photographs",
+        splits={"train": "train", "validation": "val", "test": "test"},
+        read_folder=flickr8k_rows,
+        read_rows=partial(_statements, group_of=lambda identifier: None, num_images=2),
+        other_columns=("identifier", "kind", "group"),
     ),
     "nlvr2": ReasoningBenchmark(
         title="NLVR2",

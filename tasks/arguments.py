@@ -2,6 +2,7 @@
 seconds to import."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from transformers.hf_argparser import HfArg
@@ -41,7 +42,7 @@ _GROUNDING_BENCHMARKS = {
 }
 # Those that ask which text goes with which image are measured alone, on models of retrieval.
 _MATCHING_BENCHMARKS = {"winoground": {"do_predict": True}, "sugarcrepe": {"do_predict": True}}
-_REASONING_BENCHMARKS = {"pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
+_REASONING_BENCHMARKS = {"pairs": {}, "flickr8k-pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
 
 
 @dataclass
@@ -301,7 +302,7 @@ class ReasoningArguments(TaskArguments):
     benchmark: str | None = HfArg(
         default=None,
         help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: pairs, which are drawn, unless other data "
-        "is named. winoground and sugarcrepe measure a checkpoint of run_retrieval.py.",
+        "is named; a new model of them starts from the weights of grounding/. winoground and sugarcrepe measure a checkpoint of run_retrieval.py.",
         metadata={"choices": list(_REASONING_BENCHMARKS)},
     )
     images_column: str = HfArg(
@@ -331,8 +332,12 @@ class ReasoningArguments(TaskArguments):
         super().__post_init__()
         if not self.names_data():
             self.benchmark = "pairs"
-        if self.benchmark == "pairs" and (given := self.data_dir or self.dataset_name):
-            raise ValueError(f"benchmark: pairs are drawn and read from nowhere; leave out {given!r}.")
+        if self.benchmark == "pairs":
+            if given := self.data_dir or self.dataset_name:
+                raise ValueError(f"benchmark: pairs are drawn and read from nowhere; leave out {given!r}.")
+            if not (self.model_name_or_path or self.vision_model or self.text_model or self.fusion):
+                # From scratch the first thousands of steps learn nothing of what is true of pairs alone.
+                self.model_name_or_path = str(Path(__file__).parents[1] / "grounding")
         if self.image_dir and not self.benchmark:
             raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
         if self.benchmark in _MATCHING_BENCHMARKS:

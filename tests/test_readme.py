@@ -22,6 +22,7 @@ from elsewhere import run_code
 from fresh import run_elsewhere
 from hivilt import (
     HiViLTForConditionalGeneration,
+    HiViLTForImagesAndTextClassification,
     HiViLTForQuestionAnswering,
     HiViLTForRetrieval,
     HiViLTForVisualGrounding,
@@ -124,6 +125,8 @@ def furnish(place: Path) -> dict[str, str]:
     writer.config.prompt_ids = make_processor().tokenizer("a image of").input_ids
     for one in (writer, make_processor()):
         one.save_pretrained(place / "outputs" / "captioning")
+    for one in (make_model(HiViLTForImagesAndTextClassification), make_processor()):
+        one.save_pretrained(place / "outputs" / "reasoning")
     named = ("a.png", "b.png", "my_images", "train.jsonl", "hivilt.onnx")
     return {f'"{name}"': repr(str(place / name)) for name in named} | {'"outputs/': f'"{place}/outputs/'}
 

@@ -67,9 +67,18 @@ def fused(num_images: int, text: int, image: int) -> np.ndarray:
 def scores_in_plain_loops(num_images: int, text: int, images: list[int]) -> np.ndarray:
     model = in_float64(num_images)
     weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-    joined = np.array([value for image in images for value in fused(num_images, text, image)])
-    hidden = reference.linear(weights, "joint_projection.0", joined)
-    hidden = reference.gelu(reference.layer_norm(weights, "joint_projection.1", hidden, model.config.layer_norm_eps))
+    eps, head = model.config.layer_norm_eps, "joint_projection"
+    states = [
+        reference.layer_norm(weights, f"{head}.state_norm", fused(num_images, text, image), eps) for image in images
+    ]
+    side_by_side = reference.linear(
+        weights, f"{head}.together", np.array([value for state in states for value in state])
+    )
+    product = 1.0
+    for place, state in enumerate(states):
+        product = product * reference.linear(weights, f"{head}.each.{place}", state)
+    hidden = reference.layer_norm(weights, f"{head}.norm", np.array([*side_by_side, *product]), eps)
+    hidden = reference.gelu(hidden)
     return reference.linear(weights, "joint_classifier", hidden)
 
 

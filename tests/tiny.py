@@ -51,6 +51,7 @@ from hivilt.modeling_hivilt import HiViLTPreTrainedModel
 from hivilt.tasks.captioning import Captioning
 from hivilt.tasks.grounding import Grounding
 from hivilt.tasks.question_answering import QuestionAnswering
+from hivilt.tasks.reasoning import Reasoning
 from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
 
@@ -201,7 +202,8 @@ HEAD_FACTS = {
     ),
     HiViLTForImagesAndTextClassification: HeadFacts(
         AutoModelForSequenceClassification,
-        scores="logits",
+        Reasoning,
+        "logits",
         wishes={"labels": torch.tensor([0, 4, 2, 1, 3]), "image_index": PAIRS},
         layers=("joint_projection", "joint_classifier"),
         parameters=("joint_projection.", "joint_classifier."),

@@ -52,6 +52,8 @@ CREDITS = {
     "vizwiz-captions": "The data is VizWiz-Captions (https://vizwiz.org), CC BY 4.0.",
     "scenes": "The images are drawn and the expressions made by rules, by `hivilt.data.scenes`.",
     "pairs": "The images are drawn and the statements made by rules, by `hivilt.data.drawn_pairs`.",
+    "flickr8k-pairs": "The images are Flickr8k's, for research only; statements were made of its captions by rules, by "
+    "`hivilt.data.flickr8k_pairs`.",
     "nlvr2": "The statements are NLVR2's (https://lil.nlp.cornell.edu/nlvr), CC BY 4.0; the images are the web's.",
     "nlvr": "The data is NLVR (https://lil.nlp.cornell.edu/nlvr), CC BY 4.0.",
     "refcoco": f"The expressions are RefCOCO's (https://github.com/lichengunc/refer); {_COCO_IMAGES}",

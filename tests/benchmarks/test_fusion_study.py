@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import (
     BertModel,
     ViltForImageAndTextRetrieval,
+    ViltForImagesAndTextClassification,
     ViltForQuestionAnswering,
     ViTImageProcessorPil,
     ViTModel,
@@ -19,7 +20,12 @@ from transformers import (
 )
 
 from caption_miniatures import make_caption_miniature
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTForVisualGrounding
+from hivilt import (
+    HiViLTForImagesAndTextClassification,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTForVisualGrounding,
+)
 from miniatures import make_vqa_miniature
 from tiny import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_tokenizer
 
@@ -30,6 +36,7 @@ FIELDS = {
     },
     HiViLTForRetrieval: {"num_hard_negatives": 2},
     HiViLTForVisualGrounding: {},
+    HiViLTForImagesAndTextClassification: {"id2label": {0: "False", 1: "True"}, "num_images": 2},
 }
 
 
@@ -61,9 +68,13 @@ def batch(num_texts=3):
     }
 
 
+def of_one_image(contestants):
+    return [name for name in contestants.CONTESTANTS if name not in contestants.ON_PAIRS_ALONE]
+
+
 @pytest.mark.slow
 def test_all_are_of_one_size(contestants):
-    names = contestants.CONTESTANTS
+    names = of_one_image(contestants)
     sizes = {name: contestants.num_parameters(build(contestants, name)) for name in names}
     assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
 
@@ -71,7 +82,7 @@ def test_all_are_of_one_size(contestants):
 @pytest.mark.slow
 @torch.no_grad()
 def test_padding_and_other_questions_change_nothing(contestants):
-    for name in contestants.CONTESTANTS:
+    for name in of_one_image(contestants):
         model, inputs = build(contestants, name), batch()
         expected = model(**inputs).logits
         padded = {**inputs, "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 3))}
@@ -108,7 +119,7 @@ def test_vilt_for_pairs_scores_as_vilt(contestants):
 @pytest.mark.slow
 def test_all_learn_to_match_pairs(contestants):
     sizes = {}
-    for name in contestants.CONTESTANTS:
+    for name in of_one_image(contestants):
         model, inputs = build(contestants, name, HiViLTForRetrieval).train(), batch()
         sizes[name] = contestants.num_parameters(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -126,7 +137,7 @@ def test_all_learn_to_match_pairs(contestants):
 
 @pytest.mark.slow
 def test_image_and_question_decide_and_all_weights_train(contestants):
-    for name in contestants.CONTESTANTS:
+    for name in of_one_image(contestants):
         model, inputs = build(contestants, name), batch()
         logits = model(**inputs).logits
         changed = {
@@ -206,6 +217,58 @@ def test_finding_is_told_by_kind(benchmark, tmp_path, monkeypatch):
     assert head in benchmark.table(results)
 
 
+# Those of the tables of pairs, likewise.
+JUDGES = ("HiViLT", "late fusion (CLIP)", "ViLT", "co-attention (METER)", "text only", "one image only")
+PAIRS = torch.tensor([[0, 1], [1, 0], [0, 0]])
+
+
+def test_judges_of_pairs_are_of_one_size_and_see_what_they_say(contestants):
+    sizes, other = {}, torch.randn(2, 3, 64, 64)
+    for name in JUDGES:
+        model, inputs = build(contestants, name, HiViLTForImagesAndTextClassification), batch()
+        inputs["image_index"] = PAIRS
+        sizes[name] = contestants.num_parameters(model)
+        with torch.no_grad():
+            logits = model(**inputs).logits
+            seen = model(**{**inputs, "pixel_values": other}).logits
+            second = model(**{**inputs, "pixel_values": torch.stack([inputs["pixel_values"][0], other[1]])}).logits
+            turned = model(**{**inputs, "image_index": PAIRS.flip(1)}).logits
+            words = model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}).logits
+        changed = [(one - logits).abs().amax(dim=1) > 1e-6 for one in (seen, second, turned, words)]
+        # Of the first pair, the second, and the one of the same image twice, which turns into itself.
+        expected = {"text only": ([0, 0, 0], [0, 0, 0], [0, 0, 0]), "one image only": ([1, 1, 1], [0, 1, 0], [1, 1, 0])}
+        expected = expected.get(name, ([1, 1, 1], [1, 1, 0], [1, 1, 0]))
+        assert [one.int().tolist() for one in changed] == [*expected, [1, 1, 1]], name
+        loss = model.train()(**inputs, labels=torch.tensor([0, 1, 1])).loss
+        loss.backward()
+        idle = [n for n, p in model.named_parameters() if p.grad is None]
+        assert loss.isfinite() and not idle, (name, idle)
+    assert all(abs(size / sizes["HiViLT"] - 1) <= 0.005 for size in sizes.values()), sizes
+
+
+@torch.no_grad()
+def test_vilt_on_pairs_is_vilt(contestants):
+    model, inputs = build(contestants, "ViLT", HiViLTForImagesAndTextClassification), batch()
+    model.vilt.embeddings.position_embeddings.normal_()
+    logits = model(**{**inputs, "image_index": PAIRS}).logits
+    inputs["pixel_values"] = inputs["pixel_values"][PAIRS]
+    del inputs["image_index"]
+    expected = ViltForImagesAndTextClassification.forward(model, **inputs).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_judging_is_told_by_kind(benchmark, tmp_path, monkeypatch):
+    few = {"max_train_samples": 60, "max_predict_samples": 36}
+    trial = replace(benchmark.TRIALS["Pairs"], arguments=few, evaluations=1)
+    monkeypatch.setitem(benchmark.TRIALS, "Pairs", trial)
+    flags = ["--tasks", "Pairs", "--contestants", "one image only", "--seeds", "1", "--epochs", "1"]
+    results = benchmark.main([*flags, "--learning_rates", "1e-3", "--output_dir", str(tmp_path)])
+    (run,) = results["runs"].values()
+    kinds = ["one", "other", "same", "total", "both", "neither", "each", "more"]
+    assert list(run["test"]) == ["accuracy", *kinds] and run["curve"][-1] == [1.0, run["validation"]]
+    assert f"| accuracy | beside HiViLT | {' | '.join(kinds)} |" in benchmark.table(results)
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_where_it_was_stopped(benchmark, tmp_path, capsys):
     from hivilt.data.sort_of_clevr import write
@@ -280,7 +343,7 @@ def test_on_frozen_encoders_the_rest_is_of_one_size_and_trains_whole(contestants
     }
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     teaching = {"labels": torch.arange(3)} if head is HiViLTForQuestionAnswering else {"image_ids": torch.arange(2)}
-    names = contestants.contestants_of(frozen=True)
+    names = contestants.contestants_of(frozen=True, pairs=False)
     assert len(names) == 13 and not {"ViLT", "ViLT, HiViLT's FLOPs"} & {*names}
     sizes = {}
     for name in names:
