@@ -28,6 +28,7 @@ from transformers import Trainer, ViTImageProcessorPil, ViTModel
 from caption_miniatures import make_caption_miniature
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.grounding_benchmarks import GROUNDING_BENCHMARKS
+from hivilt.data.reasoning_benchmarks import REASONING_BENCHMARKS
 from hivilt.data.tables import TableImage
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.question_answering import QuestionAnswering
@@ -373,7 +374,7 @@ def test_a_benchmark_names_the_copy_that_was_read(vqa, tmp_path):
 
 
 def test_every_data_set_is_credited():
-    assert set(CREDITS) == {*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_BENCHMARKS}
+    assert set(CREDITS) == {*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_BENCHMARKS, *REASONING_BENCHMARKS}
 
 
 # Odd words
