@@ -98,11 +98,16 @@ def _sizes(width: int, num_layers: int) -> dict[str, int]:
 
 
 def make_hivilt(
-    width: int = 768, num_layers: int = 12, side: int = 224, head: type = HiViLTForQuestionAnswering, **fusion
+    width: int = 768,
+    num_layers: int = 12,
+    side: int = 224,
+    head: type = HiViLTForQuestionAnswering,
+    patch_size: int = 16,
+    **fusion,
 ) -> HiViLTPreTrainedModel:
     """HiViLT at `HiViLTConfig()`'s size, or another, in evaluation mode."""
     sizes, fields = _sizes(width, num_layers), {"hidden_size": width, "num_labels": NUM_ANSWERS, **fusion}
-    encoders = ViTConfig(**sizes, image_size=side), BertConfig(**sizes)
+    encoders = ViTConfig(**sizes, image_size=side, patch_size=patch_size), BertConfig(**sizes)
     config = HiViLTConfig.from_vision_text_configs(*encoders, **fields)
     return head(config).eval()
 

@@ -4,8 +4,8 @@
     python benchmarks/reasoning_speed.py --tiny --repeats 1 --output_dir /tmp/quick
 
 Both have random weights, which speed does not depend on. ViLT is `dandelin/vilt-b32-finetuned-nlvr2`, patches of 32 pixels of
-images of 384 x 384: it runs once for each image of a pair, whatever that image was asked before. HiViLT has ViT-B/16 and BERT,
-at 224 and at 384 pixels, and encodes an image once for all its pairs. Four images make two pairs, each image in one of them, or
+images of 384 x 384: it runs once for each image of a pair, whatever that image was asked before. HiViLT encodes an image once for
+all its pairs. It has BERT, and ViT-B/32 at 384 pixels, which cuts images into ViLT's patches, or ViT-B/16 at 224. Four images make two pairs, each image in one of them, or
 ten pairs, each image in five. Sentences have `NUM_TOKENS` tokens, as those of NLVR2 have on average. Images are prepared by
 none. Runs of all alternate, figures are medians, one thread. It prints the table and the goals, and leaves a JSON file with the
 processor in its name in benchmarks/results.
@@ -27,7 +27,7 @@ NUM_IMAGES = 4
 PAIRS = {1: 2, 5: 10}  # by how many pairs an image is in, how many there are
 NUM_TOKENS = 18
 VILT, VILT_SIDE = "ViLT", 384
-SIDES = {"HiViLT, 224 pixels": 224, "HiViLT, 384 pixels": 384}
+VISION = {"HiViLT, ViT-B/32": (384, 32), "HiViLT, ViT-B/16": (224, 16)}  # side and patches, in pixels
 GOAL = 4.0
 
 
@@ -73,10 +73,11 @@ def main(argv: list[str] | None = None) -> dict:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
 
-    make_judge = partial(make_hivilt, head=HiViLTForImagesAndTextClassification)
+    make_judge = partial(make_hivilt, head=HiViLTForImagesAndTextClassification, num_labels=2)
     models = {VILT: (make_vilt(args.tiny), 64 if args.tiny else VILT_SIDE)}
-    for name, side in SIDES.items():
-        models[name] = (make_judge(64, 4, 64), 64) if args.tiny else (make_judge(side=side), side)
+    for name, (side, patch_size) in VISION.items():
+        large = partial(make_judge, side=side, patch_size=patch_size)
+        models[name] = (make_judge(64, 4, 64), 64) if args.tiny else (large(), side)
     runs = {
         (name, uses): partial(judge, model, num_pairs, side)
         for name, (model, side) in models.items()
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict:
         "environment": environment(),
     }
     speeds = results["pairs_per_second"]
-    for ours in SIDES:
+    for ours in VISION:
         goal = f"{ours}: pairs/s beside ViLT, each image in 5"
         ratio = speeds[ours]["5"] / speeds[VILT]["5"]
         results["goals"].append(judge_goal(goal, ratio, GOAL, "x", ".1f", False, "see docs/reasoning.md"))

@@ -11,7 +11,7 @@ def test_it_measures_each_model_at_both_numbers(benchmark, tmp_path):
     (path,) = tmp_path.glob("reasoning_speed-*.json")
     assert json.loads(path.read_text()) == results
     speeds = results["pairs_per_second"]
-    assert list(speeds) == [benchmark.VILT, *benchmark.SIDES]
+    assert list(speeds) == [benchmark.VILT, *benchmark.VISION]
     assert all(set(found) == {"1", "5"} for found in speeds.values()) and len(results["goals"]) == 2
     assert benchmark.table(results).count("\n") == 4
 
