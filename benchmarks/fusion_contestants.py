@@ -3,8 +3,8 @@
 All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels and head as it: they read the tokens of
 every vision level and of the text, and give the state that the head classifies, and for visual grounding the vision
 tokens that it finds boxes in. Late fusion, whose vision tokens have not met the text, is a dual encoder there. In reasoning
-over pairs of images there are also a HiViLT that sees none of them and one that sees the left one alone. ViLT has no encoders; it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained
-encoders, which are frozen, there is no ViLT, and contestants are of one size in what trains.
+over pairs of images there are also a HiViLT that sees none of them and one that sees the left one alone. ViLT has no encoders;
+it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained encoders, which are frozen, there is no ViLT, and contestants are of one size in what trains.
 """
 
 from collections.abc import Callable, Mapping
@@ -224,13 +224,14 @@ class ViltOnPairs(ViltForImagesAndTextClassification):
 
 
 class OfText(HiViLTForImagesAndTextClassification):
-    """HiViLT that sees black in place of every image."""
+    """HiViLT that sees zeros in place of every image."""
 
-    def forward(self, *args, **images):
-        for name in [name for name in ("pixel_values", "feature_maps") if images.get(name) is not None]:
-            kind = type(images[name])
-            images[name] = images[name] * 0 if kind is torch.Tensor else kind(maps * 0 for maps in images[name])
-        return super().forward(*args, **images)
+    def forward(self, *args, pixel_values=None, feature_maps=None, **kwargs):
+        if pixel_values is not None:
+            pixel_values = torch.zeros_like(pixel_values)
+        if feature_maps is not None:
+            feature_maps = [torch.zeros_like(maps) for maps in feature_maps]
+        return super().forward(*args, pixel_values=pixel_values, feature_maps=feature_maps, **kwargs)
 
 
 class OfOneImage(HiViLTForImagesAndTextClassification):

@@ -24,7 +24,7 @@ expressions that mean one thing, told by kind too; of `several` it is the share 
 `none` the share without a box, to be read beside the share of the others that have one, the target accuracy.
 
 Pairs are drawn, and statements about both images are true or false, by kind too. Beside the others are a HiViLT that sees
-black in place of the images, and one that sees the left image in place of both.
+zeros in place of the images, and one that sees the left image in place of both.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
@@ -180,7 +180,7 @@ TRIALS = {
             "none": "no_target_accuracy",
         },
     ),
-    # 4,448 steps, of four sets of images each.
+    # Of four sets of images a step; not run yet.
     "Pairs": Trial("pairs", 64, 32, 4, learning_rates=(4e-4,), kinds=dict.fromkeys(KINDS, "accuracy")),
 }
 
@@ -446,7 +446,7 @@ def table(results: Mapping[str, Any]) -> str:
     for task, rows in summary(results).items():
         columns = list(next(iter(rows.values()))["accuracy"])
         # Where a benchmark has families of questions, theirs is shown.
-        has_families = columns[1:2] == ["relational"]
+        has_families = task in TRIALS and bool(TRIALS[task].families)
         shown = [column for column in columns if column != "accuracy" or not has_families]
         # Of many columns, the first alone, by which learning rates are chosen.
         compared = shown if len(shown) <= 3 else shown[:1]

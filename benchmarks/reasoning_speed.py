@@ -1,6 +1,6 @@
 """HiViLT beside ViLT: what it costs to judge a sentence about two images, in one run on one machine.
 
-    python benchmarks/reasoning_speed.py                           about 5 minutes, 4 GiB
+    python benchmarks/reasoning_speed.py                           about a minute
     python benchmarks/reasoning_speed.py --tiny --repeats 1 --output_dir /tmp/quick
 
 Both have random weights, which speed does not depend on. ViLT is `dandelin/vilt-b32-finetuned-nlvr2`, patches of 32 pixels of

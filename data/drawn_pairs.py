@@ -121,17 +121,22 @@ def drawn_pairs(split: Split, num_sets: int, seed: int = 0, image_size: int = 64
         for name in made.images:
             shown[name] = (f"{split}_{num_images:06d}", next(images))
             num_images += 1
-        said = made.said + (made.said_of_one if split == "train" else [])
-        statements += statements_of_set(draw, f"{split}_{number:05d}", shown, said)
+        statements += statements_of_set(draw, split, number, shown, made.said, made.said_of_one)
     return statements
 
 
 def statements_of_set(
-    draw: random.Random, name: str, images: Mapping[str, tuple[str, str | TableImage]], said: Iterable[Said]
+    draw: random.Random,
+    split: str,
+    number: int,
+    images: Mapping[str, tuple[str, str | TableImage]],
+    said: Iterable[Said],
+    said_of_one: Iterable[Said],
 ) -> list[Statement]:
-    """What is said of a set, in an order that is drawn. `images` has the id and the file of each."""
-    labelled = []
-    for place, one in enumerate(said):
+    """What is said of the set of this number, to train on also of one image alone, in an order that is drawn. `images` has the id
+    and the file of each."""
+    name, labelled = f"{split}_{number:05d}", []
+    for place, one in enumerate([*said, *(said_of_one if split == "train" else ())]):
         for label, pairs in (("True", one.true), ("False", one.false)):
             labelled += [(one, f"{name}_{place}", label, pair) for pair in pairs]
     draw.shuffle(labelled)

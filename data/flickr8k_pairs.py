@@ -1,13 +1,13 @@
 """Statements about pairs of Flickr8k's photographs, true or false by what people wrote of these.
 
-    flickr8k_pairs("train", folder)
+    flickr8k_rows(folder, "train")            23,328 statements about 3,240 images
 
 The rule. A concept is shown by an image if at least `SAID_BY` of its five captions have one of its words. It is not shown if no
 caption has one of these, nor one of those that leave it open: where people write of a "player", there may be a man. All other
 images are left out for that concept. Sets of five images, as those of `hivilt.data.drawn_pairs`, are drawn for two concepts
 P and Q: two images show P and not Q, two show Q and not P, and one shows both. Of these the same sentences are said, each as
 often truly as falsely, of the six kinds that count nothing ("exactly one image shows a dog"), and to train on of the kind
-"side". An image is in one set. All concepts that are left have the same chance to be drawn.
+"side". An image is in one set. All pairs of concepts that are left have the same chance.
 
 So labels are as sure as the captions are complete: five people may all leave out what is there. `docs/reasoning.md` says how
 many of fifty statements a reader found wrong.
@@ -15,7 +15,7 @@ many of fifty statements a reader found wrong.
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,10 +103,9 @@ def pairs_of_captioned(split: str, images: Sequence[CaptionedImage], seed: int =
             continue
         own = dict(zip(("A", "A'", "B", "B'", "C"), (*left["A"][-2:], *left["B"][-2:], left["C"][-1]), strict=True))
         used |= set(own.values())
-        said, said_of_one = said_of_shown(draw, CONCEPTS[p].text, CONCEPTS[q].text)
         named = {name: (image_id, files[image_id]) for name, image_id in own.items()}
-        said += said_of_one if split == "train" else []
-        statements += statements_of_set(draw, f"{split}_{number:05d}", named, said)
+        said = said_of_shown(draw, CONCEPTS[p].text, CONCEPTS[q].text)
+        statements += statements_of_set(draw, split, number, named, *said)
         number += 1
     return statements
 
@@ -114,13 +113,7 @@ def pairs_of_captioned(split: str, images: Sequence[CaptionedImage], seed: int =
 def flickr8k_rows(folder: Path, split: str, image_dir: Path | None = None) -> list[dict[str, Any]]:
     """The statements of an official split of Flickr8k in its folder, as rows of a benchmark."""
     images = CAPTION_BENCHMARKS["flickr8k"].read(split, folder, image_dir)
-    return [row_of(statement) for statement in pairs_of_captioned(split, images)]
-
-
-def row_of(statement: Statement) -> Mapping[str, Any]:
-    return {
-        "identifier": statement.statement_id,
-        "images": list(statement.images),
-        "image_ids": list(statement.image_ids),
-        **{name: getattr(statement, name) for name in ("sentence", "label", "kind", "group")},
-    }
+    return [
+        {**one._asdict(), "identifier": one.statement_id, "images": list(one.images), "image_ids": list(one.image_ids)}
+        for one in pairs_of_captioned(split, images)
+    ]

@@ -45,6 +45,16 @@ _MATCHING_BENCHMARKS = {"winoground": {"do_predict": True}, "sugarcrepe": {"do_p
 _REASONING_BENCHMARKS = {"pairs": {}, "flickr8k-pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
 
 
+def _draw_unless_named(args: TaskArguments, benchmark: str) -> None:
+    """Takes the benchmark that is drawn where no data is named; refuses places to read it from, and images without a benchmark."""
+    if not args.names_data():
+        args.benchmark = benchmark
+    if args.benchmark == benchmark and (given := args.data_dir or args.dataset_name):
+        raise ValueError(f"benchmark: {benchmark} are drawn and read from nowhere; leave out {given!r}.")
+    if args.image_dir and not args.benchmark:
+        raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
+
+
 @dataclass
 class GenerationArguments:
     """How a model writes."""
@@ -278,12 +288,7 @@ class GroundingArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.names_data():
-            self.benchmark = "scenes"
-        if self.benchmark == "scenes" and (given := self.data_dir or self.dataset_name):
-            raise ValueError(f"benchmark: scenes are drawn and read from nowhere; leave out {given!r}.")
-        if self.image_dir and not self.benchmark:
-            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
+        _draw_unless_named(self, "scenes")
         if self.benchmark and (self.box_form, self.box_unit) != ("xyxy", "pixel"):
             raise ValueError(
                 f"box_form, box_unit: got {self.box_form!r} and {self.box_unit!r}, but a benchmark's boxes are known; leave "
@@ -302,7 +307,8 @@ class ReasoningArguments(TaskArguments):
     benchmark: str | None = HfArg(
         default=None,
         help="Data set of the field: of data_dir, dataset_name, or the Hub. Unset: pairs, which are drawn, unless other data "
-        "is named; a new model of them starts from the weights of grounding/. winoground and sugarcrepe measure a checkpoint of run_retrieval.py.",
+        "is named; a new model of them starts from the weights of grounding/. winoground and sugarcrepe measure a checkpoint of "
+        "run_retrieval.py.",
         metadata={"choices": list(_REASONING_BENCHMARKS)},
     )
     images_column: str = HfArg(
@@ -316,7 +322,7 @@ class ReasoningArguments(TaskArguments):
         **TaskArguments.defaults,
         "output_dir": "outputs/reasoning",
         "num_train_epochs": 20,
-        "per_device_train_batch_size": 4,  # sets of images, of about 18 statements each in drawn pairs
+        "per_device_train_batch_size": 4,  # sets of images, of 34 statements each in drawn pairs
         "per_device_eval_batch_size": 8,
         "metric_for_best_model": "accuracy",
     }
@@ -330,16 +336,12 @@ class ReasoningArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.names_data():
-            self.benchmark = "pairs"
-        if self.benchmark == "pairs":
-            if given := self.data_dir or self.dataset_name:
-                raise ValueError(f"benchmark: pairs are drawn and read from nowhere; leave out {given!r}.")
-            if not (self.model_name_or_path or self.vision_model or self.text_model or self.fusion):
-                # From scratch the first thousands of steps learn nothing of what is true of pairs alone.
-                self.model_name_or_path = str(Path(__file__).parents[1] / "grounding")
-        if self.image_dir and not self.benchmark:
-            raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
+        _draw_unless_named(self, "pairs")
+        if self.benchmark == "pairs" and not (
+            self.model_name_or_path or self.vision_model or self.text_model or self.fusion
+        ):
+            # From scratch the first thousands of steps learn nothing of what is true of pairs alone.
+            self.model_name_or_path = str(Path(__file__).parents[1] / "grounding")
         if self.benchmark in _MATCHING_BENCHMARKS:
             if not self.model_name_or_path:
                 raise ValueError(

@@ -148,12 +148,6 @@ class Grounding(Task):
     model_class = HiViLTForVisualGrounding
     trainer_class = GroundingTrainer
 
-    @property
-    def metric(self) -> str:
-        """The metric that is printed first, and that checkpoints are chosen by unless that is the loss."""
-        metric = self.training_args.metric_for_best_model.removeprefix("eval_")
-        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
-
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[GroundedImage]]]:
         args = self.args
         if args.benchmark == "scenes":

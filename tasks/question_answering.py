@@ -135,6 +135,8 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
         predictions, losses = map(list, zip(*measured, strict=True))
 
         metrics = self._metrics(predictions, dataset.examples)
+        if self.is_in_train:
+            metrics = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
         if (loss := self.mean_loss(losses)) is not None:
             metrics["loss"] = loss
         elif not all(math.isfinite(answer["score"]) for answers in predictions for answer in answers):
@@ -178,8 +180,6 @@ class QuestionAnsweringTrainer(HiViLTTrainer):
             metrics.pop("top3_accuracy", None)  # 1 whatever is answered
         if self.official_metrics is not None:
             metrics |= self.official_metrics(predictions, examples)
-        if self.is_in_train:
-            return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
         return metrics
 
     def metrics_of_answer(self, answer: str, dataset: VQADataset) -> dict[str, float]:
@@ -226,12 +226,6 @@ class QuestionAnswering(Task):
     trainer_class = QuestionAnsweringTrainer
     label2id: dict[str, int] = {}  # canonical answers, once there is a model; of one that writes none
     soft_labels = False
-
-    @property
-    def metric(self) -> str:
-        """The metric that is printed, and that checkpoints are chosen by unless that is the loss."""
-        metric = self.training_args.metric_for_best_model.removeprefix("eval_")
-        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args

@@ -52,21 +52,14 @@ class ReasoningTrainer(QuestionAnsweringTrainer):
         return example.label is not None
 
     def _metrics(self, predictions: list[list[dict]], examples: list[Statement]) -> dict[str, Any]:
-        known = [place for place, statement in enumerate(examples) if statement.label is not None]
+        known = [
+            (best[0]["answer"], one) for best, one in zip(predictions, examples, strict=True) if one.label is not None
+        ]
         if not known:
             return {}
-        by = {
-            name: values if any(values) else None
-            for name, values in (
-                ("groups", [examples[place].group for place in known]),
-                ("kinds", [examples[place].kind for place in known]),
-            )
-        }
-        given, true = ([predictions[place][0]["answer"] for place in known], [examples[place].label for place in known])
-        metrics = statement_scores(given, true, **by)
-        if self.is_in_train:
-            return {name: value for name, value in metrics.items() if not isinstance(value, dict)}
-        return metrics
+        given, said = zip(*known, strict=True)
+        labels, groups, kinds = ([getattr(one, name) for one in said] for name in ("label", "group", "kind"))
+        return statement_scores(given, labels, groups, kinds if any(kinds) else None)
 
 
 class Reasoning(Task):
@@ -82,12 +75,6 @@ class Reasoning(Task):
     trainer_class = ReasoningTrainer
     label2id: dict[str, int] = {}  # once there is a model
     num_images = 0  # the same
-
-    @property
-    def metric(self) -> str:
-        """The metric that is printed first, and that checkpoints are chosen by unless that is the loss."""
-        metric = self.training_args.metric_for_best_model.removeprefix("eval_")
-        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
 
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[Statement]]]:
         args = self.args

@@ -47,6 +47,12 @@ class Task:
         """The checkpoint that training goes on from; `None` where it begins."""
         return checkpoint_to_resume(self.training_args)
 
+    @property
+    def metric(self) -> str:
+        """The metric that is printed first, and that checkpoints are chosen by unless that is the loss."""
+        metric = self.training_args.metric_for_best_model.removeprefix("eval_")
+        return self.args.defaults["metric_for_best_model"] if metric == "loss" else metric
+
     def instead(self) -> Any:
         """Does what the flags ask for in place of training and measuring, and returns what came of it; `None`: nothing."""
 
