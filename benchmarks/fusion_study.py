@@ -95,7 +95,7 @@ SEARCH_SEED = 0
 FUSION = {"hidden_size": 128, "num_attention_heads": 4, "num_fusion_stages": 2, "fusion_intermediate_size": 128}
 FUSION |= {"vision_levels": [11, 16], "vision_strides": [2, 1]}
 # Of statements about drawn pairs.
-KINDS = ("one", "other", "same", "total", "both", "neither", "each", "more")
+KINDS = ("one", "both", "neither", "same", "more")
 # Two-sided 95 % quantiles of Student's t for one degree of freedom and more: three seeds have two.
 T_95 = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
@@ -250,7 +250,8 @@ def statements(task: Reasoning, trial: Trial, splits: dict[str, list], encoders:
     labels = label_words(splits["train"])
     task.label2id = {label: place for place, label in enumerate(labels)}
     processor = make_processor(trial, [example.sentence for example in splits["train"]], encoders)
-    datasets = {split: ReasoningDataset(rows, seed=0 if split == "train" else None) for split, rows in splits.items()}
+    drawn = {"seed": 0, "first_epochs": task.args.first_epochs}
+    datasets = {split: ReasoningDataset(rows, **(drawn if split == "train" else {})) for split, rows in splits.items()}
     fields = {"id2label": dict(enumerate(labels)), "num_images": datasets["train"].num_images}
     fields |= {"problem_type": "single_label_classification", **trial.fields}
     return Data(task, **datasets, collator=task.collator(processor, None), processor=processor, fields=fields)

@@ -4,10 +4,10 @@
 
 The rule. A concept is shown by an image if at least `SAID_BY` of its five captions have one of its words. It is not shown if no
 caption has one of these, nor one of those that leave it open: where people write of a "player", there may be a man. All other
-images are left out for that concept. Sets of five images, as those of `hivilt.data.drawn_pairs`, are drawn for two concepts
-P and Q: two images show P and not Q, two show Q and not P, and one shows both. Of these the same sentences are said, each as
-often truly as falsely, of the six kinds that count nothing ("exactly one image shows a dog"), and to train on of the kind
-"side". An image is in one set. All pairs of concepts that are left have the same chance.
+images are left out for that concept. Sets of four images, as those of `hivilt.data.drawn_pairs`, are drawn for two concepts
+P and Q: two images show P and not Q, and two show Q and not P. Of these the same sentences are said, each as often truly as
+falsely, of the three kinds that count nothing ("exactly one image shows a dog"), and to train on of the kind "side". An image is
+in one set. All pairs of concepts that are left have the same chance.
 
 So labels are as sure as the captions are complete: five people may all leave out what is there. `docs/reasoning.md` says how
 many of fifty statements a reader found wrong.
@@ -16,7 +16,7 @@ many of fifty statements a reader found wrong.
 import random
 import re
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def shows(captions: Sequence[str], concept: Concept) -> bool | None:
 
 
 def pairs_of_captioned(split: str, images: Sequence[CaptionedImage], seed: int = 0) -> list[Statement]:
-    """The statements about the images of a split, until no set of five is left. Those of "train" have the kind "side" too."""
+    """The statements about the images of a split, until no set of four is left. Those of "train" have the kind "side" too."""
     draw = random.Random(f"photographs in pairs {seed} {split}")
     shown = {
         image.image_id: tuple(shows(image.captions, concept) for concept in CONCEPTS)
@@ -86,10 +86,10 @@ def pairs_of_captioned(split: str, images: Sequence[CaptionedImage], seed: int =
     files = {image.image_id: image.image for image in images}
     # Of two concepts the images that may be of each name in a set; images are taken from the end.
     pools: dict[tuple[int, int], dict[str, list[str]]] = {}
-    for p, q in permutations(range(len(CONCEPTS)), 2):
-        pools[p, q] = {name: [] for name in "ABC"}
+    for p, q in combinations(range(len(CONCEPTS)), 2):
+        pools[p, q] = {name: [] for name in "AB"}
         for image_id, known in shown.items():
-            name = {(True, False): "A", (False, True): "B", (True, True): "C"}.get((known[p], known[q]))
+            name = {(True, False): "A", (False, True): "B"}.get((known[p], known[q]))
             if name is not None:
                 pools[p, q][name].append(image_id)
     used: set[str] = set()
@@ -98,10 +98,10 @@ def pairs_of_captioned(split: str, images: Sequence[CaptionedImage], seed: int =
         p, q = draw.choice(list(pools))
         left = {name: [one for one in pool if one not in used] for name, pool in pools[p, q].items()}
         pools[p, q] = left
-        if min(len(left["A"]), len(left["B"])) < 2 or not left["C"]:
+        if min(map(len, left.values())) < 2:
             del pools[p, q]
             continue
-        own = dict(zip(("A", "A'", "B", "B'", "C"), (*left["A"][-2:], *left["B"][-2:], left["C"][-1]), strict=True))
+        own = dict(zip(("A", "A'", "B", "B'"), (*left["A"][-2:], *left["B"][-2:]), strict=True))
         used |= set(own.values())
         named = {name: (image_id, files[image_id]) for name, image_id in own.items()}
         said = said_of_shown(draw, CONCEPTS[p].text, CONCEPTS[q].text)

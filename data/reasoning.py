@@ -38,6 +38,8 @@ IGNORED_LABEL = -100
 
 # What one item of a data set holds of statements that are linked by their images.
 MOST_IMAGES, MOST_STATEMENTS = 16, 64
+# What of a training set is learned first: what one image shows, before what is true of several alone.
+FIRST_KIND = "side"
 
 # What counts images from the left without a word for it.
 _ORDINAL = re.compile(
@@ -218,6 +220,10 @@ class ReasoningDataset(EpochDataset):
     Statements that are linked by their images, directly or through others, are one item as long as these are no more than
     `MOST_IMAGES` and they no more than `MOST_STATEMENTS`; all statements about the same images are in one item.
 
+    Args:
+        first_epochs: so many epochs have the statements of the kind "side" alone, and those after them all others: a curriculum
+            (Bengio et al. 2009). An item of one kind has all of its statements.
+
     Attributes:
         texts: the sentences, in order.
         groups: for each item the places of its statements, items in the order of their first ones.
@@ -227,8 +233,9 @@ class ReasoningDataset(EpochDataset):
         ValueError: there is no statement, they have different numbers of images, or in training one has no label.
     """
 
-    def __init__(self, examples: Sequence[Statement], seed: int | None = None):
+    def __init__(self, examples: Sequence[Statement], seed: int | None = None, first_epochs: int = 0):
         super().__init__(examples, seed)
+        self.first_epochs = first_epochs
         self.texts = [statement.sentence for statement in self.examples]
         self.num_images = len(self.examples[0].images)
         about: dict[tuple[str, ...], list[int]] = {}
@@ -262,6 +269,9 @@ class ReasoningDataset(EpochDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         places = self.groups[index]
+        if self.first_epochs:
+            is_first = self.epoch < self.first_epochs
+            places = [place for place in places if (self.examples[place].kind == FIRST_KIND) == is_first] or places
         statements = [self.examples[place] for place in places]
         images: dict[str, str | TableImage] = {}
         for statement in statements:

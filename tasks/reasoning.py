@@ -1,16 +1,20 @@
 """Reasoning over images: its data, its trainer, what it measures and reports."""
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.reasoning import (
+    FIRST_KIND,
     ReasoningCollator,
     ReasoningDataset,
     Statement,
@@ -47,6 +51,16 @@ class ReasoningTrainer(QuestionAnsweringTrainer):
 
     unit = "statements"
     place_name = "statement_index"
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
+        """Trainer's; after the `first_epochs` of the data the rate warms up once more, as gradients are others then."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.train_dataset.first_epochs and isinstance(scheduler, LambdaLR):
+            items = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            begin = self.train_dataset.first_epochs * math.ceil(len(self.train_dataset) / items)
+            steps = self.args.get_warmup_steps(num_training_steps)
+            scheduler.lr_lambdas = [partial(warmed_up_again, rate, begin, steps) for rate in scheduler.lr_lambdas]
+        return scheduler
 
     def is_labelled(self, example: Statement) -> bool:
         return example.label is not None
@@ -149,7 +163,18 @@ class Reasoning(Task):
             known = sum(statement.label is not None for statement in examples)
             warn_of_few(split, known, "statements with a known label")
             return ReasoningDataset(examples), facts
-        return ReasoningDataset(examples, seed=self.training_args.draw_seed), facts
+        first_epochs = self.args.first_epochs
+        if first_epochs and not any(statement.kind == FIRST_KIND for statement in examples):
+            raise ValueError(
+                f"first_epochs: got {first_epochs}, but the training data has no statement of the kind {FIRST_KIND!r} to begin "
+                "with; leave it out."
+            )
+        if first_epochs >= (epochs := self.training_args.num_train_epochs) and first_epochs:
+            logger.warning(
+                f"first_epochs: all of {epochs:g} epochs have statements of the kind {FIRST_KIND!r} alone, and the others are not "
+                "learned; train for more."
+            )
+        return ReasoningDataset(examples, self.training_args.draw_seed, first_epochs), facts
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> ReasoningCollator:
         return ReasoningCollator(processor, self.label2id, augmentation)
@@ -207,6 +232,11 @@ class Reasoning(Task):
         if self.num_images == 2:
             return ["left.png", "right.png"]
         return [f"image{number}.png" for number in range(1, self.num_images + 1)]
+
+
+def warmed_up_again(rate: Callable[[int], float], begin: int, warmup_steps: int, step: int) -> float:
+    """The factor of a schedule of the learning rate that rises from 0 once more, over so many steps after `begin`."""
+    return rate(step) * (min(1.0, (step - begin) / max(warmup_steps, 1)) if step >= begin else 1.0)
 
 
 def prediction_row(statement: Statement, best: list[dict]) -> dict[str, Any]:

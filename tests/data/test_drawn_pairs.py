@@ -14,10 +14,8 @@ from hivilt.data.tables import check_images, open_image
 from scene_reader import seen
 
 # What someone who sees the sentence and one image can reach: on the left and on the right on average, by kind.
-ONE_IMAGE = {"one": 0.5, "other": 0.5, "same": 0.5, "total": 0.5, "both": 0.75, "neither": 0.75, "each": 0.75}
-ONE_IMAGE |= {"more": 0.625}
-SHARES = {"one": 8, "more": 8, "other": 4, "same": 4, "total": 4, "each": 4, "both": 2, "neither": 2}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
+ONE_IMAGE = {"one": 0.5, "same": 0.5, "both": 0.75, "neither": 0.75, "more": 0.625}
+SHARES = {"one": 8, "more": 8, "same": 4, "both": 4, "neither": 4}
 
 
 def count(phrase, things):
@@ -34,25 +32,13 @@ def reading(sentence, left, right):
     if match := re.fullmatch("(exactly one image shows|both images show|neither image shows) (a .+)", sentence):
         shown = sum(count(match[2], image) > 0 for image in (left, right))
         return shown == {"exactly": 1, "both": 2, "neither": 0}[match[1].split()[0]]
-    if match := re.fullmatch("one image shows (a .+) and the other one (a .+)", sentence):
-        ways = ((match[1], match[2]), (match[2], match[1]))
-        return any(count(p, left) > 0 and count(q, right) > 0 for p, q in ways)
     if match := re.fullmatch("both images have the same number of (.+)", sentence):
         return count(match[1], left) == count(match[1], right)
-    if match := re.fullmatch("there (?:are|is) (.+?) (.+) in all", sentence):
-        return count(match[2], left) + count(match[2], right) == NUMBERS.index(match[1])
-    if match := re.fullmatch("the (left|right) image shows (a .+) and the (left|right) one (a .+)", sentence):
-        assert match[1] != match[3]
-        return count(match[2], images[match[1]]) > 0 and count(match[4], images[match[3]]) > 0
     if match := re.fullmatch("the (left|right) image shows (a .+)", sentence):
         return count(match[2], images[match[1]]) > 0
-    if match := re.fullmatch("the (left|right) image has (zero|one|two|three|four) (.+)", sentence):
-        number = NUMBERS.index("no" if match[2] == "zero" else match[2])
-        return count(match[3], images[match[1]]) == number
-    match = re.fullmatch("the (left|right) image has (more|fewer) (.+) than the (left|right) one", sentence)
-    assert match[1] != match[4]
-    first, second = (count(match[3], images[match[side]]) for side in (1, 4))
-    return first > second if match[2] == "more" else first < second
+    match = re.fullmatch("the (left|right) image has more (.+) than the (left|right) one", sentence)
+    assert match[1] != match[3]
+    return count(match[2], images[match[1]]) > count(match[2], images[match[3]])
 
 
 def scene_of(image, known={}):  # noqa: B006, images are read once
@@ -71,7 +57,7 @@ def many():
 @settings(max_examples=6, deadline=None)
 def test_labels_are_what_a_reader_of_text_and_pixels_finds(seed, image_size):
     statements = drawn_pairs("train", 2, seed, image_size)
-    assert len(statements) == 68 and {len(one.images) for one in statements} == {2}
+    assert len(statements) == 52 and {len(one.images) for one in statements} == {2}
     for one in statements:
         assert one.label == str(reading(one.sentence, *map(scene_of, one.images))), one
     assert {open_image(image).size for one in statements for image in one.images} == {(image_size, image_size)}
@@ -91,7 +77,7 @@ def test_a_mirrored_pair_keeps_its_label_with_its_words_exchanged(seed):
         if says_side and one.kind == "more":  # with the words or the order alone it would be another statement
             assert str(reading(turned.sentence, right, left)) != one.label
             assert str(reading(one.sentence, left, right)) != one.label
-    assert changed == 44
+    assert changed == 32  # eight that say more, and of the kind side all
 
 
 def test_images_hold_four_to_six_things_however_many_are_counted(many):
@@ -100,7 +86,7 @@ def test_images_hold_four_to_six_things_however_many_are_counted(many):
     by_count = {}
     for one in many:
         if one.kind == "more":
-            phrase = re.search("(?:more|fewer) (.+) than", one.sentence)[1]
+            phrase = re.search("more (.+) than", one.sentence)[1]
             for image in one.images:
                 by_count.setdefault(count(phrase, scene_of(image)), {})[image] = totals[image]
     assert sorted(by_count) == [0, 1, 2, 3, 4]
@@ -128,7 +114,7 @@ def test_neither_the_sentence_nor_one_image_tells_the_label(many):
     for kind, share in ONE_IMAGE.items():
         assert (left[kind] + right[kind]) / 2 == pytest.approx(share)
         assert abs(left[kind] - right[kind]) < 0.2 and (left[kind] == share or kind in ("both", "neither"))
-    assert max(left["all"], right["all"]) < 0.6
+    assert max(left["all"], right["all"]) < 0.63
 
 
 def test_what_one_image_holds_tells_no_more_than_the_image(many):
@@ -136,14 +122,8 @@ def test_what_one_image_holds_tells_no_more_than_the_image(many):
     for side in (0, 1):
 
         def facts(one, side=side):
-            phrases = re.findall(
-                "(?:a |of |more |fewer |are \\w+ |is one )([a-z ]+?)(?= and| than| in all|$)", one.sentence
-            )
-            assert len(phrases) == (2 if one.kind in ("other", "each") else 1), one.sentence
-            counts = tuple(count(phrase, scene_of(one.images[side])) for phrase in phrases)
-            number = one.sentence.split()[2] if one.kind == "total" else ""
-            sides = re.findall("left|right|more|fewer", one.sentence)
-            return counts, number, tuple(sides)
+            (phrase,) = re.findall("(?:a |of |more )([a-z ]+?)(?= than|$)", one.sentence)
+            return count(phrase, scene_of(one.images[side])), *re.findall("left|right", one.sentence)
 
         found = best_guess(many, facts)
         for kind, share in ONE_IMAGE.items():
@@ -155,7 +135,7 @@ def test_sets_to_train_on_say_more_of_one_image_of_a_pair():
     """As often truly as falsely, and nothing of it by the sentence, nor by the other image."""
     train = drawn_pairs("train", 20)
     side = [one for one in train if one.kind == "side"]
-    assert (len(train), len(side)) == (20 * 34, 20 * 16)
+    assert (len(train), len(side)) == (20 * 26, 20 * 12)
     of_test = [one.sentence for one in drawn_pairs("test", 20)]
     assert not {one.sentence for one in side} & {*of_test}
     named, other = [], []
@@ -170,16 +150,16 @@ def test_sets_to_train_on_say_more_of_one_image_of_a_pair():
 
 def test_order_tells_where_sides_are_named_and_nowhere_else(many):
     unordered = best_guess(many, lambda one: (one.sentence, tuple(sorted(one.image_ids))))
-    assert {kind for kind, share in unordered.items() if share == 0.5} == {"more", "each"}
-    assert {share for kind, share in unordered.items() if kind not in ("more", "each", "all")} == {1}
+    assert {kind for kind, share in unordered.items() if share == 0.5} == {"more"}
+    assert {share for kind, share in unordered.items() if kind not in ("more", "all")} == {1}
 
 
 def test_kinds_labels_and_words(many):
     kinds = Counter(one.kind for one in many)
     assert kinds == {kind: 30 * share for kind, share in SHARES.items()}
-    assert Counter(one.label for one in many) == {"True": 540, "False": 540}
+    assert Counter(one.label for one in many) == {"True": 420, "False": 420}
     words = Counter(word for one in many for word in one.sentence.split())
-    for plural in ("circles", "squares", "triangles", "crosses", "shapes", "one", "three", "five", "more", "fewer"):
+    for plural in ("circles", "squares", "triangles", "crosses", "shapes"):
         assert words[plural] > 3
     for word in ("red", "green", "blue", "yellow", "purple", "gray", "circle", "square", "triangle", "cross", "shape"):
         assert words[word] > 10
@@ -197,7 +177,7 @@ def test_sets_share_no_image_and_use_each_several_times(many):
     for one in many:
         by_set.setdefault(one.group.rpartition("_")[0], set()).update(one.image_ids)
     images = [image for ids in by_set.values() for image in ids]
-    assert len(images) == len(set(images)) == 360
+    assert len(images) == len(set(images)) == 330
     pairs = {image: set() for image in images}
     for one in many:
         for image in one.image_ids:
@@ -212,7 +192,7 @@ def test_the_same_seed_gives_the_same_and_fewer_are_the_first():
         (*one._replace(images=()), *(open_image(image).tobytes() for image in one.images)) for one in statements
     ]
     three = content(drawn_pairs("train", 3, seed=1))
-    assert content(drawn_pairs("train", 2, seed=1)) == three[:68]
+    assert content(drawn_pairs("train", 2, seed=1)) == three[:52]
     pixels = lambda statements: {one[-1] for one in statements}
     for other in (
         drawn_pairs("train", 3, seed=2),
