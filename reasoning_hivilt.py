@@ -4,7 +4,8 @@
                                         |
     each text fused with each of its n images -> F_global of every pair, `(B_t, n, d)`
                                         |
-    joined in the order of the images, and multiplied, `(B_t, 2 n d)` -> linear -> the answers of `config.id2label`
+    joined in the order of the images, and multiplied, `(B_t, 2 n d)` -> a hidden layer, linear -> the answers of
+    `config.id2label`
 
 Letters in shapes are those of `fusion_hivilt.py`; `n` is `config.num_images`.
 """
@@ -40,8 +41,9 @@ class HiViLTImagesAndTextClassificationOutput(HiViLTQuestionAnsweringOutput):
 
 class HiViLTJointProjection(nn.Module):
     """What the fused states of a text with each of its images say together: a projection of all of them side by side, and the
-    product of one projection of each (low-rank bilinear pooling, Kim et al. 2017, arXiv 1610.04325). "Exactly one" and "as many"
-    are linear in products of what each image shows, and in nothing that an image shows alone.
+    product of one projection of each (low-rank bilinear pooling, Kim et al. 2017, arXiv 1610.04325); then a hidden layer, added
+    to what it reads. "Exactly one" and "as many" are linear in products of what each image shows, and in nothing that an image
+    shows alone; which of these is asked is the hidden layer's to tell.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -51,6 +53,8 @@ class HiViLTJointProjection(nn.Module):
         self.together = nn.Linear(width, width)
         self.each = nn.ModuleList(nn.Linear(config.hidden_size, width) for _ in range(config.num_images))
         self.norm = nn.LayerNorm(2 * width, eps=config.layer_norm_eps)
+        self.hidden = nn.Linear(2 * width, 2 * width)
+        self.hidden_norm = nn.LayerNorm(2 * width, eps=config.layer_norm_eps)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -58,7 +62,8 @@ class HiViLTJointProjection(nn.Module):
         states = self.state_norm(states)
         factors = [project(states[:, place]) for place, project in enumerate(self.each)]
         product = torch.stack(factors).prod(dim=0)
-        return self.activation(self.norm(torch.cat([self.together(states.flatten(1)), product], dim=-1)))
+        joint = self.activation(self.norm(torch.cat([self.together(states.flatten(1)), product], dim=-1)))
+        return self.activation(self.hidden_norm(joint + self.hidden(joint)))
 
 
 class HiViLTForImagesAndTextClassification(HiViLTAnsweringModel):

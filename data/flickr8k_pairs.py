@@ -1,6 +1,6 @@
 """Statements about pairs of Flickr8k's photographs, true or false by what people wrote of these.
 
-    flickr8k_rows(folder, "train")            23,328 statements about 3,240 images
+    flickr8k_rows(folder, "train")            34,496 statements about 4,312 images
 
 The rule. A concept is shown by an image if at least `SAID_BY` of its five captions have one of its words. It is not shown if no
 caption has one of these, nor one of those that leave it open: where people write of a "player", there may be a man. All other

@@ -78,7 +78,9 @@ def scores_in_plain_loops(num_images: int, text: int, images: list[int]) -> np.n
     for place, state in enumerate(states):
         product = product * reference.linear(weights, f"{head}.each.{place}", state)
     hidden = reference.layer_norm(weights, f"{head}.norm", np.array([*side_by_side, *product]), eps)
-    hidden = reference.gelu(hidden)
+    joint = reference.gelu(hidden)
+    hidden = joint + reference.linear(weights, f"{head}.hidden", joint)
+    hidden = reference.gelu(reference.layer_norm(weights, f"{head}.hidden_norm", hidden, eps))
     return reference.linear(weights, "joint_classifier", hidden)
 
 

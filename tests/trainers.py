@@ -290,14 +290,14 @@ def stated(tmp_path):
     return said
 
 
-def make_reasoning_trainer(tmp_path, stated, callbacks=None, **arguments):
+def make_reasoning_trainer(tmp_path, stated, callbacks=None, first_epochs=0, **arguments):
     model = make_model(HiViLTForImagesAndTextClassification, weight_scale=6.0, id2label={0: "False", 1: "True"})
     model.config.text_config.attention_probs_dropout_prob = 0.0
     processor = make_processor()
     return ReasoningTrainer(
         model=with_dropout(model, 0.0),
         args=make_arguments(tmp_path, **arguments),
-        train_dataset=ReasoningDataset(stated, seed=0),
+        train_dataset=ReasoningDataset(stated, 0, first_epochs),
         eval_dataset=ReasoningDataset(stated),
         data_collator=ReasoningCollator(processor, {"False": 0, "True": 1}),
         processing_class=processor,

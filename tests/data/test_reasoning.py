@@ -281,6 +281,25 @@ def test_items_are_bounded_and_hold_every_statement_once():
     assert len(ReasoningDataset(chain)) == 4 and len(ReasoningDataset(many)) == 2
 
 
+def test_what_one_image_shows_is_learned_first_and_then_the_others():
+    kinds = ("side", "one", "one", "side", "more", "side")
+    statements = [
+        one._replace(kind=kind, label="True")
+        for one, kind in zip(made("ab", "ab", "cd", "ba", "ef", "gh"), kinds, strict=True)
+    ]
+    dataset = ReasoningDataset(statements, seed=0, first_epochs=2)
+    seen = lambda: [item["statement_index"] for item in map(dataset.__getitem__, range(len(dataset)))]
+    # Items of one kind have all of their statements: none is empty.
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert seen() == [[0, 3], [2], [4], [5]]
+    for epoch in (2, 7):
+        dataset.set_epoch(epoch)
+        assert seen() == [[1], [2], [4], [5]]
+    usual = ReasoningDataset(statements, seed=0)
+    assert [item["statement_index"] for item in map(usual.__getitem__, range(4))] == [[0, 1, 3], [2], [4], [5]]
+
+
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=12))
 def test_no_image_is_in_two_items_of_a_few(pairs):
     dataset = ReasoningDataset(made(*(tuple(map(str, pair)) for pair in pairs)))

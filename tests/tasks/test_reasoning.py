@@ -61,6 +61,22 @@ def test_evaluation_encodes_each_image_once_for_all_statements(tmp_path, stated)
     assert encoded == [4, 4] and sum(map(len, SAID)) == 11
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
+def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_path, stated, schedule):
+    how = {"num_train_epochs": 6, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    how |= {"warmup_steps": 3, "lr_scheduler_type": schedule}
+    rates = {}
+    for first_epochs in (0, 2):
+        trainer = make_reasoning_trainer(tmp_path, stated, first_epochs=first_epochs, logging_steps=1, **how)
+        trainer.train()
+        logs = trainer.state.log_history
+        rates[first_epochs] = [log["learning_rate"] for log in logs if "learning_rate" in log]
+    # Four items, two a step: two epochs are four steps.
+    assert len(rates[0]) == len(rates[2]) == 12
+    expected = [rate * min(1, (step - 4) / 3) if step >= 4 else rate for step, rate in enumerate(rates[0])]
+    assert rates[2] == pytest.approx(expected) and rates[2][4] == 0 < rates[0][4]
+
+
 def test_statements_without_a_label_are_judged_and_not_measured(tmp_path, stated):
     trainer = make_reasoning_trainer(tmp_path, stated)
     whole = trainer.predict(trainer.eval_dataset)
