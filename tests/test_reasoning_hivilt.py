@@ -182,7 +182,7 @@ def test_a_text_without_a_label_costs_nothing(model, pairs):
 def test_golden_logits_and_parameter_count(pairs):
     """Changing these needs a reason in the commit that changes them."""
     model = make_model(HiViLTForImagesAndTextClassification)
-    assert sum(p.numel() for p in model.parameters()) == 44_308
+    assert sum(p.numel() for p in model.parameters()) == 50_948
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         # Drawn here, as for the other golden logits.
@@ -190,7 +190,7 @@ def test_golden_logits_and_parameter_count(pairs):
             drawn = 0.1 * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(drawn if parameter.dim() > 1 else parameter + drawn)
         golden = model(**pairs).logits[0, :3]
-    torch.testing.assert_close(golden, torch.tensor([0.245551, 0.665037, 0.111261]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(golden, torch.tensor([0.056393, 1.001824, 0.847836]), atol=1e-5, rtol=0)
 
 
 # With the processor

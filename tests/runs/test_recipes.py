@@ -40,6 +40,7 @@ from hivilt.training.main import main
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from miniatures import make_vqa_miniature
 from processes import launch_sharded
+from reasoning_miniatures import make_reasoning_miniature
 from tiny import HEAD_FACTS, IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS, make_batch, make_model, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +53,11 @@ TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size":
 TOKENS = {"textvqa": 120, "easy_vqa": 8, "openmoji": 8, "sort_of_clevr": 13, "refcoco": 8, "flickr30k_entities": 8}
 # Others are like one of these, which says so, or small.
 GROUNDING_RECIPES = ("refcoco", "flickr30k-entities")
+REASONING_RECIPES = ("nlvr2",)
 ESTIMATE = re.compile(
     r"# Estimate, not measured, of training alone.*\n"
     r"#   images +(?P<images>[\d,]+) x (?P<image_gflop>[\d.]+) GFLOP\n"
-    r"#   (?P<unit>questions|captions|expressions) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
+    r"#   (?P<unit>questions|captions|expressions|statements) +(?P<texts>[\d,]+) x (?P<text_gflop>[\d.]+) GFLOP\n"
     r"#   training +x (?P<passes>\d) x (?P<epochs>\d+) epochs = (?P<flop>\S+) FLOP\n"
     r"#   time +(?P<hours>\S+) hours at (?P<tflops>\S+) TFLOP/s.*\n"
     r"#   memory +\d+ GB, a guess.*\n"
@@ -104,7 +106,7 @@ def parsed(script: str, flags: list[str]):
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
     benchmarks = {name: parsed(*split(start(name)))[0].benchmark for name in RECIPES}
-    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_RECIPES])
+    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_RECIPES, *REASONING_RECIPES])
     assert benchmarks == {name: name.replace("_", "-") for name in RECIPES}
 
 
@@ -128,7 +130,7 @@ def test_the_launcher_depends_on_the_processes_and_the_step_does_not(name, start
     assert flags[0] == "--per_device_train_batch_size"
     step = int(flags[1])
     # The comment above the command names it too.
-    assert re.search(rf"^# {step} images with ", RECIPES[name].read_text(), re.MULTILINE)
+    assert re.search(rf"^# {step} (pairs of )?images with ", RECIPES[name].read_text(), re.MULTILINE)
 
     words = start(name, NUM_PROCESSES="2")
     assert words[: -len(flags)] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", script]
@@ -172,6 +174,7 @@ def test_it_trains_evaluates_and_predicts(name, start, encoders, tmp_path):
     benchmark = name.replace("_", "-")
     make = make_vqa_miniature if benchmark in VQA_BENCHMARKS else make_caption_miniature
     make = make_grounding_miniature if benchmark in GROUNDING_BENCHMARKS else make
+    make = make_reasoning_miniature if benchmark in REASONING_RECIPES else make
     make(benchmark, tmp_path / "data")
     flags += ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--max_train_samples", "8"]
     flags += ["--use_cpu", "--bf16", "false", "--max_steps", "1", "--dataloader_num_workers", "0"]
@@ -262,6 +265,8 @@ def test_its_estimate_follows_from_its_numbers_and_these_from_its_model(name, st
         assert texts == images * args.captions_per_image
         assert found["passes"] == ("3" if args.contrastive_chunk_size is None else "4")
         pairs += 2 * args.num_hard_negatives
+    if script == "run_reasoning.py":
+        pairs = 2
     small = name not in PHOTOGRAPHS
     size, grounds = args.image_size if small else 384, script == "run_grounding.py"
     image, text, pair = forward_gflop(size, TOKENS.get(name, 24), small, grounds)
