@@ -328,6 +328,7 @@ class ReasoningArguments(TaskArguments):
         "output_dir": "outputs/reasoning",
         "num_train_epochs": 12,
         "learning_rate": 7e-4,
+        "warmup_steps": 0.05,  # twice, so that what comes first is learned within its epoch
         "per_device_train_batch_size": 5,  # sets of images, of fourteen statements each in drawn pairs
         "per_device_eval_batch_size": 8,
         "metric_for_best_model": "accuracy",
