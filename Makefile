@@ -37,16 +37,16 @@ CHECKPOINT := config.json model.safetensors processor_config.json tokenizer.json
 # Of the runs of benchmarks/photographs.py the best on validation.
 BEST := outputs/photographs/flickr8k-fusion-1
 
-weights: .venv/.installed  ## make what benchmarks/photographs.py, captions.py, `make vqa` and `make grounding` left the models of this folder
+weights: .venv/.installed  ## make what benchmarks/photographs.py, captions.py, `make vqa`, `make grounding` and `make reasoning` left the models of this folder
 	cp $(addprefix $(BEST)/,$(CHECKPOINT)) .
 	$(BIN)/python runs/halve.py .
 	sed -i 's/"contrastive_loss_weight": 0.0/"contrastive_loss_weight": 1.0/' config.json  # who trains it further trains embeddings, too
 	cp $(addprefix outputs/vqa/,$(CHECKPOINT)) vqa
 	cp $(addprefix outputs/captions/rewards/,$(CHECKPOINT) generation_config.json) captioning
 	$(BIN)/python runs/halve.py captioning
-	mkdir -p grounding
 	cp $(addprefix outputs/grounding/,$(CHECKPOINT)) grounding
-	chmod 644 *.safetensors vqa/*.safetensors captioning/*.safetensors grounding/*.safetensors
+	cp $(addprefix outputs/reasoning/,$(CHECKPOINT)) reasoning
+	chmod 644 *.safetensors */*.safetensors
 
 # A file is tested by one of two processes, so that its fixtures are made once, in the order of tests/conftest.py;
 # ARGS="-n 0" tests all in this one.

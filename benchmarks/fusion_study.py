@@ -24,7 +24,8 @@ expressions that mean one thing, told by kind too; of `several` it is the share 
 `none` the share without a box, to be read beside the share of the others that have one, the target accuracy.
 
 Pairs are drawn, and statements about both images are true or false, by kind too. Beside the others are a HiViLT that sees
-zeros in place of the images, and one that sees the left image in place of both.
+zeros in place of the images, and one that sees the left image in place of both. All begin with the encoders of grounding/, and
+train them on; all else is new. ViLT, which has no encoders, begins from nothing.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
@@ -49,7 +50,16 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from fusion_contestants import AT_EQUAL_FLOPS, CONTESTANTS, Encoders, ViltForPairs, contestants_of, make, num_parameters
+from fusion_contestants import (
+    AT_EQUAL_FLOPS,
+    CONTESTANTS,
+    FROM_PIXELS_ALONE,
+    Encoders,
+    ViltForPairs,
+    contestants_of,
+    make,
+    num_parameters,
+)
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PrinterCallback, ViTImageProcessorPil, set_seed
@@ -57,7 +67,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from common import make_parser, markdown
-from hivilt import HiViLTForRetrieval, HiViLTProcessor
+from hivilt import HiViLTForRetrieval, HiViLTModel, HiViLTProcessor
 from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.data.captions import CaptionDataset
 from hivilt.data.grounding import GroundingDataset
@@ -89,6 +99,7 @@ from peers import count_flops
 from plots import plot_study
 
 BENCHMARKS = {**VQA_BENCHMARKS, **CAPTION_BENCHMARKS, **GROUNDING_BENCHMARKS, **REASONING_BENCHMARKS}
+ROOT = Path(__file__).resolve().parents[1]
 SEARCH_SEED = 0
 # On photographs; a size that a training of HiViLT takes minutes with. Of MobileNetV2 the last map of 14 x 14, averaged to
 # 7 x 7, and the last one.
@@ -122,6 +133,7 @@ class Trial:
     measures: tuple[str, ...] = ()  # shown beside the one that learning rates are chosen by
     kinds: Mapping[str, str] = field(default_factory=dict, hash=False)  # of expressions, and the measure of each
     evaluations: int = 5  # on held-out questions, in each training
+    begins: str | None = None  # a model of this repository whose encoders and words all begin with
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """How the learning rate goes over so many steps, as arguments of training."""
@@ -180,8 +192,18 @@ TRIALS = {
             "none": "no_target_accuracy",
         },
     ),
-    # Of four sets of images a step; not run yet.
-    "Pairs": Trial("pairs", 64, 32, 4, learning_rates=(4e-4,), kinds=dict.fromkeys(KINDS, "accuracy")),
+    # Of 1,350 sets of images, five a step, 2,430 steps: HiViLT takes about eight minutes on one thread.
+    "Pairs": Trial(
+        "pairs",
+        64,
+        9,
+        5,
+        search_share=0.6,
+        learning_rates=(7e-4, 1.4e-3),
+        arguments={"first_epochs": 3},
+        kinds=dict.fromkeys(KINDS, "accuracy"),
+        begins="grounding",
+    ),
 }
 
 
@@ -258,7 +280,9 @@ def statements(task: Reasoning, trial: Trial, splits: dict[str, list], encoders:
 
 
 def make_processor(trial: Trial, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
-    """For images of the trial's size and words of its training texts; that of pretrained encoders is their own."""
+    """For images of the trial's size and words of its training texts; that of encoders which have learned is their own."""
+    if trial.begins is not None:
+        return HiViLTProcessor.from_pretrained(ROOT / trial.begins)
     if encoders is not None:
         image_processor = AutoImageProcessor.from_pretrained(encoders.vision)
         return HiViLTProcessor(image_processor, AutoTokenizer.from_pretrained(encoders.text))
@@ -314,6 +338,10 @@ def train(
     make_one = partial(make, head=data.task.model_class, **shared, **data.fields)
     set_seed(seed)
     model = make_one(contestant)
+    if trial.begins is not None and contestant not in FROM_PIXELS_ALONE:
+        learned = HiViLTModel.from_pretrained(ROOT / trial.begins)
+        for part in ("vision_model", "text_model"):
+            getattr(model.base_model, part).load_state_dict(getattr(learned, part).state_dict())
     cost, share = flops_per_image(model, data), 1.0
     if contestant in AT_EQUAL_FLOPS:
         share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost

@@ -24,9 +24,12 @@ all is drawn apart from that.
     same          (A, A') (B, B') true     (A, B') (B, A') false
     more          (X1, X0) (X2, X1) ...    (X0, X1) (X1, X2) ...      the same pairs the other way round
 
-Sets to train on have one kind more, of which one image tells all, to be learned first (see `ReasoningDataset`):
+Sets to train on have one kind more, of which one image tells all:
 
     side     the left image shows a P, or the right one
+
+It is of stage 0, to be learned first (see `ReasoningDataset`). Of stage 1, to be learned later, are "same", "more", and what is
+false of "one" as neither image shows it: what is left is a matter of more or less, to the parts of which each image adds.
 
 Of "one" and "same" the sentence and one image tell nothing either: each image on the left, and each on the right, is in one true
 statement and in one false statement of the sentence. For the others no data can be so. Where not both images show a P, one of
@@ -41,7 +44,7 @@ from itertools import cycle, islice
 from typing import NamedTuple, get_args
 
 from hivilt.data.captions import Split
-from hivilt.data.reasoning import FIRST_KIND, Statement
+from hivilt.data.reasoning import Statement
 from hivilt.data.scenes import COLORS, SHAPES, WORDS, Phrase, Thing, draw_scenes, place_things
 from hivilt.data.tables import TableImage
 
@@ -61,12 +64,14 @@ class Said(NamedTuple):
     sentence: str
     true: Sequence[Pair]
     false: Sequence[Pair]
+    later: Sequence[Pair] = ()  # those of both that are of stage 1
 
     def turned(self, draw: random.Random) -> "Said":
         """All pairs the other way round, or none."""
         if draw.random() < 0.5:
             return self
-        return self._replace(true=[pair[::-1] for pair in self.true], false=[pair[::-1] for pair in self.false])
+        turned = {name: [pair[::-1] for pair in getattr(self, name)] for name in ("true", "false", "later")}
+        return self._replace(**turned)
 
 
 class _Set(NamedTuple):
@@ -136,7 +141,9 @@ def statements_of_set(
     statements = []
     for place, (one, group, label, pair) in enumerate(labelled):
         image_ids, files = zip(*(images[image] for image in pair), strict=True)
-        statements.append(Statement(f"{name}_{place:02d}", files, image_ids, one.sentence, label, one.kind, group))
+        stage = 0 if one.kind == "side" else 1 if pair in one.later else None
+        told = (one.sentence, label, one.kind, group, stage)
+        statements.append(Statement(f"{name}_{place:02d}", files, image_ids, *told))
     return statements
 
 
@@ -159,7 +166,7 @@ def said_of_shown(draw: random.Random, p: str, q: str) -> tuple[list[Said], list
     them, and of one of a pair."""
     said = []
     for text, shown, without in ((p, *_SAME), (q, *_SAME[::-1])):
-        said.append(Said("one", f"exactly one image shows {text}", _DIFFERENT, _SAME))
+        said.append(Said("one", f"exactly one image shows {text}", _DIFFERENT, _SAME, later=[without]))
         said.append(Said("both", f"both images show {text}", [shown], [draw.choice(_DIFFERENT)]))
         said.append(Said("neither", f"neither image shows {text}", [without], [draw.choice(_DIFFERENT)]))
     of_one = [*_said_of_one(f"shows {p}", "A", "B"), *_said_of_one(f"shows {q}", "B", "A")]
@@ -179,8 +186,8 @@ def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
     falling = [pair[::-1] for pair in rising]
     side, other, true, false = draw.choice((("left", "right", falling, rising), ("right", "left", rising, falling)))
     said = [
-        Said("same", f"both images have the same number of {things}", same, different).turned(draw),
-        Said("more", f"the {side} image has more {things} than the {other} one", true, false),
+        Said("same", f"both images have the same number of {things}", same, different, later=[*same, *different]).turned(draw),
+        Said("more", f"the {side} image has more {things} than the {other} one", true, false, later=[*true, *false]),
     ]
     return _Set(images, said, _said_of_one(f"shows a {p.text()}", str(draw.randint(1, MOST_COUNTED)), "0"))
 
@@ -191,7 +198,7 @@ def _said_of_one(text: str, own: str, other: str) -> list[Said]:
     said = []
     for side, turn in (("left", 1), ("right", -1)):
         true, false = ([(name, beside)[::turn] for beside in ("A'", "B'")] for name in (own, other))
-        said.append(Said(FIRST_KIND, f"the {side} image {text}", true, false))
+        said.append(Said("side", f"the {side} image {text}", true, false))
     return said
 
 

@@ -38,8 +38,6 @@ IGNORED_LABEL = -100
 
 # What one item of a data set holds of statements that are linked by their images.
 MOST_IMAGES, MOST_STATEMENTS = 16, 64
-# What of a training set is learned first: what one image shows, before what is true of several alone.
-FIRST_KIND = "side"
 
 # What counts images from the left without a word for it.
 _ORDINAL = re.compile(
@@ -56,6 +54,8 @@ class Statement(NamedTuple):
         label: as it is written, "True" or "entailment"; `None`: not known.
         kind: by which metrics are told apart, where the data tells.
         group: what statements share that are right or wrong as one, as consistency counts them.
+        stage: 0 if it is learned in the first epochs alone, 1 if in those after them alone; `None`: in all. See
+            `ReasoningDataset`.
     """
 
     statement_id: str
@@ -65,6 +65,7 @@ class Statement(NamedTuple):
     label: str | None = None
     kind: str | None = None
     group: str | None = None
+    stage: int | None = None
 
 
 class StatementColumns(NamedTuple):
@@ -221,8 +222,8 @@ class ReasoningDataset(EpochDataset):
     `MOST_IMAGES` and they no more than `MOST_STATEMENTS`; all statements about the same images are in one item.
 
     Args:
-        first_epochs: so many epochs have the statements of the kind "side" alone, and those after them all others: a curriculum
-            (Bengio et al. 2009). An item of one kind has all of its statements.
+        first_epochs: so many epochs leave out the statements of stage 1, and those after them the statements of stage 0: a
+            curriculum (Bengio et al. 2009). An item of one stage has all of its statements.
 
     Attributes:
         texts: the sentences, in order.
@@ -270,8 +271,8 @@ class ReasoningDataset(EpochDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         places = self.groups[index]
         if self.first_epochs:
-            is_first = self.epoch < self.first_epochs
-            places = [place for place in places if (self.examples[place].kind == FIRST_KIND) == is_first] or places
+            left_out = int(self.epoch < self.first_epochs)
+            places = [place for place in places if self.examples[place].stage != left_out] or places
         statements = [self.examples[place] for place in places]
         images: dict[str, str | TableImage] = {}
         for statement in statements:

@@ -149,7 +149,8 @@ def _statements(rows: Iterable[TableRow], group_of: Callable[[str], str | None],
         if options := row.values.get("options"):
             sentence, label = _answered(sentence, label, options, row.where)
         kind, group = row.values.get("kind"), row.values.get("group") or group_of(identifier)
-        statements.append(Statement(identifier, row.images, row.image_ids, sentence, label, kind, group))
+        told = (sentence, label, kind, group, row.values.get("stage"))
+        statements.append(Statement(identifier, row.images, row.image_ids, *told))
     return statements
 
 
@@ -239,7 +240,7 @@ REASONING_BENCHMARKS: dict[str, ReasoningBenchmark] = {
         splits={"train": "train", "validation": "val", "test": "test"},
         read_folder=flickr8k_rows,
         read_rows=partial(_statements, group_of=lambda identifier: None, num_images=2),
-        other_columns=("identifier", "kind", "group"),
+        other_columns=("identifier", "kind", "group", "stage"),
     ),
     "nlvr2": ReasoningBenchmark(
         title="NLVR2",

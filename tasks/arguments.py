@@ -319,8 +319,8 @@ class ReasoningArguments(TaskArguments):
     statement_id_column: str | None = HfArg(default=None, help="Column copied to predictions.jsonl.")
     first_epochs: int | None = HfArg(
         default=None,
-        help="Epochs that begin with statements of the kind 'side' alone, of which one image tells all; then the others are "
-        "learned, and the learning rate warms up once more. Unset: 1 of drawn pairs; files of your own have no kinds.",
+        help="Epochs of a curriculum's first stage, where the data has one; then the learning rate warms up once more. Unset: 2 "
+        "of drawn pairs, which begin with what one image tells; files of your own have no stages.",
     )
 
     defaults = {
@@ -351,7 +351,7 @@ class ReasoningArguments(TaskArguments):
             # From scratch the first thousands of steps learn nothing of what is true of pairs alone.
             self.model_name_or_path = str(Path(__file__).parents[1] / "grounding")
         if self.first_epochs is None:
-            self.first_epochs = int(self.benchmark == "pairs")
+            self.first_epochs = 2 if self.benchmark == "pairs" else 0
         if self.benchmark in _MATCHING_BENCHMARKS:
             if not self.model_name_or_path:
                 raise ValueError(

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from hivilt.configuration_hivilt import HiViLTConfig
 from hivilt.data.augmentation import Augmentation
 from hivilt.data.reasoning import (
-    FIRST_KIND,
     ReasoningCollator,
     ReasoningDataset,
     Statement,
@@ -164,15 +163,14 @@ class Reasoning(Task):
             warn_of_few(split, known, "statements with a known label")
             return ReasoningDataset(examples), facts
         first_epochs = self.args.first_epochs
-        if first_epochs and not any(statement.kind == FIRST_KIND for statement in examples):
+        if first_epochs and not any(statement.stage == 0 for statement in examples):
             raise ValueError(
-                f"first_epochs: got {first_epochs}, but the training data has no statement of the kind {FIRST_KIND!r} to begin "
-                "with; leave it out."
+                f"first_epochs: got {first_epochs}, but the training data does not say what is to be learned first; leave it out."
             )
         if first_epochs >= (epochs := self.training_args.num_train_epochs) and first_epochs:
             logger.warning(
-                f"first_epochs: all of {epochs:g} epochs have statements of the kind {FIRST_KIND!r} alone, and the others are not "
-                "learned; train for more."
+                f"first_epochs: all of {epochs:g} epochs have what is to be learned first, and the rest is not learned; train for "
+                f"more than {first_epochs}."
             )
         return ReasoningDataset(examples, self.training_args.draw_seed, first_epochs), facts
 

@@ -32,9 +32,10 @@ from hivilt import (
 from hivilt.data.scenes import scenes
 from hivilt.data.tables import open_image
 from hivilt.evaluation.grounding import match_boxes
-from hivilt.tasks import grounding
+from hivilt.tasks import grounding, reasoning
 from hivilt.tasks.question_answering import QuestionAnswering, summary_of
 from hivilt.tasks.retrieval import tables_of
+from scene_reader import seen
 from tiny import make_model, make_processor
 
 ROOT = Path(hivilt.__file__).resolve().parent
@@ -43,7 +44,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 README, BENCHMARKS, USAGE = PAGES["README.md"], PAGES["docs/benchmarks.md"], PAGES["docs/usage.md"]
 RESULTS = {
     name: json.loads((ROOT / name / "results.json").read_text(encoding="utf-8"))
-    for name in (".", "vqa", "captioning", "grounding")
+    for name in (".", "vqa", "captioning", "grounding", "reasoning")
 }
 
 # Blocks that ask the Hub, by what they ask it for: the only ones that no test runs.
@@ -125,8 +126,6 @@ def furnish(place: Path) -> dict[str, str]:
     writer.config.prompt_ids = make_processor().tokenizer("a image of").input_ids
     for one in (writer, make_processor()):
         one.save_pretrained(place / "outputs" / "captioning")
-    for one in (make_model(HiViLTForImagesAndTextClassification), make_processor()):
-        one.save_pretrained(place / "outputs" / "reasoning")
     named = ("a.png", "b.png", "my_images", "train.jsonl", "hivilt.onnx")
     return {f'"{name}"': repr(str(place / name)) for name in named} | {'"outputs/': f'"{place}/outputs/'}
 
@@ -227,7 +226,7 @@ def test_every_block_is_run_but_those_that_ask_the_hub():
     left = [code for text in PAGES.values() for one in sections(text) if one.needs_hub for code in one.python]
     assert len(left) == len(NEEDS_HUB)
     shown = [one for text in PAGES.values() for section in sections(text) for one in section.blocks]
-    assert sum(language == "text" for language, _ in shown) == 4
+    assert sum(language == "text" for language, _ in shown) == 5
     assert {language for language, _ in shown} <= {"python", "text", "bash", "json", ""}
 
 
@@ -298,6 +297,22 @@ def test_questions_that_are_shown_are_answered_right():
     ]
     (shown,) = blocks("text", "Answer questions")
     assert [line.rsplit(" ", 1)[0] for line in shown.splitlines()] == right
+
+
+def test_sentences_about_a_pair_are_judged_right():
+    """By what a reader of pixels sees in both images: four yellow shapes on the left and two on the right, and no red one."""
+    (shown,) = blocks("text", "Judge", "docs/reasoning.md")
+    things = [seen(Image.open(ROOT / f"docs/pair_{side}.png").convert("RGB")) for side in ("left", "right")]
+    left, right = ([words for words, _ in own] for own in things)
+    number = lambda own, *named: sum(set(named) <= words for words in own)
+    right_labels = [
+        number(left, "yellow") > number(right, "yellow"),
+        number(left, "yellow", "square") > 0 and number(right, "yellow", "square") > 0,
+        (number(left, "cross") > 0) != (number(right, "cross") > 0),
+        number(left + right, "red") == 0,
+    ]
+    assert [line.split()[0] for line in shown.splitlines()] == [str(label) for label in right_labels]
+    assert len(set(right_labels)) == 2
 
 
 def test_the_captions_that_are_shown_are_those_that_are_spoken_of():
@@ -419,6 +434,7 @@ def test_every_page_of_docs_is_linked_from_readme():
         ("vqa", HiViLTForQuestionAnswering),
         ("captioning", HiViLTForConditionalGeneration),
         ("grounding", HiViLTForVisualGrounding),
+        ("reasoning", HiViLTForImagesAndTextClassification),
     ],
 )
 def test_weights_are_safetensors_of_at_most_64_megabytes_float32_on_loading_and_nothing_is_pickled(folder, model_class):
@@ -442,8 +458,9 @@ def test_the_table_of_models_is_what_their_results_say():
     row = {line.split(" | ")[0]: line for line in README.splitlines() if line.startswith("| ")}
     vqa, retrieval, captioning = RESULTS["vqa"], RESULTS["."], RESULTS["captioning"]
     finding, found = RESULTS["grounding"], row["| `grounding/`"]
-    lines = [row["| root"], row["| `vqa/`"], row["| `captioning/`"], found]
-    for results, line in zip((retrieval, vqa, captioning, finding), lines, strict=True):
+    judging, judged = RESULTS["reasoning"], row["| `reasoning/`"]
+    lines = [row["| root"], row["| `vqa/`"], row["| `captioning/`"], found, judged]
+    for results, line in zip((retrieval, vqa, captioning, finding, judging), lines, strict=True):
         assert f"| {results['parameters']['all']:,} |" in line
         assert f"{results['data']['name']}: {results['data']['train']['images']:,} images" in line
     test = retrieval["test"]
@@ -459,6 +476,10 @@ def test_the_table_of_models_is_what_their_results_say():
     told = grounding.summary_of(finding["test"], "test", "accuracy@0.5")
     assert all(f"    {line}\n" in PAGES["docs/grounding.md"] for line in told.splitlines())
     assert f"in {finding['wall_seconds'] / 60:.0f} minutes" in words(PAGES["docs/grounding.md"])
+    told = reasoning.summary_of(judging["test"], "test", "accuracy").splitlines()
+    assert f"{judging['data']['train']['statements']:,} statements | {told[0].removeprefix('test: ')} |" in judged
+    assert all(f"    {line}\n" in PAGES["docs/reasoning.md"] for line in told)
+    assert f"in {judging['wall_seconds'] / 60:.0f} minutes" in words(PAGES["docs/reasoning.md"])
     assert f"{vqa['data']['train']['questions']:,} questions" in row["| `vqa/`"]
     assert summary_of(vqa, "test", "accuracy").splitlines()[0] == (
         "test " + re.search(r"(accuracy) (0.\d+ on [\d,]+ questions)", row["| `vqa/`"]).expand(r"\1: \2")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -66,14 +67,8 @@ def train_tokenizer(
     agree.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    counts = Counter(
-        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
-    )
-    characters = sorted(set("".join(counts)))
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
-    words = [word for word in counts if counts[word] >= min_count]
-    pieces += sorted(words, key=lambda word: (-counts[word], word))
-    pieces = list(dict.fromkeys(pieces))[:vocab_size]
+    learned = _pieces(texts, normalizer, pre_tokenizer, min_count)
+    pieces = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *learned]))[:vocab_size]
 
     tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
@@ -84,6 +79,43 @@ def train_tokenizer(
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     reads = {"model_max_length": max_length, "model_input_names": ["input_ids", "attention_mask"]}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **reads)
+
+
+def _pieces(texts: Iterable[str], normalizer, pre_tokenizer, min_count: int) -> list[str]:
+    """The characters of these texts, and their words, the most frequent first; some may be there twice."""
+    counts = Counter(
+        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted(set("".join(counts)))
+    words = [word for word in counts if counts[word] >= min_count]
+    words.sort(key=lambda word: (-counts[word], word))
+    return [*characters, *(f"##{character}" for character in characters), *words]
+
+
+def learn_words(model: HiViLTPreTrainedModel, processor: HiViLTProcessor, texts: Iterable[str]) -> list[str]:
+    """Makes room for the words of these texts that the model's tokenizer would spell, or not know, if it is one of
+    `train_tokenizer`; returns them. Pieces that there were keep their numbers and their embeddings. A model that writes is left
+    as it is, as its decoder has words of its own.
+    """
+    state = json.loads(processor.tokenizer.backend_tokenizer.to_str()) if processor.tokenizer.is_fast else {}
+    vocabulary = state.get("model", {}).get("vocab")
+    is_own = state.get("model", {}).get("type") == "WordPiece" and not any(
+        piece.startswith("##") and len(piece) > 3 for piece in vocabulary
+    )
+    if not is_own or model.can_generate():
+        return []
+    backend = processor.tokenizer.backend_tokenizer
+    found = dict.fromkeys(_pieces(texts, backend.normalizer, backend.pre_tokenizer, min_count=1))
+    new = [piece for piece in found if piece not in vocabulary]
+    if new:
+        vocabulary |= {piece: len(vocabulary) + place for place, piece in enumerate(new)}
+        tokenizer = processor.tokenizer
+        special = {name: getattr(tokenizer, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+        reads = {name: getattr(tokenizer, name) for name in ("model_max_length", "model_input_names")}
+        backend = Tokenizer.from_str(json.dumps(state))
+        processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special, **reads)
+        model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+    return [piece for piece in new if len(piece.removeprefix("##")) > 1]
 
 
 def load_checkpoint(
@@ -142,14 +174,24 @@ def load_or_build(
     """A model in float32 and its processor: the checkpoint that is named, or a new one on the encoders that are.
 
     Args:
-        args: an encoder that they do not name is small and new, and so is its tokenizer, trained on `texts`.
+        args: an encoder that they do not name is small and new, and so is its tokenizer, trained on `texts`. A checkpoint that
+            has such a tokenizer learns their words, see `learn_words`, unless its text encoder is frozen.
         trains: whether the model is to be trained, so that a checkpoint with another head will do.
         resumed: the checkpoint that training goes on from, whose tokenizer is used in place of a trained one.
         **config: fields of `HiViLTConfig` for a new model.
     """
     changes = args.fusion or {}
     if args.model_name_or_path:
-        return load_checkpoint("model_name_or_path", args.model_name_or_path, model_class, trains, **changes)
+        name = args.model_name_or_path
+        model, processor = load_checkpoint("model_name_or_path", name, model_class, trains, **changes)
+        reads_on = trains and not any(part.partition(":")[0] == "text" for part in args.freeze)
+        if resumed is not None:
+            processor = HiViLTProcessor.from_pretrained(resumed)
+            if (number := len(processor.tokenizer)) > model.config.text_config.vocab_size:
+                model.resize_token_embeddings(number, mean_resizing=False)
+        elif reads_on and (words := learn_words(model, processor, texts)):
+            logger.info(f"{len(words):,} words of the training texts are new to {name}, and are learned: {reprlib.repr(words)}")
+        return model, processor
 
     remote = {"trust_remote_code": args.trust_remote_code}
     if args.vision_model:

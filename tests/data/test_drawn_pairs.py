@@ -148,6 +148,26 @@ def test_sets_to_train_on_say_more_of_one_image_of_a_pair():
     assert best_guess(side, dict(zip(side, other, strict=True)).__getitem__)["side"] == 0.5
 
 
+def test_what_is_learned_first_adds_up():
+    """Of "one", "both" and "neither" a sum over the images tells the label in the first stage, which it cannot in the whole."""
+    of_stage = {stage: [one for one in drawn_pairs("train", 20) if one.stage == stage] for stage in (0, 1, None)}
+    assert {one.kind for one in of_stage[0]} == {"side"}
+    assert {one.kind for one in of_stage[None]} == {"one", "both", "neither"}
+    sums = {}
+    for one in [*of_stage[None], *of_stage[1]]:
+        if one.kind in ("one", "both", "neither"):
+            phrase = one.sentence[one.sentence.index(" a ") + 1 :]
+            shown = sum(count(phrase, scene_of(image)) > 0 for image in one.images)
+            sums.setdefault((one.kind, one.stage), set()).add((shown, one.label))
+    assert sums == {
+        ("one", None): {(1, "True"), (2, "False")},
+        ("one", 1): {(0, "False")},
+        ("both", None): {(2, "True"), (1, "False")},
+        ("neither", None): {(0, "True"), (1, "False")},
+    }
+    assert Counter(one.kind for one in of_stage[1]) == {"one": 20, "same": 40, "more": 80}
+
+
 def test_order_tells_where_sides_are_named_and_nowhere_else(many):
     unordered = best_guess(many, lambda one: (one.sentence, tuple(sorted(one.image_ids))))
     assert {kind for kind, share in unordered.items() if share == 0.5} == {"more"}

@@ -282,14 +282,14 @@ def test_items_are_bounded_and_hold_every_statement_once():
 
 
 def test_what_one_image_shows_is_learned_first_and_then_the_others():
-    kinds = ("side", "one", "one", "side", "more", "side")
+    stages = (0, 1, 1, 0, None, 0)
     statements = [
-        one._replace(kind=kind, label="True")
-        for one, kind in zip(made("ab", "ab", "cd", "ba", "ef", "gh"), kinds, strict=True)
+        one._replace(stage=stage, label="True")
+        for one, stage in zip(made("ab", "ab", "cd", "ba", "ef", "gh"), stages, strict=True)
     ]
     dataset = ReasoningDataset(statements, seed=0, first_epochs=2)
     seen = lambda: [item["statement_index"] for item in map(dataset.__getitem__, range(len(dataset)))]
-    # Items of one kind have all of their statements: none is empty.
+    # Items of one stage have all of their statements: none is empty.
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         assert seen() == [[0, 3], [2], [4], [5]]

@@ -10,14 +10,21 @@ import sys
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer, models
 from trainers import ANSWERS
-from transformers import BertModel, ViTImageProcessorPil, ViTModel, set_seed
+from transformers import BertModel, PreTrainedTokenizerFast, ViTImageProcessorPil, ViTModel, set_seed
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTProcessor,
+)
 from hivilt.tasks.arguments import GroundingArguments
 from hivilt.training.arguments import TaskArguments
 from hivilt.training.models import (
     freeze_parts,
+    learn_words,
     load_or_build,
     parameter_table,
     set_threads,
@@ -25,7 +32,7 @@ from hivilt.training.models import (
     train_tokenizer,
 )
 from hivilt.training.results import peak_memory_bytes
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
+from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_model, make_processor, make_tokenizer
 
 
 def test_a_model_of_another_kind_is_told_so(tmp_path):
@@ -106,6 +113,71 @@ def test_tokenizer_spells_what_it_does_not_know():
     assert tokenizer("x7")["input_ids"] == [2, tokenizer.unk_token_id, 3]
     assert len(train_tokenizer(["a b c d e f g"], vocab_size=9)) == 9
     assert train_tokenizer(["ab ab cd"], min_count=2).tokenize("ab cd") == ["ab", "c", "##d"]
+
+
+NEW = ["Exactly one shape is a hexagon", "what is blue?", "one hexagon, exactly"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The folder of a small model that learned from `TEXTS`, with its tokenizer."""
+    model, processor = load_or_build(
+        TaskArguments(), HiViLTForQuestionAnswering, TEXTS, id2label=dict(enumerate(ANSWERS))
+    )
+    for one in (model, processor):
+        one.save_pretrained(tmp_path / "small")
+    return str(tmp_path / "small")
+
+
+def test_a_checkpoint_that_is_trained_on_learns_words_and_forgets_none(small, tmp_path):
+    before, processor = load_or_build(TaskArguments(model_name_or_path=small), HiViLTForQuestionAnswering)
+    model, reads = load_or_build(TaskArguments(model_name_or_path=small), HiViLTForQuestionAnswering, NEW, trains=True)
+    old, new = processor.tokenizer, reads.tokenizer
+    assert old.tokenize("hexagon") != ["hexagon"] and old.unk_token in old.tokenize("exactly")
+    assert new.tokenize("exactly a hexagon") == ["exactly", "a", "hexagon"]
+    assert new.tokenize("x ngy") == ["x", "n", "##g", "##y"]  # and the characters, to spell others with
+    size, vocabulary = len(old), new.get_vocab()
+    assert {piece: vocabulary[piece] for piece in old.get_vocab()} == old.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(new))) and len(new) > size
+    assert model.config.text_config.vocab_size == len(model.get_input_embeddings().weight) == len(new)
+    torch.testing.assert_close(model.get_input_embeddings().weight[:size], before.get_input_embeddings().weight)
+    for text in TEXTS:
+        inputs = [one(images=[make_image()], text=[text], return_tensors="pt") for one in (processor, reads)]
+        assert inputs[0].input_ids.equal(inputs[1].input_ids)
+        torch.testing.assert_close(model.eval()(**inputs[1]).logits, before.eval()(**inputs[0]).logits)
+
+    for one in (model, reads):
+        one.save_pretrained(tmp_path / "more")
+    again, processor = load_or_build(
+        TaskArguments(model_name_or_path=str(tmp_path / "more")), HiViLTForQuestionAnswering, NEW, trains=True
+    )
+    assert processor.tokenizer.get_vocab() == vocabulary
+    inputs = processor(images=[make_image()], text=NEW[:1], return_tensors="pt")
+    torch.testing.assert_close(again.eval()(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("freeze", [["text"], ["vision", "text:1"], None])
+def test_no_word_is_learned_where_the_text_encoder_is_frozen_or_does_not_train(small, freeze):
+    args = TaskArguments(model_name_or_path=small, freeze=freeze or [])
+    _, processor = load_or_build(args, HiViLTForQuestionAnswering, NEW, trains=freeze is not None)
+    assert processor.tokenizer.get_vocab() == train_tokenizer(TEXTS).get_vocab()
+
+
+def test_pretrained_tokenizers_keep_their_pieces():
+    """Those that know parts of words, byte pairs and what is no word piece at all."""
+    texts = ["red circle", "redcircle"]
+    trained = train_tokenizer(texts)
+    state = json.loads(trained.backend_tokenizer.to_str())
+    state["model"]["vocab"] |= {"##circle": len(trained)}
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    pieces = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **special)
+    byte_pairs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"[PAD]": 0}, [])), pad_token="[PAD]")
+    model = make_model(HiViLTForQuestionAnswering)
+    for tokenizer in (pieces, byte_pairs):
+        processor, size = HiViLTProcessor(make_processor().image_processor, tokenizer), len(tokenizer)
+        assert learn_words(model, processor, NEW) == [] and len(processor.tokenizer) == size
+    writes = make_model(HiViLTForConditionalGeneration)
+    assert learn_words(writes, HiViLTProcessor(make_processor().image_processor, trained), NEW) == []
 
 
 def test_small_model_is_small():
