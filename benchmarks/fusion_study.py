@@ -92,7 +92,7 @@ from hivilt.tasks.retrieval import Retrieval
 from hivilt.tasks.task import Task
 from hivilt.training.arguments import COMMON_DEFAULTS, HiViLTTrainingArguments
 from hivilt.training.encoder_cache import EncoderCache
-from hivilt.training.models import train_tokenizer
+from hivilt.training.models import learn_words, train_tokenizer
 from hivilt.training.names import check_name
 from hivilt.training.results import environment
 from peers import count_flops
@@ -282,7 +282,9 @@ def statements(task: Reasoning, trial: Trial, splits: dict[str, list], encoders:
 def make_processor(trial: Trial, texts: list[str], encoders: Encoders | None) -> HiViLTProcessor:
     """For images of the trial's size and words of its training texts; that of encoders which have learned is their own."""
     if trial.begins is not None:
-        return HiViLTProcessor.from_pretrained(ROOT / trial.begins)
+        processor = HiViLTProcessor.from_pretrained(ROOT / trial.begins)
+        learn_words(HiViLTModel.from_pretrained(ROOT / trial.begins), processor, texts)
+        return processor
     if encoders is not None:
         image_processor = AutoImageProcessor.from_pretrained(encoders.vision)
         return HiViLTProcessor(image_processor, AutoTokenizer.from_pretrained(encoders.text))
@@ -340,6 +342,7 @@ def train(
     model = make_one(contestant)
     if trial.begins is not None and contestant not in FROM_PIXELS_ALONE:
         learned = HiViLTModel.from_pretrained(ROOT / trial.begins)
+        learned.resize_token_embeddings(len(data.processor.tokenizer), mean_resizing=False)
         for part in ("vision_model", "text_model"):
             getattr(model.base_model, part).load_state_dict(getattr(learned, part).state_dict())
     cost, share = flops_per_image(model, data), 1.0

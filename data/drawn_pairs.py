@@ -186,7 +186,9 @@ def _set_of_counted(draw: random.Random, image_size: int) -> _Set:
     falling = [pair[::-1] for pair in rising]
     side, other, true, false = draw.choice((("left", "right", falling, rising), ("right", "left", rising, falling)))
     said = [
-        Said("same", f"both images have the same number of {things}", same, different, later=[*same, *different]).turned(draw),
+        Said(
+            "same", f"both images have the same number of {things}", same, different, later=[*same, *different]
+        ).turned(draw),
         Said("more", f"the {side} image has more {things} than the {other} one", true, false, later=[*true, *false]),
     ]
     return _Set(images, said, _said_of_one(f"shows a {p.text()}", str(draw.randint(1, MOST_COUNTED)), "0"))

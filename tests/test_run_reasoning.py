@@ -221,7 +221,22 @@ def test_labels_of_a_run_that_goes_on_are_those_of_before(trained, data, tmp_pat
 
 def test_without_data_pairs_are_drawn(tmp_path):
     few = [f"--max_{name}_samples" for name in ("train", "eval", "predict")]
-    more = ["--num_train_epochs", "3", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1", few[0], "30", few[1], "20", few[2], "36"]
+    more = [
+        "--num_train_epochs",
+        "3",
+        "--max_steps",
+        "1",
+        "--eval_steps",
+        "1",
+        "--save_steps",
+        "1",
+        few[0],
+        "30",
+        few[1],
+        "20",
+        few[2],
+        "36",
+    ]
     results = main(flags(tmp_path / "out", *more))
     assert (results["data"]["name"], results["settings"]["benchmark"]) == ("drawn pairs", "pairs")
     assert [results["data"][split]["statements"] for split in ("train", "validation", "test")] == [30, 20, 36]
@@ -316,7 +331,10 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         (["--label_column", "answer"], "no column 'answer'.*--label_column"),
         (["--metric_for_best_model", "cider_d"], "metric_for_best_model: got 'cider_d'.*accuracy"),
         (["--image_dir", "."], "image_dir goes with a benchmark"),
-        (["--first_epochs", "1"], "first_epochs: got 1, but the training data does not say what is to be learned first"),
+        (
+            ["--first_epochs", "1"],
+            "first_epochs: got 1, but the training data does not say what is to be learned first",
+        ),
         (["--first_epochs", "-1"], "first_epochs: expected at least 0, got -1"),
     ],
 )

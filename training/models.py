@@ -190,7 +190,9 @@ def load_or_build(
             if (number := len(processor.tokenizer)) > model.config.text_config.vocab_size:
                 model.resize_token_embeddings(number, mean_resizing=False)
         elif reads_on and (words := learn_words(model, processor, texts)):
-            logger.info(f"{len(words):,} words of the training texts are new to {name}, and are learned: {reprlib.repr(words)}")
+            logger.info(
+                f"{len(words):,} words of the training texts are new to {name}, and are learned: {reprlib.repr(words)}"
+            )
         return model, processor
 
     remote = {"trust_remote_code": args.trust_remote_code}

@@ -106,7 +106,9 @@ def parsed(script: str, flags: list[str]):
 
 def test_every_benchmark_has_its_recipe_and_every_recipe_its_benchmark(start):
     benchmarks = {name: parsed(*split(start(name)))[0].benchmark for name in RECIPES}
-    assert sorted(benchmarks.values()) == sorted([*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_RECIPES, *REASONING_RECIPES])
+    assert sorted(benchmarks.values()) == sorted(
+        [*VQA_BENCHMARKS, *CAPTION_BENCHMARKS, *GROUNDING_RECIPES, *REASONING_RECIPES]
+    )
     assert benchmarks == {name: name.replace("_", "-") for name in RECIPES}
 
 

@@ -152,6 +152,10 @@ def test_a_checkpoint_that_is_trained_on_learns_words_and_forgets_none(small, tm
         TaskArguments(model_name_or_path=str(tmp_path / "more")), HiViLTForQuestionAnswering, NEW, trains=True
     )
     assert processor.tokenizer.get_vocab() == vocabulary
+    # A run that is resumed has the words that it learned, whatever its data has now.
+    args, resumed = TaskArguments(model_name_or_path=small), tmp_path / "more"
+    empty, reads = load_or_build(args, HiViLTForQuestionAnswering, ["another word"], trains=True, resumed=resumed)
+    assert reads.tokenizer.get_vocab() == vocabulary and len(empty.get_input_embeddings().weight) == len(vocabulary)
     inputs = processor(images=[make_image()], text=NEW[:1], return_tensors="pt")
     torch.testing.assert_close(again.eval()(**inputs).logits, model(**inputs).logits)
 
