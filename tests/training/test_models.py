@@ -160,6 +160,12 @@ def test_a_checkpoint_that_is_trained_on_learns_words_and_forgets_none(small, tm
     torch.testing.assert_close(again.eval()(**inputs).logits, model(**inputs).logits)
 
 
+def test_a_size_that_a_checkpoint_does_not_take_is_told(small, caplog):
+    for size, told in ((64, False), (96, True)):
+        load_or_build(TaskArguments(model_name_or_path=small, image_size=size), HiViLTForQuestionAnswering)
+        assert ("image_size: got 96, but" in caplog.text) == told
+
+
 @pytest.mark.parametrize("freeze", [["text"], ["vision", "text:1"], None])
 def test_no_word_is_learned_where_the_text_encoder_is_frozen_or_does_not_train(small, freeze):
     args = TaskArguments(model_name_or_path=small, freeze=freeze or [])
