@@ -185,7 +185,10 @@ def load_or_build(
         name = args.model_name_or_path
         model, processor = load_checkpoint("model_name_or_path", name, model_class, trains, **changes)
         size = getattr(processor.image_processor, "size", None)
-        if args.image_size != TaskArguments.image_size and size != {"height": args.image_size, "width": args.image_size}:
+        if args.image_size != TaskArguments.image_size and size != {
+            "height": args.image_size,
+            "width": args.image_size,
+        }:
             logger.warning(f"image_size: got {args.image_size}, but {name} sees images as it was trained with: {size}.")
         reads_on = trains and not any(part.partition(":")[0] == "text" for part in args.freeze)
         if resumed is not None:
