@@ -6,6 +6,7 @@
     python benchmarks/fusion_study.py --tasks Flickr8k DAQUAR --data_dir flickr8k=flickr8k daquar=daquar
     python benchmarks/fusion_study.py --tasks "easy-VQA, 5 %" --contestants HiViLT ViLT --seeds 1
     python benchmarks/fusion_study.py --tasks Scenes --contestants HiViLT "co-attention (METER)"
+    python benchmarks/fusion_study.py --tasks "Flickr8k pairs" --data_dir flickr8k-pairs=flickr8k
 
 For each task and each contestant (benchmarks/fusion_contestants.py) every learning rate of one small grid is tried, on
 VQA-RAD and OpenMoji for two fifths of the epochs, and the best on questions held out of training is taken; then each
@@ -23,9 +24,9 @@ Scenes are drawn, and expressions about them are found: all have HiViLT's pyrami
 expressions that mean one thing, told by kind too; of `several` it is the share with all boxes found and none besides, of
 `none` the share without a box, to be read beside the share of the others that have one, the target accuracy.
 
-Pairs are drawn, and statements about both images are true or false, by kind too. Beside the others are a HiViLT that sees
-zeros in place of the images, and one that sees the left image in place of both. All begin with the encoders of grounding/, and
-train them on; all else is new. ViLT, which has no encoders, begins from nothing.
+Statements about pairs of images, drawn or of Flickr8k's photographs, are true or false, by kind too. Beside the others are a HiViLT that sees
+zeros in place of the images, and one that sees the left image in place of both. On drawn pairs all begin with the encoders of
+grounding/, and train them on; all else is new. ViLT, which has no encoders, begins from nothing.
 
 benchmarks/results/fusion_study.json is written after every training; what it has is not trained again, so that the study
 goes on where it was stopped, on another machine too: each training says on what it ran. At the end it prints the tables
@@ -203,6 +204,18 @@ TRIALS = {
         arguments={"first_epochs": 3},
         kinds=dict.fromkeys(KINDS, "accuracy"),
         begins="grounding",
+    ),
+    # Of 970 sets of photographs, four a step.
+    "Flickr8k pairs": Trial(
+        "flickr8k-pairs",
+        224,
+        6,
+        4,
+        search_share=0.5,
+        learning_rates=(5e-4, 1e-3),
+        arguments={"first_epochs": 2},
+        kinds=dict.fromkeys(KINDS[:3], "accuracy"),
+        frozen=True,
     ),
 }
 
