@@ -30,7 +30,7 @@ from .fusion_hivilt import (
     resample_grid,
     selected_states,
 )
-from .inputs_hivilt import batched_boxes, complete_flags
+from .inputs_hivilt import batched_boxes, check_no_places, complete_flags
 from .losses_hivilt import grounding_loss
 from .modeling_hivilt import RECORDED, HiViLTModel, HiViLTPreTrainedModel, of_encoders
 
@@ -205,6 +205,7 @@ class HiViLTForVisualGrounding(HiViLTPreTrainedModel):
             ValueError: inputs are missing or do not fit together, or `labels` hold no such boxes.
         """
         complete_flags(kwargs, self.config)
+        check_no_places(kwargs, "expression_index", "grounding.GroundingTrainer", self.training)
         images = (pixel_values, interpolate_pos_encoding, feature_maps)
         texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
         image_states, text_states = self.model.encode(images, texts, image_states, text_states, image_index, **kwargs)

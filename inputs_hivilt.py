@@ -39,6 +39,16 @@ def complete_flags(kwargs: dict, config: HiViLTConfig) -> None:
             kwargs[name] = getattr(config, name)
 
 
+def check_no_places(kwargs: dict, name: str, trainer: str, training: bool) -> None:
+    """Refuses to evaluate a batch of one of our collators as it is: Trainer counts items, and would keep as many texts of the
+    last batch as it has of these."""
+    if name in kwargs and not training:
+        raise ValueError(
+            f"A batch to evaluate has `{name}`: take it out in a loop of your own, and evaluate with `hivilt.tasks.{trainer}` "
+            "where a Trainer is to, which itself counts items and not texts."
+        )
+
+
 def check_given_once(pixel_values, feature_maps, image_states, input_ids, inputs_embeds, token_states, text_states):
     """Refuses images or texts that are missing or come in two forms."""
     if sum(value is not None for value in (pixel_values, feature_maps, image_states)) != 1:

@@ -74,6 +74,7 @@ from .inputs_hivilt import (
     check_pairs,
     check_texts,
     check_token_states,
+    check_no_places,
     complete_flags,
     text_mask,
     warn_of_joined,
@@ -887,12 +888,7 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
             ValueError: inputs are missing or do not fit together, or a loss is asked for and the pairs are not known.
         """
         complete_flags(kwargs, self.config)
-        if "caption_index" in kwargs and not self.training:
-            # A batch of `CaptionCollator` as it is. Trainer would keep as many texts of the last one as it has images.
-            raise ValueError(
-                "A batch of captions to evaluate has `caption_index`: take it out in a loop of your own, and evaluate with "
-                "`hivilt.tasks.retrieval.RetrievalTrainer` where a Trainer is to, which itself counts images alone."
-            )
+        check_no_places(kwargs, "caption_index", "retrieval.RetrievalTrainer", self.training)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"`chunk_size` must be at least 1 (or `None`, the whole batch at once), got {chunk_size}.")
         images = (pixel_values, interpolate_pos_encoding, feature_maps)

@@ -224,6 +224,7 @@ class HiViLTProcessor(ProcessorMixin):
 
     valid_processor_kwargs = HiViLTProcessorKwargs
     _told_of_truncation = False
+    _told_of_unknown = False
     _shows_whole_images = None  # the settings with which the image processor was seen to
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
@@ -293,6 +294,7 @@ class HiViLTProcessor(ProcessorMixin):
             texts, image_index = self._flatten(text, num_rows, "lists of images" if lists else "images")
             inputs = self.tokenizer(texts[0] if isinstance(text, str) else texts, **merged["text_kwargs"])
             self._tell_of_truncation(inputs, len(texts), merged["text_kwargs"].get("max_length"))
+            self._tell_of_unknown(inputs, texts)
         if lists:
             image_index = [lists[row] for row in image_index or range(len(lists))]
             if len(lists) == len(image_index) == 1:
@@ -450,6 +452,20 @@ class HiViLTProcessor(ProcessorMixin):
             if max_length is None:
                 limit = f"{self.tokenizer.model_max_length} tokens, the tokenizer's `model_max_length`"
             logger.warning(f"{num_cut} of {num_texts} texts were cut to {limit}. Later cuts are not reported.")
+
+    def _tell_of_unknown(self, tokens, texts: list[str]) -> None:
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or HiViLTProcessor._told_of_unknown:
+            return
+        for text, encoding in zip(texts, tokens.encodings or (), strict=False):
+            if unknown in (ids := encoding.ids):
+                HiViLTProcessor._told_of_unknown = True
+                start, end = encoding.offsets[ids.index(unknown)]
+                logger.warning(
+                    f"The tokenizer does not know {text[start:end]!r} in {text!r}, so the model does not see what it is. Later "
+                    "ones are not reported."
+                )
+                return
 
     def post_process_question_answering(
         self,

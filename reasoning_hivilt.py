@@ -21,7 +21,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_hivilt import HiViLTConfig
 from .fusion_hivilt import HiViLTImageStates, HiViLTTextStates
-from .inputs_hivilt import batched_lists, check_lists, complete_flags
+from .inputs_hivilt import batched_lists, check_lists, check_no_places, complete_flags
 from .modeling_hivilt import (
     RECORDED,
     HiViLTAnsweringModel,
@@ -127,6 +127,7 @@ class HiViLTForImagesAndTextClassification(HiViLTAnsweringModel):
                 `config.num_images`, a label names no answer, or labels are not of the kind that `config.problem_type` says.
         """
         complete_flags(kwargs, self.config)
+        check_no_places(kwargs, "statement_index", "reasoning.ReasoningTrainer", self.training)
         num_images = self.config.num_images
         pixel_values, image_index = batched_lists(pixel_values, image_index, num_images)
         images = (pixel_values, interpolate_pos_encoding, feature_maps)

@@ -42,7 +42,8 @@ MOST_IMAGES, MOST_STATEMENTS = 16, 64
 # What counts images from the left without a word for it.
 _ORDINAL = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|last|former|latter|\d+(?:st|nd|rd|th)"
-    r"|(?:image|photo|picture|no\.|number) (?:\d+|one|two|three|four|five|six))\b",
+    r"|(?:image|img|photo|photograph|pic|picture)\s*(?:no\b\.?|number|#)?\s*(?:\d+|one|two|three|four|five|six|[a-f])"
+    r"|(?:no\.|number)\s*(?:\d+|one|two|three|four|five|six))\b",
     re.IGNORECASE,
 )
 
@@ -207,14 +208,15 @@ def label_ids(statements: Iterable[Statement], label2id: Mapping[str, int], sour
         if label is None:
             raise ValueError(
                 f"{source}: statement {statement.statement_id!r} has the label {statement.label!r}, but the model knows "
-                f"{', '.join(map(repr, known))}; write one of these, or train a new head."
+                f"{', '.join(map(repr, known))}; write one of these, or give statements with that label to train on."
             )
         labels.append(label)
     return labels
 
 
 class ReasoningDataset(EpochDataset):
-    """One item is some statements that share images, with these: a dict of `images` (by id what `Collator.images` takes of
+    """Evaluated on by `ReasoningTrainer`; a plain `Trainer` may train on it, and is refused by the model else, as it would keep as
+    many statements of the last batch as it has items. One item is some statements that share images, with these: a dict of `images` (by id what `Collator.images` takes of
     each), `statements`, and `statement_index` (the places of these in the split). With a seed it is a training split, see
     `EpochDataset`, and an item has a `draw` of its own.
 

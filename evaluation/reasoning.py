@@ -14,7 +14,10 @@ from hivilt.evaluation.grounding import by_kind
 from hivilt.evaluation.vqa import check_lengths
 
 # The spellings of truth values, as `plain_label` writes them.
-TRUTH_VALUES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TRUTH_VALUES = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
+}
 
 Label = str | bool | int
 

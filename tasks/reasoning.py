@@ -40,6 +40,7 @@ from hivilt.training.splits import read_drawn, read_splits
 logger = logging.getLogger("hivilt")
 
 GAP = 0.05  # between the images of a statement as they are drawn, of the height of the first
+TALLEST, WIDEST = 256, 3  # of an image as it is drawn, in pixels, and as often as it is high
 
 
 class ReasoningTrainer(QuestionAnsweringTrainer):
@@ -54,11 +55,24 @@ class ReasoningTrainer(QuestionAnsweringTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
         """Trainer's; after the `first_epochs` of the data the rate warms up once more, as gradients are others then."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.train_dataset.first_epochs and isinstance(scheduler, LambdaLR):
-            items = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            begin = self.train_dataset.first_epochs * math.ceil(len(self.train_dataset) / items)
+        # Another data set than ours, or a part of one, has none.
+        if not (first_epochs := getattr(self.train_dataset, "first_epochs", 0)):
+            return scheduler
+        if isinstance(scheduler, LambdaLR):
+            batches = len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size)
+            batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+            begin = first_epochs * math.ceil(batches / self.args.gradient_accumulation_steps)
+            if begin >= num_training_steps:
+                logger.warning(
+                    f"first_epochs: all {num_training_steps:,} steps have what is to be learned first, and the rest is not learned; "
+                    f"train for more than {begin:,}."
+                )
             steps = self.args.get_warmup_steps(num_training_steps)
             scheduler.lr_lambdas = [partial(warmed_up_again, rate, begin, steps) for rate in scheduler.lr_lambdas]
+        else:
+            logger.warning(
+                f"first_epochs: with {self.args.lr_scheduler_type} the learning rate does not warm up once more."
+            )
         return scheduler
 
     def is_labelled(self, example: Statement) -> bool:
@@ -112,7 +126,12 @@ class Reasoning(Task):
                 # Another head's weights, which do not depend on it.
                 self.args.fusion = {**(self.args.fusion or {}), "num_images": num_images}
             model, processor = super().make_model(train, id2label=dict(enumerate(labels)), num_images=num_images)
-            if list(model.config.id2label.values()) != labels and not (knows and self._are_known(labels, model.config)):
+            if knows and self._are_known(labels, model.config):
+                if len(labels) < (number := model.config.num_labels):
+                    logger.info(
+                        f"Of the {number} labels that the checkpoint knows the training data has {len(labels)}; all are kept."
+                    )
+            elif list(model.config.id2label.values()) != labels:
                 model.resize_answer_head(labels)
             model.config.problem_type = "single_label_classification"
         self.label2id, self.num_images = dict(model.config.label2id), model.config.num_images
@@ -134,9 +153,9 @@ class Reasoning(Task):
 
     @staticmethod
     def _are_known(labels: Sequence[str], config: HiViLTConfig) -> bool:
-        """Whether these, in any spelling, are all that a model tells apart."""
+        """Whether these, in any spelling, are of those that a model tells apart."""
         known = labels_by_spelling(config.label2id)
-        return {known.get(plain_label(label)) for label in labels} == set(config.id2label)
+        return all(plain_label(label) in known for label in labels)
 
     def _knows_labels(self) -> bool:
         """Whether the checkpoint that is trained on has this head; another's answers are none of its labels."""
@@ -158,6 +177,7 @@ class Reasoning(Task):
             "images_of_a_statement": num_images,
         }
         logger.info(f"{split}: {len(examples):,} statements about {facts['images']:,} images, {num_images} each")
+        label_ids(examples, self.label2id, split)  # before anything is trained
         if split != "train":
             known = sum(statement.label is not None for statement in examples)
             warn_of_few(split, known, "statements with a known label")
@@ -166,11 +186,6 @@ class Reasoning(Task):
         if first_epochs and not any(statement.stage == 0 for statement in examples):
             raise ValueError(
                 f"first_epochs: got {first_epochs}, but the training data does not say what is to be learned first; leave it out."
-            )
-        if first_epochs >= (epochs := self.training_args.num_train_epochs) and first_epochs:
-            logger.warning(
-                f"first_epochs: all of {epochs:g} epochs have what is to be learned first, and the rest is not learned; train for "
-                f"more than {first_epochs}."
             )
         return ReasoningDataset(examples, self.training_args.draw_seed, first_epochs), facts
 
@@ -234,7 +249,7 @@ class Reasoning(Task):
 
 def warmed_up_again(rate: Callable[[int], float], begin: int, warmup_steps: int, step: int) -> float:
     """The factor of a schedule of the learning rate that rises from 0 once more, over so many steps after `begin`."""
-    return rate(step) * (min(1.0, (step - begin) / max(warmup_steps, 1)) if step >= begin else 1.0)
+    return rate(step) * (min(1.0, (step - begin) / warmup_steps) if warmup_steps and step >= begin else 1.0)
 
 
 def prediction_row(statement: Statement, best: list[dict]) -> dict[str, Any]:
@@ -263,9 +278,11 @@ def drawn(statement: Statement, best: list[dict]) -> AnsweredQuestion:
 
 
 def side_by_side(images: list[Image.Image]) -> Image.Image:
-    """Images of one height, the first one's, from left to right, with white between them."""
-    height = images[0].height
-    resized = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    """Images of one height, the first one's, from left to right, with white between them; one that is very wide is less high."""
+    height = min(images[0].height, TALLEST)
+    scales = [min(height / image.height, WIDEST * height / image.width) for image in images]
+    sizes = [[max(1, round(scale * side)) for side in image.size] for scale, image in zip(scales, images, strict=True)]
+    resized = [image.resize(size) for image, size in zip(images, sizes, strict=True)]
     gap = max(1, round(GAP * height))
     row = Image.new("RGB", (sum(image.width + gap for image in resized) - gap, height), "white")
     left = 0

@@ -51,6 +51,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 def told(monkeypatch):
     """Everything the library says, with the truncation warning not yet given."""
     monkeypatch.setattr(HiViLTProcessor, "_told_of_truncation", False)
+    monkeypatch.setattr(HiViLTProcessor, "_told_of_unknown", False)
     records = []
 
     class Keep(logging.Handler):
@@ -796,6 +797,16 @@ def test_a_warning_names_the_length_that_was_asked_for(told):
     inputs = PROCESSOR(text=[QUESTION, "yes"], max_length=5, return_tensors="pt")
     assert inputs["input_ids"].shape == (2, 5)
     assert "1 of 2 texts were cut to the 5 tokens of `max_length`" in told[0]
+
+
+def test_what_the_tokenizer_does_not_know_is_told_once(told):
+    PROCESSOR(text=[QUESTION, "red"])
+    assert not told
+    unknown = f"{QUESTION} ☃ ☂"
+    assert PROCESSOR.tokenizer.unk_token_id in PROCESSOR(text=[QUESTION, unknown]).input_ids[1]
+    PROCESSOR(text=unknown, return_tensors="pt")
+    (warning,) = told
+    assert f"does not know '☃' in {unknown!r}" in warning
 
 
 # Bad input

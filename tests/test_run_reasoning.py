@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoProcessor, ViTImageProcessorPil, ViTModel, pipeline
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval
+from hivilt import HiViLTForImagesAndTextClassification, HiViLTForQuestionAnswering, HiViLTForRetrieval
 from hivilt.data.reasoning_benchmarks import REASONING_BENCHMARKS
 from hivilt.evaluation.reasoning import statement_scores, winoground_scores
 from hivilt.run_reasoning import main
@@ -188,7 +188,9 @@ def test_another_number_of_images_and_other_labels(data, tmp_path):
                 str(tmp_path / "x"),
             ]
         )
-    with pytest.raises(ValueError, match="the label 'true', but the model knows 'entails', 'neutral'"):
+    with pytest.raises(
+        ValueError, match="test: statement '0' has the label 'true', but the model knows 'entails', 'neutral'"
+    ):
         pairs = [{**row, "images": [*row["images"], row["images"][0]]} for row in read_lines(data[-1])]
         file = write(Path(data[1]).parent / "pairs.jsonl", pairs)
         main(
@@ -197,6 +199,33 @@ def test_another_number_of_images_and_other_labels(data, tmp_path):
                 *("--output_dir", str(tmp_path / "x"), "--disable_tqdm", "true"),
             ]
         )
+
+
+def test_of_some_of_its_labels_a_checkpoint_keeps_all(data, tmp_path, caplog):
+    labels = ["contradicts", "entails", "neutral"]
+    make_model(HiViLTForImagesAndTextClassification, id2label=dict(enumerate(labels))).save_pretrained(
+        tmp_path / "three"
+    )
+    make_processor().save_pretrained(tmp_path / "three")
+    rows = [{**row, "label": labels[1 + number % 2]} for number, row in enumerate(read_lines(data[1]))]
+    file = write(Path(data[1]).parent / "two_of_three.jsonl", rows)
+    usual = flags(tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1")
+    usual = [flag for flag in usual if flag not in ("--fusion", json.dumps(TINY))]
+    given = ["--model_name_or_path", str(tmp_path / "three"), "--train_file", file, "--validation_file", file]
+    assert main([*given, *usual])["labels"] == labels
+    assert "Of the 3 labels that the checkpoint knows the training data has 2; all are kept." in caplog.text
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_is_not_learned_stops_a_run_before_it_trains(data, tmp_path, split):
+    place = data.index(f"--{split}_file") + 1
+    rows = [
+        {**row, "label": "maybe" if number == 3 else row["label"]} for number, row in enumerate(read_lines(data[place]))
+    ]
+    file = write(Path(data[place]).parent / "maybe.jsonl", rows)
+    with pytest.raises(ValueError, match=f"{split}: statement '3' has the label 'maybe', but the model knows"):
+        main([*data[:place], file, *data[place + 1 :], *flags(tmp_path / "out")])
+    assert not list(tmp_path.glob("out/*.safetensors")) and not list(tmp_path.glob("out/checkpoint-*"))
 
 
 @pytest.mark.slow  # as test_run_vqa.py and test_run_retrieval.py hold
@@ -248,7 +277,7 @@ def test_without_data_pairs_are_drawn(tmp_path):
 def test_a_run_that_learns_only_what_comes_first_says_so(tmp_path, caplog):
     few = ["--max_train_samples", "30", "--max_eval_samples", "20", "--do_train"]
     main(flags(tmp_path / "out", "--num_train_epochs", "1", "--max_steps", "-1", *few))
-    assert "first_epochs: all of 1 epochs have what is to be learned first" in caplog.text
+    assert "steps have what is to be learned first" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["nlvr2", pytest.param("nlvr", marks=pytest.mark.slow)])

@@ -247,7 +247,7 @@ def test_a_vocabulary_that_is_none(label2id, message):
 def test_a_label_that_the_model_does_not_know_is_named():
     statements = [Statement("7", (), (), "s", "true"), Statement("8", (), (), "s", "perhaps")]
     with pytest.raises(
-        ValueError, match="test: statement '8' has the label 'perhaps', but the model knows 'true', 'yes',"
+        ValueError, match="test: statement '8' has the label 'perhaps', but the model knows 'true', 't', 'yes',"
     ):
         label_ids(statements, TRUTH, "test")
 
@@ -376,6 +376,12 @@ def test_only_items_of_its_data_set():
         ("Image 2 has the cup on the right", None),
         ("a dog is on the left in image two", None),
         ("the 2nd cup from the left is red", None),
+        ("photo #2 shows a left shoe", None),
+        ("photograph 1 has a dog on the right", None),
+        ("Image no. 2 has its cup on the left", None),
+        ("in image B a cup is on the left", None),
+        ("pic one: left", None),
+        ("the image fades on the left", "the image fades on the right"),
     ],
 )
 def test_what_is_said_of_mirrored_images(sentence, turned):

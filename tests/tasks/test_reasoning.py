@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from trainers import SAID, assert_a_step_is_one_mean, make_reasoning_trainer
+from trainers import SAID, assert_a_step_is_one_mean, make_arguments, make_reasoning_trainer
+from transformers import Trainer
 
 from hivilt.data.reasoning import ReasoningDataset
 from hivilt.data.tables import open_image
@@ -62,7 +63,7 @@ def test_evaluation_encodes_each_image_once_for_all_statements(tmp_path, stated)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
-def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_path, stated, schedule):
+def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_path, stated, schedule, caplog):
     how = {"num_train_epochs": 6, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     how |= {"warmup_steps": 3, "lr_scheduler_type": schedule}
     rates = {}
@@ -73,8 +74,31 @@ def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_pa
         rates[first_epochs] = [log["learning_rate"] for log in logs if "learning_rate" in log]
     # Four items, two a step: two epochs are four steps.
     assert len(rates[0]) == len(rates[2]) == 12
+    how = {"per_device_train_batch_size": 3, "dataloader_drop_last": True, "num_train_epochs": 6, "warmup_steps": 3}
+    trainer = make_reasoning_trainer(tmp_path, stated, first_epochs=2, **how)
+    scheduler = trainer.create_scheduler(6, trainer.create_optimizer())
+    assert [rate(2) == 0 for rate in scheduler.lr_lambdas] == [True, True]  # one batch an epoch
+    # Without a warm-up the second is none, either, and a plateau has none.
+    how |= {"warmup_steps": 0}
+    trainer = make_reasoning_trainer(tmp_path, stated, first_epochs=2, **how)
+    scheduler = trainer.create_scheduler(6, trainer.create_optimizer())
+    assert all(rate(2) > 0 for rate in scheduler.lr_lambdas)
+    trainer = make_reasoning_trainer(tmp_path, stated, first_epochs=2, **how, lr_scheduler_type="reduce_lr_on_plateau")
+    trainer.create_scheduler(6, trainer.create_optimizer())
+    assert "the learning rate does not warm up once more" in caplog.text
     expected = [rate * min(1, (step - 4) / 3) if step >= 4 else rate for step, rate in enumerate(rates[0])]
     assert rates[2] == pytest.approx(expected) and rates[2][4] == 0 < rates[0][4]
+
+
+def test_a_plain_trainer_trains_on_statements_and_is_refused_to_evaluate_on_them(tmp_path, stated):
+    """It would keep as many of them as there are items, without a word."""
+    ours = make_reasoning_trainer(tmp_path, stated)
+    arguments = make_arguments(tmp_path, max_steps=1, eval_strategy="no")
+    plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
+    assert plain.train().training_loss > 0
+    for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
+        with pytest.raises(ValueError, match="`hivilt.tasks.reasoning.ReasoningTrainer`"):
+            evaluate()
 
 
 def test_statements_without_a_label_are_judged_and_not_measured(tmp_path, stated):
@@ -122,6 +146,8 @@ def test_images_of_a_statement_are_drawn_in_order_side_by_side(stated):
     cell = drawn(stated[4], [{"answer": "True", "score": 0.75}])
     assert (cell.question, cell.answer) == ("two circle", "True")  # which "yes" is another spelling of
     assert isinstance(cell.image, Image.Image)
+    # However large and wide images are, what is drawn is not.
+    assert side_by_side([make_image("red", (512, 512)), make_image("blue", (4000, 2))]).size == (256 + 13 + 768, 256)
     assert drawn(stated[4], [{"answer": "False", "score": 0.75}]).answer == "yes"
 
 

@@ -87,3 +87,13 @@ def test_a_run_is_not_begun_anew_over_an_earlier_one_unasked(begin, tmp_path):
     with pytest.raises(ValueError, match="^output_dir: .* a run that was finished. .*--overwrite_output_dir"):
         start()
     start("--overwrite_output_dir")
+
+
+def test_a_checkpoint_is_not_trained_on_in_its_own_folder_unasked(begin, tmp_path):
+    """Its weights would be written over."""
+    (tmp_path / "config.json").write_text("{}")
+    start = lambda *more: begin("--output_dir", str(tmp_path), "--model_name_or_path", f"{tmp_path}/.", *more)
+    with pytest.raises(ValueError, match="^output_dir: .* is what model_name_or_path names.*--overwrite_output_dir"):
+        start()
+    for more in (["--overwrite_output_dir"], ["--do_predict"], ["--output_dir", str(tmp_path / "other")]):
+        start(*more)
