@@ -101,12 +101,12 @@ def check_output_dir(args: TaskArguments, training_args: HiViLTTrainingArguments
         raise PermissionError(f"output_dir: nothing can be written in {place} ({reason}); name another.") from error
     if not training_args.do_train or training_args.resume_from_checkpoint or args.overwrite_output_dir:
         return
-    if args.model_name_or_path and folder.is_dir() and Path(args.model_name_or_path).is_dir():
-        if folder.samefile(args.model_name_or_path):
-            raise ValueError(
-                f"output_dir: {folder} is what model_name_or_path names, and training would write over it. Name another "
-                "--output_dir, or do so with --overwrite_output_dir."
-            )
+    begins = Path(args.model_name_or_path or "")
+    if args.model_name_or_path and begins.is_dir() and folder.is_dir() and folder.samefile(begins):
+        raise ValueError(
+            f"output_dir: {folder} is what model_name_or_path names, and training would write over it. Name another "
+            "--output_dir, or do so with --overwrite_output_dir."
+        )
     whole = [path for path in checkpoints(folder) if is_whole(path)]
     finished = (folder / TRAINER_STATE_NAME).exists()  # which a run writes last
     if finished or whole:
