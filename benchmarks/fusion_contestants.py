@@ -4,7 +4,8 @@ All but ViLT sit in the place of HiViLT's fusion, on the same encoders, levels a
 every vision level and of the text, and give the state that the head classifies, and for visual grounding the vision
 tokens that it finds boxes in. Late fusion, whose vision tokens have not met the text, is a dual encoder there. In reasoning
 over pairs of images there are also a HiViLT that sees none of them and one that sees the left one alone. ViLT has no encoders;
-it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained encoders, which are frozen, there is no ViLT, and contestants are of one size in what trains.
+it is transformers' own, and its layers take the parameters that encoders take elsewhere. On pretrained encoders, which are
+frozen, there is no ViLT, and contestants are of one size in what trains.
 """
 
 from collections.abc import Callable, Mapping

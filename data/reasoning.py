@@ -215,10 +215,10 @@ def label_ids(statements: Iterable[Statement], label2id: Mapping[str, int], sour
 
 
 class ReasoningDataset(EpochDataset):
-    """Evaluated on by `ReasoningTrainer`; a plain `Trainer` may train on it, and is refused by the model else, as it would keep as
-    many statements of the last batch as it has items. One item is some statements that share images, with these: a dict of `images` (by id what `Collator.images` takes of
+    """One item is some statements that share images, with these: a dict of `images` (by id what `Collator.images` takes of
     each), `statements`, and `statement_index` (the places of these in the split). With a seed it is a training split, see
-    `EpochDataset`, and an item has a `draw` of its own.
+    `EpochDataset`, and an item has a `draw` of its own. It is evaluated on by `ReasoningTrainer`; a plain `Trainer` may train, and
+    is refused by the model else, as it would keep as many statements of the last batch as that has items.
 
     Statements that are linked by their images, directly or through others, are one item as long as these are no more than
     `MOST_IMAGES` and they no more than `MOST_STATEMENTS`; all statements about the same images are in one item.

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 # Parameters from which a model is not small: its tensors keep several CPU threads busy.
 SMALL = 10_000_000
 
+# Of a tokenizer that is made here.
+MOST_PIECES = 8192
+
 # The fusion of the small model; with two pretrained encoders HiViLTConfig's own defaults apply.
 SMALL_FUSION = {"hidden_size": 64, "fusion_intermediate_size": 128, "num_attention_heads": 4}
 SMALL_FUSION |= {"num_fusion_stages": 3, "dropout": 0.0}
@@ -57,7 +60,7 @@ def small_text_config(vocab_size: int) -> T5Config:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 8192, max_length: int = 64, min_count: int = 1
+    texts: Iterable[str], vocab_size: int = MOST_PIECES, max_length: int = 64, min_count: int = 1
 ) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer of `vocab_size` pieces at most, lower case, with BERT's special tokens; texts of more than
     `max_length` tokens are cut.
@@ -94,7 +97,7 @@ def _pieces(texts: Iterable[str], normalizer, pre_tokenizer, min_count: int) -> 
 
 def learn_words(model: HiViLTPreTrainedModel, processor: HiViLTProcessor, texts: Iterable[str]) -> list[str]:
     """Makes room for the words of these texts that the model's tokenizer would spell, or not know, if it is one of
-    `train_tokenizer`; returns them. Pieces that there were keep their numbers and their embeddings. A model that writes is left
+    `train_tokenizer`, up to `MOST_PIECES`; returns them. Pieces that there were keep their numbers and their embeddings. A model that writes is left
     as it is, as its decoder has words of its own.
     """
     state = json.loads(processor.tokenizer.backend_tokenizer.to_str()) if processor.tokenizer.is_fast else {}
@@ -106,7 +109,7 @@ def learn_words(model: HiViLTPreTrainedModel, processor: HiViLTProcessor, texts:
         return []
     backend = processor.tokenizer.backend_tokenizer
     found = dict.fromkeys(_pieces(texts, backend.normalizer, backend.pre_tokenizer, min_count=1))
-    new = [piece for piece in found if piece not in vocabulary]
+    new = [piece for piece in found if piece not in vocabulary][: max(0, MOST_PIECES - len(vocabulary))]
     if new:
         vocabulary |= {piece: len(vocabulary) + place for place, piece in enumerate(new)}
         tokenizer = processor.tokenizer
@@ -193,7 +196,8 @@ def load_or_build(
         reads_on = trains and not any(part.partition(":")[0] == "text" for part in args.freeze)
         if resumed is not None:
             processor = HiViLTProcessor.from_pretrained(resumed)
-            if (number := len(processor.tokenizer)) > model.config.text_config.vocab_size:
+            number = len(processor.tokenizer)
+            if number > getattr(model.config.text_config, "vocab_size", number):
                 model.resize_token_embeddings(number, mean_resizing=False)
         elif reads_on and (words := learn_words(model, processor, texts)):
             logger.info(
