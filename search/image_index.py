@@ -51,7 +51,7 @@ _TURNS = ("embeddings", "embeddings-2")
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
 # Of kept states: what is in memory at a time, to be written or to be fused.
-_BYTES_AT_ONCE = 2**26
+BYTES_AT_ONCE = 2**26
 
 Model = HiViLTForRetrieval | HiViLTForQuestionAnswering
 
@@ -264,10 +264,10 @@ class ImageIndex:
 
         if todo:
             own = dict(list(todo.items())[state.process_index :: state.num_processes])
-            shard_size = min(shard_size, max(1, _BYTES_AT_ONCE // max(row_bytes, 1)))
+            shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
             pending, save = [], partial(_write_shard, output_dir / _SHARDS, f"{key}-{state.process_index}", features)
             total = len(found) - len(todo) + len(own)
-            shown = {"unit": "image", "desc": "Encoding", "disable": None if state.is_main_process else True}
+            shown = {"unit": "image", "desc": "Encoding", "disable": not state.is_main_process}
             bar = tqdm(total=total, initial=total - len(own), **shown)
             try:
                 for rows, reasons in _encode_images(
@@ -464,7 +464,7 @@ class ImageIndex:
         scores = torch.empty(len(texts), len(self), dtype=torch.float64)
         labels = torch.empty(len(texts), len(self), dtype=torch.long)
         with tqdm(total=labels.numel(), unit="answer", desc="Asking", disable=not progress) as bar:
-            at_once = max(1, _BYTES_AT_ONCE // (4 * sum(map(math.prod, self.level_shapes))))
+            at_once = max(1, BYTES_AT_ONCE // (4 * sum(map(math.prod, self.level_shapes))))
             for start in range(0, len(self), at_once):
                 rows = slice(start, min(start + at_once, len(self)))
                 image_states = self._states(rows)
@@ -591,11 +591,13 @@ def _check_room(output_dir: Path, row_bytes: int, num_images: int, num_new: int,
 
 
 def _find_images(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """The stamps of the image files below a folder, but for `without`, and why the other files are none; both sorted."""
+    """The stamps of the image files below a folder, but for `without` and what is an index, and why the other files are none;
+    both sorted."""
     endings = image_endings()
     found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != without]
+        paths = [Path(parent, name) for name in folders if not name.startswith(".")]
+        folders[:] = [path.name for path in paths if path != without and not ImageIndex.is_at(path)]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             image, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
             if ending in endings:
