@@ -61,11 +61,11 @@ def index_share(rank: int, processes: int, port: int, name: str, place: Path, an
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     state = PartialState(cpu=True)
+    torch.set_num_threads(1)  # the state has set another number
     build = partial(ImageIndex.build, place / "images", *load(MODELS[name][0]), place / f"index-{processes}")
     gather_object([rank])  # all begin together
     took = seconds(build)

@@ -33,6 +33,9 @@ def test_images_are_encoded_where_they_are_new_and_an_index_is_read_as_it_is(pla
     index = opened(place, "--index", str(place / "images"), *named)
     assert index.num_encoded == 1 and len(index) == 4
     assert not index.model.training
+    before = {path: path.stat().st_mtime_ns for path in (place / "index").rglob("*")}
+    assert opened(place, "--index", str(place / "images"), *named).num_encoded == 0
+    assert {path: path.stat().st_mtime_ns for path in (place / "index").rglob("*")} == before
 
 
 def test_what_is_no_index_or_of_another_head_is_told(place):
