@@ -241,7 +241,9 @@ class TestBuild:
         for _ in range(2):
             assert len(build(images, model, output_dir=images / "index")) == 12
             make_image().save(images / "index/search.png")
-        skipped = json.loads((images / "index/index.json").read_text())["skipped"]
+        # Nor does another one index the first.
+        assert len(build(images, model, output_dir=images / "another")) == 12
+        skipped = json.loads((images / "another/index.json").read_text())["skipped"]
         assert [one["image"] for one in skipped] == ["notes.txt"]
         with pytest.raises(ValueError, match="^output_dir: .* is the folder of the images itself"):
             build(images, model, output_dir=images)
