@@ -5,6 +5,7 @@ things are.
     python app.py --images ~/Pictures ~/Scans                   folders of your own; the page lets you choose one
     python app.py --images ~/Pictures --index outputs/index     keeps what it embeds, so that the next start is fast
     python app.py --index outputs/index                         searches what was embedded before
+    python app.py --images ~/Pictures --ask_all                 asks all of them a question, too
     python app.py --model outputs/mine                          another question answering checkpoint
     python app.py --captioning outputs/mine                     another one that writes captions
     python app.py --grounding outputs/mine                      another one that draws boxes
@@ -372,6 +373,18 @@ def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tu
     return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
 
 
+def ask_all(index: ImageIndex, question: str, answer: str) -> tuple[str, list[tuple[Path, str]]]:
+    """What to say of a question about every image of a folder, and the first of them with their answers; sorted by the
+    probability of each one's best answer, or of one that is named."""
+    start, answer = time.perf_counter(), answer.strip()
+    answers = index.ask(question, BROWSED, answer or None)
+    took = 1000 * (time.perf_counter() - start)
+    count = f"{len(index):,} images" if len(index) > 1 else "1 image"
+    first = "" if len(answers) == len(index) else f", the first {len(answers)} of them below"
+    note = f"{count} asked in {took:.0f} ms, without encoding any of them again{first}. Open one to ask about it."
+    return note, [(one.path, f"{one.answer} {percent(one.score)}") for one in answers]
+
+
 def note_of(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}" role="status">{html.escape(text)}</p>'
 
@@ -428,6 +441,7 @@ def build_page(
     about_boxes: str = "",
     threshold: float = THRESHOLD,
     scenes: Sequence[tuple[Path, str]] = (),
+    asked: Mapping[str, ImageIndex] | None = None,
 ) -> gr.Blocks:
     """The page, to be launched with `LAUNCH`.
 
@@ -439,6 +453,7 @@ def build_page(
         examples, scenes: image files with questions, or with expressions to look for, to begin with.
         grounding: a model in evaluation mode that draws boxes, and its processor; `None`: the page has no place for that.
         threshold: score that a box must be above, until the page is told another.
+        asked: of the same folders the indexes of the answering model, to ask all of their images; `None`: no place for that.
     """
     answerer = Answerer(*answering, familiarity)
     captioner = None if captioning is None else Captioner(*captioning)
@@ -461,6 +476,10 @@ def build_page(
                         with gr.Accordion("More ways to search", open=False, elem_id="more"):
                             rerank = gr.Checkbox(label="Re-rank by fusion (words only)", elem_id="rerank")
                             like = gr.Image(label="By an image, without words", elem_id="like", height=220, **upload)
+                        with gr.Accordion("Ask all images", open=False, visible=bool(asked), elem_id="all"):
+                            about_all = gr.Textbox(label="Question", placeholder=QUESTIONS[0], elem_id="about-all")
+                            sort_by = gr.Textbox(label="Sort by the answer", placeholder="yes", elem_id="sort-by")
+                            ask_of_all = gr.Button("Ask all", elem_id="ask-all")
                     with gr.Column(scale=3):
                         search_note = gr.HTML(elem_id="found-note")
                         gallery = gr.Gallery(
@@ -483,7 +502,7 @@ def build_page(
                             label="Examples", components=[shown_image, question], samples=samples, type="index",
                             elem_id="examples", visible=bool(samples),
                         )  # fmt: skip
-                        with gr.Column(visible=False, elem_id="asked") as asked:
+                        with gr.Column(visible=False, elem_id="asked") as asked_before:
                             gr.Markdown("### History")
                             history = gr.HTML(elem_id="history")
                             clear = gr.Button("Clear the history", elem_id="clear")
@@ -568,13 +587,15 @@ def build_page(
             image = opened(path)
             return *find_boxes(path, text, above), image, image, text
 
-        outputs = [note, answers, history, kept, asked]
+        outputs = [note, answers, history, kept, asked_before]
         on([button.click, question.submit], ask, [shown_image, question, kept], outputs, "ask", js=TO_ANSWERS)
         shown = [note, shown_image, last, answers, caption]
         on([shown_image.input], show_and_caption, [shown_image, last], shown, js=TO_ANSWERS)
         of_example = [*outputs, shown_image, last, question, caption]
         on([offered.click], ask_example, [offered, kept], of_example, js=TO_ANSWERS)
-        clear.click(lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked], api_visibility="private")
+        clear.click(
+            lambda: ("", [], gr.Column(visible=False)), None, [history, kept, asked_before], api_visibility="private"
+        )
         if grounder is not None:
             outputs = [located_note, marked, scores]
             events = [locate.click, expressions.submit, least.release]
@@ -589,7 +610,14 @@ def build_page(
         def show_results(name: str, text: str = "", image: str | None = None, fuse: bool = False):
             if name not in indexes:
                 raise ValueError("There is no such folder to search.")
-            said, hits = search(indexes[name], text, image, fuse)
+            return show_found(*search(indexes[name], text, image, fuse))
+
+        def show_answers_of_all(name: str, text: str, answer: str):
+            if name not in asked:
+                raise ValueError("There is no such folder to ask.")
+            return show_found(*ask_all(asked[name], text, answer))
+
+        def show_found(said: str, hits: list[tuple[Path, str]]):
             shown, paths = [], []
             for path, caption in hits:
                 try:
@@ -607,6 +635,9 @@ def build_page(
         outputs = [search_note, gallery, results]
         on([find.click, words.submit], show_results, [folder, words, like, rerank], outputs, "search", js=TO_FOUND)
         on([page.load, folder.input], show_results, [folder], outputs)
+        if asked:
+            events = [ask_of_all.click, about_all.submit, sort_by.submit]
+            on(events, show_answers_of_all, [folder, about_all, sort_by], outputs, "ask_all", js=TO_FOUND)
         on([like.input], show_image, [like, last_like], [search_note, like, last_like])
         new = [located_note, located, last_located, marked, scores]
         on([gallery.select], open_result, [results], [*shown, *new, tabs], js=TO_TOP)
@@ -647,6 +678,17 @@ def open_indexes(
     return indexes
 
 
+def open_answering(
+    indexes: Mapping[str, ImageIndex], place: str, answering: tuple[HiViLTForQuestionAnswering, HiViLTProcessor]
+) -> dict[str, ImageIndex]:
+    """Of the same folders what the answering model keeps of their images, each in a folder below `place`."""
+    opened = {}
+    for name, index in indexes.items():
+        below = f"answers-{hashlib.blake2b(str(index.folder).encode(), digest_size=4).hexdigest()}"
+        opened[name] = ImageIndex.build(index.folder, *answering, Path(place, below), on_bad_image="skip")
+    return opened
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serves the page as the flags ask (`argv`; unset, the command line) until it is stopped."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -658,6 +700,8 @@ def main(argv: list[str] | None = None) -> None:
     shown = "folders of images to search, embedded where they are new"
     parser.add_argument("--images", "--pictures", nargs="+", default=[], help=shown)
     parser.add_argument("--index", help="folder where embeddings stay, as run_retrieval.py --index makes it too")
+    for_all = "encode those images by the answering model, too, so that all of them can be asked a question"
+    parser.add_argument("--ask_all", action="store_true", help=for_all)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: anyone may ask")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
@@ -680,18 +724,20 @@ def main(argv: list[str] | None = None) -> None:
             "scenes": SCENE if args.grounding == str(GROUNDING) else (),
         }
     with tempfile.TemporaryDirectory(prefix="hivilt-") as scratch:
-        indexes, about_search = {}, ""
+        indexes, about_search, asked = {}, "", {}
         if folders or args.index:
             searching = load_checkpoint("--retrieval", args.retrieval, HiViLTForRetrieval)
             indexes = open_indexes(folders, args.index, searching, scratch)
             about_search = describe_search(args.retrieval, read_results(args.retrieval))
+            if args.ask_all:
+                asked = open_answering(indexes, args.index or scratch, answering)
         results = read_results(args.model)
         answers = [answer for _, answer in sorted(answering[0].config.id2label.items())]
         about_answers = describe_answers(args.model, results, answers)
         examples = EXAMPLES if args.model == str(ANSWERING) else ()
         familiarity = results.get("familiarity")
         known = (about_search, about_answers, captioning, examples, familiarity)
-        page = build_page(answering, indexes, *known, **locating)
+        page = build_page(answering, indexes, *known, **locating, asked=asked)
         page.launch(server_name=args.host, server_port=args.port, **LAUNCH)
         print(f"The page is at {page.local_url} until Ctrl+C.", flush=True)
         page.block_thread()

@@ -452,9 +452,15 @@ class HiViLTFusion(nn.Module):
     def encode_images(self, maps: list[torch.Tensor]) -> HiViLTImageStates:
         """Levels, `V_g` and first projections of maps `(B_i, height, width, channels)`, fine to coarse."""
         levels = [level(states) for level, states in zip(self.vision_levels, maps, strict=True)]
+        return self.states_of_levels(levels, maps[-1].mean(dim=(1, 2)))
+
+    def states_of_levels(
+        self, levels: Sequence[torch.Tensor], pooled_state: torch.Tensor | None = None
+    ) -> HiViLTImageStates:
+        """All that fusion reads of images, from their `level_states` alone: these are enough to be kept."""
         return HiViLTImageStates(
             global_state=levels[-1].mean(dim=(1, 2)),
-            pooled_state=maps[-1].mean(dim=(1, 2)),
+            pooled_state=pooled_state,
             level_states=tuple(levels),
             projections=self.vision_projections[0](levels[0].flatten(1, 2)) if self.stages else None,
         )
@@ -474,7 +480,7 @@ class HiViLTFusion(nn.Module):
         )
 
     def forward(self, step: str, *args, **kwargs) -> HiViLTStates | HiViLTModelOutput:
-        """Runs `encode_images`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate
+        """Runs `encode_images`, `states_of_levels`, `encode_texts` or `fuse`. Through here, because it is a module's call that accelerate
         and FSDP hook: there they bring the inputs to where the fusion's weights are, or the weights to the inputs.
         """
         return getattr(self, step)(*args, **kwargs)

@@ -1,5 +1,5 @@
-"""Searching folders of images by words or by an image."""
+"""Searching folders of images by words or by an image, and asking all of their images a question."""
 
-from hivilt.search.image_index import Hit, ImageIndex
+from hivilt.search.image_index import Hit, ImageAnswer, ImageIndex
 
-__all__ = ["Hit", "ImageIndex"]
+__all__ = ["Hit", "ImageAnswer", "ImageIndex"]

@@ -1,12 +1,25 @@
-"""A folder of images to search: embedded once, kept in a FAISS index, re-ranked by fusion."""
+"""A folder of images to search and to ask: encoded once, and what came of it kept on disk.
+
+    index/embeddings/         a `datasets` folder, memory-mapped: an image a row, sorted by path
+        image, size, mtime_ns     its path below the folder of the images, and the stamp of its file when it was encoded
+        embedding                 of a retrieval checkpoint: float32, to search by
+        level_0, level_1, ...     with `keep_states`: float16, its `level_states`, all that fusion needs of an image
+    index/embeddings.faiss    of a retrieval checkpoint: the FAISS index of `embedding`
+    index/index.json          which checkpoint and which folder of images all of it is of, and the shapes of the levels
+    index/shards/             while it is built: the rows of each process so far
+
+`embeddings` and `embeddings-2` take turns: a new one is written beside the one that serves. A batch of rows is one piece of the
+map, so a question about all images reads their states as they lie, and runs fusion alone; so does re-ranking.
+"""
 
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,14 +29,18 @@ import datasets
 import faiss
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
 from PIL import Image
 
-from hivilt import HiViLTForRetrieval, HiViLTProcessor, __version__
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, __version__
 from hivilt.data.tables import file_stamp, heif_hint, image_endings
+from hivilt.evaluation.vqa import canonical_answer
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select, tensors_of
 from hivilt.search.scoring import check_at_least, check_evaluates, score_pairs
+from hivilt.training.names import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +50,10 @@ _TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
+# Of kept states: what is in memory at a time, to be written or to be fused.
+BYTES_AT_ONCE = 2**26
+
+Model = HiViLTForRetrieval | HiViLTForQuestionAnswering
 
 # Of an image processor: which class read it, where from and where it runs, as opposed to what it does to an image.
 _NOT_ABOUT_IMAGES = {
@@ -55,8 +76,22 @@ class Hit(NamedTuple):
     embedding_score: float
 
 
-def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
-    """What tells one checkpoint from another: 32 hexadecimal digits (BLAKE2b) of all that makes its embeddings.
+class ImageAnswer(NamedTuple):
+    """What a model answers to a question about an image.
+
+    Args:
+        path: the image's file.
+        answer: of `config.id2label`.
+        score: its probability, as `processor.post_process_question_answering` gives it.
+    """
+
+    path: Path
+    answer: str
+    score: float
+
+
+def fingerprint(model: Model, processor: HiViLTProcessor) -> str:
+    """What tells one checkpoint from another: 32 hexadecimal digits (BLAKE2b) of all that makes its embeddings and states.
 
     Read are the names, shapes and float32 values of the weights, the vision levels, and what the image processor does
     to images; not the device, nor how and where from the checkpoint was loaded. A checkpoint loaded in half precision
@@ -75,18 +110,37 @@ def fingerprint(model: HiViLTForRetrieval, processor: HiViLTProcessor) -> str:
 
 
 class ImageIndex:
-    """The images of a folder with their embeddings; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
+    """The images of a folder with what a checkpoint gave of them; [`ImageIndex.build`] or [`ImageIndex.load`] makes one.
 
     Args:
-        dataset: columns `image` (path below `folder`) and `embedding`, with the FAISS index of the latter.
+        dataset: the columns above; `embedding` with its FAISS index, to search; `image` is enough to ask.
         folder: where the images are.
-        model, processor: the checkpoint that made the embeddings, `model` in evaluation mode.
+        model, processor: the checkpoint that made the columns, `model` in evaluation mode.
+        level_shapes: height, width and channels of each of the levels that `dataset` holds; none: it holds no states.
+
+    Attributes:
+        num_encoded: images that all processes of the build that made this object encoded; 0 for one that was loaded.
     """
 
-    def __init__(self, dataset: datasets.Dataset, folder: Path, model: HiViLTForRetrieval, processor: HiViLTProcessor):
+    num_encoded = 0
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        folder: Path,
+        model: Model,
+        processor: HiViLTProcessor,
+        level_shapes: Sequence[Sequence[int]] = (),
+    ):
         check_evaluates(model)
         self.dataset, self.folder = dataset, folder
         self.model, self.processor = model, processor
+        self.level_shapes = [tuple(shape) for shape in level_shapes]
+        # Levels are read as they lie, and not where other columns are.
+        self._rows, self._levels = dataset, None
+        if levels := list(_level_columns(self.level_shapes)):
+            plain = datasets.Dataset(dataset.data)  # without the FAISS index, which each of these would copy
+            self._rows, self._levels = plain.remove_columns(levels), plain.select_columns(levels).with_format("arrow")
         # States of images met in re-ranking, on the CPU, least recently used first.
         self._image_states: OrderedDict[str, HiViLTImageStates] = OrderedDict()
 
@@ -98,59 +152,58 @@ class ImageIndex:
     def build(
         cls,
         images: str | os.PathLike,
-        model: HiViLTForRetrieval,
+        model: Model,
         processor: HiViLTProcessor,
         output_dir: str | os.PathLike,
         batch_size: int = 32,
         on_bad_image: Literal["error", "skip"] = "error",
         index_factory: str = "Flat",
         shard_size: int = 1024,
+        keep_states: bool | None = None,
+        max_states_bytes: int | None = None,
     ) -> "ImageIndex":
-        """Embeds the images below a folder, or only those that are new or have changed since an earlier build.
+        """Encodes the images below a folder, or only those that are new or have changed since an earlier build.
 
         A build that was cut off goes on where it stopped, and an index that is already there serves until the new one is
-        complete. `output_dir` then has
-
-        - `embeddings/`, after a rebuild `embeddings-2/` by turns: a `datasets` folder with columns `image` (path below
-          `images`), `size` (bytes), `mtime_ns` and `embedding` (`projection_dim` float32 numbers), sorted by path;
-        - `embeddings.faiss`, likewise: their FAISS index, by inner product;
-        - `index.json`: the checkpoint's fingerprint, the folder as seen from `output_dir`, which files were skipped and why.
+        complete. `output_dir` then has what stands above; `index.json` also lists which files were skipped and why. Of
+        several processes of one launcher, which share `output_dir`, all call this: each encodes a share of the images.
 
         Args:
             images: the folder. Files below it are images if Pillow reads their ending (HEIC with the extra `heif`); hidden
                 files and links to folders are left out.
+            model: a retrieval model, whose index is searched, or one of question answering, whose index is asked.
             batch_size: images that are encoded at a time.
             on_bad_image: what to do about a file that has the ending of an image and cannot be read: stop, or skip it.
             index_factory: FAISS factory string (https://github.com/facebookresearch/faiss/wiki/The-index-factory).
                 "Flat" is exact; "IVF256,Flat" and the like are trained here, and trade recall for speed. How hard they
                 search is set on `index.dataset.get_index("embedding").faiss_index`, e.g. its `nprobe`.
-            shard_size: images between two saves.
+            shard_size: images between two saves, at most.
+            keep_states: keep the images' states, too, in float16, so that re-ranking encodes no image. Unset, as the index
+                that is there has it; of a question answering model always, since they are what is asked.
+            max_states_bytes: that states may take; default: what the disk has room for. While they are new they are there
+                twice.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: no image is readable, one is not and `on_bad_image` is "error", or an argument is out of range.
+            ValueError: no image is readable, one is not and `on_bad_image` is "error", states have no room or are too large
+                for float16, or an argument is out of range.
         """
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
         check_at_least("batch_size", batch_size, 1)
         check_at_least("shard_size", shard_size, 1)
         check_evaluates(model)
-        width = model.config.projection_dim
-        try:
-            faiss_index = faiss.index_factory(width, index_factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
+        searches = isinstance(model, HiViLTForRetrieval)
+        if not searches and keep_states is False:
             raise ValueError(
-                f'index_factory: FAISS cannot make {index_factory!r} of {width} dimensions; "Flat" always works. ({error})'
-            ) from error
+                "keep_states: got False, but states are what a question answering model is asked by; leave it out."
+            )
+        faiss_index = _make_faiss_index(index_factory, model.config.projection_dim) if searches else None
         if not Path(images).is_dir():
             raise FileNotFoundError(f"images: there is no folder {os.fspath(images)!r}; check the path.")
         folder, output_dir = Path(os.path.realpath(images)), Path(os.path.realpath(output_dir))
         if output_dir == folder:
             raise ValueError(f"output_dir: {folder} is the folder of the images itself; name {folder}/index, say.")
-        found, skipped = _find_images(folder, output_dir)
-        if not found:
-            counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
-            raise ValueError(f"images: there is no image file below {folder}{counted}")
 
         checkpoint = model.name_or_path
         # As seen from `output_dir`, unless it is on another drive.
@@ -160,18 +213,34 @@ class ImageIndex:
             "fingerprint": fingerprint(model, processor),
             "checkpoint": os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint,
             "images": Path(place).as_posix(),
-            "index_factory": index_factory,
+            "index_factory": index_factory if searches else None,
         }
         old = _read_info(output_dir)
+        if old is not None and old["fingerprint"] != info["fingerprint"]:
+            made_by = f" ({old['checkpoint']})" if old["checkpoint"] else ""
+            logger.warning(
+                f"output_dir: the index in {output_dir} is of another checkpoint{made_by}; all images are encoded again, and "
+                "the new index takes its place."
+            )
+        is_same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "images"))
+        if keep_states is None:
+            keep_states = not searches or (is_same and old["level_shapes"] is not None)
+        info["level_shapes"] = _level_shapes(model, processor) if keep_states else None
+        levels = _level_columns(info["level_shapes"] or ())
+
         columns = dict.fromkeys(_STAMP, "int64") | {"image": "string"}
         features = datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()})
-        features["embedding"] = datasets.List(datasets.Value("float32"), length=width)
-        if old is not None and all(old[name] == info[name] for name in ("fingerprint", "images")):
-            complete = datasets.load_from_disk(str(output_dir / old["embeddings"]))
+        if searches:
+            features["embedding"] = datasets.List(datasets.Value("float32"), length=model.config.projection_dim)
+        features |= {name: datasets.List(datasets.Value("float16"), length=size) for name, size in levels.items()}
+        complete = datasets.load_from_disk(str(output_dir / old["embeddings"])) if is_same else None
+        if complete is not None and features.keys() <= set(complete.column_names):
+            complete = complete.select_columns(list(features))
         else:
             complete = datasets.Dataset.from_dict({name: [] for name in features}, features)
-        # Named after what they belong to: shards of another checkpoint or folder are never mixed in.
-        key = hashlib.blake2b(f"{info['fingerprint']} {info['images']}".encode(), digest_size=8).hexdigest()
+        # Named after what they belong to: shards of another checkpoint, folder or kind are never mixed in.
+        key = f"{info['fingerprint']} {info['images']}{' with states' if keep_states else ''}"
+        key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
         def embedded() -> tuple[datasets.Dataset, dict[tuple[str, int, int], int]]:
             """What there is by now, and the row of each image, as it was when it was embedded."""
@@ -180,13 +249,30 @@ class ImageIndex:
             images = zip(*(table[name][:] for name in _STAMP), strict=True)
             return table, {image: row for row, image in enumerate(images)}
 
-        table, known = embedded()
-        todo = {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}
+        state, work = PartialState(), [None] * 3
+        if state.is_main_process:
+            found, skipped = _find_images(folder, output_dir)
+            known = embedded()[1]
+            work = [found, skipped, {image: stamp for image, stamp in found.items() if (image, *stamp) not in known}]
+        # As the first process sees it: another one may already have added to the shards.
+        found, skipped, todo = broadcast_object_list(work)
+        if not found:
+            counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
+            raise ValueError(f"images: there is no image file below {folder}{counted}")
+        row_bytes = 2 * sum(levels.values())
+        _check_room(output_dir, row_bytes, len(found), len(todo), max_states_bytes)
+
         if todo:
-            pending, save = [], partial(_write_shard, output_dir / _SHARDS, key, features)
-            bar = tqdm(total=len(found), initial=len(found) - len(todo), unit="image", desc="Embedding")
+            own = dict(list(todo.items())[state.process_index :: state.num_processes])
+            shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
+            pending, save = [], partial(_write_shard, output_dir / _SHARDS, f"{key}-{state.process_index}", features)
+            total = len(found) - len(todo) + len(own)
+            shown = {"unit": "image", "desc": "Encoding", "disable": not state.is_main_process}
+            bar = tqdm(total=total, initial=total - len(own), **shown)
             try:
-                for rows, reasons in _embed_images(folder, todo, model, processor, batch_size, on_bad_image):
+                for rows, reasons in _encode_images(
+                    folder, own, model, processor, bool(levels), batch_size, on_bad_image
+                ):
                     pending, skipped = pending + rows, skipped | reasons
                     bar.update(len(rows) + len(reasons))
                     if len(pending) >= shard_size:
@@ -196,28 +282,35 @@ class ImageIndex:
                 bar.close()
                 if pending:
                     save(pending)
-            table, known = embedded()
-        if skipped:
-            logger.warning(
-                f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
-                f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
-            )
-
-        rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
-        if not rows:
+        # Also where nothing is to do: by now all have read what the first one is to replace.
+        for reasons in gather_object([skipped]):
+            skipped |= reasons
+        if all(image in skipped for image in found):
             image = next(iter(found))
             raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
-        reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
-        serving = _TURNS[1] if old is None else old["embeddings"]
-        info |= {"num_images": len(rows), "skipped": reasons, "embeddings": serving}
-        if info != old or rows != list(range(len(complete))):
-            info["embeddings"] = _TURNS[serving == _TURNS[0]]
-            _publish(output_dir, table.select(rows), faiss_index, info)
-        shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
-        return cls._open(output_dir, info, model, processor)
+
+        if state.is_main_process:
+            if skipped:
+                logger.warning(
+                    f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
+                    f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
+                )
+            table, known = embedded()
+            rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
+            reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
+            serving = _TURNS[1] if old is None else old["embeddings"]
+            info |= {"num_images": len(rows), "skipped": reasons, "embeddings": serving}
+            if info != old or rows != list(range(len(complete))):
+                info["embeddings"] = _TURNS[serving == _TURNS[0]]
+                _publish(output_dir, table.select(rows), faiss_index, info)
+            shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
+        state.wait_for_everyone()
+        index = cls._open(output_dir, _complete_info(output_dir), model, processor)
+        index.num_encoded = sum(image not in skipped for image in todo)
+        return index
 
     @classmethod
-    def load(cls, output_dir: str | os.PathLike, model: HiViLTForRetrieval, processor: HiViLTProcessor) -> "ImageIndex":
+    def load(cls, output_dir: str | os.PathLike, model: Model, processor: HiViLTProcessor) -> "ImageIndex":
         """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode. Tells in a warning how
         many images of the folder were added or deleted since.
 
@@ -231,18 +324,24 @@ class ImageIndex:
         if info["fingerprint"] != own:
             raise ValueError(
                 f"The index in {output_dir} was made by another checkpoint (fingerprint {info['fingerprint']}) than the "
-                f"one loaded ({own}), so their embeddings cannot be compared: load the checkpoint that made it, in the "
+                f"one loaded ({own}), which can make nothing of what it holds: load the checkpoint that made it, in the "
                 "same precision, or build the index again."
             )
         index = cls._open(output_dir, info, model, processor)
+        script = "run_retrieval.py" if isinstance(model, HiViLTForRetrieval) else "run_vqa.py"
         embedded, found = set(index.dataset["image"]), _find_images(index.folder, output_dir)[0].keys()
         added, deleted = found - embedded - {one["image"] for one in info["skipped"]}, embedded - found
         if added or deleted:
             logger.warning(
                 f"{len(added)} images were added to {index.folder} and {len(deleted)} deleted since the index in {output_dir} "
-                "was built; build it again (run_retrieval.py --index) to search what is there now."
+                f"was built; build it again ({script} --index) to have what is there now."
             )
         return index
+
+    @staticmethod
+    def is_at(folder: str | os.PathLike) -> bool:
+        """Whether a folder is an index, and not one of images."""
+        return Path(folder, _INFO).is_file() and any(Path(folder, name).is_dir() for name in _TURNS)
 
     @staticmethod
     def made_by(output_dir: str | os.PathLike) -> str:
@@ -261,8 +360,9 @@ class ImageIndex:
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
         folder = Path(os.path.realpath(output_dir / info["images"]))
         dataset = datasets.load_from_disk(str(output_dir / info["embeddings"]))
-        dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
-        return cls(dataset, folder, model, processor)
+        if info["index_factory"] is not None:
+            dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
+        return cls(dataset, folder, model, processor, info["level_shapes"] or ())
 
     @torch.inference_mode()
     def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
@@ -272,25 +372,23 @@ class ImageIndex:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
             top_k: how many images to give; fewer only if the index has, or finds, no more.
             rerank_k: order this many of the nearest anew, by fusion with the query, which is a text then; the others follow
-                by embedding. An image is encoded when it is met; the states of the most recently used ones stay in memory,
-                up to 512 MiB (2.6 MB an image with the base model).
+                by embedding. An index with states reads them. Without, an image is encoded when it is met; the states of the
+                most recently used ones stay in memory, up to 512 MiB (2.6 MB an image with the base model).
 
         Raises:
-            ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, or a number is out of
-                range.
+            ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, a number is out of
+                range, or the index is of a model that answers and does not search.
             FileNotFoundError, TypeError: the query is an image that is not there, or something else.
         """
         check_at_least("top_k", top_k, 1)
         check_at_least("rerank_k", rerank_k, 0)
+        if not isinstance(self.model, HiViLTForRetrieval):
+            raise ValueError(
+                f"search: the index is of a {type(self.model).__name__}, which has no embeddings to search by; ask it, or build "
+                "one with a checkpoint of run_retrieval.py."
+            )
         if isinstance(query, str):
-            if not query.strip():
-                raise ValueError("query: the text is empty; say what to look for.")
-            inputs = self.processor(text=[query], return_tensors="pt").to(self.model.device)
-            tokenizer = self.processor.tokenizer
-            unknown = {tokenizer.unk_token_id}
-            if {*inputs["input_ids"][0].tolist()} - ({*tokenizer.all_special_ids} - unknown) == unknown:
-                logger.warning(f"query: {query!r} has no word that the model knows; any order is as good as another.")
-            text_states = self.model.encode_texts(**inputs)
+            text_states = self._encode_text("query", query)
             embeds = self.model.embed_texts(text_states)
         elif isinstance(query, (os.PathLike, Image.Image)):
             if rerank_k:
@@ -305,29 +403,128 @@ class ImageIndex:
         rows = np.sort(rows[rows >= 0])  # -1: an approximate index found no more
         if not len(rows):
             return []
-        found = self.dataset[rows.tolist()]
+        found = self._rows[rows.tolist()]
         # Computed here, since a compressed index only knows them approximately.
         cosines = np.asarray(found["embedding"], dtype=np.float32).reshape(len(rows), len(embedding)) @ embedding
         order = np.argsort(-cosines, kind="stable")
         scores = cosines.copy()
         if head := [place for place in order[:rerank_k] if (self.folder / found["image"][place]).exists()]:
-            fused = self._fuse(text_states, [found["image"][place] for place in head])
+            images = {found["image"][place]: int(rows[place]) for place in head}
+            image_states = self._encode_met(list(images)) if self._levels is None else self._states([*images.values()])
+            pairs = torch.arange(len(head))
+            fused = score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
             order = [*sorted(head, key=lambda place: -scores[place]), *order[~np.isin(order, head)]]
         hits = [
             Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]
-        # A table of one's own need not say which files its embeddings are of.
-        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order] if "size" in found else []
-        if stale := [hit.path.name for hit, stamp in zip(hits, stamps, strict=False) if file_stamp(hit.path) != stamp]:
-            logger.warning(
-                f"{len(stale)} of the {len(hits)} images found, {stale[0]} first, are gone or have changed since they were "
-                "embedded: scores are of what they were, and what is gone is not re-ranked. Build the index again."
-            )
+        self._warn_of_stale(found, order, [hit.path for hit in hits])
         return hits[:top_k]
 
-    def _fuse(self, text_states: HiViLTTextStates, images: list[str]) -> torch.FloatTensor:
-        """Fused similarity of one text and some images."""
+    @torch.inference_mode()
+    def ask(
+        self,
+        questions: str | Sequence[str],
+        top_k: int | None = None,
+        answer: str | None = None,
+        progress: bool = False,
+    ) -> list[ImageAnswer] | list[list[ImageAnswer]]:
+        """What the model answers to a question about each image, from states: no image is encoded, and each question once.
+
+        Args:
+            questions: one, or several.
+            top_k: how many images to give, the first of their order; unset, all.
+            answer: one of `config.id2label`, whatever its case, to give with its probability for every image. Unset, each
+                image has its own best answer.
+            progress: show a bar.
+
+        Returns:
+            Of one question the images with their answers, the highest probability first, equal ones by path; of several a list
+            of that for each.
+
+        Raises:
+            ValueError: the model does not answer from a list, the index has no states, a question is empty, the answer is not
+                among the model's, or `top_k` is less than 1.
+        """
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        if top_k is not None:
+            check_at_least("top_k", top_k, 1)
+        if not isinstance(self.model, HiViLTForQuestionAnswering):
+            raise ValueError(
+                f"ask: the index is of a {type(self.model).__name__}, which answers nothing; build one with a checkpoint of "
+                "run_vqa.py."
+            )
+        if self._levels is None:
+            raise ValueError(
+                "ask: the index holds no states, so images would be encoded anew; build it with keep_states."
+            )
+        wanted = None if answer is None else _label_of(answer, self.model.config.id2label)
+        texts = [self._encode_text("questions", question) for question in asked]
+
+        scores = torch.empty(len(texts), len(self), dtype=torch.float64)
+        labels = torch.empty(len(texts), len(self), dtype=torch.long)
+        with tqdm(total=labels.numel(), unit="answer", desc="Asking", disable=not progress) as bar:
+            at_once = max(1, BYTES_AT_ONCE // (4 * sum(map(math.prod, self.level_shapes))))
+            for start in range(0, len(self), at_once):
+                rows = slice(start, min(start + at_once, len(self)))
+                image_states = self._states(rows)
+                for number, text in enumerate(texts):
+                    scores[number, rows], labels[number, rows] = self._answer(image_states, text, wanted)
+                    bar.update(rows.stop - rows.start)
+
+        given = []
+        for number in range(len(texts)):
+            order = scores[number].argsort(descending=True, stable=True)[:top_k]
+            found = self._rows[order.tolist()]
+            paths = [self.folder / image for image in found["image"]]
+            answers = [self.model.config.id2label[label] for label in labels[number, order].tolist()]
+            columns = (paths, answers, scores[number, order].tolist())
+            given.append([ImageAnswer(*row) for row in zip(*columns, strict=True)])
+            self._warn_of_stale(found, range(len(order)), paths)
+        return given[0] if isinstance(questions, str) else given
+
+    def _answer(
+        self, image_states: HiViLTImageStates, text_states: HiViLTTextStates, wanted: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each image the probability of the wanted answer to one question, or of its best, and the answer's label."""
+        index = torch.zeros(len(image_states.global_state), dtype=torch.long)
+        text_states = map_states(partial(select, index=index), text_states)
+        # In float64, where fewer of those that are almost certain are equal.
+        logits = self.model(image_states=image_states, text_states=text_states).logits.double()
+        is_multi_label = self.model.config.problem_type == "multi_label_classification"
+        probabilities = logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
+        return probabilities.max(dim=-1) if wanted is None else (probabilities[:, wanted], index + wanted)
+
+    def _encode_text(self, argument: str, text: str) -> HiViLTTextStates:
+        if not text.strip():
+            raise ValueError(f"{argument}: the text is empty; write some words.")
+        inputs = self.processor(text=[text], return_tensors="pt").to(self.model.device)
+        tokenizer = self.processor.tokenizer
+        unknown = {tokenizer.unk_token_id}
+        if {*inputs["input_ids"][0].tolist()} - ({*tokenizer.all_special_ids} - unknown) == unknown:
+            logger.warning(f"{argument}: {text!r} has no word that the model knows; any order is as good as another.")
+        return self.model.encode_texts(**inputs)
+
+    def _warn_of_stale(self, found: dict[str, list], order: Iterable[int], paths: list[Path]) -> None:
+        # A table of one's own need not say which files its rows are of.
+        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order] if "size" in found else []
+        if stale := [path.name for path, stamp in zip(paths, stamps, strict=False) if file_stamp(path) != stamp]:
+            logger.warning(
+                f"{len(stale)} of the {len(paths)} images found, {stale[0]} first, are gone or have changed since they were "
+                "encoded: scores are of what they were, and what is gone is not re-ranked. Build the index again."
+            )
+
+    def _states(self, rows: slice | list[int]) -> HiViLTImageStates:
+        """States of images from the levels that the index holds."""
+        columns, levels = self._levels[rows], []
+        for name, shape in zip(_level_columns(self.level_shapes), self.level_shapes, strict=True):
+            # The map is for reading alone, which torch does not know.
+            numbers = columns[name].combine_chunks().flatten().to_numpy().copy()
+            levels.append(torch.from_numpy(numbers).view(-1, *shape).to(self.model.device).to(self.model.dtype))
+        return self.model.base_model.fusion("states_of_levels", levels)
+
+    def _encode_met(self, images: list[str]) -> HiViLTImageStates:
+        """States of images, encoded unless they are among those most recently used."""
         new = [image for image in images if image not in self._image_states]
         for start in range(0, len(new), _RERANK_BATCH):
             pixel_values, errors = _read_images(self.folder, self.processor, new[start : start + _RERANK_BATCH])
@@ -343,16 +540,64 @@ class ImageIndex:
         size = sum(tensor.nbytes for tensor in tensors_of(image_states)) / len(images)
         while len(self._image_states) * size > STATES_BYTES:
             self._image_states.popitem(last=False)
-        pairs = torch.arange(len(images))
-        return score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
+        return image_states
+
+
+def _level_columns(level_shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """The columns of the levels of these shapes, and how many numbers an image has in each."""
+    return {f"level_{place}": math.prod(shape) for place, shape in enumerate(level_shapes)}
+
+
+def _level_shapes(model: Model, processor: HiViLTProcessor) -> list[list[int]]:
+    """Height, width and channels of each level of an image as the processor gives it."""
+    blank = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    return [list(level.shape[1:]) for level in model.encode_images(blank.to(model.device)).level_states]
+
+
+def _label_of(answer: str, id2label: dict[int, str]) -> int:
+    """The label of an answer; a `ValueError` if there is none."""
+    labels = {canonical_answer(name): label for label, name in id2label.items()}
+    label = labels.get(canonical_answer(answer))
+    if label is None:
+        hint = did_you_mean(answer, id2label.values())
+        raise ValueError(
+            f"answer: {answer!r} is none of the {len(id2label):,} answers that the model chooses from{hint}"
+        )
+    return label
+
+
+def _make_faiss_index(index_factory: str, width: int) -> faiss.Index:
+    try:
+        return faiss.index_factory(width, index_factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f'index_factory: FAISS cannot make {index_factory!r} of {width} dimensions; "Flat" always works. ({error})'
+        ) from error
+
+
+def _check_room(output_dir: Path, row_bytes: int, num_images: int, num_new: int, max_bytes: int | None) -> None:
+    """Refuses states that have no room, before any image is encoded."""
+    need = f"keep_states: states of {num_images:,} images take {num_images * row_bytes / 1e9:.3g} GB, {row_bytes:,} bytes each"
+    fewer = "index fewer images, or a model with smaller levels"
+    if max_bytes is not None and num_images * row_bytes > max_bytes:
+        raise ValueError(f"{need}, and {max_bytes / 1e9:.3g} GB are allowed: allow more (--states_gb), {fewer}.")
+    place = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    # What is new is written to shards first, and then all of it to the new index.
+    room, new = shutil.disk_usage(place).free, (num_images + num_new) * row_bytes
+    if num_new and new > room:
+        raise ValueError(
+            f"{need}, and the disk of {place} has room for {room / 1e9:.3g} GB of {new / 1e9:.3g}: {fewer}."
+        )
 
 
 def _find_images(folder: Path, without: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """The stamps of the image files below a folder, but for `without`, and why the other files are none; both sorted."""
+    """The stamps of the image files below a folder, but for `without` and what is an index, and why the other files are none;
+    both sorted."""
     endings = image_endings()
     found, others = {}, {}
     for parent, folders, names in os.walk(folder, onerror=lambda error: logger.warning("Left out: %s", error)):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != without]
+        paths = [Path(parent, name) for name in folders if not name.startswith(".")]
+        folders[:] = [path.name for path in paths if path != without and not ImageIndex.is_at(path)]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             image, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
             if ending in endings:
@@ -386,8 +631,14 @@ def _read_images(folder: Path, processor: HiViLTProcessor, images: list[str]) ->
     return {image: value for image, value in given.items() if image not in errors}, errors
 
 
-def _embed_images(
-    folder: Path, todo: dict[str, tuple[int, int]], model, processor, batch_size: int, on_bad_image: str
+def _encode_images(
+    folder: Path,
+    todo: dict[str, tuple[int, int]],
+    model: Model,
+    processor: HiViLTProcessor,
+    keep_states: bool,
+    batch_size: int,
+    on_bad_image: str,
 ) -> Iterator[tuple[list[tuple], dict[str, str]]]:
     """By batches the rows of images, and why others were skipped."""
     images = list(todo)
@@ -396,14 +647,28 @@ def _embed_images(
         skipped = {image: str(error).replace(f"{folder}{os.sep}", "") for image, error in errors.items()}
         for image, error in errors.items() if on_bad_image == "error" else ():
             raise ValueError(
-                f"images: {image} in {folder} cannot be embedded: {skipped[image]} To leave out bad files, give "
-                "--on_bad_image skip. The images before it need not be embedded again."
+                f"images: {image} in {folder} cannot be encoded: {skipped[image]} To leave out bad files, give "
+                "--on_bad_image skip. The images before it need not be encoded again."
             ) from error
-        embeds = ()
+        columns = []
         if pixel_values:
-            inputs = torch.cat([*pixel_values.values()]).to(model.device)
-            embeds = model.get_image_features(inputs).pooler_output.cpu().numpy()
-        yield [(image, *todo[image], embed) for image, embed in zip(pixel_values, embeds, strict=True)], skipped
+            states = model.encode_images(torch.cat([*pixel_values.values()]).to(model.device))
+            if isinstance(model, HiViLTForRetrieval):
+                columns.append(model.embed_images(states).cpu().numpy())
+            if keep_states:
+                columns += map(_stored, states.level_states)
+        yield [(image, *todo[image], *values) for image, *values in zip(pixel_values, *columns, strict=True)], skipped
+
+
+def _stored(level: torch.Tensor) -> np.ndarray:
+    """A level as it is kept: `(B_i, height * width * channels)`, float16."""
+    stored = level.flatten(1).to("cpu", torch.float16)
+    if not stored.isfinite().all():
+        raise ValueError(
+            f"keep_states: float16 holds numbers up to 65,504, but a state is {level.abs().max():,.0f}; this checkpoint's states "
+            "cannot be kept."
+        )
+    return stored.numpy()
 
 
 def _write_shard(folder: Path, key: str, features: datasets.Features, rows: list[tuple]) -> None:
@@ -415,21 +680,22 @@ def _write_shard(folder: Path, key: str, features: datasets.Features, rows: list
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def _publish(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index, info: dict) -> None:
+def _publish(output_dir: Path, table: datasets.Dataset, faiss_index: faiss.Index | None, info: dict) -> None:
     """Writes a whole index beside the one that serves, which goes once `index.json` names the other."""
     folder = output_dir / info["embeddings"]
     shutil.rmtree(folder, ignore_errors=True)  # of a build that was cut off
     table.save_to_disk(str(folder))
-    dataset = datasets.load_from_disk(str(folder))
-    try:
-        train_size = None if faiss_index.is_trained else len(dataset)
-        dataset.add_faiss_index("embedding", custom_index=faiss_index, train_size=train_size)
-    except RuntimeError as error:
-        raise ValueError(
-            f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} images; take fewer lists, "
-            f'or "Flat". No image need be embedded again. ({error})'
-        ) from error
-    dataset.save_faiss_index("embedding", f"{folder}.faiss")
+    if faiss_index is not None:
+        dataset = datasets.load_from_disk(str(folder))
+        try:
+            train_size = None if faiss_index.is_trained else len(dataset)
+            dataset.add_faiss_index("embedding", custom_index=faiss_index, train_size=train_size)
+        except RuntimeError as error:
+            raise ValueError(
+                f"index_factory: FAISS cannot train {info['index_factory']!r} on {len(dataset)} images; take fewer lists, "
+                f'or "Flat". No image need be encoded again. ({error})'
+            ) from error
+        dataset.save_faiss_index("embedding", f"{folder}.faiss")
     new = output_dir / "index.tmp"
     new.write_text(f"{json.dumps(info, indent=2)}\n", encoding="utf-8")
     os.replace(new, output_dir / _INFO)
@@ -443,9 +709,12 @@ def _read_info(output_dir: Path) -> dict | None:
     if not (output_dir / _INFO).is_file():
         return None
     info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
-    # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings.
-    info = {"embeddings": _TURNS[0], **{name.replace("pictures", "images"): value for name, value in info.items()}}
-    parts = (info["embeddings"], f"{info['embeddings']}.faiss")
+    # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings and no states.
+    info = {name.replace("pictures", "images"): value for name, value in info.items()}
+    info = {"embeddings": _TURNS[0], "level_shapes": None, **info}
+    parts = [info["embeddings"]]
+    if info["index_factory"] is not None:
+        parts.append(f"{info['embeddings']}.faiss")
     return info if all((output_dir / name).exists() for name in parts) else None
 
 

@@ -78,7 +78,31 @@ class GenerationArguments:
 
 
 @dataclass
-class VQAArguments(GenerationArguments, TaskArguments):
+class IndexArguments:
+    """Which collection of images is searched or asked in place of training and measuring."""
+
+    index: str | None = HfArg(
+        default=None,
+        help="Folder of images to encode once, into an index in output_dir; or an index. Unset: that in output_dir.",
+    )
+    states_gb: float | None = HfArg(
+        default=10.0, help="Gigabytes that kept states of images may take; more is refused."
+    )
+    top_k: int = HfArg(default=10, help="Images of the index that are printed.")
+
+    reads_index = ()  # the flags that ask the index for something
+
+    def _check_index(self) -> None:
+        given = [name for name in ("index", *self.reads_index) if getattr(self, name) is not None]
+        if given and (self.names_data() or getattr(self, "karpathy_file", None)):
+            names = ", ".join(("index", *self.reads_index))
+            raise ValueError(f"{names}: images of an index are no data to train or measure on; drop one or the other.")
+        if self.states_gb is not None and not self.states_gb > 0:
+            raise ValueError(f"states_gb: expected more than 0, got {self.states_gb}.")
+
+
+@dataclass
+class VQAArguments(GenerationArguments, IndexArguments, TaskArguments):
     """What only question answering has."""
 
     benchmark: str | None = HfArg(
@@ -100,6 +124,10 @@ class VQAArguments(GenerationArguments, TaskArguments):
     generate: bool = HfArg(
         default=False, help="Write answers in words, from no list; decoder_model, num_beams, max_new_tokens go with it."
     )
+    ask: list[str] | None = HfArg(default=None, help="A question, quoted, about every image of the index; or several.")
+    answer: str | None = HfArg(
+        default=None, help="Sort the images by the probability of this answer. Unset: by that of each one's best."
+    )
 
     defaults = {
         **TaskArguments.defaults,
@@ -111,7 +139,12 @@ class VQAArguments(GenerationArguments, TaskArguments):
     }
     benchmark_defaults = _VQA_BENCHMARKS
     written = {**GenerationArguments.written, "max_new_tokens": 10}
-    at_least_one = (*TaskArguments.at_least_one, *GenerationArguments.counts, "min_answer_count", "max_answers")
+    at_least_one = (
+        *(*TaskArguments.at_least_one, *GenerationArguments.counts),
+        *("min_answer_count", "max_answers", "top_k"),
+    )
+    places = (*TaskArguments.places, "index")
+    reads_index = ("ask",)
 
     @property
     def task(self) -> str:
@@ -120,13 +153,20 @@ class VQAArguments(GenerationArguments, TaskArguments):
         return "hivilt.tasks.question_answering:QuestionAnswering"
 
     def __post_init__(self):
+        if isinstance(self.ask, str):
+            self.ask = [self.ask]
+        self._check_index()
+        if self.answer is not None and self.ask is None:
+            raise ValueError(
+                f"answer: got {self.answer!r}, but nothing is asked; give --ask a question, or leave it out."
+            )
         super().__post_init__()
         if not self.names_data():
             self.benchmark = "easy-vqa"
-        for name in ("answer_file", "max_answers", "calibrate"):
+        for name in ("answer_file", "max_answers", "calibrate", "index", "ask"):
             if self.generate and (given := getattr(self, name)):
                 raise ValueError(
-                    f"generate: answers come from no list and have no scores to calibrate; leave out {name} ({given!r})."
+                    f"generate: answers come from no list and have no scores to calibrate or to sort by; leave out {name} ({given!r})."
                 )
         for name in ("decoder_model", *self.written):
             if not self.generate and (given := getattr(self, name)):
@@ -177,7 +217,7 @@ class CaptionArguments(TaskArguments):
 
 
 @dataclass
-class RetrievalArguments(CaptionArguments):
+class RetrievalArguments(IndexArguments, CaptionArguments):
     """What only retrieval has."""
 
     similar_per_batch: int = HfArg(default=4, help="Images with similar captions that share a training batch; 1: none.")
@@ -186,10 +226,11 @@ class RetrievalArguments(CaptionArguments):
     contrastive_chunk_size: int | None = HfArg(
         default=None, help="Train in chunks of this many images and captions, for batches larger than the memory."
     )
-    index: str | None = HfArg(default=None, help="Folder of images to embed for searching.")
+    keep_states: bool = HfArg(
+        default=False, help="Keep in the index what fusion needs, so that re-ranking encodes no image. It stays so."
+    )
     index_factory: str = HfArg(default="Flat", help="FAISS index to search with; Flat is exact, 'IVF256,Flat' faster.")
     query: list[str] | None = HfArg(default=None, help="Words to search for, quoted, or an image's path; or several.")
-    top_k: int = HfArg(default=10, help="Images that a search prints.")
     rerank: bool = HfArg(default=False, help="Let fusion re-rank the best rerank_k of a search.")
 
     task = "hivilt.tasks.retrieval:Retrieval"
@@ -200,12 +241,12 @@ class RetrievalArguments(CaptionArguments):
         *("contrastive_chunk_size", "num_hard_negatives", "similar_per_batch", "top_k"),
     )
     places = (*CaptionArguments.places, "index")
+    reads_index = ("query",)
 
     def __post_init__(self):
         if isinstance(self.query, str):
             self.query = [self.query]
-        if (self.index or self.query is not None) and (self.karpathy_file or self.names_data()):
-            raise ValueError("index, query: a search reads no data to train or measure on; drop one or the other.")
+        self._check_index()
         super().__post_init__()
         if self.rerank_k < 0:
             raise ValueError(f"rerank_k: expected 0 or more candidates, got {self.rerank_k}.")

@@ -43,8 +43,11 @@ from hivilt.evaluation.vqa import (
 from hivilt.losses_hivilt import classification_loss
 from hivilt.modeling_hivilt import HiViLTForQuestionAnswering
 from hivilt.processing_hivilt import HiViLTProcessor
+from hivilt.search import ImageAnswer
 from hivilt.tasks.arguments import VQAArguments
+from hivilt.tasks.indexing import open_index
 from hivilt.tasks.task import Task, spread, write_rows
+from hivilt.training.arguments import HiViLTTrainingArguments
 from hivilt.training.cards import python_literal
 from hivilt.training.results import warn_of_few
 from hivilt.training.splits import read_splits
@@ -227,6 +230,10 @@ class QuestionAnswering(Task):
     label2id: dict[str, int] = {}  # canonical answers, once there is a model; of one that writes none
     soft_labels = False
 
+    def instead(self) -> list | None:
+        is_asked = self.args.index is not None or self.args.ask is not None
+        return ask(self.args, self.training_args) if is_asked else None
+
     def read(self, splits: Collection[str]) -> tuple[str, dict[str, list[VQAExample]]]:
         args = self.args
         texts, ids = (args.question_column, args.answer_column), (args.image_id_column, args.question_id_column)
@@ -394,6 +401,27 @@ class QuestionAnswering(Task):
 
     def try_next(self, folder: Path) -> str:
         return f"python app.py --model {folder}"
+
+
+def ask(args: VQAArguments, training_args: HiViLTTrainingArguments) -> list[list[ImageAnswer]]:
+    """Encodes the images of a folder, or asks those encoded before; gives the answers to each question about all of them."""
+    index = open_index(args, training_args, HiViLTForQuestionAnswering)
+    if index is None or args.ask is None:
+        return []
+    given = index.ask(args.ask, answer=args.answer, progress=not training_args.disable_tqdm)
+    rows = []
+    for question, answers in zip(args.ask, given, strict=True):
+        if len(given) > 1:
+            print(question)
+        width = max(len(one.answer) for one in answers[: args.top_k])
+        for rank, one in enumerate(answers[: args.top_k], 1):
+            print(f"{rank:3}  {one.score:7.4f}  {one.answer:{width}}  {one.path}")
+        rows += [{"question": question, **one._asdict(), "path": str(one.path)} for one in answers]
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "answers.jsonl", rows)
+    print(f"Wrote all {len(rows):,} answers to {folder / 'answers.jsonl'}")
+    return given
 
 
 def several_answers(examples: list[VQAExample]) -> bool:

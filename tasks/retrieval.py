@@ -27,14 +27,13 @@ from hivilt.fusion_hivilt import map_states
 from hivilt.losses_hivilt import MAX_LOGIT_SCALE, inverse_temperature
 from hivilt.modeling_hivilt import HiViLTForRetrieval
 from hivilt.processing_hivilt import HiViLTProcessor
-from hivilt.search import ImageIndex
 from hivilt.search.scoring import score_pairs
 from hivilt.tasks.arguments import RetrievalArguments
 from hivilt.tasks.captioned import read_captioned
+from hivilt.tasks.indexing import open_index
 from hivilt.tasks.task import Task, spread, write_rows
 from hivilt.training.arguments import HiViLTTrainingArguments
 from hivilt.training.cards import python_literal
-from hivilt.training.models import load_or_build, set_threads
 from hivilt.training.results import warn_of_few
 from hivilt.training.trainer import HiViLTTrainer, in_order
 
@@ -408,23 +407,13 @@ def read_query(query: str) -> str | Path:
 
 def search(args: RetrievalArguments, training_args: HiViLTTrainingArguments) -> list:
     """Embeds the images of a folder, or searches those embedded before; gives the hits of each query."""
-    if training_args.world_size > 1:
-        raise ValueError(f"A search runs on one process, got {training_args.world_size}; start it without a launcher.")
     queries = [read_query(query) for query in args.query or ()]
-    folder = Path(training_args.output_dir)
-    if args.model_name_or_path is None:
-        args.model_name_or_path = ImageIndex.made_by(folder) if args.index is None else args.defaults["output_dir"]
-    model, processor = load_or_build(args, HiViLTForRetrieval)
-    set_threads(args, model)
-    model = model.to(training_args.device).eval()
-    if args.index is None:
-        index = ImageIndex.load(folder, model, processor)
-    else:
-        size = training_args.per_device_eval_batch_size
-        index = ImageIndex.build(args.index, model, processor, folder, size, args.on_bad_image, args.index_factory)
-        print(f"{len(index):,} images of {args.index} in {folder}")
-    if args.query is None:
+    more = {"index_factory": args.index_factory, "keep_states": args.keep_states or None}
+    index = open_index(args, training_args, HiViLTForRetrieval, **more)
+    if index is None or args.query is None:
         return []
+    folder = Path(training_args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     all_hits, rows = [], []
     for query in queries:
         hits = index.search(query, top_k=args.top_k, rerank_k=args.rerank_k if args.rerank else 0)

@@ -135,7 +135,7 @@ def page(place, tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         patch.setattr(gr.networking, "setup_tunnel", lambda **kwargs: "https://everywhere")
         patch.setattr(gr.Blocks, "block_thread", lambda page: kept.append(page))
-        app.main([*argv, "--port", str(free_port())])
+        app.main([*argv, "--ask_all", "--port", str(free_port())])
         yield kept[0]
         kept[0].close(verbose=False)
 
@@ -411,6 +411,25 @@ def test_the_page_searches_by_words_and_by_image(client, searching, place):
 
     note, found = client.predict("images", "red", uploaded(like), False, api_name="/search")
     assert "one of the two" in note and is_untouched(found)
+
+
+def test_the_page_asks_all_images_of_a_folder_from_what_it_keeps_of_them(client, checkpoint, place, encoded):
+    index = ImageIndex.build(place / "images", *checkpoint, place / "all")
+    encoded.clear()
+    for answer in ("", "answer 2"):
+        note, found = client.predict("images", QUESTION, answer, api_name="/ask_all")
+        wanted = index.ask(QUESTION, answer=answer or None)
+        assert [one["caption"] for one in found] == [f"{one.answer} {app.percent(one.score)}" for one in wanted]
+        with Image.open(found[0]["image"]) as shown, Image.open(wanted[0].path) as best:
+            assert shown.getpixel((400, 300)) == pytest.approx(best.getpixel((24, 18)), abs=3)
+        assert "12 images asked in " in note and "without encoding any" in note
+    assert encoded == []
+    assert len(list((place / "index").glob("answers-*/index.json"))) == 2  # of two folders, and the next start is fast
+    for question, answer, said in ((" ", "", "the text is empty"), (QUESTION, "zebra", "none of the 5 answers")):
+        note, found = client.predict("images", question, answer, api_name="/ask_all")
+        assert said in note and is_untouched(found)
+    note, found = client.predict("others", QUESTION, "", api_name="/ask_all")
+    assert len(found) == 2
 
 
 def test_without_words_all_of_the_chosen_folder_is_shown(client):

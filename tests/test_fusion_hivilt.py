@@ -46,6 +46,16 @@ def test_model_equals_the_equations_in_plain_loops(fusion):
                 np.testing.assert_allclose(outputs[name][row].numpy(), expected[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
+def test_levels_are_all_that_fusion_needs_of_images(fusion):
+    model, batch = make_model(HiViLTForQuestionAnswering, weight_scale=8.0, **fusion), make_batch()
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask", "image_index")}
+    with torch.no_grad():
+        levels = model.encode_images(batch["pixel_values"]).level_states
+        logits = model(image_states=model.model.fusion("states_of_levels", levels), **texts).logits
+        torch.testing.assert_close(logits, model(**batch).logits, atol=0, rtol=0)
+
+
 def test_the_reference_would_notice_a_swapped_modality():
     """The comparison above can fail: swap the two MLPs of a stage and it does."""
     model = make_model(HiViLTModel, weight_scale=8.0).double()

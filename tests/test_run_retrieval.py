@@ -300,6 +300,18 @@ def test_index_then_query_by_words_and_by_image(images, checkpoint, tmp_path, ca
     ]
 
 
+def test_an_index_is_named_as_its_folder_or_as_output_dir_and_states_stay(images, checkpoint, tmp_path):
+    index, out = tmp_path / "index", tmp_path / "out"
+    main(["--index", str(images), "--keep_states", *search_flags(checkpoint, index)])
+    asked = ["--query", "red circle", "--rerank", "--use_cpu", "--output_dir"]
+    assert main([*asked, str(index)]) == main(["--index", str(index), *asked, str(out)])
+    assert [path.name for path in out.iterdir()] == ["search.png"]
+    main(["--index", str(images), *search_flags(checkpoint, index)])
+    assert json.loads((index / "index.json").read_text())["level_shapes"]
+    with pytest.raises(ValueError, match="states of 6 images take .*--states_gb"):
+        main(["--index", str(images), "--states_gb", "1e-9", *search_flags(checkpoint, index)])
+
+
 def test_images_found_that_are_gone_are_told_and_not_drawn(images, checkpoint, tmp_path, caplog, drawn):
     main(["--index", str(images), *search_flags(checkpoint, tmp_path / "index")])
     (images / "red.png").unlink()
@@ -400,8 +412,9 @@ def test_two_processes_do_what_one_does(data, tmp_path):
         (["--similar_per_batch", "0"], "similar_per_batch: expected at least 1"),
         (["--contrastive_chunk_size", "0"], "contrastive_chunk_size: expected at least 1"),
         (["--captions_per_image", "0"], "captions_per_image: expected at least 1"),
-        (["--index", "x"], "index, query: a search reads no data"),
-        (["--query", "red"], "index, query: a search reads no data"),
+        (["--index", "x"], "index, query: images of an index are no data to train"),
+        (["--query", "red"], "index, query: images of an index are no data to train"),
+        (["--states_gb", "0"], "states_gb: expected more than 0"),
     ],
 )
 def test_arguments_that_cannot_work_are_named(data, tmp_path, more, message):

@@ -24,6 +24,7 @@ from hivilt.evaluation.familiarity import is_familiar
 from hivilt.evaluation.vqa import exact_match
 from hivilt.processing_hivilt import HiViLTProcessor, well_formed
 from hivilt.run_vqa import main
+from hivilt.search import ImageIndex
 from hivilt.tasks.arguments import VQAArguments
 from hivilt.tasks.question_answering import QuestionAnswering, spell_alike
 from hivilt.training.arguments import parse_arguments
@@ -932,6 +933,87 @@ def test_a_baseline_stands_beside_the_accuracy_and_few_questions_are_told(data, 
     assert "standard error of up to 17 percentage points" in told[0]
     # Two steps teach nothing.
     assert any("not told from chance" in record.message and "10 images" in record.message for record in caplog.records)
+
+
+# A collection
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, color in enumerate(COLORS * 2):
+        make_image(color, (20 + number, 25)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_folder_is_indexed_once_and_asked(images, checkpoint, tmp_path, capsys):
+    out, asked = tmp_path / "index", ["--ask", "what color is the image?", "is it red?"]
+    named = ["--model_name_or_path", checkpoint, "--output_dir", str(out), "--use_cpu"]
+    (first, second) = main(["--index", str(images), *asked, *named, "--top_k", "3"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"8 images of {images} in {out}, 8 of them encoded now in ")
+    index = ImageIndex.load(out, HiViLTForQuestionAnswering.from_pretrained(checkpoint).eval(), make_processor())
+    assert [first, second] == index.ask(asked[1:])
+    assert [printed[place] for place in (1, 5)] == asked[1:] and len(printed) == 10
+    for answers, lines in ((first, printed[2:5]), (second, printed[6:9])):
+        for rank, (one, line) in enumerate(zip(answers, lines, strict=False), 1):
+            assert line == f"{rank:3}  {one.score:7.4f}  {one.answer}  {one.path}"
+    rows = read_lines(out / "answers.jsonl")
+    assert rows == [
+        {"question": question, "path": str(one.path), "answer": one.answer, "score": one.score}
+        for question, answers in zip(asked[1:], (first, second), strict=True)
+        for one in answers
+    ]
+
+    # The index knows its checkpoint, and is named as such or by output_dir.
+    (again,) = main([*asked[:2], "--output_dir", str(out), "--use_cpu"])
+    (named,) = main(["--index", str(out), *asked[:2], "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+    assert again == named == first
+    (sorted_by,) = main([*asked[:2], "--answer", "answer 2", "--output_dir", str(out), "--use_cpu"])
+    assert {one.answer for one in sorted_by} == {"answer 2"} and VQAArguments(ask="red?").ask == ["red?"]
+
+    HiViLTForQuestionAnswering(make_config(num_labels=3)).save_pretrained(tmp_path / "other")
+    make_processor().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="was made by another checkpoint"):
+        main([*asked, "--model_name_or_path", str(tmp_path / "other"), "--output_dir", str(out), "--use_cpu"])
+
+
+def test_two_processes_index_what_one_does(images, checkpoint, tmp_path):
+    """And go on where one was stopped: each encodes its share of what is left, and tells of its own bad files."""
+    for name in ("3bad.png", "5bad.png"):
+        (images / name).write_text("no image")
+    command = ["--index", str(images), "--model_name_or_path", checkpoint, "--use_cpu", "--ask", "is it red?"]
+    command += ["--per_device_eval_batch_size", "2", "--output_dir"]
+    skipping = ["--on_bad_image", "skip"]
+    (alone,) = main([*command, str(tmp_path / "one"), *skipping])
+    with pytest.raises(ValueError, match="3bad.png.*--on_bad_image skip"):
+        main([*command, str(tmp_path / "two")])
+    printed = launch("hivilt.run_vqa", 2, [*command, str(tmp_path / "two"), *skipping])
+    assert printed.count("8 images of") == printed.count(", 4 of them encoded now in ") == 1
+    infos = [json.loads((tmp_path / name / "index.json").read_text()) for name in ("one", "two")]
+    assert infos[0] == infos[1] and [one["image"] for one in infos[0]["skipped"]] == ["3bad.png", "5bad.png"]
+    tables = [datasets.load_from_disk(tmp_path / name / "embeddings") for name in ("one", "two")]
+    assert tables[0]["image"][:] == tables[1]["image"][:]
+    for one, two in zip(*tables, strict=True):
+        assert one["level_0"] == pytest.approx(two["level_0"], abs=2e-3)
+    together = read_lines(tmp_path / "two/answers.jsonl")
+    assert [row["path"] for row in together] == [str(one.path) for one in alone]
+    assert not (tmp_path / "two/shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ask", "red?", "--train_file", "x.jsonl"], "index, ask: images of an index are no data to train"),
+        (["--index", "x", "--generate"], "generate: answers come from no list.*leave out index"),
+        (["--answer", "yes"], "answer: got 'yes', but nothing is asked; give --ask"),
+        (["--ask", "red?", "--top_k", "0"], "top_k: expected at least 1"),
+    ],
+)
+def test_flags_of_a_collection_that_cannot_work_are_named(more, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        main([*more, "--use_cpu", "--output_dir", str(tmp_path / "out")])
 
 
 # Answers in words

@@ -66,7 +66,16 @@ CREDITS = {
     "for research only.",
 }
 # Arguments that tell a reader nothing about the model; columns besides.
-_NO_SETTINGS = {"license", "language", "num_threads", "on_bad_image", "trust_remote_code", "top_k", "index_factory"}
+_NO_SETTINGS = {
+    "license",
+    "language",
+    "num_threads",
+    "on_bad_image",
+    "trust_remote_code",
+    "top_k",
+    "index_factory",
+    "states_gb",
+}
 
 
 def write_model_card(

@@ -1,4 +1,4 @@
-"""A folder of images that is indexed, cut off, changed and searched."""
+"""A folder of images that is indexed, cut off, changed, searched and asked."""
 
 import importlib.util
 import itertools
@@ -7,19 +7,23 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
 import pytest
 import torch
-from datasets import List, Value, load_from_disk
+from datasets import Dataset, List, Value, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from hivilt import HiViLTForRetrieval, HiViLTProcessor
-from hivilt.search import Hit, ImageIndex
+from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt.search import Hit, ImageAnswer, ImageIndex
 from hivilt.search.image_index import fingerprint
-from tiny import TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
+from tiny import FUSIONS, TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
 
 COLORS = ["red", "blue", "green", "yellow", "black", "white", "orange", "purple", "gray", "pink", "brown", "cyan"]
 TEXTS = ["red circle", "is there a blue square in the image?", "what color is the shape?", "two", "a red and blue"]
@@ -237,7 +241,9 @@ class TestBuild:
         for _ in range(2):
             assert len(build(images, model, output_dir=images / "index")) == 12
             make_image().save(images / "index/search.png")
-        skipped = json.loads((images / "index/index.json").read_text())["skipped"]
+        # Nor does another one index the first.
+        assert len(build(images, model, output_dir=images / "another")) == 12
+        skipped = json.loads((images / "another/index.json").read_text())["skipped"]
         assert [one["image"] for one in skipped] == ["notes.txt"]
         with pytest.raises(ValueError, match="^output_dir: .* is the folder of the images itself"):
             build(images, model, output_dir=images)
@@ -540,3 +546,224 @@ class TestSearch:
         make_image().save(images / "newer.png")
         load()
         assert f"2 images were added to {images} and 1 deleted since the index" in caplog.text
+
+
+QUESTIONS = ["is there a red circle in the image?", "what color is the shape?", "two"]
+
+
+def make_answering_model(seed=0, **config):
+    """Its answers differ from image to image; its `passes` holds the number of images of each run of the vision encoder."""
+    model = make_model(HiViLTForQuestionAnswering, seed, weight_scale=6.0, **config)
+    model.passes = []
+    count = lambda *given: model.passes.append(len(given[-1].last_hidden_state))
+    model.base_model.vision_model.register_forward_hook(count)
+    return model
+
+
+def answered_from_pixels(model, folder, names, question):
+    """The probabilities of all answers about each image, as one gets them without an index."""
+    inputs = make_processor()(
+        images=[folder / name for name in names], text=[question] * len(names), return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits.double()
+    return logits.sigmoid() if model.config.problem_type == "multi_label_classification" else logits.softmax(-1)
+
+
+class TestKeptStates:
+    def test_they_are_columns_of_the_rows_in_half_precision(self, images, model):
+        index = build(images, model, keep_states=True)
+        info = json.loads((images.parent / "index/index.json").read_text())
+        assert info["level_shapes"] == [[5, 5, 20], [3, 3, 20]] == list(map(list, index.level_shapes))
+        kept = load_from_disk(images.parent / "index/embeddings")
+        assert kept.features["level_0"] == List(Value("float16"), length=500)
+        for name, row in zip(names(index), kept, strict=True):
+            inputs = make_processor()(images=images / name, return_tensors="pt")
+            with torch.no_grad():
+                levels = model.encode_images(**inputs).level_states
+            for place, level in enumerate(levels):
+                np.testing.assert_allclose(row[f"level_{place}"], level.flatten(), rtol=2**-10, atol=1e-4)
+        np.testing.assert_allclose(embeddings(index), embeddings(build(images, model, output_dir=images.parent / "i2")))
+
+    @pytest.mark.parametrize("rerank_k", [5, 12])
+    def test_re_ranking_reads_them_and_gives_the_same_order(self, images, model, rerank_k):
+        plain = build(images, model, output_dir=images.parent / "plain")
+        build(images, model, keep_states=True)
+        index = ImageIndex.load(images.parent / "index", model, make_processor())
+        for text in TEXTS:
+            wanted = plain.search(text, 12, rerank_k)
+            model.encoded.clear()
+            hits = index.search(text, 12, rerank_k)
+            assert model.encoded == []
+            assert [hit.path for hit in hits] == [hit.path for hit in wanted]
+            np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in wanted], atol=2e-3)
+
+    def test_they_stay_until_they_are_not_wanted_and_come_by_encoding_anew(self, images, model):
+        count = lambda **kwargs: (model.encoded.clear(), build(images, model, **kwargs), sum(model.encoded))[1:]
+        blank = 1  # which tells how large states are, before anything is encoded
+        assert count()[1] == 12
+        assert count(keep_states=True)[1] == 12 + blank
+        make_image("magenta").save(images / "new.png")
+        index, encoded = count()
+        assert encoded == 1 + blank and index.level_shapes and len(index) == 13
+        index, encoded = count(keep_states=False)
+        assert encoded == 0 and not index.level_shapes and "level_0" not in index.dataset.column_names
+        assert index.search(images / "new.png", top_k=1)[0].path.name == "new.png"
+
+    def test_a_build_that_was_cut_off_goes_on_with_its_own_shards(self, images, model, monkeypatch):
+        encode = model.encode_images
+
+        def interrupted(*args, **kwargs):
+            if sum(model.encoded) >= 7:
+                raise KeyboardInterrupt
+            return encode(*args, **kwargs)
+
+        monkeypatch.setattr(model, "encode_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(images, model, keep_states=True)
+        monkeypatch.undo()
+        model.encoded.clear()
+        assert len(build(images, model, keep_states=True)) == 12
+        assert sum(model.encoded) == 1 + 12 - 6
+
+    def test_what_has_no_room_is_told_before_anything_is_encoded(self, images):
+        model = make_answering_model()
+        size = 2 * (500 + 180)
+        with pytest.raises(
+            ValueError, match=r"^keep_states: states of 12 images take .* GB, 1,360 bytes each.*--states_gb"
+        ):
+            build(images, model, max_states_bytes=12 * size - 1)
+        assert model.passes == [1] and not (images.parent / "index").exists()
+        assert len(build(images, model, max_states_bytes=12 * size)) == 12
+
+    def test_what_the_disk_has_no_room_for_is_told(self, images, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+        with pytest.raises(ValueError, match=r"the disk of .* has room for 1e-06 GB"):
+            build(images, make_answering_model())
+
+    def test_numbers_too_large_for_half_precision_are_told(self, images):
+        model = make_answering_model()
+        with torch.no_grad():
+            model.model.fusion.vision_levels[1].norm.bias[0] = 7e4
+        with pytest.raises(ValueError, match="float16 holds numbers up to 65,504, but a state is 70,"):
+            build(images, model)
+
+
+class TestAsk:
+    @pytest.fixture(scope="class")
+    def asked(self, tmp_path_factory):
+        """An index that nothing changes, and its model."""
+        model = make_answering_model()
+        return build(make_images(tmp_path_factory.mktemp("asked") / "images"), model), model
+
+    @given(
+        colors=st.lists(st.sampled_from(COLORS), min_size=1, max_size=7, unique=True),
+        batch_size=st.integers(1, 4),
+        at_once=st.sampled_from([1, 6000, 2**26]),
+        fusion=st.sampled_from(list(FUSIONS.values())),
+        question=st.sampled_from(QUESTIONS),
+    )
+    @settings(max_examples=12)
+    def test_from_states_as_from_pixels(self, colors, batch_size, at_once, fusion, question):
+        """Whatever the order, the batches and the number of images."""
+        model = make_answering_model(**fusion)
+        with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hivilt.search.image_index.BYTES_AT_ONCE", at_once)
+            folder = Path(place).resolve() / "images"
+            folder.mkdir()
+            for number, color in enumerate(colors):
+                make_image(color).save(folder / f"{number}.png")
+            index = build(folder, model, batch_size=batch_size)
+            model.passes.clear()
+            given = {answer.path.name: answer for answer in index.ask(question)}
+            assert model.passes == []
+            wanted = answered_from_pixels(model, folder, sorted(given), question)
+        assert len(given) == len(colors)
+        for row, (_, answer) in zip(wanted, sorted(given.items()), strict=True):
+            label = model.config.label2id[answer.answer]
+            assert answer.score == pytest.approx(row[label].item(), abs=5e-3)
+            assert answer.score >= row.max().item() - 5e-3
+
+    @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+    def test_images_are_sorted_by_the_probability_of_their_best_or_of_a_named_answer(self, asked, kind, monkeypatch):
+        index, model = asked
+        monkeypatch.setattr(model.config, "problem_type", kind)
+        wanted = answered_from_pixels(model, index.folder, names(index), QUESTIONS[0])
+        assert len(set(wanted.argmax(-1).tolist())) > 1
+        answers = index.ask(QUESTIONS[0])
+        assert all(isinstance(one, ImageAnswer) and isinstance(one.score, float) for one in answers)
+        assert [one.score for one in answers] == sorted([one.score for one in answers], reverse=True)
+        best, rows = wanted.max(-1), {index.folder / name: row for row, name in enumerate(names(index))}
+        assert {one.path for one in answers} == set(rows)
+        for one in answers:
+            assert one.answer == model.config.id2label[best.indices[rows[one.path]].item()]
+            assert one.score == pytest.approx(best.values[rows[one.path]].item(), abs=5e-3)
+
+        named = index.ask(QUESTIONS[0], top_k=5, answer="Answer 3")
+        order = wanted[:, 3].argsort(descending=True, stable=True)[:5]
+        assert [rows[one.path] for one in named] == order.tolist() and {one.answer for one in named} == {"answer 3"}
+        np.testing.assert_allclose([one.score for one in named], wanted[order, 3], atol=5e-3)
+
+    def test_questions_are_encoded_once_each_and_images_never(self, asked):
+        index, model = asked
+        texts = []
+        hook = model.base_model.text_model.register_forward_hook(lambda *given: texts.append(1))
+        model.passes.clear()
+        several = index.ask(QUESTIONS, top_k=4)
+        hook.remove()
+        assert model.passes == [] and len(texts) == len(QUESTIONS)
+        assert several == [index.ask(question, top_k=4) for question in QUESTIONS]
+        assert len({tuple(answers) for answers in several}) == len(QUESTIONS)
+
+    def test_equal_answers_stand_by_path(self, images):
+        for name in ("b.png", "a.png", "c.png"):
+            shutil.copy(images / "red.png", images / name)
+        index = build(images, make_answering_model())
+        same = [one.path.name for one in index.ask("two") if one.path.name in ("a.png", "b.png", "c.png", "red.png")]
+        assert same == ["a.png", "b.png", "c.png", "red.png"]
+
+    def test_an_index_that_is_opened_answers_alike_and_without_the_images(self, images, caplog):
+        model = make_answering_model()
+        answers = build(images, model).ask(QUESTIONS[1])
+        assert sorted(path.name for path in (images.parent / "index").iterdir()) == ["embeddings", "index.json"]
+        for path in images.rglob("*.*"):
+            path.unlink() if path.is_file() else None
+        index = ImageIndex.load(images.parent / "index", model, make_processor())
+        assert "12 deleted since the index" in caplog.text and "run_vqa.py --index" in caplog.text
+        assert index.ask(QUESTIONS[1]) == answers
+        assert "12 of the 12 images found, " in caplog.text
+
+    def test_bad_images_are_left_out_and_told(self, images, caplog):
+        (images / "notes.png").write_text("no image")
+        index = build(images, make_answering_model(), on_bad_image="skip")
+        assert len(index.ask("two")) == 12 and "2 of 14 files are no readable images" in caplog.text
+
+    def test_the_index_of_another_checkpoint_is_told(self, images, model, caplog):
+        build(images, model)
+        assert "another checkpoint" not in caplog.text
+        other = make_answering_model(1)
+        build(images, other)
+        assert "is of another checkpoint; all images are encoded again" in caplog.text and len(other.passes) > 1
+        with pytest.raises(ValueError, match="made by another checkpoint"):
+            ImageIndex.load(images.parent / "index", make_answering_model(), make_processor())
+
+    def test_what_cannot_be_asked_or_searched_says_so(self, asked, images, model):
+        index, answering = asked
+        for arguments, message in [
+            ({"questions": "red", "top_k": 0}, "top_k: got 0"),
+            ({"questions": ["red", " "]}, "questions: the text is empty"),
+            (
+                {"questions": "red", "answer": "answer 9"},
+                "answer: 'answer 9' is none of the 5 answers .*did you mean answer",
+            ),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                index.ask(**arguments)
+        with pytest.raises(ValueError, match="search: the index is of a HiViLTForQuestionAnswering.*run_retrieval.py"):
+            index.search("red")
+        with pytest.raises(ValueError, match="ask: the index is of a HiViLTForRetrieval.*run_vqa.py"):
+            build(images, model, keep_states=True).ask("red")
+        with pytest.raises(ValueError, match="keep_states: got False"):
+            build(images, answering, keep_states=False)
+        with pytest.raises(ValueError, match="ask: the index holds no states"):
+            ImageIndex(Dataset.from_dict({"image": ["a.png"]}), Path(), answering, make_processor()).ask("red")
