@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("benchmarks", "scaling", "fusion", "photographs", "captioning", "grounding", "reasoning")
+NAMES = ("benchmarks", "scaling", "fusion", "photographs", "captioning", "grounding", "reasoning", "search")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 TABLE = re.compile(r"<!-- ((\w+)[\w-]*\.json): (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
