@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from hivilt import (
     HiViLTForImagesAndTextClassification,
@@ -336,6 +336,17 @@ def evaluate_in_folds(tmp_path, captioned):
     """Metrics with folds of one image, some of which are one pair, and of two."""
     trainers = [make_retrieval_trainer(tmp_path, captioned, fold_size=fold_size) for fold_size in (1, 2)]
     return [trainer.evaluate() for trainer in trainers]
+
+
+def assert_a_plain_trainer_is_refused_to_evaluate(tmp_path, ours, name):
+    """A Trainer may train on what `ours` does, and is refused to evaluate, as it would cut texts without a word: by a message that
+    has the `name` of ours."""
+    arguments = make_arguments(tmp_path, max_steps=1, eval_strategy="no")
+    plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
+    assert plain.train().training_loss > 0
+    for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
+        with pytest.raises(ValueError, match=name):
+            evaluate()
 
 
 def assert_a_step_is_one_mean(make, mean, count):

@@ -100,19 +100,21 @@ def learn_words(model: HiViLTPreTrainedModel, processor: HiViLTProcessor, texts:
     `train_tokenizer`, up to `MOST_PIECES`; returns them. Pieces that there were keep their numbers and their embeddings. A model that writes is left
     as it is, as its decoder has words of its own.
     """
-    state = json.loads(processor.tokenizer.backend_tokenizer.to_str()) if processor.tokenizer.is_fast else {}
-    vocabulary = state.get("model", {}).get("vocab")
-    is_own = state.get("model", {}).get("type") == "WordPiece" and not any(
-        piece.startswith("##") and len(piece) > 3 for piece in vocabulary
-    )
-    if not is_own or model.can_generate():
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast or model.can_generate():
         return []
-    backend = processor.tokenizer.backend_tokenizer
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"].get("vocab")
+    # A pretrained one knows parts of words, and not single characters alone.
+    if state["model"].get("type") != "WordPiece" or any(
+        piece.startswith("##") and len(piece) > 3 for piece in vocabulary
+    ):
+        return []
     found = dict.fromkeys(_pieces(texts, backend.normalizer, backend.pre_tokenizer, min_count=1))
     new = [piece for piece in found if piece not in vocabulary][: max(0, MOST_PIECES - len(vocabulary))]
     if new:
         vocabulary |= {piece: len(vocabulary) + place for place, piece in enumerate(new)}
-        tokenizer = processor.tokenizer
         special = {name: getattr(tokenizer, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
         reads = {name: getattr(tokenizer, name) for name in ("model_max_length", "model_input_names")}
         backend = Tokenizer.from_str(json.dumps(state))

@@ -5,7 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from trainers import MEANT, assert_a_step_is_one_mean, make_grounding_trainer
+from trainers import (
+    MEANT,
+    assert_a_plain_trainer_is_refused_to_evaluate,
+    assert_a_step_is_one_mean,
+    make_grounding_trainer,
+)
 
 from hivilt.data.grounding import GroundingDataset
 from hivilt.data.tables import open_image
@@ -69,6 +74,11 @@ def test_evaluation_encodes_each_image_once_for_all_its_expressions(tmp_path, gr
     )
     trainer.evaluate()
     assert encoded == [2, 2, 1]
+
+
+def test_a_plain_trainer_trains_on_expressions_and_is_refused_to_evaluate_on_them(tmp_path, grounded):
+    ours = make_grounding_trainer(tmp_path, grounded)
+    assert_a_plain_trainer_is_refused_to_evaluate(tmp_path, ours, "`hivilt.tasks.grounding.GroundingTrainer`")
 
 
 def test_an_epoch_trains_the_expressions_that_are_drawn(tmp_path, grounded):

@@ -5,8 +5,12 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from trainers import SAID, assert_a_step_is_one_mean, make_arguments, make_reasoning_trainer
-from transformers import Trainer
+from trainers import (
+    SAID,
+    assert_a_plain_trainer_is_refused_to_evaluate,
+    assert_a_step_is_one_mean,
+    make_reasoning_trainer,
+)
 
 from hivilt.data.reasoning import ReasoningDataset
 from hivilt.data.tables import open_image
@@ -91,14 +95,8 @@ def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_pa
 
 
 def test_a_plain_trainer_trains_on_statements_and_is_refused_to_evaluate_on_them(tmp_path, stated):
-    """It would keep as many of them as there are items, without a word."""
     ours = make_reasoning_trainer(tmp_path, stated)
-    arguments = make_arguments(tmp_path, max_steps=1, eval_strategy="no")
-    plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
-    assert plain.train().training_loss > 0
-    for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
-        with pytest.raises(ValueError, match="`hivilt.tasks.reasoning.ReasoningTrainer`"):
-            evaluate()
+    assert_a_plain_trainer_is_refused_to_evaluate(tmp_path, ours, "`hivilt.tasks.reasoning.ReasoningTrainer`")
 
 
 def test_statements_without_a_label_are_judged_and_not_measured(tmp_path, stated):

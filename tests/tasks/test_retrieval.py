@@ -6,8 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from trainers import Recorder, evaluate_in_folds, make_arguments, make_retrieval_trainer
-from transformers import Trainer
+from trainers import (
+    Recorder,
+    assert_a_plain_trainer_is_refused_to_evaluate,
+    evaluate_in_folds,
+    make_retrieval_trainer,
+)
 
 from hivilt.data.captions import CaptionDataset
 from processes import launch
@@ -135,14 +139,8 @@ def test_folds_need_two_and_are_left_out_while_training(tmp_path, captioned):
 
 
 def test_a_plain_trainer_trains_on_captions_and_is_refused_to_evaluate_on_them(tmp_path, captioned):
-    """It would cut captions without a word."""
     ours = make_retrieval_trainer(tmp_path, captioned)
-    arguments = make_arguments(tmp_path, max_steps=1, eval_strategy="no")
-    plain = Trainer(ours.model, arguments, ours.data_collator, ours.train_dataset, ours.eval_dataset)
-    assert plain.train().training_loss > 0
-    for evaluate in (plain.evaluate, lambda: plain.predict(ours.eval_dataset)):
-        with pytest.raises(ValueError, match="`hivilt.tasks.retrieval.RetrievalTrainer`"):
-            evaluate()
+    assert_a_plain_trainer_is_refused_to_evaluate(tmp_path, ours, "`hivilt.tasks.retrieval.RetrievalTrainer`")
 
 
 @pytest.mark.slow
