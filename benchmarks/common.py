@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from hivilt.tasks.task import Task
@@ -36,9 +37,10 @@ def seconds(run: Callable[[], object]) -> float:
 def alternate(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """Median seconds of each call, one after the other in turns, so that what slows the machine down slows all of them."""
     found = defaultdict(list)
-    for _ in range(rounds):
-        for name, run in runs.items():
-            found[name].append(seconds(run))
+    turns = [turn for _ in range(rounds) for turn in runs.items()]
+    # On a terminal alone.
+    for name, run in tqdm(turns, desc="Timing", unit="runs", leave=False, disable=None):
+        found[name].append(seconds(run))
     return {name: median(times) for name, times in found.items()}
 
 

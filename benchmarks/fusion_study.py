@@ -568,7 +568,7 @@ def main(argv: list[str] | None = None) -> dict:
     names = list(CONTESTANTS)
     parser.add_argument("--contestants", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: learning rates alone are tried")
-    parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid")
+    parser.add_argument("--learning_rates", type=float, nargs="+", help="unset: the task's own grid; one: no search")
     parser.add_argument("--data_dir", nargs="+", default=[], metavar="BENCHMARK=FOLDER")
     parser.add_argument("--vision_model", default="outputs/encoders/mobilenet_v2", help="folder, on photographs")
     parser.add_argument("--text_model", default="outputs/encoders/minilm", help="that of the text encoder")
@@ -621,10 +621,11 @@ def main(argv: list[str] | None = None) -> dict:
         data_dir, epochs = folders.get(TRIALS[task].benchmark), args.epochs or TRIALS[task].epochs
         kind, share = "searched", TRIALS[task].search_share * epochs
         rates = args.learning_rates or TRIALS[task].learning_rates
-        searched = {rate: found(kind, key(task, name, rate), share) for rate in rates}
+        # Of one rate alone nothing is to be chosen.
+        searched = {rate: found(kind, key(task, name, rate), share) for rate in rates if len(rates) > 1}
         cells = {key(task, name, rate): (rate, SEARCH_SEED, share, False) for rate in searched}
         if all(searched.values()):
-            best = max(searched, key=lambda rate: searched[rate]["validation"])
+            best = max(searched, key=lambda rate: searched[rate]["validation"], default=rates[0])
             kind, cells = "runs", {key(task, name, seed): (best, seed, epochs, True) for seed in args.seeds}
         for cell, how in cells.items():
             if not found(kind, cell, how[2]) and cell not in failed:

@@ -55,20 +55,6 @@ def iou(a: Boxes | Sequence[float], b: Boxes | Sequence[float]) -> np.ndarray:
     return _iou(_checked("a", a), _checked("b", b))
 
 
-def giou(a: Boxes | Sequence[float], b: Boxes | Sequence[float]) -> np.ndarray:
-    """Generalised IoU of boxes (Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630), (...) float64 in [-1, 1].
-
-    GIoU = IoU - (|C| - |A ∪ B|) / |C|, where C is the smallest box around both; the second term is 0 where C has no area.
-
-    Args:
-        a, b: as in `iou`.
-    """
-    a, b = _checked("a", a), _checked("b", b)
-    union = _intersection_and_union(a, b)[1]
-    around = _area(np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:]))
-    return _iou(a, b) - (around - union) / np.where(around > 0, around, 1)
-
-
 def match_boxes(boxes: Boxes, references: Boxes) -> np.ndarray:
     """Matches boxes one to one, greedily: of all pairs left the one that overlaps most, while its IoU is at least 0.5.
 
@@ -213,17 +199,13 @@ def by_kind(
     return metrics
 
 
-def _intersection_and_union(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    intersection = _area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
-    return intersection, _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
-
-
 def _area(left_top: np.ndarray, right_bottom: np.ndarray) -> np.ndarray:
     return np.prod((right_bottom - left_top).clip(min=0), axis=-1)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    intersection, union = _intersection_and_union(a, b)
+    intersection = _area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
+    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
     return intersection / np.where(union > 0, union, 1)
 
 

@@ -39,7 +39,26 @@ def test_overlap_of_all_pairs_is_that_of_each(some, others):
     torch.testing.assert_close(torch.stack([iou, generalized], dim=-1), torch.tensor(expected))
 
 
+# Two boxes (left, top, width, height), their IoU and their GIoU.
+PAIRS = [
+    ((0, 0, 10, 10), (0, 0, 10, 10), 1, 1),
+    ((0, 0, 10, 10), (5, 0, 10, 10), 0.333333, 0.333333),
+    ((0, 0, 10, 10), (0, 0, 10, 5), 0.5, 0.5),
+    ((0, 0, 10, 10), (2, 2, 8, 8), 0.64, 0.64),
+    ((0, 0, 10, 10), (3, 1, 10, 10), 0.459854, 0.417896),
+    ((0, 0, 10, 20), (0, 5, 10, 20), 0.6, 0.6),
+    ((0, 0, 100, 50), (33, 0, 100, 50), 0.503759, 0.503759),
+    ((0, 0, 4, 4), (10, 10, 4, 4), 0, -0.836735),
+]
+
+
 def test_overlap_worked_by_hand():
+    ones, others, iou, generalized = map(torch.tensor, zip(*PAIRS, strict=True))
+    for boxes_of_pair in (ones, others):
+        boxes_of_pair[:, 2:] += boxes_of_pair[:, :2]
+    found = torch.stack(overlap(ones.float(), others.float()))
+    torch.testing.assert_close(found, torch.stack([iou, generalized]), atol=1e-6, rtol=0)
+
     one = torch.tensor([0.0, 0.0, 2.0, 1.0])
     others = torch.tensor([[0.0, 0, 2, 1], [1.0, 0, 3, 1], [3.0, 0, 4, 1], [5.0, 5, 5, 5], [1.0, 0.5, 1, 0.5]])
     iou, generalized = overlap(one, others)

@@ -27,7 +27,7 @@ from hivilt.data.caption_benchmarks import CAPTION_BENCHMARKS
 from hivilt.evaluation.captioning import caption_scores
 from hivilt.run_captioning import main
 from processes import launch
-from tiny import CODE, TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor, make_tokenizer
+from tiny import CODE, TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor, make_tokenizer, read_lines
 
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
 
@@ -52,10 +52,6 @@ def trained(data, tmp_path_factory):
     """A run of two steps with a frozen text encoder: its folder, and what it gave."""
     out = tmp_path_factory.mktemp("outputs") / "captioning"
     return out, main([*data, *flags(out, "--num_beams", "2", "--prompt", "the image shows", "--freeze", "text")])
-
-
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_leaves_all_it_promises(data, tmp_path, capsys, drawn):

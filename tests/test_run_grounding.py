@@ -18,7 +18,7 @@ from hivilt.evaluation.grounding import grounding_scores
 from hivilt.run_grounding import main
 from hivilt.tasks.grounding import Grounding
 from processes import launch
-from tiny import CODE, VISION_CONFIGS, make_image
+from tiny import CODE, VISION_CONFIGS, make_image, read_lines
 
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
 
@@ -55,10 +55,6 @@ def trained(data, tmp_path_factory):
     """A run of two steps: its folder, and what it gave."""
     out = tmp_path_factory.mktemp("outputs") / "grounding"
     return out, main([*data, *flags(out, "--threshold", "0.01", "--random_crop", "0.5", "--random_flip", "swap")])
-
-
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_leaves_all_it_promises(data, tmp_path, capsys, drawn):

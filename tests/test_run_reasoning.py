@@ -16,7 +16,7 @@ from hivilt.evaluation.reasoning import statement_scores, winoground_scores
 from hivilt.run_reasoning import main
 from processes import launch
 from reasoning_miniatures import KINDS, make_reasoning_miniature, nlvr2_rows
-from tiny import CODE, VISION_CONFIGS, make_image, make_model, make_processor
+from tiny import CODE, VISION_CONFIGS, make_image, make_model, make_processor, read_lines
 
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
 COLORS = ("red", "blue", "green", "yellow", "white")
@@ -61,10 +61,6 @@ def trained(data, tmp_path_factory):
     """A run of two steps: its folder, and what it gave."""
     out = tmp_path_factory.mktemp("outputs") / "reasoning"
     return out, main([*data, *flags(out, "--random_crop", "0.5", "--random_flip", "swap")])
-
-
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_leaves_all_it_promises(data, tmp_path, capsys, drawn):

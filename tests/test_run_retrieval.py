@@ -20,7 +20,7 @@ from hivilt.run_retrieval import main
 from hivilt.search import ImageIndex
 from hivilt.tasks.arguments import RetrievalArguments
 from processes import launch
-from tiny import CODE, VISION_CONFIGS, make_image, make_model, make_processor
+from tiny import CODE, VISION_CONFIGS, make_image, make_model, make_processor, read_lines
 
 COLORS = ["red", "blue", "green", "white", "yellow", "black"]
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "fusion_intermediate_size": 16, "dropout": 0.0}
@@ -74,10 +74,6 @@ def flags(out, *more):
         *("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"),
         *("--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2", "--save_steps", "2", *more),
     ]
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_leaves_all_it_promises(data, tmp_path, monkeypatch, capsys, drawn):

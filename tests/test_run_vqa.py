@@ -31,7 +31,7 @@ from hivilt.training.arguments import parse_arguments
 from hivilt.training.splits import prepare_splits
 from miniatures import make_hub_copy, make_vqa_miniature
 from processes import launch, launch_accelerate
-from tiny import CODE, TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer
+from tiny import CODE, TEXT_CONFIGS, VISION_CONFIGS, make_config, make_image, make_processor, make_tokenizer, read_lines
 
 COLORS = ["red", "blue", "green", "white"]
 # Small enough for a second a run, and without dropout so that runs can be compared.
@@ -98,10 +98,6 @@ def plain(tmp_path_factory):
     place = tmp_path_factory.mktemp("plain")
     data = make_data(place / "data")
     return SimpleNamespace(data=data, out=place / "out", results=main(flags(data, place / "out")))
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def losses(folder):

@@ -1,6 +1,7 @@
 """Tiny models and inputs, all from seeds. Sizes are odd so that swapped axes cannot pass."""
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -317,6 +318,11 @@ def make_image(color: str = "red", size: tuple[int, int] = (31, 23)) -> Image.Im
     pixels = np.array(Image.new("RGB", size, color))
     pixels[: size[1] // 3, : size[0] // 3] = 10
     return Image.fromarray(pixels)
+
+
+def read_lines(path: str | Path) -> list[Any]:
+    """Of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def draw_with(patch: pytest.MonkeyPatch, choose: Callable[[str], Callable]) -> None:
