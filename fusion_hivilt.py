@@ -304,8 +304,7 @@ class HiViLTLevel(nn.Module):
 
 class HiViLTFusionStage(GradientCheckpointingLayer):
     """Local fusion (equation L): each token is joined with what it attended to in the other modality and with their
-    product, `F_x = x + MLP([x; x~; x * x~])`. With `fusion_top_k` it is sparse: each text token and only the vision
-    tokens most similar to it attend to each other. Vision tokens that no text token chose pass through unchanged.
+    product, `F_x = x + MLP([x; x~; x * x~])`.
     """
 
     def __init__(self, config: HiViLTConfig):
@@ -319,48 +318,28 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
         self,
         vision: torch.Tensor,
         text: torch.Tensor,
-        text_mask: torch.BoolTensor,
-        *projections: torch.Tensor,
+        words: torch.BoolTensor,
+        regions: torch.BoolTensor | None,
+        v_query: torch.Tensor,
+        v_key: torch.Tensor,
+        v_value: torch.Tensor,
+        t_query: torch.Tensor,
+        t_key: torch.Tensor,
+        t_value: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
-            vision: the vision tokens of each text's image, `(B_t, N_v, d)`.
+            vision: vision tokens of each text's image, `(B_t, N_v, d)`.
             text: the text tokens, `(B_t, N_t, d)`.
-            text_mask: `False` at padding, `(B_t, N_t)`.
-            *projections: query, key and value of `vision`, then those of `text`, of the same shapes. One by one, since
-                reentrant checkpointing sees no tensor inside a tuple.
+            words, regions: the text and vision tokens that those of the other side may attend to, as in [`cross_attend`];
+                without `regions` all.
+            v_query, v_key, v_value, t_query, t_key, t_value: projections of `vision` and `text`, of the same shapes.
 
         Returns:
             Fused vision tokens, fused text tokens, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
             `(B_t, H, N_v, N_t)`; weights are `None` unless eager.
         """
-        top_k, num_rows = self.config.fusion_top_k, vision.shape[1]
-        if top_k is None or top_k >= num_rows:
-            return self._fuse(vision, text, text_mask[:, None, None, :], None, *projections, **kwargs)
-
-        # The same over the rows that any text token chose, between the pairs that were chosen.
-        _, vision_key, _, text_query, *_ = projections
-        rows, pairs = most_similar(text_query, vision_key, text_mask, top_k)
-        index = rows[:, :, None].expand(-1, -1, vision.shape[2])  # (B_t, R, d)
-        near, *near_projections = (states.gather(1, index) for states in (vision, *projections[:3]))
-        words, regions = pairs.transpose(1, 2)[:, None], pairs[:, None]
-        fused, text, text_to_image, image_to_text = self._fuse(
-            near, text, words, regions, *near_projections, *projections[3:], **kwargs
-        )
-        # Rows that only fill the batch up to its largest example stay as they are.
-        fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
-        vision = vision.scatter(1, index, fused.to(vision.dtype))
-        if text_to_image is not None:
-            # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
-            place = rows[:, None, None, :].expand_as(text_to_image)
-            zeros = text_to_image.new_zeros(*text_to_image.shape[:3], num_rows)
-            image_to_text = zeros.transpose(2, 3).scatter(2, place.transpose(2, 3), image_to_text)
-            text_to_image = zeros.scatter(3, place, text_to_image)
-        return vision, text, text_to_image, image_to_text
-
-    def _fuse(self, vision, text, words, regions, v_query, v_key, v_value, t_query, t_key, t_value, **kwargs):
-        """Equation L; `words` and `regions` are the text and vision tokens that may be attended to, as in [`cross_attend`]."""
         vision_attended, image_to_text = cross_attend(self, v_query, t_key, t_value, words, **kwargs)
         text_attended, text_to_image = cross_attend(self, t_query, v_key, v_value, regions, **kwargs)
 
@@ -387,6 +366,11 @@ def most_similar(
         num_rows = max(1, int(chosen.sum(dim=1).max()))
     rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices
     return rows, pairs.gather(2, rows[:, None, :].expand(-1, pairs.shape[1], -1))
+
+
+def near_rows(states: torch.Tensor, rows: torch.LongTensor) -> torch.Tensor:
+    """Of `(B_t, N_v, d)` those that `rows` `(B_t, R)` names, `(B_t, R, d)`."""
+    return states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 class HiViLTGlobalFusion(nn.Module):
@@ -437,6 +421,7 @@ class HiViLTFusion(nn.Module):
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
         super().__init__()
+        self.config = config
         # Without local fusion only the coarsest level is ever read.
         layout = config.vision_level_layout if config.use_local_fusion else config.vision_level_layout[-1:]
         stages = range(len(layout) if config.use_local_fusion else 0)
@@ -503,13 +488,20 @@ class HiViLTFusion(nn.Module):
             if index == 0:
                 vision, text = level, texts.level_states[0]
                 # Projected once for each image and each text, when these were encoded.
-                projections = [*(select(rows, image_index) for rows in images.projections), *texts.projections]
+                projected, of_text = [select(rows, image_index) for rows in images.projections], texts.projections
             else:
                 # Equation P: each stage adds to the result of the stage before it, one residual through all of them.
                 vision = level + resample_grid(vision, grids[index - 1], grids[index])
                 text = texts.level_states[index] + text
-                projections = [*self.vision_projections[index](vision), *self.text_projections[index](text)]
-            vision, text, *attentions = stage(vision, text, text_mask, *projections, **kwargs)
+                projected, of_text = None, self.text_projections[index](text)
+            top_k = self.config.fusion_top_k
+            if top_k is None or top_k >= vision.shape[1]:
+                projections = *(projected or self.vision_projections[index](vision)), *of_text
+                vision, text, *attentions = stage(vision, text, text_mask[:, None, None], None, *projections, **kwargs)
+            else:
+                vision, text, *attentions = self._fuse_sparsely(
+                    index, vision, text, text_mask, projected, of_text, **kwargs
+                )
             text_to_image += (attentions[0],)
             image_to_text += (attentions[1],)
             if kwargs.get("output_hidden_states"):
@@ -531,6 +523,43 @@ class HiViLTFusion(nn.Module):
             vision_cross_attentions=attention_weights(image_to_text) if output_attentions else None,
             global_cross_attentions=attention_weights(global_attentions) if output_attentions else None,
         )
+
+    def _fuse_sparsely(
+        self,
+        index: int,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.BoolTensor,
+        projected: Sequence[torch.Tensor] | None,
+        of_text: Sequence[torch.Tensor],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """A stage in which each text token and only the `fusion_top_k` vision tokens most similar to it attend to each other.
+        Those that no text token chose pass through unchanged, and of them but the key is computed; `projected` are query,
+        key and value of all, where they are there.
+        """
+        layers, num_rows = self.vision_projections[index], vision.shape[1]
+        key = layers.k_proj(vision) if projected is None else projected[1]
+        rows, pairs = most_similar(of_text[0], key, text_mask, self.config.fusion_top_k)
+        near, near_key = near_rows(vision, rows), near_rows(key, rows)
+        if projected is None:
+            query, value = layers.q_proj(near), layers.v_proj(near)
+        else:
+            query, value = near_rows(projected[0], rows), near_rows(projected[2], rows)
+        words, regions = pairs.transpose(1, 2)[:, None], pairs[:, None]
+        fused, text, text_to_image, image_to_text = self.stages[index](
+            near, text, words, regions, query, near_key, value, *of_text, **kwargs
+        )
+        # Rows that only fill the batch up to its largest example stay as they are.
+        fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
+        vision = vision.scatter(1, rows[:, :, None].expand_as(fused), fused.to(vision.dtype))
+        if text_to_image is not None:
+            # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
+            place = rows[:, None, None, :].expand_as(text_to_image)
+            zeros = text_to_image.new_zeros(*text_to_image.shape[:3], num_rows)
+            image_to_text = zeros.transpose(2, 3).scatter(2, place.transpose(2, 3), image_to_text)
+            text_to_image = zeros.scatter(3, place, text_to_image)
+        return vision, text, text_to_image, image_to_text
 
 
 class HiViLTMemory(nn.Module):
