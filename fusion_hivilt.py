@@ -535,8 +535,8 @@ class HiViLTFusion(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """A stage in which each text token and only the `fusion_top_k` vision tokens most similar to it attend to each other.
-        Those that no text token chose pass through unchanged, and of them but the key is computed; `projected` are query,
-        key and value of all, where they are there.
+        Those that no text token chose pass through unchanged; of them only the key is computed. `projected` are query, key
+        and value of all vision tokens, `None` where they are not computed yet; `of_text` those of the text tokens.
         """
         layers, num_rows = self.vision_projections[index], vision.shape[1]
         key = layers.k_proj(vision) if projected is None else projected[1]
