@@ -83,6 +83,7 @@ def training_seconds(model: nn.Module, batch: dict[str, torch.Tensor], steps: in
         optimizer.zero_grad()
 
     model.train()
+    torch.set_flush_denormal(True)  # as the scripts do
     return median_seconds(step, steps)
 
 
