@@ -75,8 +75,6 @@ def begin_run(args: TaskArguments, training_args: HiViLTTrainingArguments) -> No
     logging.getLogger("hivilt").setLevel(logging.INFO if training_args.process_index == 0 else logging.ERROR)
     torch.set_num_threads(args.num_threads or 1)
     keep_memory()
-    # Gradients of what is learned well are denormal numbers, which a CPU computes with at a fraction of its speed.
-    torch.set_flush_denormal(True)
     set_seed(training_args.seed)
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from trainers import Recorder, make_trainer
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hivilt import HiViLTForQuestionAnswering
 from hivilt.data.vqa import VQADataset
@@ -79,6 +79,21 @@ def test_rates_of_encoders_follow_the_schedule_and_survive_resuming(tmp_path, da
     again = make_trainer(tmp_path, dataset, learning_rate=1e-2, **rates, **arguments)
     again.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
     assert all(torch.equal(value, after[name]) for name, value in again.model.state_dict().items())
+
+
+def test_numbers_too_small_to_be_fast_are_zero_while_it_trains(tmp_path, dataset):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor has no such mode")
+    small, found = torch.full((8,), 1e-30), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            found.append(bool((small * 1e-10).any()))
+
+    trainer = make_trainer(tmp_path, dataset, max_steps=1)
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert found == [False] and (small * 1e-10).all()
 
 
 def test_a_sharded_model_is_saved_with_its_code(tmp_path, dataset):
