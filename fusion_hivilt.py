@@ -334,7 +334,8 @@ class HiViLTFusionStage(GradientCheckpointingLayer):
             text: the text tokens, `(B_t, N_t, d)`.
             words, regions: the text and vision tokens that those of the other side may attend to, as in [`cross_attend`];
                 without `regions` all.
-            v_query, v_key, v_value, t_query, t_key, t_value: projections of `vision` and `text`, of the same shapes.
+            v_query, v_key, v_value, t_query, t_key, t_value: projections of `vision` and `text`, of the same shapes. One by
+                one, since reentrant checkpointing sees no tensor inside a tuple.
 
         Returns:
             Fused vision tokens, fused text tokens, text-to-image weights `(B_t, H, N_t, N_v)`, image-to-text weights
@@ -538,7 +539,7 @@ class HiViLTFusion(nn.Module):
         Those that no text token chose pass through unchanged; of them only the key is computed. `projected` are query, key
         and value of all vision tokens, `None` where they are not computed yet; `of_text` those of the text tokens.
         """
-        layers, num_rows = self.vision_projections[index], vision.shape[1]
+        layers = self.vision_projections[index]
         key = layers.k_proj(vision) if projected is None else projected[1]
         rows, pairs = most_similar(of_text[0], key, text_mask, self.config.fusion_top_k)
         near, near_key = near_rows(vision, rows), near_rows(key, rows)
@@ -556,7 +557,7 @@ class HiViLTFusion(nn.Module):
         if text_to_image is not None:
             # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
             place = rows[:, None, None, :].expand_as(text_to_image)
-            zeros = text_to_image.new_zeros(*text_to_image.shape[:3], num_rows)
+            zeros = text_to_image.new_zeros(*text_to_image.shape[:3], vision.shape[1])
             image_to_text = zeros.transpose(2, 3).scatter(2, place.transpose(2, 3), image_to_text)
             text_to_image = zeros.scatter(3, place, text_to_image)
         return vision, text, text_to_image, image_to_text

@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from captioning_speed import NUM_TOKENS, make_writer
 from transformers.utils import logging
 
 from common import goals_table, judge_goal, make_parser, markdown, seconds
@@ -44,17 +45,16 @@ HEADS = {
     "pairs": HiViLTForImagesAndTextClassification,
 }
 QUESTIONS_PER_IMAGE = (5.4, 10.0)
-NUM_TOKENS = 10
 # bfloat16 FLOP/s without sparsity, from NVIDIA's data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 SHARE, RATIO = 0.45, 3.3  # wanted: of the peak in training, and questions a second beside ViLT at 10 an image
 
 
-def on(device: torch.device, run: Callable[[], object], bf16: bool = True) -> Callable[[], None]:
+def on(device: torch.device, run: Callable[[], object]) -> Callable[[], None]:
     """The call under autocast, up to when the device has done it."""
 
     def whole() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16):
             run()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
@@ -81,29 +81,24 @@ def inputs_of(head: str, images: int, texts: int, device: torch.device) -> dict[
 
 def make_head(head: str, width: int, num_layers: int) -> torch.nn.Module:
     """HiViLT with the head."""
-    model = make_hivilt(width, num_layers, head=HEADS[head], **({"num_labels": 2} if head == "pairs" else {}))
     if head == "captioning":
-        for config in (model.config, model.generation_config):
-            config.bos_token_id, config.eos_token_id, config.pad_token_id = 101, 102, 0
-            config.decoder_start_token_id = 101
-    return model
+        return make_writer(width, num_layers, 224)
+    return make_hivilt(width, num_layers, head=HEADS[head], **({"num_labels": 2} if head == "pairs" else {}))
 
 
 def training(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], None]:
     """A training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    forward = on(device, lambda: kept.append(loss()))
-    kept: list[torch.Tensor] = []
 
     def step() -> None:
-        forward()
-        kept.pop().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        found = loss()
+        # Backward passes run in the precision of the forward one.
+        with torch.autocast(device.type, enabled=False):
+            found.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
-    return step
+    return on(device, step)
 
 
 def measure(run: Callable[[], None], repeats: int, device: torch.device) -> dict[str, float]:
@@ -137,7 +132,7 @@ def measure_head(
     head: str, size: tuple[int, int], images: int, repeats: int, compiles: bool, device: torch.device
 ) -> dict:
     """A head in training and in inference."""
-    texts = round(5.4 * images)
+    texts = round(QUESTIONS_PER_IMAGE[0] * images)
     model, inputs = make_head(head, *size).to(device), inputs_of(head, images, texts, device)
     asked = {name: rows for name, rows in inputs.items() if name not in ("labels", "return_loss")}
     run = torch.compile(model) if compiles else model
@@ -163,7 +158,7 @@ def measure_head(
 
 
 def measure_peer(name: str, size: tuple[int, int], images: int, repeats: int, device: torch.device) -> dict:
-    """Seconds a question and FLOPs a question of a model that answers or matches, by questions an image."""
+    """Seconds a question of a model that answers or matches, by questions an image."""
     contestant = CONTESTANTS[name](*size)
     model, found = contestant.model.to(device), {"inference": {}, "training": {}}
     for per_image in QUESTIONS_PER_IMAGE:
@@ -185,6 +180,11 @@ def peak_of(device_name: str) -> float | None:
     return next((peak for card, peak in PEAKS.items() if card in device_name), None)
 
 
+def share_of(peak: float, training: dict) -> float:
+    """What a head's training takes of the card's FLOP/s."""
+    return training["flops"] / training["seconds"] / peak
+
+
 def table(results: dict) -> str:
     """Markdown: a head a row."""
     peak, rows = peak_of(results["environment"]["device_name"]), []
@@ -195,8 +195,7 @@ def table(results: dict) -> str:
             cells += [f"{found[rows_of] / one['seconds']:,.0f}" for rows_of in ("images", "texts")]
             cells.append(f"{one['peak_memory_bytes'] / 2**30:.1f}" if "peak_memory_bytes" in one else "")
             cells.append("" if one["waits"] is None else str(one["waits"]))
-        share = found["training"]["flops"] / found["training"]["seconds"] / (peak or 1)
-        rows.append([*cells, f"{100 * share:.0f} %" if peak else ""])
+        rows.append([*cells, f"{100 * share_of(peak, found['training']):.0f} %" if peak else ""])
     heads = [
         f"{kind}, {what}" for kind in ("training", "inference") for what in ("images/s", "texts/s", "GiB", "waits")
     ]
@@ -225,8 +224,7 @@ def judge(results: dict) -> list[dict]:
     goal = "training, 10 questions an image: questions a second beside ViLT, 384"
     goals = [judge_goal(goal, vilt / ours, RATIO, "x", ".2f", False, why)]
     if peak:
-        one = results["heads"]["answering"]["training"]
-        share = one["flops"] / one["seconds"] / peak
+        share = share_of(peak, results["heads"]["answering"]["training"])
         goal = f"training, 5.4 questions an image: share of {peak / 1e12:.0f} TFLOP/s"
         goals.append(judge_goal(goal, share, SHARE, " %", ".0f", False, why))
     return goals

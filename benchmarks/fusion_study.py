@@ -345,7 +345,6 @@ def train(
     `data_dir` is the benchmark's folder, `None` its package; `encoders` are given for a task whose encoders are frozen.
     """
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as the scripts do
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     trial = TRIALS[trial_name]

@@ -15,12 +15,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from common import make_parser, markdown
 from contestants import make_batch, make_hivilt
 from hivilt import HiViLTForRetrieval
+from hivilt.data.vqa import VQADataset
 from hivilt.training.results import environment, write_result_file
-from input_pipeline import epoch_seconds, first_questions, make_loaders, make_photographs
+from input_pipeline import BATCH_SIZE, epoch_seconds, first_questions, make_collator, make_photographs
 from peers import count_flops
 
 PAIRS, GPUS = 100_000_000, 64
@@ -42,7 +44,8 @@ def prepare() -> dict[str, float]:
     """Photographs a second that one core opens and prepares, and the mean size of a file in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         examples = first_questions(make_photographs(Path(folder), PHOTOGRAPHS))
-        ours = {"hivilt": make_loaders(examples, dict.fromkeys(("hivilt", "vilt", "clip"), 224), 0)["hivilt"]}
+        images = VQADataset(examples).by_image()
+        ours = {"hivilt": DataLoader(images, BATCH_SIZE, collate_fn=make_collator(examples, 224))}
         size = sum(path.stat().st_size for path in Path(folder).iterdir()) / PHOTOGRAPHS
         return {"photographs_per_second": PHOTOGRAPHS / epoch_seconds(ours, 3)["hivilt"], "bytes": size}
 

@@ -34,6 +34,7 @@ from hivilt.fusion_hivilt import map_states
 from hivilt.training.command import leave_processes
 from hivilt.training.models import SMALL_FUSION, small_text_config, small_vision_config
 from hivilt.training.results import environment, peak_memory_bytes, write_result_file
+from hivilt.training.trainer import flushed_denormals
 
 IMAGES, QUESTIONS = 8, 43
 # Gradient checkpointing, bfloat16.
@@ -83,8 +84,8 @@ def training_seconds(model: nn.Module, batch: dict[str, torch.Tensor], steps: in
         optimizer.zero_grad()
 
     model.train()
-    torch.set_flush_denormal(True)  # as the scripts do
-    return median_seconds(step, steps)
+    with flushed_denormals():  # as the trainer does
+        return median_seconds(step, steps)
 
 
 def measure_way(width: int, num_layers: int, checkpointing: bool, bf16: bool, steps: int) -> dict:
