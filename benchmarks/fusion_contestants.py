@@ -225,14 +225,15 @@ class ViltOnPairs(ViltForImagesAndTextClassification):
 
 
 class OfText(HiViLTForImagesAndTextClassification):
-    """HiViLT that sees zeros in place of every image."""
+    """HiViLT that sees zeros in place of every image: one image, encoded once."""
 
-    def forward(self, *args, pixel_values=None, feature_maps=None, **kwargs):
+    def forward(self, *args, image_index, pixel_values=None, feature_maps=None, **kwargs):
         if pixel_values is not None:
-            pixel_values = torch.zeros_like(pixel_values)
+            pixel_values = torch.zeros_like(pixel_values[:1])
         if feature_maps is not None:
-            feature_maps = [torch.zeros_like(maps) for maps in feature_maps]
-        return super().forward(*args, pixel_values=pixel_values, feature_maps=feature_maps, **kwargs)
+            feature_maps = [torch.zeros_like(maps[:1]) for maps in feature_maps]
+        blank = torch.zeros_like(image_index)
+        return super().forward(*args, image_index=blank, pixel_values=pixel_values, feature_maps=feature_maps, **kwargs)
 
 
 class OfOneImage(HiViLTForImagesAndTextClassification):

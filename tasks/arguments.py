@@ -9,9 +9,9 @@ from transformers.hf_argparser import HfArg
 
 from hivilt.training.arguments import TaskArguments
 
-# Each benchmark of a task, and the flags that it sets by itself; resolution, learning rates and epochs are in runs/.
+# Each benchmark of a task, and the flags that it sets by itself; for most resolution, learning rates and epochs are in runs/.
 _VQA_BENCHMARKS = {
-    "easy-vqa": {"reword": 0.3},
+    "easy-vqa": {"reword": 0.3, "num_train_epochs": 5, "learning_rate": 7e-4},
     "vqav2": {"metric_for_best_model": "vqa_accuracy"},
     "gqa": {},
     "vizwiz": {"metric_for_best_model": "vqa_accuracy", "min_answer_count": 2},
@@ -45,12 +45,13 @@ _MATCHING_BENCHMARKS = {"winoground": {"do_predict": True}, "sugarcrepe": {"do_p
 _REASONING_BENCHMARKS = {"pairs": {}, "flickr8k-pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
 
 
-def _draw_unless_named(args: TaskArguments, benchmark: str) -> None:
-    """Takes the benchmark that is drawn where no data is named; refuses places to read it from, and images without a benchmark."""
+def _draw_unless_named(args: TaskArguments) -> None:
+    """Takes the task's own benchmark where no data is named; it is drawn: refuses places to read it from, and images without a
+    benchmark."""
     if not args.names_data():
-        args.benchmark = benchmark
-    if args.benchmark == benchmark and (given := args.data_dir or args.dataset_name):
-        raise ValueError(f"benchmark: {benchmark} are drawn and read from nowhere; leave out {given!r}.")
+        args.benchmark = args.own_benchmark
+    if args.benchmark == args.own_benchmark and (given := args.data_dir or args.dataset_name):
+        raise ValueError(f"benchmark: {args.benchmark} are drawn and read from nowhere; leave out {given!r}.")
     if args.image_dir and not args.benchmark:
         raise ValueError("image_dir goes with a benchmark; paths in files of your own start at their folder.")
 
@@ -94,7 +95,7 @@ class IndexArguments:
 
     def _check_index(self) -> None:
         given = [name for name in ("index", *self.reads_index) if getattr(self, name) is not None]
-        if given and (self.names_data() or getattr(self, "karpathy_file", None)):
+        if given and self.names_data():
             names = ", ".join(("index", *self.reads_index))
             raise ValueError(f"{names}: images of an index are no data to train or measure on; drop one or the other.")
         if self.states_gb is not None and not self.states_gb > 0:
@@ -137,6 +138,7 @@ class VQAArguments(GenerationArguments, IndexArguments, TaskArguments):
         "per_device_eval_batch_size": 32,
         "metric_for_best_model": "accuracy",
     }
+    own_benchmark = "easy-vqa"
     benchmark_defaults = _VQA_BENCHMARKS
     written = {**GenerationArguments.written, "max_new_tokens": 10}
     at_least_one = (
@@ -162,7 +164,7 @@ class VQAArguments(GenerationArguments, IndexArguments, TaskArguments):
             )
         super().__post_init__()
         if not self.names_data():
-            self.benchmark = "easy-vqa"
+            self.benchmark = self.own_benchmark
         for name in ("answer_file", "max_answers", "calibrate", "index", "ask"):
             if self.generate and (given := getattr(self, name)):
                 raise ValueError(
@@ -201,15 +203,19 @@ class CaptionArguments(TaskArguments):
         "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 64,
     }
+    own_benchmark = "openmoji"
     at_least_one = (*TaskArguments.at_least_one, "captions_per_image")
     places = (*TaskArguments.places, "karpathy_file")
 
+    def names_data(self) -> bool:
+        return bool(self.karpathy_file) or TaskArguments.names_data(self)
+
     def __post_init__(self):
         super().__post_init__()
-        if self.karpathy_file and self.names_data():
+        if self.karpathy_file and TaskArguments.names_data(self):
             raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
-        if not (self.names_data() or self.karpathy_file):
-            self.benchmark = "openmoji"
+        if not self.names_data():
+            self.benchmark = self.own_benchmark
         if self.image_dir and not (self.karpathy_file or self.benchmark):
             raise ValueError(
                 "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
@@ -324,12 +330,13 @@ class GroundingArguments(TaskArguments):
         "per_device_eval_batch_size": 32,
         "metric_for_best_model": "accuracy@0.5",
     }
+    own_benchmark = "scenes"
     benchmark_defaults = _GROUNDING_BENCHMARKS
     at_least_one = (*TaskArguments.at_least_one, "expressions_per_image")
 
     def __post_init__(self):
         super().__post_init__()
-        _draw_unless_named(self, "scenes")
+        _draw_unless_named(self)
         if self.benchmark and (self.box_form, self.box_unit) != ("xyxy", "pixel"):
             raise ValueError(
                 f"box_form, box_unit: got {self.box_form!r} and {self.box_unit!r}, but a benchmark's boxes are known; leave "
@@ -374,6 +381,7 @@ class ReasoningArguments(TaskArguments):
         "per_device_eval_batch_size": 8,
         "metric_for_best_model": "accuracy",
     }
+    own_benchmark = "pairs"
     benchmark_defaults = _REASONING_BENCHMARKS
     at_least_zero = ("first_epochs",)
 
@@ -385,7 +393,7 @@ class ReasoningArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _draw_unless_named(self, "pairs")
+        _draw_unless_named(self)
         if self.benchmark == "pairs" and not (
             self.model_name_or_path or self.vision_model or self.text_model or self.fusion
         ):

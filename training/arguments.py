@@ -112,6 +112,7 @@ class TaskArguments:
         "warmup_steps": 0.1,  # a share of all steps
     }
     threads_of_small = 1  # CPU threads that a small model keeps busy
+    own_benchmark = None  # that is read where no data is named
     benchmark_defaults = {}  # of each benchmark, by its name, the flags that it sets by itself
     # Those of its fields that are numbers from one on, and files and folders to read.
     at_least_one = (
@@ -322,7 +323,7 @@ def parse_arguments(
     benchmark_defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[TaskArguments, HiViLTTrainingArguments]:
     """Arguments from flags `argv`, or from one JSON or YAML file. Over `COMMON_DEFAULTS` the script's `defaults` hold, and
-    over those the `benchmark_defaults` of what `--benchmark` names.
+    over those the `benchmark_defaults` of what `--benchmark` names; without any data named, of the task's own.
 
     Raises:
         ValueError: an argument is unknown or wrong; names it.
@@ -331,9 +332,8 @@ def parse_arguments(
     parser = Parser((task_class, HiViLTTrainingArguments), allow_abbrev=False)
     if len(argv) == 1 and is_settings_file(argv[0]):
         argv = flags_in_file(Path(argv[0]), parser)
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--benchmark")
-    benchmark = first.parse_known_args(argv)[0].benchmark
-    parser.set_defaults(**{**COMMON_DEFAULTS, **defaults, **(benchmark_defaults or {}).get(benchmark, {})})
-    parser.parse_args(argv)
+    parser.set_defaults(**{**COMMON_DEFAULTS, **defaults})
+    given = parser.parse_args(argv)
+    benchmark = given.benchmark if task_class.names_data(given) else task_class.own_benchmark
+    parser.set_defaults(**(benchmark_defaults or {}).get(benchmark, {}))
     return parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)

@@ -55,3 +55,12 @@ def test_a_new_model_of_drawn_pairs_starts_from_the_weights_of_grounding():
     assert named("--benchmark", "pairs", "--model_name_or_path", "vqa") == "vqa"
     assert named("--fusion", '{"hidden_size": 32}') is None
     assert named("--train_file", "train.jsonl") is None
+
+
+def test_without_data_named_the_tasks_own_benchmark_brings_its_flags():
+    parse = lambda *flags: QuestionAnswering.arguments.parse(["--use_cpu", *flags])[1]
+    own = QuestionAnswering.arguments.benchmark_defaults["easy-vqa"]
+    assert parse().num_train_epochs == parse("--benchmark", "easy-vqa").num_train_epochs == own["num_train_epochs"]
+    assert parse("--num_train_epochs", "2").num_train_epochs == 2
+    usual = QuestionAnswering.arguments.defaults["num_train_epochs"]
+    assert parse("--train_file", "train.jsonl").num_train_epochs == parse("--data_dir", "mine").num_train_epochs == usual
