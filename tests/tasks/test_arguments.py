@@ -63,4 +63,6 @@ def test_without_data_named_the_tasks_own_benchmark_brings_its_flags():
     assert parse().num_train_epochs == parse("--benchmark", "easy-vqa").num_train_epochs == own["num_train_epochs"]
     assert parse("--num_train_epochs", "2").num_train_epochs == 2
     usual = QuestionAnswering.arguments.defaults["num_train_epochs"]
-    assert parse("--train_file", "train.jsonl").num_train_epochs == parse("--data_dir", "mine").num_train_epochs == usual
+    assert (
+        parse("--train_file", "train.jsonl").num_train_epochs == parse("--data_dir", "mine").num_train_epochs == usual
+    )
