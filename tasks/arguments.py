@@ -138,7 +138,6 @@ class VQAArguments(GenerationArguments, IndexArguments, TaskArguments):
         "per_device_eval_batch_size": 32,
         "metric_for_best_model": "accuracy",
     }
-    threads_of_small = 2  # for an image's questions, each with the finest level
     own_benchmark = "easy-vqa"
     benchmark_defaults = _VQA_BENCHMARKS
     written = {**GenerationArguments.written, "max_new_tokens": 10}

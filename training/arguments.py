@@ -99,7 +99,7 @@ class TaskArguments:
     overwrite_output_dir: bool = HfArg(default=False, help="Begin anew over the run that output_dir holds.")
     num_threads: int | None = HfArg(
         default=None,
-        help="CPU threads of a process. Unset: its share of all; below 10 million parameters one, for answers and boxes two.",
+        help="CPU threads of a process. Unset: its share of all; below 10 million parameters one, for grounding two.",
     )
     license: str = HfArg(default="apache-2.0", help="Of the weights, for the model card: the Hub's name of a license.")
     language: list[str] = HfArg(default_factory=lambda: ["en"], help="Of the texts, for the model card, such as en de.")
