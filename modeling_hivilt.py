@@ -389,7 +389,9 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
         if interpolate_pos_encoding and "interpolate_pos_encoding" in self._vision_arguments:
             kwargs["interpolate_pos_encoding"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("vision_model")):
-            inputs = image_inputs(self.config.vision_config, pixel_values.to(self.vision_model.dtype))
+            # Convolutions take channels last as they compute, and ViTs do not mind.
+            pixel_values = pixel_values.to(self.vision_model.dtype, memory_format=torch.channels_last)
+            inputs = image_inputs(self.config.vision_config, pixel_values)
             flags = self._taken(self._vision_arguments, {**kwargs, "output_hidden_states": True})
             outputs = self.vision_model(**inputs, **flags)
             indices, strides, _ = zip(*self._vision_levels, strict=True)

@@ -44,7 +44,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -358,9 +359,13 @@ def train(
         learned.resize_token_embeddings(len(data.processor.tokenizer), mean_resizing=False)
         for part in ("vision_model", "text_model"):
             getattr(model.base_model, part).load_state_dict(getattr(learned, part).state_dict())
-    cost, share = flops_per_image(model, data), 1.0
+    cost, share = flops_per_image(model, data, epochs), 1.0
     if contestant in AT_EQUAL_FLOPS:
-        share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data) / cost
+        share = flops_per_image(make_one(AT_EQUAL_FLOPS[contestant]), data, epochs) / cost
+        if first_epochs := getattr(data.train, "first_epochs", 0):
+            # The same part of fewer or more epochs.
+            data = replace(data, train=copy(data.train))
+            data.train.first_epochs = round(share * first_epochs)
     images = len(data.train.groups if isinstance(data.train, VQADataset) else data.train)
     flops = 3 * cost * images * epochs * share
     steps = math.ceil(math.ceil(images / trial.images) * epochs * share)
@@ -414,11 +419,24 @@ def train(
     return found
 
 
-def flops_per_image(model: torch.nn.Module, data: Data, sample: int = 8) -> float:
-    """Of a forward pass over an image with its questions or captions: the mean of the first images.
+def flops_per_image(model: torch.nn.Module, data: Data, epochs: float, sample: int = 8) -> float:
+    """Of a forward pass over an image with its questions or captions: the mean of the first images, and of all epochs where
+    the first ones have other statements.
 
     Frozen encoders are left out, and photographs, which differ in how much is asked of them, come from all over the split.
     """
+    if not (first_epochs := min(epochs, getattr(data.train, "first_epochs", 0))):
+        return flops_in_epoch(model, data, sample)
+    stages = []
+    for first_of_stage in (first_epochs, 0):  # the data is left as it begins
+        data.train.set_epoch(math.ceil(first_of_stage))
+        stages.append(flops_in_epoch(model, data, sample))
+    later, earlier = stages
+    return (first_epochs * earlier + (epochs - first_epochs) * later) / epochs
+
+
+def flops_in_epoch(model: torch.nn.Module, data: Data, sample: int) -> float:
+    """The same of the epoch that the data is in."""
     images = data.train.by_image() if isinstance(data.train, VQADataset) else data.train
     is_frozen = bool(getattr(model.base_model, "frozen_modules", ()))
     stride = max(1, len(images) // sample) if is_frozen else 1
