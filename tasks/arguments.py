@@ -9,9 +9,9 @@ from transformers.hf_argparser import HfArg
 
 from hivilt.training.arguments import TaskArguments
 
-# Each benchmark of a task, and the flags that it sets by itself; for most resolution, learning rates and epochs are in runs/.
+# Each benchmark of a task, and the flags that it sets by itself; resolution, learning rates and epochs are in runs/.
 _VQA_BENCHMARKS = {
-    "easy-vqa": {"reword": 0.3, "num_train_epochs": 5, "learning_rate": 7e-4, "dataloader_num_workers": 1},
+    "easy-vqa": {"reword": 0.3, "dataloader_num_workers": 1},
     "vqav2": {"metric_for_best_model": "vqa_accuracy"},
     "gqa": {},
     "vizwiz": {"metric_for_best_model": "vqa_accuracy", "min_answer_count": 2},

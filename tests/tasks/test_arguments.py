@@ -58,11 +58,8 @@ def test_a_new_model_of_drawn_pairs_starts_from_the_weights_of_grounding():
 
 
 def test_without_data_named_the_tasks_own_benchmark_brings_its_flags():
-    parse = lambda *flags: QuestionAnswering.arguments.parse(["--use_cpu", *flags])[1]
-    own = QuestionAnswering.arguments.benchmark_defaults["easy-vqa"]
-    assert parse().num_train_epochs == parse("--benchmark", "easy-vqa").num_train_epochs == own["num_train_epochs"]
-    assert parse("--num_train_epochs", "2").num_train_epochs == 2
-    usual = QuestionAnswering.arguments.defaults["num_train_epochs"]
-    assert (
-        parse("--train_file", "train.jsonl").num_train_epochs == parse("--data_dir", "mine").num_train_epochs == usual
-    )
+    parse = lambda *flags: QuestionAnswering.arguments.parse(["--use_cpu", *flags])[1].dataloader_num_workers
+    own = QuestionAnswering.arguments.benchmark_defaults["easy-vqa"]["dataloader_num_workers"]
+    assert parse() == parse("--benchmark", "easy-vqa") == own == 1
+    assert parse("--dataloader_num_workers", "2") == 2
+    assert parse("--train_file", "train.jsonl") == parse("--data_dir", "mine") == 0
