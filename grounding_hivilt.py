@@ -106,7 +106,7 @@ class HiViLTFeaturePyramid(nn.Module):
         rows = rows + self.smoothing(rows.transpose(1, 2).unflatten(2, grids[0])).flatten(2).transpose(1, 2)
         whole = self.global_projection(self.global_norm(global_states))[:, None]
         context = self.context_norm(torch.cat([whole, words], dim=1))
-        allowed = torch.cat([word_mask.new_ones(len(words), 1), word_mask], dim=1)[:, None, None]
+        allowed = torch.cat([word_mask.new_ones(words.shape[0], 1), word_mask], dim=1)[:, None, None]
         attended, _ = self.cross_attention(rows, context, allowed=allowed)
         rows = self.row_norm(rows + self.cross_mlp(torch.cat([rows, attended, rows * attended], dim=-1)))
         attended, _ = self.self_attention(rows, rows)
