@@ -257,6 +257,22 @@ def test_vilt_on_pairs_is_vilt(contestants):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_flops_are_those_of_all_epochs_of_a_curriculum(benchmark):
+    few = {"max_train_samples": 60, "max_predict_samples": 36, "first_epochs": 1}
+    data = benchmark.read(replace(benchmark.TRIALS["Pairs"], arguments=few), None)
+    sizes = {"vocab_size": len(data.processor.tokenizer), "image_size": 64}
+    model = benchmark.make("late fusion (CLIP)", head=data.task.model_class, **sizes, **data.fields)
+    flops = []
+    for epoch in (1, 0):
+        data.train.set_epoch(epoch)
+        flops.append(benchmark.flops_in_epoch(model, data, 8))
+    later, earlier = flops
+    assert earlier != later
+    assert benchmark.flops_per_image(model, data, 4) == pytest.approx((earlier + 3 * later) / 4)
+    assert benchmark.flops_per_image(model, data, 0.5) == pytest.approx(earlier)
+    assert data.train.epoch == 0
+
+
 def test_judging_is_told_by_kind(benchmark, tmp_path, monkeypatch):
     few = {"max_train_samples": 60, "max_predict_samples": 36, "first_epochs": 0}
     trial = replace(benchmark.TRIALS["Pairs"], arguments=few, evaluations=1)
