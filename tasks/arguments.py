@@ -45,11 +45,8 @@ _MATCHING_BENCHMARKS = {"winoground": {"do_predict": True}, "sugarcrepe": {"do_p
 _REASONING_BENCHMARKS = {"pairs": {}, "flickr8k-pairs": {}, "nlvr2": {}, "nlvr": {}, **_MATCHING_BENCHMARKS}
 
 
-def _draw_unless_named(args: TaskArguments) -> None:
-    """Takes the task's own benchmark where no data is named; it is drawn: refuses places to read it from, and images without a
-    benchmark."""
-    if not args.names_data():
-        args.benchmark = args.own_benchmark
+def _check_drawn(args: TaskArguments) -> None:
+    """Refuses places to read the task's own benchmark from, which is drawn, and images without a benchmark."""
     if args.benchmark == args.own_benchmark and (given := args.data_dir or args.dataset_name):
         raise ValueError(f"benchmark: {args.benchmark} are drawn and read from nowhere; leave out {given!r}.")
     if args.image_dir and not args.benchmark:
@@ -163,8 +160,6 @@ class VQAArguments(GenerationArguments, IndexArguments, TaskArguments):
                 f"answer: got {self.answer!r}, but nothing is asked; give --ask a question, or leave it out."
             )
         super().__post_init__()
-        if not self.names_data():
-            self.benchmark = self.own_benchmark
         for name in ("answer_file", "max_answers", "calibrate", "index", "ask"):
             if self.generate and (given := getattr(self, name)):
                 raise ValueError(
@@ -214,8 +209,6 @@ class CaptionArguments(TaskArguments):
         super().__post_init__()
         if self.karpathy_file and TaskArguments.names_data(self):
             raise ValueError("Data can come from one source, got karpathy_file and another; drop all but one.")
-        if not self.names_data():
-            self.benchmark = self.own_benchmark
         if self.image_dir and not (self.karpathy_file or self.benchmark):
             raise ValueError(
                 "image_dir goes with karpathy_file or a benchmark; an image folder with its own metadata is data_dir."
@@ -336,7 +329,7 @@ class GroundingArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _draw_unless_named(self)
+        _check_drawn(self)
         if self.benchmark and (self.box_form, self.box_unit) != ("xyxy", "pixel"):
             raise ValueError(
                 f"box_form, box_unit: got {self.box_form!r} and {self.box_unit!r}, but a benchmark's boxes are known; leave "
@@ -393,7 +386,7 @@ class ReasoningArguments(TaskArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        _draw_unless_named(self)
+        _check_drawn(self)
         if self.benchmark == "pairs" and not (
             self.model_name_or_path or self.vision_model or self.text_model or self.fusion
         ):

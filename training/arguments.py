@@ -165,6 +165,8 @@ class TaskArguments:
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, os.path.expanduser(value))  # a settings file passes no shell
         self._check_sources()
+        if not self.names_data():
+            self.benchmark = self.own_benchmark
 
     def _check_sources(self) -> None:
         files = self.train_file or self.validation_file or self.test_file
