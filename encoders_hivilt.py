@@ -419,9 +419,18 @@ def _grid(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Te
 # Text: one state a token
 
 
+# How often values on a GPU are looked at in training, which waits for it: in the first steps of a process, about.
+MOST_LOOKS = 20
+_looks = itertools.count()
+
+
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether its values can be asked for: not in a graph, nor on the meta device, where it has none."""
-    return not torch.compiler.is_compiling() and tensor.device.type != "meta"
+    """Whether its values may be asked for: not in a graph, nor on the meta device, where it has none, and on a GPU with
+    gradients `MOST_LOOKS` times alone, as what is wrong with a data set mostly is so in its first batches, too.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    return tensor.device.type == "cpu" or not torch.is_grad_enabled() or next(_looks) < MOST_LOOKS
 
 
 def text_width(config: PreTrainedConfig) -> int:

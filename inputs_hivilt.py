@@ -142,9 +142,7 @@ def check_texts(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     if inputs_embeds is not None and not is_floats(inputs_embeds, 3):
         raise ValueError(f"`inputs_embeds` must be floats (texts, tokens, text width), {described(inputs_embeds)}.")
     known = getattr(config.text_config, "vocab_size", None)
-    # On a CPU alone, where a look costs nothing; a GPU would be waited for.
-    on_cpu = input_ids is not None and input_ids.device.type == "cpu" and has_values(input_ids)
-    if on_cpu and known and not lies_below(input_ids, known):
+    if input_ids is not None and known and has_values(input_ids) and not lies_below(input_ids, known):
         raise ValueError(
             f"`input_ids` must lie in 0..{known - 1}, the tokens of this `{config.text_config.model_type}` encoder; got "
             f"{int(input_ids.min())}..{int(input_ids.max())}. Take the processor that was saved beside the model."
@@ -264,12 +262,10 @@ def warn_of_joined(image_index: torch.Tensor | None, num_images: int) -> None:
     """Tells, once, of images that no text belongs to."""
     if image_index is None or not has_values(image_index):
         return
-    without = num_images - len(set(image_index.tolist()))
-    if without > 0:
+    if len(set(image_index.tolist())) < num_images:
         logger.warning_once(
-            f"`image_index` names no text of {without} of the {num_images} images. If encodings of several calls of the "
-            "processor were joined, each counts its own images from 0: call it once for the batch, or add to each "
-            "the number of images before it."
+            "`image_index` names no text of some images. If encodings of several calls of the processor were joined, each "
+            "counts its own images from 0: call it once for the batch, or add to each the number of images before it."
         )
 
 
@@ -288,13 +284,15 @@ def check_labels(labels: torch.Tensor, num_texts: int, num_labels: int) -> None:
     labels = labels if soft else labels.long()
     answered = labels > 0 if soft else labels != -100
     valid = (labels >= 0) & (labels <= 1) if soft else ~answered | (labels >= 0) & (labels < num_labels)
-    if has_values(labels) and not valid.all():
+    if not has_values(labels):
+        return
+    if not valid.all():
         raise ValueError(
             f"`labels` must lie in 0..{num_labels - 1}, the answers of `config.id2label`, or be -100 for a row without one; "
             f"soft ones in [0, 1], all 0 for a row without; got {labels.min().item()}..{labels.max().item()}. Build the head "
             "for your answers with `id2label=...` or `resize_answer_head(answers)`."
         )
-    if has_values(labels) and not answered.any():
+    if not answered.any():
         logger.warning_once(
             f"None of the {num_texts} texts of a batch has an answer among the {num_labels} of `config.id2label`: its "
             "loss is 0, and nothing is learned from it. Compare the answers of your data with `config.label2id`."
@@ -308,7 +306,7 @@ def check_captions(labels: torch.Tensor, config: HiViLTConfig) -> None:
             f"`labels` must be integers (captions, tokens), -100 after the end of each, {described(labels)}."
         )
     check_decoder_length("labels", labels.shape[1], config)
-    if labels.device.type != "cpu" or not has_values(labels):
+    if not has_values(labels):
         return
     answered, known = labels != -100, config.decoder_config.vocab_size
     if not answered.any():

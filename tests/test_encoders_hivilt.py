@@ -5,6 +5,7 @@ import logging
 import pickle
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from transformers.utils import is_timm_available
 
 from hivilt import HiViLTConfig, HiViLTForQuestionAnswering, HiViLTModel
 from hivilt.encoders_hivilt import (
+    MOST_LOOKS,
     REFUSED_FAMILIES,
     TEXT_FAMILIES,
     VISION_FAMILIES,
+    has_values,
     image_size,
     layers_of,
     max_text_length,
@@ -336,6 +339,15 @@ def test_an_encoder_without_sdpa_keeps_its_own_and_the_others_come_back_to_it(tm
     assert implementations(model) == ("sdpa", "eager", "eager")
     told = [record.message for record in caplog.records if "attn_implementation" in record.message]
     assert told == ["ResNetModel has no `attn_implementation='sdpa'`; it keeps 'eager', its own."]
+
+
+def test_a_gpu_is_waited_for_in_the_first_steps_of_training_alone():
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    looks = [has_values(on_gpu) for _ in range(3 * MOST_LOOKS)]
+    assert looks == sorted(looks, reverse=True) and 0 < sum(looks) <= MOST_LOOKS
+    with torch.no_grad():
+        assert has_values(on_gpu)
+    assert has_values(torch.zeros(1))
 
 
 @pytest.mark.parametrize("family", ["t5", "umt5", "bert", "gpt2", "clip_text_model", "altclip_text_model"])
