@@ -370,7 +370,9 @@ def search(index: ImageIndex, words: str, image: str | None, rerank: bool) -> tu
     what, query = (f"“{words}”", words) if image is None else ("the image", Path(image))
     hits = index.search(query, TOP_IMAGES, rerank_k=RERANKED if rerank and words else 0)
     note = f"The {len(hits)} nearest of {count} to {what}, with their similarity, from -1 to 1 and no probability."
-    return f"{note} Open one to ask about it.", [(hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits]
+    return f"{note}{told_of_changed(index)} Open one to ask about it.", [
+        (hit.path, f"{hit.path.stem} {hit.score:.2f}") for hit in hits
+    ]
 
 
 def ask_all(index: ImageIndex, question: str, answer: str) -> tuple[str, list[tuple[Path, str]]]:
@@ -381,8 +383,16 @@ def ask_all(index: ImageIndex, question: str, answer: str) -> tuple[str, list[tu
     took = 1000 * (time.perf_counter() - start)
     count = f"{len(index):,} images" if len(index) > 1 else "1 image"
     first = "" if len(answers) == len(index) else f", the first {len(answers)} of them below"
-    note = f"{count} asked in {took:.0f} ms, without encoding any of them again{first}. Open one to ask about it."
-    return note, [(one.path, f"{one.answer} {percent(one.score)}") for one in answers]
+    note = f"{count} asked in {took:.0f} ms, without encoding any of them again{first}.{told_of_changed(index)}"
+    return f"{note} Open one to ask about it.", [(one.path, f"{one.answer} {percent(one.score)}") for one in answers]
+
+
+def told_of_changed(index: ImageIndex) -> str:
+    """What to say of images that are no longer those that were encoded; nothing of none."""
+    changed = index.changed()
+    if not changed:
+        return ""
+    return f" {len(changed)} of them, such as {changed[0].name}, changed or went since: results are of what they were. Start the page anew."
 
 
 def note_of(text: str, kind: str = "note") -> str:

@@ -526,7 +526,7 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
         stat = os.stat(path)
     except OSError:  # a dead link, too; opening it says so
         return NO_FILE
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, min(stat.st_mtime_ns, 2**63 - 1)  # after 2262 no 64 bits hold it
 
 
 def image_bytes(image: str | TableImage) -> bytes:

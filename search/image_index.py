@@ -21,6 +21,7 @@ import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,10 +34,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor, __version__
-from hivilt.data.tables import file_stamp, heif_hint, image_endings
+from hivilt.data.tables import NO_FILE, file_stamp, heif_hint, image_endings
 from hivilt.evaluation.vqa import canonical_answer
 from hivilt.fusion_hivilt import HiViLTImageStates, HiViLTTextStates, cat_states, map_states, select, tensors_of
 from hivilt.search.scoring import check_at_least, check_evaluates, score_pairs
@@ -50,6 +52,7 @@ _TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
+MOST_LISTED = 20  # answers that a message names
 # Of kept states: what is in memory at a time, to be written or to be fused.
 BYTES_AT_ONCE = 2**26
 
@@ -94,8 +97,8 @@ def fingerprint(model: Model, processor: HiViLTProcessor) -> str:
     """What tells one checkpoint from another: 32 hexadecimal digits (BLAKE2b) of all that makes its embeddings and states.
 
     Read are the names, shapes and float32 values of the weights, the vision levels, and what the image processor does
-    to images; not the device, nor how and where from the checkpoint was loaded. A checkpoint loaded in half precision
-    has another fingerprint, as it has other weights.
+    to images; not the device, nor how and where from the checkpoint was loaded, nor what an encoder's config says besides,
+    such as its activation. Float32 weights that are loaded in half precision are other weights, with another fingerprint.
     """
     settings = processor.image_processor.to_dict().items()
     made_by = {
@@ -186,7 +189,8 @@ class ImageIndex:
         Raises:
             FileNotFoundError: there is no such folder.
             ValueError: no image is readable, one is not and `on_bad_image` is "error", states have no room or are too large
-                for float16, or an argument is out of range.
+                for float16, `output_dir` has an index of other images, a damaged one, or one that is being built, or an argument
+                is out of range.
         """
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
@@ -233,7 +237,8 @@ class ImageIndex:
         if searches:
             features["embedding"] = datasets.List(datasets.Value("float32"), length=model.config.projection_dim)
         features |= {name: datasets.List(datasets.Value("float16"), length=size) for name, size in levels.items()}
-        complete = datasets.load_from_disk(str(output_dir / old["embeddings"])) if is_same else None
+        there = None if old is None else _read_rows(output_dir, old)
+        complete = there if is_same else None
         if complete is not None and features.keys() <= set(complete.column_names):
             complete = complete.select_columns(list(features))
         else:
@@ -245,9 +250,9 @@ class ImageIndex:
         def embedded() -> tuple[datasets.Dataset, dict[tuple[str, int, int], int]]:
             """What there is by now, and the row of each image, as it was when it was embedded."""
             paths = map(str, sorted((output_dir / _SHARDS).glob(f"{key}-*.arrow")))
-            table = datasets.concatenate_datasets([complete, *map(datasets.Dataset.from_file, paths)])
-            images = zip(*(table[name][:] for name in _STAMP), strict=True)
-            return table, {image: row for row, image in enumerate(images)}
+            with _told_as_damaged(output_dir):
+                table = datasets.concatenate_datasets([complete, *map(datasets.Dataset.from_file, paths)])
+            return table, {image: row for row, image in enumerate(_stamps(table))}
 
         state, work = PartialState(), [None] * 3
         if state.is_main_process:
@@ -259,51 +264,64 @@ class ImageIndex:
         if not found:
             counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
             raise ValueError(f"images: there is no image file below {folder}{counted}")
+        is_moved = old is not None and old["images"] != info["images"]
+        if is_moved and not any(found.get(image) == tuple(stamp) for image, *stamp in _stamps(there)):
+            raise ValueError(
+                f"output_dir: {output_dir} has an index of {len(there):,} other images, of {old['images']}, which would be "
+                "lost; give another output_dir, or delete that index."
+            )
         row_bytes = 2 * sum(levels.values())
         _check_room(output_dir, row_bytes, len(found), len(todo), max_states_bytes)
 
-        if todo:
-            own = dict(list(todo.items())[state.process_index :: state.num_processes])
-            shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
-            pending, save = [], partial(_write_shard, output_dir / _SHARDS, f"{key}-{state.process_index}", features)
-            total = len(found) - len(todo) + len(own)
-            shown = {"unit": "image", "desc": "Encoding", "disable": not state.is_main_process}
-            bar = tqdm(total=total, initial=total - len(own), **shown)
-            try:
-                for rows, reasons in _encode_images(
-                    folder, own, model, processor, bool(levels), batch_size, on_bad_image
-                ):
-                    pending, skipped = pending + rows, skipped | reasons
-                    bar.update(len(rows) + len(reasons))
-                    if len(pending) >= shard_size:
-                        save(pending)
-                        pending = []
-            finally:
-                bar.close()
-                if pending:
-                    save(pending)
-        # Also where nothing is to do: by now all have read what the first one is to replace.
-        for reasons in gather_object([skipped]):
-            skipped |= reasons
-        if all(image in skipped for image in found):
-            image = next(iter(found))
-            raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
-
-        if state.is_main_process:
-            if skipped:
-                logger.warning(
-                    f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
-                    f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
+        with _alone(output_dir / _SHARDS) if state.is_main_process else nullcontext():
+            if todo:
+                own = dict(list(todo.items())[state.process_index :: state.num_processes])
+                shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
+                pending, save = (
+                    [],
+                    partial(_write_shard, output_dir / _SHARDS, f"{key}-{state.process_index}", features),
                 )
-            table, known = embedded()
-            rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
-            reasons = [{"image": image, "reason": reason} for image, reason in sorted(skipped.items())]
-            serving = _TURNS[1] if old is None else old["embeddings"]
-            info |= {"num_images": len(rows), "skipped": reasons, "embeddings": serving}
-            if info != old or rows != list(range(len(complete))):
-                info["embeddings"] = _TURNS[serving == _TURNS[0]]
-                _publish(output_dir, table.select(rows), faiss_index, info)
-            shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
+                total = len(found) - len(todo) + len(own)
+                shown = {"unit": "image", "desc": "Encoding", "disable": not state.is_main_process}
+                bar = tqdm(total=total, initial=total - len(own), **shown)
+                try:
+                    for rows, reasons in _encode_images(
+                        folder, own, model, processor, bool(levels), batch_size, on_bad_image
+                    ):
+                        pending, skipped = pending + rows, skipped | reasons
+                        bar.update(len(rows) + len(reasons))
+                        if len(pending) >= shard_size:
+                            save(pending)
+                            pending = []
+                finally:
+                    bar.close()
+                    if pending:
+                        save(pending)
+            # Also where nothing is to do: by now all have read what the first one is to replace.
+            for reasons in gather_object([skipped]):
+                skipped |= reasons
+            if all(image in skipped for image in found):
+                image = next(iter(found))
+                raise ValueError(f"images: none of the {len(found)} files could be read; {image}: {skipped[image]}")
+
+            if state.is_main_process:
+                if skipped:
+                    logger.warning(
+                        f"{len(skipped)} of {len(found | skipped)} files are no readable images{_count_endings(skipped)}; "
+                        f"{output_dir / _INFO} lists them.{heif_hint(skipped)}"
+                    )
+                table, known = embedded()
+                rows = [known[image, *stamp] for image, stamp in found.items() if image not in skipped]
+                reasons = [
+                    {"image": image, "reason": reason, "stamp": list(found.get(image, NO_FILE))}
+                    for image, reason in sorted(skipped.items())
+                ]
+                serving = _TURNS[1] if old is None else old["embeddings"]
+                info |= {"num_images": len(rows), "skipped": reasons, "embeddings": serving}
+                if info != old or rows != list(range(len(complete))):
+                    info["embeddings"] = _TURNS[serving == _TURNS[0]]
+                    _publish(output_dir, table.select(rows), faiss_index, info)
+                shutil.rmtree(output_dir / _SHARDS, ignore_errors=True)
         state.wait_for_everyone()
         index = cls._open(output_dir, _complete_info(output_dir), model, processor)
         index.num_encoded = sum(image not in skipped for image in todo)
@@ -312,11 +330,11 @@ class ImageIndex:
     @classmethod
     def load(cls, output_dir: str | os.PathLike, model: Model, processor: HiViLTProcessor) -> "ImageIndex":
         """Opens what [`ImageIndex.build`] has made with the same checkpoint, `model` in evaluation mode. Tells in a warning how
-        many images of the folder were added or deleted since.
+        many images of the folder were added, deleted or changed since.
 
         Raises:
             FileNotFoundError: there is no complete index.
-            ValueError: another checkpoint made the index.
+            ValueError: another checkpoint made the index, or it is damaged.
         """
         output_dir = Path(os.path.realpath(output_dir))
         info = _complete_info(output_dir)
@@ -329,12 +347,17 @@ class ImageIndex:
             )
         index = cls._open(output_dir, info, model, processor)
         script = "run_retrieval.py" if isinstance(model, HiViLTForRetrieval) else "run_vqa.py"
-        embedded, found = set(index.dataset["image"]), _find_images(index.folder, output_dir)[0].keys()
-        added, deleted = found - embedded - {one["image"] for one in info["skipped"]}, embedded - found
-        if added or deleted:
+        embedded = {image: tuple(stamp) for image, *stamp in _stamps(index.dataset)}
+        found = _find_images(index.folder, output_dir)[0]
+        # Until 2026-12-01 what was skipped had no stamp.
+        skipped = {one["image"]: tuple(one.get("stamp") or found.get(one["image"], ())) for one in info["skipped"]}
+        added = [image for image in found.keys() - embedded.keys() if skipped.get(image) != found[image]]
+        deleted = embedded.keys() - found.keys()
+        changed = [image for image in embedded.keys() & found.keys() if found[image] != embedded[image]]
+        if added or deleted or changed:
             logger.warning(
-                f"{len(added)} images were added to {index.folder} and {len(deleted)} deleted since the index in {output_dir} "
-                f"was built; build it again ({script} --index) to have what is there now."
+                f"{len(added)} images were added to {index.folder}, {len(deleted)} deleted and {len(changed)} changed since the "
+                f"index in {output_dir} was built; build it again ({script} --index) to have what is there now."
             )
         return index
 
@@ -358,11 +381,19 @@ class ImageIndex:
 
     @classmethod
     def _open(cls, output_dir: Path, info: dict, model, processor) -> "ImageIndex":
-        folder = Path(os.path.realpath(output_dir / info["images"]))
-        dataset = datasets.load_from_disk(str(output_dir / info["embeddings"]))
-        if info["index_factory"] is not None:
-            dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
+        folder, dataset = Path(os.path.realpath(output_dir / info["images"])), _read_rows(output_dir, info)
+        with _told_as_damaged(output_dir):
+            if info["index_factory"] is not None:
+                dataset.load_faiss_index("embedding", str(output_dir / f"{info['embeddings']}.faiss"))
         return cls(dataset, folder, model, processor, info["level_shapes"] or ())
+
+    def changed(self, rows: Sequence[int] | None = None) -> list[Path]:
+        """Images whose file is gone, or of another size or time of change than when they were encoded; of some rows of
+        `dataset`, or of all. What is found or answered about them is of what they were."""
+        # A table of one's own need not say which files its rows are of.
+        stamps = _stamps(self._rows, rows) if "size" in self._rows.column_names else ()
+        paths = ((self.folder / image, tuple(stamp)) for image, *stamp in stamps)
+        return [path for path, stamp in paths if file_stamp(path) != stamp]
 
     @torch.inference_mode()
     def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
@@ -418,7 +449,7 @@ class ImageIndex:
         hits = [
             Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
         ]
-        self._warn_of_stale(found, order, [hit.path for hit in hits])
+        self._warn_of(self.changed(rows.tolist()), f"{len(hits)} images found")
         return hits[:top_k]
 
     @torch.inference_mode()
@@ -480,7 +511,7 @@ class ImageIndex:
             answers = [self.model.config.id2label[label] for label in labels[number, order].tolist()]
             columns = (paths, answers, scores[number, order].tolist())
             given.append([ImageAnswer(*row) for row in zip(*columns, strict=True)])
-            self._warn_of_stale(found, range(len(order)), paths)
+        self._warn_of(self.changed(), f"{len(self)} images")
         return given[0] if isinstance(questions, str) else given
 
     def _answer(
@@ -505,13 +536,11 @@ class ImageIndex:
             logger.warning(f"{argument}: {text!r} has no word that the model knows; any order is as good as another.")
         return self.model.encode_texts(**inputs)
 
-    def _warn_of_stale(self, found: dict[str, list], order: Iterable[int], paths: list[Path]) -> None:
-        # A table of one's own need not say which files its rows are of.
-        stamps = [(found["size"][place], found["mtime_ns"][place]) for place in order] if "size" in found else []
-        if stale := [path.name for path, stamp in zip(paths, stamps, strict=False) if file_stamp(path) != stamp]:
+    def _warn_of(self, changed: list[Path], among: str) -> None:
+        if changed:
             logger.warning(
-                f"{len(stale)} of the {len(paths)} images found, {stale[0]} first, are gone or have changed since they were "
-                "encoded: scores are of what they were, and what is gone is not re-ranked. Build the index again."
+                f"{len(changed)} of the {among}, {changed[0].name} first, are gone or have changed since they were encoded: "
+                "scores are of what they were, and what is gone is not re-ranked. Build the index again."
             )
 
     def _states(self, rows: slice | list[int]) -> HiViLTImageStates:
@@ -543,6 +572,45 @@ class ImageIndex:
         return image_states
 
 
+def _stamps(table: datasets.Dataset, rows: Sequence[int] | None = None) -> Iterator[tuple[str, int, int]]:
+    """Of some rows, or of all, the image and the stamp of its file when it was encoded."""
+    return zip(*(table[name][slice(None) if rows is None else rows] for name in _STAMP), strict=True)
+
+
+@contextmanager
+def _told_as_damaged(output_dir: Path) -> Iterator[None]:
+    """What reading a part of an index raises, as an error that says what to do: each format has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"output_dir: the index in {output_dir} is damaged ({type(error).__name__}: {error}); delete it and build it again."
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuses a second build into a folder of shards, which would mix with the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"output_dir: another process is building the index in {folder.parent}; wait for it, or give another output_dir."
+        ) from error
+
+
+def _read_rows(output_dir: Path, info: dict) -> datasets.Dataset:
+    """The columns of an index, as many as `index.json` says."""
+    with _told_as_damaged(output_dir):
+        rows, levels = datasets.load_from_disk(str(output_dir / info["embeddings"])), info["level_shapes"] or ()
+        lengths = {name: rows.features[name].length for name in rows.column_names if name.startswith("level_")}
+        if len(rows) != info["num_images"] or lengths != _level_columns(levels):
+            raise ValueError(f"{len(rows)} images with levels {lengths} are not those of {_INFO}")
+    return rows
+
+
 def _level_columns(level_shapes: Sequence[Sequence[int]]) -> dict[str, int]:
     """The columns of the levels of these shapes, and how many numbers an image has in each."""
     return {f"level_{place}": math.prod(shape) for place, shape in enumerate(level_shapes)}
@@ -560,8 +628,9 @@ def _label_of(answer: str, id2label: dict[int, str]) -> int:
     label = labels.get(canonical_answer(answer))
     if label is None:
         hint = did_you_mean(answer, id2label.values())
+        listed = f": {', '.join(id2label.values())}." if len(id2label) <= MOST_LISTED and hint == "." else hint
         raise ValueError(
-            f"answer: {answer!r} is none of the {len(id2label):,} answers that the model chooses from{hint}"
+            f"answer: {answer!r} is none of the {len(id2label):,} answers that the model chooses from{listed}"
         )
     return label
 
@@ -708,13 +777,14 @@ def _read_info(output_dir: Path) -> dict | None:
     """`index.json`; `None` if there is no index, or not all of it."""
     if not (output_dir / _INFO).is_file():
         return None
-    info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
-    # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings and no states.
-    info = {name.replace("pictures", "images"): value for name, value in info.items()}
-    info = {"embeddings": _TURNS[0], "level_shapes": None, **info}
-    parts = [info["embeddings"]]
-    if info["index_factory"] is not None:
-        parts.append(f"{info['embeddings']}.faiss")
+    with _told_as_damaged(output_dir):
+        info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+        # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings and no states.
+        info = {name.replace("pictures", "images"): value for name, value in info.items()}
+        info = {"embeddings": _TURNS[0], "level_shapes": None, **info}
+        parts = [info["embeddings"]]
+        if info["index_factory"] is not None:
+            parts.append(f"{info['embeddings']}.faiss")
     return info if all((output_dir / name).exists() for name in parts) else None
 
 

@@ -1,5 +1,6 @@
 """The collection of images that a script searches or asks."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,13 @@ def open_index(
     model, processor = load_or_build(args, model_class)
     set_threads(args, model)
     model = model.to(training_args.device).eval()
+    if is_index and training_args.process_index == 0:
+        index = ImageIndex.load(place, model, processor)
+        if all(getattr(args, name) is None for name in args.reads_index):
+            print(f"{len(index):,} images of {index.folder} in {place}")
+        return index
     if is_index:
-        return ImageIndex.load(place, model, processor) if training_args.process_index == 0 else None
+        return None
     start = time.perf_counter()
     index = ImageIndex.build(
         args.index,
@@ -39,7 +45,7 @@ def open_index(
         place,
         batch_size=training_args.per_device_eval_batch_size,
         on_bad_image=args.on_bad_image,
-        max_states_bytes=None if args.states_gb is None else int(args.states_gb * 1e9),
+        max_states_bytes=None if args.states_gb in (None, math.inf) else int(args.states_gb * 1e9),
         **more,
     )
     if training_args.process_index > 0:

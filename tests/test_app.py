@@ -425,11 +425,23 @@ def test_the_page_asks_all_images_of_a_folder_from_what_it_keeps_of_them(client,
         assert "12 images asked in " in note and "without encoding any" in note
     assert encoded == []
     assert len(list((place / "index").glob("answers-*/index.json"))) == 2  # of two folders, and the next start is fast
-    for question, answer, said in ((" ", "", "the text is empty"), (QUESTION, "zebra", "none of the 5 answers")):
+    for question, answer, said in (
+        (" ", "", "the text is empty"),
+        (QUESTION, "zebra", "the 5 answers that the model chooses from: answer 0, "),
+    ):
         note, found = client.predict("images", question, answer, api_name="/ask_all")
         assert said in note and is_untouched(found)
     note, found = client.predict("others", QUESTION, "", api_name="/ask_all")
     assert len(found) == 2
+
+
+def test_the_page_tells_that_images_have_changed_since(checkpoint, place, tmp_path):
+    folder = shutil.copytree(place / "images", tmp_path / "images")
+    index = ImageIndex.build(folder, *checkpoint, tmp_path / "index")
+    assert "changed" not in app.ask_all(index, QUESTION, "")[0]
+    changed = next(folder.rglob("*.png"))
+    Image.new("RGB", (9, 9)).save(changed)
+    assert f"1 of them, such as {changed.name}, changed or went since" in app.ask_all(index, QUESTION, "")[0]
 
 
 def test_without_words_all_of_the_chosen_folder_is_shown(client):

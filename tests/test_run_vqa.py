@@ -946,7 +946,7 @@ def images(tmp_path):
 def test_a_folder_is_indexed_once_and_asked(images, checkpoint, tmp_path, capsys):
     out, asked = tmp_path / "index", ["--ask", "what color is the image?", "is it red?"]
     named = ["--model_name_or_path", checkpoint, "--output_dir", str(out), "--use_cpu"]
-    (first, second) = main(["--index", str(images), *asked, *named, "--top_k", "3"])
+    (first, second) = main(["--index", str(images), *asked, *named, "--top_k", "3", "--states_gb", "inf"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f"8 images of {images} in {out}, 8 of them encoded now in ")
     index = ImageIndex.load(out, HiViLTForQuestionAnswering.from_pretrained(checkpoint).eval(), make_processor())
@@ -966,6 +966,9 @@ def test_a_folder_is_indexed_once_and_asked(images, checkpoint, tmp_path, capsys
     (again,) = main([*asked[:2], "--output_dir", str(out), "--use_cpu"])
     (named,) = main(["--index", str(out), *asked[:2], "--output_dir", str(tmp_path / "out"), "--use_cpu"])
     assert again == named == first
+    capsys.readouterr()
+    assert main(["--index", str(out), "--output_dir", str(tmp_path / "out"), "--use_cpu"]) == []
+    assert capsys.readouterr().out == f"8 images of {images.resolve()} in {out}\n"
     (sorted_by,) = main([*asked[:2], "--answer", "answer 2", "--output_dir", str(out), "--use_cpu"])
     assert {one.answer for one in sorted_by} == {"answer 2"} and VQAArguments(ask="red?").ask == ["red?"]
 

@@ -46,7 +46,10 @@ def run_command(main: Callable[[], Any]) -> None:
         status = stop.code
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-        mistake = "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one."
+        mistake = (
+            "Ctrl-C: ended; a training goes on from its last checkpoint, if there is one, with --resume_from_checkpoint last, an "
+            "index with the same command."
+        )
     except _mistakes() as error:  # called only once there is an error
         status, mistake = 2, _describe(error)
     if mistake is not None:

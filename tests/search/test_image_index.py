@@ -544,8 +544,70 @@ class TestSearch:
         (images / "red.png").unlink()
         make_image().save(images / "new.png")
         make_image().save(images / "newer.png")
+        make_image().resize((9, 9)).save(next(images.glob("*.jpg")))
         load()
-        assert f"2 images were added to {images} and 1 deleted since the index" in caplog.text
+        assert f"2 images were added to {images}, 1 deleted and 1 changed since the index" in caplog.text
+
+    def test_a_file_that_was_no_image_is_told_once_it_is_one(self, images, model, caplog):
+        (images / "bad.png").write_text("no image")
+        build(images, model, on_bad_image="skip")
+        caplog.clear()
+        load = lambda: ImageIndex.load(images.parent / "index", model, make_processor())
+        load()
+        assert caplog.text == ""
+        make_image().save(images / "bad.png")
+        load()
+        assert f"1 images were added to {images}, 0 deleted and 0 changed" in caplog.text
+
+    def test_an_index_of_other_images_is_not_replaced_and_one_of_moved_images_is(self, images, model):
+        build(images, model)
+        others = images.parent / "others"
+        others.mkdir()
+        make_image("red").save(others / "red.png")
+        with pytest.raises(
+            ValueError, match=r"^output_dir: .*index has an index of 12 other images, of ../images, which"
+        ):
+            build(others, model)
+        assert len(ImageIndex.load(images.parent / "index", model, make_processor())) == 12
+        moved = build(images.rename(images.parent / "moved"), model)
+        assert len(moved) == 12
+
+    def test_a_second_build_at_once_is_refused(self, images, model, monkeypatch):
+        encode = model.encode_images
+
+        def build_again(*args, **kwargs):
+            monkeypatch.undo()
+            with pytest.raises(ValueError, match="^output_dir: another process is building the index in .*index; wait"):
+                build(images, model)
+            return encode(*args, **kwargs)
+
+        monkeypatch.setattr(model, "encode_images", build_again)
+        assert len(build(images, model)) == 12
+        assert sum(model.encoded) == 12 and not (images.parent / "index/shards").exists()
+
+    @pytest.mark.parametrize(
+        ("file", "damage"),
+        [
+            ("embeddings.faiss", lambda whole: whole[:50]),
+            ("embeddings/data-00000-of-00001.arrow", lambda whole: whole[: len(whole) // 2]),
+            ("embeddings/state.json", lambda whole: b""),
+            ("index.json", lambda whole: whole[:40]),
+            ("index.json", lambda whole: b"{}"),
+            ("index.json", lambda whole: b"[]"),
+            ("index.json", lambda whole: whole.replace(b'"num_images": 12', b'"num_images": 13')),
+        ],
+    )
+    def test_a_damaged_index_is_told_with_the_way_out(self, images, model, file, damage):
+        build(images, model)
+        path = images.parent / "index" / file
+        path.write_bytes(damage(path.read_bytes()))
+        opened = lambda: ImageIndex.load(images.parent / "index", model, make_processor())
+        with pytest.raises(
+            ValueError, match="^output_dir: the index in .*index is damaged .*; delete it and build it again"
+        ):
+            opened()
+        shutil.rmtree(images.parent / "index")
+        assert len(build(images, model)) == len(opened()) == 12
 
 
 QUESTIONS = ["is there a red circle in the image?", "what color is the shape?", "two"]
@@ -729,9 +791,10 @@ class TestAsk:
         for path in images.rglob("*.*"):
             path.unlink() if path.is_file() else None
         index = ImageIndex.load(images.parent / "index", model, make_processor())
-        assert "12 deleted since the index" in caplog.text and "run_vqa.py --index" in caplog.text
-        assert index.ask(QUESTIONS[1]) == answers
-        assert "12 of the 12 images found, " in caplog.text
+        assert "12 deleted and 0 changed since the index" in caplog.text and "run_vqa.py --index" in caplog.text
+        # All are told of, not those alone that are given.
+        assert index.ask(QUESTIONS[1], top_k=2) == answers[:2]
+        assert "12 of the 12 images, " in caplog.text
 
     def test_bad_images_are_left_out_and_told(self, images, caplog):
         (images / "notes.png").write_text("no image")

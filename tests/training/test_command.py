@@ -167,5 +167,6 @@ def test_ctrl_c_ends_a_script_in_one_line(capsys):
         run_command(main)
     assert stop.value.code == 130
     assert capsys.readouterr().err == (
-        "Ctrl-C: ended; --resume_from_checkpoint last goes on from the last checkpoint, if there is one.\n"
+        "Ctrl-C: ended; a training goes on from its last checkpoint, if there is one, with --resume_from_checkpoint last, an "
+        "index with the same command.\n"
     )
