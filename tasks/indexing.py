@@ -23,6 +23,11 @@ def open_index(
             script leaves by default.
         **more: arguments of `ImageIndex.build`.
     """
+    given = [name for name in ("do_train", "do_eval", "do_predict") if getattr(training_args, name)]
+    if len(given) < 3:  # without any of them it is all three
+        raise ValueError(
+            f"{given[0]}: images of an index are searched or asked, no data to train or measure on; leave it out."
+        )
     is_index = args.index is None or ImageIndex.is_at(args.index)
     place = Path(args.index if args.index is not None and is_index else training_args.output_dir)
     if args.model_name_or_path is None:

@@ -1005,6 +1005,7 @@ def test_two_processes_index_what_one_does(images, checkpoint, tmp_path):
     ("more", "message"),
     [
         (["--ask", "red?", "--train_file", "x.jsonl"], "index, ask: images of an index are no data to train"),
+        (["--ask", "red?", "--do_predict"], "do_predict: images of an index are searched or asked"),
         (["--index", "x", "--generate"], "generate: answers come from no list.*leave out index"),
         (["--answer", "yes"], "answer: got 'yes', but nothing is asked; give --ask"),
         (["--ask", "red?", "--top_k", "0"], "top_k: expected at least 1"),
