@@ -52,7 +52,7 @@ _TURNS = ("embeddings", "embeddings-2")
 
 _RERANK_BATCH = 32  # images that are encoded at a time for re-ranking
 STATES_BYTES = 2**29  # kept of the states of images that were re-ranked, so that a page left running does not grow
-MOST_LISTED = 20  # answers that a message names
+_MOST_LISTED = 20  # answers that a message names
 # Of kept states: what is in memory at a time, to be written or to be fused.
 BYTES_AT_ONCE = 2**26
 
@@ -238,9 +238,8 @@ class ImageIndex:
             features["embedding"] = datasets.List(datasets.Value("float32"), length=model.config.projection_dim)
         features |= {name: datasets.List(datasets.Value("float16"), length=size) for name, size in levels.items()}
         there = None if old is None else _read_rows(output_dir, old)
-        complete = there if is_same else None
-        if complete is not None and features.keys() <= set(complete.column_names):
-            complete = complete.select_columns(list(features))
+        if is_same and features.keys() <= set(there.column_names):
+            complete = there.select_columns(list(features))
         else:
             complete = datasets.Dataset.from_dict({name: [] for name in features}, features)
         # Named after what they belong to: shards of another checkpoint, folder or kind are never mixed in.
@@ -628,7 +627,7 @@ def _label_of(answer: str, id2label: dict[int, str]) -> int:
     label = labels.get(canonical_answer(answer))
     if label is None:
         hint = did_you_mean(answer, id2label.values())
-        listed = f": {', '.join(id2label.values())}." if len(id2label) <= MOST_LISTED and hint == "." else hint
+        listed = f": {', '.join(id2label.values())}." if len(id2label) <= _MOST_LISTED and hint == "." else hint
         raise ValueError(
             f"answer: {answer!r} is none of the {len(id2label):,} answers that the model chooses from{listed}"
         )

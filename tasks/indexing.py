@@ -35,13 +35,13 @@ def open_index(
     model, processor = load_or_build(args, model_class)
     set_threads(args, model)
     model = model.to(training_args.device).eval()
-    if is_index and training_args.process_index == 0:
+    if is_index:
+        if training_args.process_index > 0:
+            return None
         index = ImageIndex.load(place, model, processor)
         if all(getattr(args, name) is None for name in args.reads_index):
             print(f"{len(index):,} images of {index.folder} in {place}")
         return index
-    if is_index:
-        return None
     start = time.perf_counter()
     index = ImageIndex.build(
         args.index,

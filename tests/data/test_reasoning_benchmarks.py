@@ -299,8 +299,8 @@ def test_an_example_of_nlvr_is_six_images(miniature):
     )
     assert len({one.image_ids for one in found}) == 36 and {one.group for one in found} == {"20", "21", "22"}
     assert label_ids(found[:7], TRUTH) == [1] * 6 + [0]
-    (folder / "train" / "images").rename(folder / "pictures")
-    elsewhere = read("nlvr", "train", folder, image_dir=folder / "pictures")
+    (folder / "train" / "images").rename(folder / "photographs")
+    elsewhere = read("nlvr", "train", folder, image_dir=folder / "photographs")
     assert check_images(elsewhere, "skip") == (elsewhere, [])
 
 
