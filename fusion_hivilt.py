@@ -366,12 +366,17 @@ def most_similar(
     else:
         num_rows = max(1, int(chosen.sum(dim=1).max()))
     rows = chosen.to(similarity.dtype).topk(num_rows, dim=-1).indices
-    return rows, pairs.gather(2, rows[:, None, :].expand(-1, pairs.shape[1], -1))
+    return rows, near_rows(pairs.transpose(1, 2), rows).transpose(1, 2)
 
 
 def near_rows(states: torch.Tensor, rows: torch.LongTensor) -> torch.Tensor:
     """Of `(B_t, N_v, d)` those that `rows` `(B_t, R)` names, `(B_t, R, d)`."""
-    return states.gather(1, rows[:, :, None].expand(-1, -1, states.shape[2]))
+    return states[each_example(rows), rows]
+
+
+def each_example(rows: torch.LongTensor) -> torch.LongTensor:
+    """What indexes the first dimension beside `rows` `(B, R)`: `(B, 1)`. `gather` and `scatter` go number by number."""
+    return torch.arange(rows.shape[0], device=rows.device)[:, None]
 
 
 class HiViLTGlobalFusion(nn.Module):
@@ -553,7 +558,7 @@ class HiViLTFusion(nn.Module):
         )
         # Rows that only fill the batch up to its largest example stay as they are.
         fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
-        vision = vision.scatter(1, rows[:, :, None].expand_as(fused), fused.to(vision.dtype))
+        vision = vision.index_put((each_example(rows), rows), fused.to(vision.dtype))
         if text_to_image is not None:
             # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
             place = rows[:, None, None, :].expand_as(text_to_image)

@@ -581,6 +581,8 @@ def _told_as_damaged(output_dir: Path) -> Iterator[None]:
     """What reading a part of an index raises, as an error that says what to do: each format has errors of its own."""
     try:
         yield
+    except (MemoryError, PermissionError):  # not of the index: built again, it would be no better
+        raise
     except Exception as error:
         raise ValueError(
             f"output_dir: the index in {output_dir} is damaged ({type(error).__name__}: {error}); delete it and build it again."
