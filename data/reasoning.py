@@ -30,7 +30,7 @@ from hivilt.data.tables import (
     open_table,
     rows_with_images,
 )
-from hivilt.evaluation.reasoning import TRUTH_VALUES, plain_label
+from hivilt.evaluation.reasoning import TRUTH_VALUES, are_truth_values, plain_label
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,13 @@ IGNORED_LABEL = -100
 # What one item of a data set holds of statements that are linked by their images.
 MOST_IMAGES, MOST_STATEMENTS = 16, 64
 
-# What counts images from the left without a word for it.
+# What counts images from the left without a word for it, and letters that name them.
+_IMAGE = "(?:image|img|photo|photograph|pic|picture)s?"
 _ORDINAL = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|last|former|latter|\d+(?:st|nd|rd|th)"
-    r"|(?:image|img|photo|photograph|pic|picture)\s*(?:no\b\.?|number|#)?\s*(?:\d+|one|two|three|four|five|six|[a-f])"
-    r"|(?:no\.|number)\s*(?:\d+|one|two|three|four|five|six))\b",
+    rf"|(?:next|previous|preceding|following|initial|final|primary|secondary)\s+(?:{_IMAGE}|one)"
+    rf"|{_IMAGE}[^\w.,;!?]*_?(?:no\b\.?|number)?[^\w.,;!?]*(?:\d+|one|two|three|four|five|six|[a-f])"
+    r"|(?:no\.|number)\s*(?:\d+|one|two|three|four|five|six)|(?-i:[B-F]|A(?!\s+\w)))\b",
     re.IGNORECASE,
 )
 
@@ -163,12 +165,12 @@ def label_words(statements: Iterable[Statement]) -> list[str]:
         if statement.label is not None:
             spelled = " ".join(statement.label.split())
             spellings.setdefault(plain_label(statement.label), Counter())[spelled] += 1
-    are_truth_values = spellings.keys() <= TRUTH_VALUES.keys()
-    distinct = {TRUTH_VALUES[label] for label in spellings} if are_truth_values else spellings.keys()
+    are_true_or_false = are_truth_values(spellings)
+    distinct = {TRUTH_VALUES[label] for label in spellings} if are_true_or_false else spellings.keys()
     if len(distinct) < 2:
         there = f"all are {next(iter(spellings))!r}" if spellings else "there is none"
         raise ValueError(f"label: expected statements with different labels to learn from, but {there}.")
-    if are_truth_values:
+    if are_true_or_false:
         return ["False", "True"]
     return [spellings[label].most_common(1)[0][0] for label in sorted(spellings)]
 
@@ -186,12 +188,12 @@ def labels_by_spelling(label2id: Mapping[str, int]) -> dict[str, int]:
             f"got {label2id!r}."
         )
     labels: dict[Any, int] = {}
-    are_truth_values = {plain_label(word) for word in label2id} <= TRUTH_VALUES.keys()
+    are_true_or_false = are_truth_values(map(plain_label, label2id))
     for word, label in pairs:
-        key = TRUTH_VALUES[plain_label(word)] if are_truth_values else plain_label(word)
+        key = TRUTH_VALUES[plain_label(word)] if are_true_or_false else plain_label(word)
         if labels.setdefault(key, label) != label:
             raise ValueError(f"label2id: {word!r} is there in another spelling too, with another label; keep one.")
-    if are_truth_values:
+    if are_true_or_false:
         return {spelling: labels[value] for spelling, value in TRUTH_VALUES.items() if value in labels}
     return labels
 

@@ -213,7 +213,7 @@ def rows_with_images(
         elif trusted:
             key = name = own_id = ""
         elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
-            key = own_id = hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
+            key = own_id = content_hash(image["bytes"])
             name = image.get("path") or f"{among or 'the image of '}row {inside.row + 1}"
         else:
             name = image.get("path") if isinstance(image, Mapping) else image
@@ -533,6 +533,11 @@ def image_bytes(image: str | TableImage) -> bytes:
     """The bytes of an image's file, as it is stored."""
     stored = _stored_file(image)
     return Path(stored).read_bytes() if isinstance(stored, str) else stored.getvalue()
+
+
+def content_hash(data: bytes) -> str:
+    """What tells one image's bytes from another's, and the id of one inside a table: 32 hexadecimal digits (BLAKE2b)."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

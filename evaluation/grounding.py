@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hivilt.evaluation.retrieval import check_ks
-from hivilt.evaluation.vqa import check_lengths
+from hivilt.evaluation.vqa import check_lengths, check_names
 
 HIT_IOU = 0.5
 # A half, or an edge, in pixels is one in relative coordinates too, which are rounded.
@@ -189,6 +189,7 @@ def by_kind(
     measure: Callable[[Sequence[Mapping[str, float]]], dict[str, Any]],
 ) -> dict[str, Any]:
     """What `measure` gives of all rows, and of those of each kind."""
+    check_names("kinds", kinds, "item")
     metrics = measure(rows)
     if kinds is not None:
         rows_of: dict[str, list[Mapping[str, float]]] = {}

@@ -4,14 +4,15 @@ All are pure functions over lists or numpy arrays; scores are in [0, 1]. A `Type
 the item that cannot be measured.
 """
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from hivilt.evaluation.grounding import by_kind
-from hivilt.evaluation.vqa import check_lengths
+from hivilt.evaluation.vqa import check_lengths, check_names
 
 # The spellings of truth values, as `plain_label` writes them.
 TRUTH_VALUES = {
@@ -23,8 +24,15 @@ Label = str | bool | int
 
 
 def plain_label(label: Label) -> str:
-    """A label as labels compare: in lower case and without spaces around it, several between words being one."""
-    return " ".join(str(label).split()).casefold()
+    """A label as labels compare: in lower case, composed, and without spaces around it, several between words being one."""
+    return " ".join(unicodedata.normalize("NFC", str(label)).split()).casefold()
+
+
+def are_truth_values(labels: Iterable[str]) -> bool:
+    """Whether plain labels are truth values, in whatever spellings. A letter is one only without those of another pair: beside t
+    and f, n is no "no"."""
+    labels = set(labels)
+    return labels <= TRUTH_VALUES.keys() and not (labels & {"t", "f"} and labels & {"y", "n"})
 
 
 def statement_scores(
@@ -60,9 +68,14 @@ def statement_scores(
                 raise TypeError(
                     f"{name}: expected a label as text, truth value or number, got {label!r} for statement {statement}."
                 )
+            if name == "references" and not plain_label(label):
+                raise ValueError(
+                    f"references: got an empty label for statement {statement}; leave out what is not known."
+                )
+    check_names("groups", groups, "statement")
     true = list(map(plain_label, references))
     said = [None if label is None else plain_label(label) for label in predictions]
-    if TRUTH_VALUES.keys() >= set(true):
+    if are_truth_values([*true, *TRUTH_VALUES.keys() & said]):
         true, said = ([TRUTH_VALUES.get(label, label) for label in labels] for labels in (true, said))
     groups = [None] * len(true) if groups is None else groups
     rows = [(one == other, group) for one, other, group in zip(said, true, groups, strict=True)]

@@ -311,6 +311,13 @@ def check_lengths(number: int, /, unit: str = "question", **given: Sequence | No
             raise ValueError(f"{name}: expected one per {unit}, got {len(values)} for {number} {unit}s.")
 
 
+def check_names(name: str, values: Sequence[str | None] | None, unit: str) -> None:
+    """Refuses what is no text with a `TypeError`: the NaN of a table would be a name of its own. `None` stands for none."""
+    for place, value in enumerate(() if values is None else values):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name}: expected a text, or None where there is none, got {value!r} for {unit} {place}.")
+
+
 def check_probabilities(name: str, values: Sequence[float]) -> None:
     """Refuses numbers out of [0, 1] with a `ValueError` that names the argument."""
     wrong = next((value for value in values if not 0 <= value <= 1), None)

@@ -31,7 +31,7 @@ import faiss
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import tqdm
 from filelock import FileLock, Timeout
@@ -118,7 +118,8 @@ class ImageIndex:
     Args:
         dataset: the columns above; `embedding` with its FAISS index, to search; `image` is enough to ask.
         folder: where the images are.
-        model, processor: the checkpoint that made the columns, `model` in evaluation mode.
+        model, processor: the checkpoint that made the columns, `model` in evaluation mode. Its weights must stay as they are,
+            which is not checked again: after training on, build the index again.
         level_shapes: height, width and channels of each of the levels that `dataset` holds; none: it holds no states.
 
     Attributes:
@@ -135,9 +136,8 @@ class ImageIndex:
         processor: HiViLTProcessor,
         level_shapes: Sequence[Sequence[int]] = (),
     ):
-        check_evaluates(model)
         self.dataset, self.folder = dataset, folder
-        self.model, self.processor = model, processor
+        self.model, self.processor = _unwrapped(model), processor
         self.level_shapes = [tuple(shape) for shape in level_shapes]
         # Levels are read as they lie, and not where other columns are.
         self._rows, self._levels = dataset, None
@@ -181,13 +181,14 @@ class ImageIndex:
                 "Flat" is exact; "IVF256,Flat" and the like are trained here, and trade recall for speed. How hard they
                 search is set on `index.dataset.get_index("embedding").faiss_index`, e.g. its `nprobe`.
             shard_size: images between two saves, at most.
-            keep_states: keep the images' states, too, in float16, so that re-ranking encodes no image. Unset, as the index
-                that is there has it; of a question answering model always, since they are what is asked.
+            keep_states: keep the images' states, too, in float16, so that re-ranking encodes no image. Unset, as the search
+                index that is there has it; of a question answering model always, since they are what is asked.
             max_states_bytes: that states may take; default: what the disk has room for. While they are new they are there
                 twice.
 
         Raises:
             FileNotFoundError: there is no such folder.
+            TypeError: the model is of another kind.
             ValueError: no image is readable, one is not and `on_bad_image` is "error", states have no room or are too large
                 for float16, `output_dir` has an index of other images, a damaged one, or one that is being built, or an argument
                 is out of range.
@@ -196,8 +197,8 @@ class ImageIndex:
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
         check_at_least("batch_size", batch_size, 1)
         check_at_least("shard_size", shard_size, 1)
-        check_evaluates(model)
-        searches = isinstance(model, HiViLTForRetrieval)
+        model = _unwrapped(model)
+        searches = _is_a(model, HiViLTForRetrieval)
         if not searches and keep_states is False:
             raise ValueError(
                 "keep_states: got False, but states are what a question answering model is asked by; leave it out."
@@ -208,6 +209,8 @@ class ImageIndex:
         folder, output_dir = Path(os.path.realpath(images)), Path(os.path.realpath(output_dir))
         if output_dir == folder:
             raise ValueError(f"output_dir: {folder} is the folder of the images itself; name {folder}/index, say.")
+        _check_text("images", folder)
+        _check_text("output_dir", output_dir)
 
         checkpoint = model.name_or_path
         # As seen from `output_dir`, unless it is on another drive.
@@ -227,8 +230,9 @@ class ImageIndex:
                 "the new index takes its place."
             )
         is_same = old is not None and all(old[name] == info[name] for name in ("fingerprint", "images"))
-        if keep_states is None:
-            keep_states = not searches or (is_same and old["level_shapes"] is not None)
+        if keep_states is None:  # one to ask always has them, and says nothing of one to search
+            is_search = old is not None and old["index_factory"] is not None
+            keep_states = not searches or (is_search and old["level_shapes"] is not None)
         info["level_shapes"] = _level_shapes(model, processor) if keep_states else None
         levels = _level_columns(info["level_shapes"] or ())
 
@@ -272,7 +276,8 @@ class ImageIndex:
         row_bytes = 2 * sum(levels.values())
         _check_room(output_dir, row_bytes, len(found), len(todo), max_states_bytes)
 
-        with _alone(output_dir / _SHARDS) if state.is_main_process else nullcontext():
+        with _alone(output_dir, old) if state.is_main_process else nullcontext():
+            state.wait_for_everyone()  # none writes a shard where the first one is refused
             if todo:
                 own = dict(list(todo.items())[state.process_index :: state.num_processes])
                 shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
@@ -333,8 +338,10 @@ class ImageIndex:
 
         Raises:
             FileNotFoundError: there is no complete index.
+            TypeError: the model is of another kind.
             ValueError: another checkpoint made the index, or it is damaged.
         """
+        model = _unwrapped(model)
         output_dir = Path(os.path.realpath(output_dir))
         info = _complete_info(output_dir)
         own = fingerprint(model, processor)
@@ -345,7 +352,7 @@ class ImageIndex:
                 "same precision, or build the index again."
             )
         index = cls._open(output_dir, info, model, processor)
-        script = "run_retrieval.py" if isinstance(model, HiViLTForRetrieval) else "run_vqa.py"
+        script = "run_retrieval.py" if _is_a(model, HiViLTForRetrieval) else "run_vqa.py"
         embedded = {image: tuple(stamp) for image, *stamp in _stamps(index.dataset)}
         found = _find_images(index.folder, output_dir)[0]
         # Until 2026-12-01 what was skipped had no stamp.
@@ -363,7 +370,8 @@ class ImageIndex:
     @staticmethod
     def is_at(folder: str | os.PathLike) -> bool:
         """Whether a folder is an index, and not one of images."""
-        return Path(folder, _INFO).is_file() and any(Path(folder, name).is_dir() for name in _TURNS)
+        # Not `Path.is_file`, which raises where a folder may not be entered.
+        return os.path.isfile(Path(folder, _INFO)) and any(os.path.isdir(Path(folder, name)) for name in _TURNS)
 
     @staticmethod
     def made_by(output_dir: str | os.PathLike) -> str:
@@ -407,12 +415,13 @@ class ImageIndex:
 
         Raises:
             ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, a number is out of
-                range, or the index is of a model that answers and does not search.
+                range, or the model is in training mode or one that answers and does not search.
             FileNotFoundError, TypeError: the query is an image that is not there, or something else.
         """
+        check_evaluates(self.model)
         check_at_least("top_k", top_k, 1)
         check_at_least("rerank_k", rerank_k, 0)
-        if not isinstance(self.model, HiViLTForRetrieval):
+        if not _is_a(self.model, HiViLTForRetrieval):
             raise ValueError(
                 f"search: the index is of a {type(self.model).__name__}, which has no embeddings to search by; ask it, or build "
                 "one with a checkpoint of run_retrieval.py."
@@ -438,7 +447,7 @@ class ImageIndex:
         cosines = np.asarray(found["embedding"], dtype=np.float32).reshape(len(rows), len(embedding)) @ embedding
         order = np.argsort(-cosines, kind="stable")
         scores = cosines.copy()
-        if head := [place for place in order[:rerank_k] if (self.folder / found["image"][place]).exists()]:
+        if head := [place for place in order[:rerank_k] if os.path.exists(self.folder / found["image"][place])]:
             images = {found["image"][place]: int(rows[place]) for place in head}
             image_states = self._encode_met(list(images)) if self._levels is None else self._states([*images.values()])
             pairs = torch.arange(len(head))
@@ -464,8 +473,8 @@ class ImageIndex:
         Args:
             questions: one, or several.
             top_k: how many images to give, the first of their order; unset, all.
-            answer: one of `config.id2label`, whatever its case, to give with its probability for every image. Unset, each
-                image has its own best answer.
+            answer: one of `config.id2label`, in any case that fits no other, to give with its probability for every image.
+                Unset, each image has its own best answer.
             progress: show a bar.
 
         Returns:
@@ -473,13 +482,14 @@ class ImageIndex:
             of that for each.
 
         Raises:
-            ValueError: the model does not answer from a list, the index has no states, a question is empty, the answer is not
-                among the model's, or `top_k` is less than 1.
+            ValueError: the model does not answer from a list or is in training mode, the index has no states, a question is
+                empty, the answer is not among the model's, or `top_k` is less than 1.
         """
+        check_evaluates(self.model)
         asked = [questions] if isinstance(questions, str) else list(questions)
         if top_k is not None:
             check_at_least("top_k", top_k, 1)
-        if not isinstance(self.model, HiViLTForQuestionAnswering):
+        if not _is_a(self.model, HiViLTForQuestionAnswering):
             raise ValueError(
                 f"ask: the index is of a {type(self.model).__name__}, which answers nothing; build one with a checkpoint of "
                 "run_vqa.py."
@@ -571,6 +581,32 @@ class ImageIndex:
         return image_states
 
 
+def _unwrapped(model: Model) -> Model:
+    """A model in evaluation mode, out of what `torch.compile` and training on several processes put around it."""
+    if isinstance(model, torch.nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if not (_is_a(model, HiViLTForRetrieval) or _is_a(model, HiViLTForQuestionAnswering)):
+        raise TypeError(
+            f"model: got a {type(model).__name__}, expected HiViLTForRetrieval, to search, or HiViLTForQuestionAnswering, to ask; "
+            "adapters are merged first."
+        )
+    check_evaluates(model)
+    return model
+
+
+def _is_a(model: Model, kind: type) -> bool:
+    """Whether a model is of a class, or of its copy that comes with a checkpoint (`trust_remote_code`)."""
+    return any(base.__name__ == kind.__name__ for base in type(model).__mro__)
+
+
+def _check_text(argument: str, folder: Path) -> None:
+    """Refuses a path that neither `index.json` nor a printed line could hold."""
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument}: the name {os.fspath(folder)!r} is no UTF-8 text; rename the folder.") from error
+
+
 def _stamps(table: datasets.Dataset, rows: Sequence[int] | None = None) -> Iterator[tuple[str, int, int]]:
     """Of some rows, or of all, the image and the stamp of its file when it was encoded."""
     return zip(*(table[name][slice(None) if rows is None else rows] for name in _STAMP), strict=True)
@@ -590,15 +626,21 @@ def _told_as_damaged(output_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuses a second build into a folder of shards, which would mix with the first."""
+def _alone(output_dir: Path, old: dict | None) -> Iterator[None]:
+    """Refuses a second build into a folder, whose shards would mix with those of the first, and one that was overtaken: it
+    would replace another index than `old`, the one that it read."""
+    folder = output_dir / _SHARDS
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
+            if _read_info(output_dir) != old:
+                raise ValueError(
+                    f"output_dir: another process has changed the index in {output_dir} meanwhile; build it again."
+                )
             yield
     except Timeout as error:
         raise ValueError(
-            f"output_dir: another process is building the index in {folder.parent}; wait for it, or give another output_dir."
+            f"output_dir: another process is building the index in {output_dir}; wait for it, or give another output_dir."
         ) from error
 
 
@@ -624,16 +666,18 @@ def _level_shapes(model: Model, processor: HiViLTProcessor) -> list[list[int]]:
 
 
 def _label_of(answer: str, id2label: dict[int, str]) -> int:
-    """The label of an answer; a `ValueError` if there is none."""
-    labels = {canonical_answer(name): label for label, name in id2label.items()}
-    label = labels.get(canonical_answer(answer))
-    if label is None:
+    """The label of an answer as it stands, else in another case; a `ValueError` if there is none, or several in another."""
+    wanted = canonical_answer(answer)
+    alike = {name: label for label, name in id2label.items() if canonical_answer(name) == wanted}
+    if not alike:
         hint = did_you_mean(answer, id2label.values())
         listed = f": {', '.join(id2label.values())}." if len(id2label) <= _MOST_LISTED and hint == "." else hint
         raise ValueError(
             f"answer: {answer!r} is none of the {len(id2label):,} answers that the model chooses from{listed}"
         )
-    return label
+    if answer not in alike and len(alike) > 1:
+        raise ValueError(f"answer: {answer!r} may be {' or '.join(map(repr, alike))}; write one of them as it stands.")
+    return alike.get(answer, next(iter(alike.values())))
 
 
 def _make_faiss_index(index_factory: str, width: int) -> faiss.Index:
@@ -723,7 +767,7 @@ def _encode_images(
         columns = []
         if pixel_values:
             states = model.encode_images(torch.cat([*pixel_values.values()]).to(model.device))
-            if isinstance(model, HiViLTForRetrieval):
+            if _is_a(model, HiViLTForRetrieval):
                 columns.append(model.embed_images(states).cpu().numpy())
             if keep_states:
                 columns += map(_stored, states.level_states)
@@ -780,6 +824,9 @@ def _read_info(output_dir: Path) -> dict | None:
         return None
     with _told_as_damaged(output_dir):
         info = json.loads((output_dir / _INFO).read_text(encoding="utf-8"))
+    if not isinstance(info, dict) or "fingerprint" not in info:
+        raise ValueError(f"output_dir: {output_dir / _INFO} is not of an image index; give another output_dir.")
+    with _told_as_damaged(output_dir):
         # Until 2026-11-29 it said "pictures" and "num_pictures", and there was one folder of embeddings and no states.
         info = {name.replace("pictures", "images"): value for name, value in info.items()}
         info = {"embeddings": _TURNS[0], "level_shapes": None, **info}

@@ -59,7 +59,8 @@ class ReasoningTrainer(QuestionAnsweringTrainer):
         if not (first_epochs := getattr(self.train_dataset, "first_epochs", 0)):
             return scheduler
         if isinstance(scheduler, LambdaLR):
-            batches = len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size)
+            # As `auto_find_batch_size` has it by now.
+            batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
             batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
             begin = first_epochs * math.ceil(batches / self.args.gradient_accumulation_steps)
             if begin >= num_training_steps:
@@ -132,6 +133,8 @@ class Reasoning(Task):
                         f"Of the {number} labels that the checkpoint knows the training data has {len(labels)}; all are kept."
                     )
             elif list(model.config.id2label.values()) != labels:
+                if knows:
+                    spell_alike(model.config, labels)
                 model.resize_answer_head(labels)
             model.config.problem_type = "single_label_classification"
         self.label2id, self.num_images = dict(model.config.label2id), model.config.num_images
@@ -193,11 +196,12 @@ class Reasoning(Task):
         return ReasoningCollator(processor, self.label2id, augmentation)
 
     def write(self, folder: Path, dataset: ReasoningDataset, predictions: list[list[dict]]) -> None:
-        write_rows(folder / "predictions.jsonl", map(prediction_row, dataset.examples, predictions))
+        known = labels_by_spelling(self.label2id)
+        write_rows(folder / "predictions.jsonl", map(partial(prediction_row, known), dataset.examples, predictions))
         # From all over the split, of each item another statement.
         groups = [dataset.groups[place] for place in spread(len(dataset.groups), 12)]
         shown = [group[number % len(group)] for number, group in enumerate(groups)]
-        cells = [drawn(dataset.examples[place], predictions[place]) for place in shown]
+        cells = [drawn(known, dataset.examples[place], predictions[place]) for place in shown]
         plot_predictions(cells, folder / "predictions.png")
 
     def facts(self) -> dict[str, Any]:
@@ -252,25 +256,38 @@ def warmed_up_again(rate: Callable[[int], float], begin: int, warmup_steps: int,
     return rate(step) * (min(1.0, (step - begin) / warmup_steps) if warmup_steps and step >= begin else 1.0)
 
 
-def prediction_row(statement: Statement, best: list[dict]) -> dict[str, Any]:
-    """A statement of predictions.jsonl."""
-    known = {name: value for name in ("kind", "group") if (value := getattr(statement, name)) is not None}
-    scores = None if statement.label is None else statement_scores([best[0]["answer"]], [statement.label])
+def spell_alike(config: HiViLTConfig, labels: list[str]) -> None:
+    """Gives the classes of a checkpoint that are among the labels, too, the spelling that they have there: "yes" for "True"."""
+    known = labels_by_spelling(config.label2id)
+    spelling = {known[plain_label(label)]: label for label in labels if plain_label(label) in known}
+    config.id2label = {label: spelling.get(label, word) for label, word in config.id2label.items()}
+    config.label2id = {word: label for label, word in config.id2label.items()}
+
+
+def is_right(known: Mapping[str, int], answer: str, label: str) -> bool:
+    """Whether an answer is the label, by the label that each spelling of `known` has, see `labels_by_spelling`."""
+    return known[plain_label(answer)] == known[plain_label(label)]
+
+
+def prediction_row(known: Mapping[str, int], statement: Statement, best: list[dict]) -> dict[str, Any]:
+    """A statement of predictions.jsonl; `known` as in `is_right`."""
+    told = {name: value for name in ("kind", "group") if (value := getattr(statement, name)) is not None}
+    label = statement.label
     return {
         "statement_id": statement.statement_id,
         "images": list(statement.image_ids),
         "sentence": statement.sentence,
-        **known,
-        "label": statement.label,
+        **told,
+        "label": label,
         "predictions": best,
-        "correct": None if scores is None else bool(scores["accuracy"]),
+        "correct": None if label is None else is_right(known, best[0]["answer"], label),
     }
 
 
-def drawn(statement: Statement, best: list[dict]) -> AnsweredQuestion:
-    """A statement of predictions.png, its images side by side."""
+def drawn(known: Mapping[str, int], statement: Statement, best: list[dict]) -> AnsweredQuestion:
+    """A statement of predictions.png, its images side by side; `known` as in `is_right`."""
     label = statement.label
-    if label is not None and statement_scores([best[0]["answer"]], [label])["accuracy"]:
+    if label is not None and is_right(known, best[0]["answer"], label):
         label = best[0]["answer"]  # right, however it is spelled
     return AnsweredQuestion(
         side_by_side([open_image(image) for image in statement.images]), statement.sentence, best, label

@@ -262,7 +262,7 @@ def test_first_command_finds_the_cat(tmp_path):
 
 
 def test_first_example_finds_the_photographs_that_are_shown_below_it():
-    (shown,) = blocks("text", "Find your own images in five lines")
+    (shown,) = blocks("text", "Find your own images in a few lines")
     # The photographs go by what they show.
     for query, file in (line.split(" -> ") for line in shown.splitlines()):
         assert Path(file).stem[:8] in query and (ROOT / "docs/photographs" / file).is_file()
@@ -324,7 +324,7 @@ def test_the_captions_that_are_shown_are_those_that_are_spoken_of():
 
 @pytest.mark.slow
 def test_the_root_fails_where_it_is_said_to(ran):
-    names = ran("README.md")["Find your own images in five lines"].names[-1]
+    names = ran("README.md")["Find your own images in a few lines"].names[-1]
     assert '"a house" finds a brick wall first and "an airplane in the sky" finds boats' in words(README)
     first = {
         query: names["index"].search(query, top_k=1)[0].path.name for query in ("a house", "an airplane in the sky")

@@ -212,6 +212,23 @@ def test_of_some_of_its_labels_a_checkpoint_keeps_all(data, tmp_path, caplog):
     assert "Of the 3 labels that the checkpoint knows the training data has 2; all are kept." in caplog.text
 
 
+def test_beside_a_new_label_a_checkpoint_keeps_what_it_knows_of_the_others(data, tmp_path):
+    start = make_model(HiViLTForImagesAndTextClassification, id2label={0: "False", 1: "True"})
+    start.save_pretrained(tmp_path / "two")
+    make_processor().save_pretrained(tmp_path / "two")
+    said = ("true", "unsure", "no")
+    rows = [{**row, "label": said[number % 3]} for number, row in enumerate(read_lines(data[1]))]
+    file = write(Path(data[1]).parent / "unsure.jsonl", rows)
+    usual = flags(
+        tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1", "--learning_rate", "0"
+    )
+    usual = [flag for flag in usual if flag not in ("--fusion", json.dumps(TINY))]
+    given = ["--model_name_or_path", str(tmp_path / "two"), "--train_file", file, "--validation_file", file]
+    assert main([*given, *usual])["labels"] == ["no", "true", "unsure"]
+    model = HiViLTForImagesAndTextClassification.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(model.answer_head.weight[:2], start.answer_head.weight)
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_label_that_is_not_learned_stops_a_run_before_it_trains(data, tmp_path, split):
     place = data.index(f"--{split}_file") + 1

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 from hivilt.data.benchmarks import Benchmark
 from hivilt.data.folders import read_folder
-from hivilt.data.tables import check_images, hold_out
+from hivilt.data.tables import TableImage, check_images, content_hash, hold_out, image_bytes
 from hivilt.training.arguments import HiViLTTrainingArguments, TaskArguments
 from hivilt.training.resuming import checkpoint_to_resume
 
@@ -129,14 +130,18 @@ def prepare_splits(
         there = f"there is only {', '.join(splits)}" if splits else "there is none of it"
         raise ValueError(f"{name}: this run needs {', '.join(missing)} data, {there}: give {flags}.")
 
-    known: dict[str, str] = {}  # the file of each image, and the split that it came in first
+    known: dict[str, str] = {}  # what tells each image, and the split that it came in first
     for split in ("train", "validation", "test") if args.benchmark is None else ():
-        used = {image for example in splits.get(split, ()) for image in example.images}
-        images = {os.path.realpath(image) for image in used if isinstance(image, str)}
-        if both := sorted(images & known.keys()):
+        ids = {
+            image: image_id
+            for one in splits.get(split, ())
+            for image_id, image in zip(one.image_ids, one.images, strict=True)
+        }
+        images = {_told_by(image, image_id): str(image) for image, image_id in ids.items()}
+        if both := sorted(images.keys() & known.keys(), key=images.get):
             logger.warning(
-                f"{split}: {len(both)} of its {len(images)} images, {both[0]} first, are in {known[both[0]]} data, too, so what "
-                "is measured on it says little of other images. Give images that are in one file alone."
+                f"{split}: {len(both)} of its {len(images)} images, {images[both[0]]} first, are in {known[both[0]]} data, too, so "
+                "what is measured on it says little of other images. Give images that are in one file alone."
             )
         known = dict.fromkeys(images, split) | known
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
@@ -145,3 +150,11 @@ def prepare_splits(
         examples = splits[split][: limits[split]]
         used[split], bad_images[split] = check_images(examples, args.on_bad_image, f"{name}, {split}")
     return name, used, bad_images, held_out
+
+
+def _told_by(image: str | TableImage, image_id: str) -> str:
+    """What tells an image from others, in whatever table: its file, or of one inside a table the hash that its id is, unless it
+    was given another."""
+    if isinstance(image, str):
+        return os.path.realpath(image)
+    return image_id if re.fullmatch("[0-9a-f]{32}", image_id) else content_hash(image_bytes(image))

@@ -228,6 +228,15 @@ def test_other_words_are_classes_as_most_spell_them():
     assert label_ids(statements, label2id) == [3, 3, 3, 4, 2, 1, 0, -100]
 
 
+def test_a_letter_is_a_truth_value_only_beside_its_own_opposite():
+    made_of = lambda said: [Statement(str(n), (), (), "s", label) for n, label in enumerate(said)]
+    assert label_words(made_of("TFFT")) == label_words(made_of("ynyn")) == ["False", "True"]
+    assert label_words(made_of(["t", "F", "yes"])) == ["False", "True"]
+    words = label_words(made_of("TFNT"))  # true, false, neutral
+    assert words == ["F", "N", "T"]
+    assert label_ids(made_of("NtfT"), {word: label for label, word in enumerate(words)}) == [1, 2, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("label2id", "message"),
     [
@@ -382,6 +391,16 @@ def test_only_items_of_its_data_set():
         ("in image B a cup is on the left", None),
         ("pic one: left", None),
         ("the image fades on the left", "the image fades on the right"),
+        ("image-1 has more cups on the left than image-2", None),
+        ("Image_1 shows a cup left of a dog", None),
+        ("the picture (1) has a cup on the left", None),
+        ("photo: 1, a cup left of a dog", None),
+        ("image №2: a cup on the left", None),
+        ("in images 1 and 2 a cup is on the left", None),
+        ("the next image shows a cup left of a dog", None),
+        ("B has a cup on the left", None),
+        ("a cup left of a dog, as in A", None),
+        ("A cup next to a dog is on the left", "A cup next to a dog is on the right"),
     ],
 )
 def test_what_is_said_of_mirrored_images(sentence, turned):

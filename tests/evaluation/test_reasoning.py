@@ -180,6 +180,13 @@ def test_sugarcrepe_is_measured_as_by_a_slow_loop(rows):
             "references: expected a label .* got None for statement 0",
         ),
         (lambda: statement_scores(["a", 0.7], ["a"] * 2), TypeError, "predictions: .* got 0.7 for statement 1"),
+        (lambda: statement_scores(["a"], [" "]), ValueError, "references: got an empty label for statement 0"),
+        (
+            lambda: statement_scores(["a"] * 2, ["a"] * 2, groups=["g", math.nan]),
+            TypeError,
+            "groups: expected a text, or None where there is none, got nan for statement 1",
+        ),
+        (lambda: statement_scores(["a"], ["a"], kinds=[math.nan]), TypeError, "kinds: .* got nan for item 0"),
         (lambda: winoground_scores([[0.1, 0.2]]), ValueError, r"scores: expected shape \(N, 2, 2\).*, got \(1, 2\)"),
         (lambda: winoground_scores([]), ValueError, r"scores: expected shape \(N, 2, 2\)"),
         (lambda: winoground_scores([[[1, 2], [3]]]), TypeError, "scores: expected a score for each of two images"),

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForRetrieval, HiViLTProcessor
+from hivilt import (
+    HiViLTForConditionalGeneration,
+    HiViLTForQuestionAnswering,
+    HiViLTForRetrieval,
+    HiViLTModel,
+    HiViLTProcessor,
+)
 from hivilt.search import Hit, ImageAnswer, ImageIndex
 from hivilt.search.image_index import fingerprint
 from tiny import FUSIONS, TEXT_CONFIGS, VISION_CONFIGS, make_image, make_model, make_processor
@@ -270,6 +277,29 @@ class TestBuild:
         with pytest.raises(ValueError, match="another checkpoint"):
             ImageIndex.load(images.parent / "index", model, make_processor())
 
+    def test_a_compiled_model_builds_and_opens_the_same_index(self, images, model):
+        plain = build(images, model).search("red circle", rerank_k=4)
+        model.encoded.clear()
+        built = build(images, torch.compile(model))
+        loaded = ImageIndex.load(images.parent / "index", torch.compile(model), make_processor())
+        assert model.encoded == []
+        assert built.search("red circle", rerank_k=4) == loaded.search("red circle", rerank_k=4) == plain
+
+    @pytest.mark.parametrize("kind", [HiViLTModel, HiViLTForConditionalGeneration, HiViLTProcessor])
+    def test_another_kind_of_model_is_refused(self, images, model, kind):
+        index = build(images, model)
+        other = make_processor() if kind is HiViLTProcessor else make_model(kind)
+        for use in (
+            lambda: build(images, other, output_dir=images.parent / "other"),
+            lambda: ImageIndex.load(images.parent / "index", other, make_processor()),
+            lambda: ImageIndex(index.dataset, images, other, make_processor()),
+        ):
+            with pytest.raises(
+                TypeError, match=rf"^model: got a {kind.__name__}, expected .*Retrieval.* or .*Answering"
+            ):
+                use()
+        assert not (images.parent / "other").exists()
+
     def test_bad_files_stop_the_build_which_keeps_what_it_has(self, images, model):
         (images / "notes.png").write_text("no image")
         with pytest.raises(ValueError, match=r"notes\.png.*--on_bad_image skip"):
@@ -328,6 +358,27 @@ class TestBuild:
         assert model.encoded == []
         assert (images.parent / "index/embeddings.faiss").stat().st_mtime_ns == before
 
+    def test_a_folder_that_cannot_be_looked_into_is_left_out_and_told(self, images, model, caplog):
+        # Root may enter every folder, but no path may be as long as this one.
+        longest, deep = os.pathconf(images, "PC_PATH_MAX"), images
+        while len(os.fspath(deep)) < longest - 250:
+            deep /= "d" * 200
+        deep.mkdir(parents=True)
+        place = os.open(deep, os.O_RDONLY)
+        os.mkdir("e" * 250, dir_fd=place)
+        os.close(place)
+        assert len(build(images, model)) == 12
+        assert len(ImageIndex.load(images.parent / "index", model, make_processor())) == 12
+        assert caplog.text.count("Left out: ") == 2
+
+    @pytest.mark.parametrize("argument", ["images", "output_dir"])
+    def test_a_folder_whose_name_is_no_text_is_refused(self, images, model, argument):
+        named = images.parent / os.fsdecode(b"caf\xe9")
+        folders = {"images": images.rename(named)} if argument == "images" else {"images": images, "output_dir": named}
+        with pytest.raises(ValueError, match=rf"^{argument}: .*caf\\udce9' is no UTF-8 text; rename the folder"):
+            build(**folders, model=model)
+        assert model.encoded == []
+
     def test_nothing_to_index(self, tmp_path, model):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             build(tmp_path / "missing", model)
@@ -362,9 +413,20 @@ class TestBuild:
         build(images, HiViLTForRetrieval.from_pretrained(tmp_path / "checkpoint"))
         assert ImageIndex.made_by(tmp_path / "index") == str(tmp_path / "checkpoint")
 
-    def test_dropout_is_refused(self, images, model):
-        with pytest.raises(ValueError, match=r"call model.eval\(\)"):
-            build(images, model.train())
+    def test_dropout_is_refused_whenever_it_is_on(self, images, model):
+        index, answering = build(images, model), make_answering_model()
+        asked = build(images, answering, output_dir=images.parent / "asked")
+        model.train()
+        answering.train()
+        for use in (
+            lambda: build(images, model),
+            lambda: ImageIndex.load(images.parent / "index", model, make_processor()),
+            lambda: index.search("red"),
+            lambda: index.search(images / "red.png"),
+            lambda: asked.ask("red"),
+        ):
+            with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+                use()
 
 
 class TestLoad:
@@ -536,6 +598,8 @@ class TestSearch:
         for hit in hits[:-1]:
             hit.path.unlink()
         assert len(index.search("red", rerank_k=3)) == 10
+        index.folder = Path("f" * 999)  # to ask for such a name is an error of its own
+        assert len(index.search("red", rerank_k=3)) == 10
 
     def test_an_index_tells_that_its_folder_has_changed_when_it_is_opened(self, index, images, model, caplog):
         load = lambda: ImageIndex.load(images.parent / "index", model, make_processor())
@@ -585,6 +649,34 @@ class TestSearch:
         assert len(build(images, model)) == 12
         assert sum(model.encoded) == 12 and not (images.parent / "index/shards").exists()
 
+    def test_a_build_that_another_one_overtook_is_refused(self, images, model, monkeypatch):
+        build(images, model)
+        make_image("magenta").save(images / "new.png")
+        disk_usage = shutil.disk_usage
+
+        def overtaken(place):
+            monkeypatch.undo()
+            build(images, model)
+            return disk_usage(place)
+
+        monkeypatch.setattr(shutil, "disk_usage", overtaken)
+        with pytest.raises(ValueError, match="^output_dir: another process has changed the index in .*index meanwhile"):
+            build(images, model)
+        assert len(ImageIndex.load(images.parent / "index", model, make_processor())) == 13
+        assert len(build(images, model)) == 13 == sum(model.encoded)
+
+    @pytest.mark.parametrize("whole", ["{}", "[]", "3", '{"name": "my page"}'])
+    def test_the_file_of_another_program_is_kept(self, images, model, whole):
+        path = images.parent / "index" / "index.json"
+        path.parent.mkdir()
+        path.write_text(whole)
+        for use in (partial(build, images), partial(ImageIndex.load, path.parent, processor=make_processor())):
+            with pytest.raises(
+                ValueError, match=r"^output_dir: .*index\.json is not of an image index; give another output_dir"
+            ):
+                use(model=model)
+        assert path.read_text() == whole and model.encoded == []
+
     @pytest.mark.parametrize(
         ("file", "damage"),
         [
@@ -592,8 +684,7 @@ class TestSearch:
             ("embeddings/data-00000-of-00001.arrow", lambda whole: whole[: len(whole) // 2]),
             ("embeddings/state.json", lambda whole: b""),
             ("index.json", lambda whole: whole[:40]),
-            ("index.json", lambda whole: b"{}"),
-            ("index.json", lambda whole: b"[]"),
+            ("index.json", lambda whole: whole.replace(b'"index_factory"', b'"index_factor"')),
             ("index.json", lambda whole: whole.replace(b'"num_images": 12', b'"num_images": 13')),
         ],
     )
@@ -671,6 +762,16 @@ class TestKeptStates:
         index, encoded = count(keep_states=False)
         assert encoded == 0 and not index.level_shapes and "level_0" not in index.dataset.column_names
         assert index.search(images / "new.png", top_k=1)[0].path.name == "new.png"
+
+    def test_they_stay_with_another_checkpoint_and_in_a_folder_that_moved(self, images, model):
+        build(images, model, keep_states=True)
+        other = make_model(HiViLTForRetrieval, seed=1, weight_scale=8.0)
+        assert build(images, other).level_shapes
+        images = images.rename(images.parent / "moved")
+        assert build(images, other).level_shapes
+        # An index that was asked says nothing of whether one that is searched is to have them.
+        assert build(images, make_answering_model()).level_shapes
+        assert not build(images, model).level_shapes
 
     def test_a_build_that_was_cut_off_goes_on_with_its_own_shards(self, images, model, monkeypatch):
         encode = model.encode_images
@@ -765,6 +866,17 @@ class TestAsk:
         order = wanted[:, 3].argsort(descending=True, stable=True)[:5]
         assert [rows[one.path] for one in named] == order.tolist() and {one.answer for one in named} == {"answer 3"}
         np.testing.assert_allclose([one.score for one in named], wanted[order, 3], atol=5e-3)
+
+    def test_answers_that_differ_in_case_alone_are_told_apart(self, images):
+        index = build(images, make_answering_model(id2label=dict(enumerate(["polish", "Polish", "Two"]))))
+        scores = []
+        for answer in ("polish", "Polish", "two"):
+            answers = index.ask("two", answer=answer)
+            assert {one.answer.lower() for one in answers} == {answer.lower()}
+            scores.append({one.path: one.score for one in answers})
+        assert all(sum(score[path] for score in scores) == pytest.approx(1) for path in scores[0])
+        with pytest.raises(ValueError, match="^answer: 'POLISH' may be 'polish' or 'Polish'; write one of them"):
+            index.ask("two", answer="POLISH")
 
     def test_questions_are_encoded_once_each_and_images_never(self, asked):
         index, model = asked

@@ -12,11 +12,13 @@ from trainers import (
     make_reasoning_trainer,
 )
 
-from hivilt.data.reasoning import ReasoningDataset
+from hivilt.data.reasoning import ReasoningDataset, labels_by_spelling
 from hivilt.data.tables import open_image
 from hivilt.evaluation.reasoning import statement_scores
 from hivilt.tasks.reasoning import drawn, prediction_row, side_by_side, summary_of
 from tiny import make_image
+
+TRUTH = labels_by_spelling({"False": 0, "True": 1})
 
 
 def alone(trainer, statement):
@@ -94,6 +96,24 @@ def test_the_learning_rate_warms_up_once_more_when_other_statements_begin(tmp_pa
     assert rates[2] == pytest.approx(expected) and rates[2][4] == 0 < rates[0][4]
 
 
+def test_other_statements_begin_after_the_first_epochs_of_the_batches_that_fit_in_memory(tmp_path, stated):
+    """`auto_find_batch_size` takes fewer items a step, so that an epoch has more steps."""
+    how = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1}
+    how |= {"auto_find_batch_size": True, "warmup_steps": 1}
+    trainer = make_reasoning_trainer(tmp_path, stated, first_epochs=1, logging_steps=1, **how)
+    collate = trainer.data_collator
+
+    def fits(items):
+        if len(items) > 1:
+            raise RuntimeError("CUDA out of memory.")
+        return collate(items)
+
+    trainer.data_collator = fits
+    trainer.train()
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert len(rates) == 12 and [step for step, rate in enumerate(rates) if rate == 0] == [0, 4]
+
+
 def test_a_plain_trainer_trains_on_statements_and_is_refused_to_evaluate_on_them(tmp_path, stated):
     ours = make_reasoning_trainer(tmp_path, stated)
     assert_a_plain_trainer_is_refused_to_evaluate(tmp_path, ours, "`hivilt.tasks.reasoning.ReasoningTrainer`")
@@ -118,7 +138,7 @@ def test_calibration_divides_the_scores_of_the_last_layer(tmp_path, stated):
 
 def test_a_row_of_predictions(stated):
     best = [{"answer": "True", "score": 0.75}, {"answer": "False", "score": 0.25}]
-    row = prediction_row(stated[4], best)
+    row = prediction_row(TRUTH, stated[4], best)
     assert row == {
         "statement_id": "0-1",
         "images": ["1", "0"],
@@ -129,8 +149,11 @@ def test_a_row_of_predictions(stated):
         "predictions": best,
         "correct": True,
     }
-    assert prediction_row(stated[4]._replace(label="no"), best)["correct"] is False
-    bare = prediction_row(stated[4]._replace(label=None, kind=None, group=None), best)
+    assert prediction_row(TRUTH, stated[4]._replace(label="no"), best)["correct"] is False
+    letters = labels_by_spelling({"F": 0, "N": 1, "T": 2})
+    neutral = prediction_row(letters, stated[4]._replace(label="N"), [{"answer": "F", "score": 1.0}])
+    assert neutral["correct"] is False
+    bare = prediction_row(TRUTH, stated[4]._replace(label=None, kind=None, group=None), best)
     assert bare["label"] is bare["correct"] is None and not {"kind", "group"} & bare.keys()
 
 
@@ -141,12 +164,12 @@ def test_images_of_a_statement_are_drawn_in_order_side_by_side(stated):
     assert pixels[1] == pixels[3] == (255, 255, 255)
     assert [max(range(3), key=pixels[x].__getitem__) for x in (0, 2, 4)] == [0, 2, 1]
 
-    cell = drawn(stated[4], [{"answer": "True", "score": 0.75}])
+    cell = drawn(TRUTH, stated[4], [{"answer": "True", "score": 0.75}])
     assert (cell.question, cell.answer) == ("two circle", "True")  # which "yes" is another spelling of
     assert isinstance(cell.image, Image.Image)
     # However large and wide images are, what is drawn is not.
     assert side_by_side([make_image("red", (512, 512)), make_image("blue", (4000, 2))]).size == (256 + 13 + 768, 256)
-    assert drawn(stated[4], [{"answer": "False", "score": 0.75}]).answer == "yes"
+    assert drawn(TRUTH, stated[4], [{"answer": "False", "score": 0.75}]).answer == "yes"
 
 
 def test_a_summary_tells_what_was_measured():

@@ -4,6 +4,9 @@ import json
 import logging
 import re
 
+import datasets
+import pytest
+
 from hivilt.data.reasoning import Statement
 from hivilt.data.vqa_benchmarks import VQA_BENCHMARKS
 from hivilt.tasks.arguments import VQAArguments
@@ -57,15 +60,27 @@ def test_a_run_that_goes_on_holds_out_the_same_images_of_statements(tmp_path):
         assert [one.images for one in again[split]] == [one.images for one in splits[split]]
 
 
-def test_images_that_are_trained_on_and_tested_with_are_told(tmp_path, caplog):
-    for number in range(4):
-        make_image("red").save(tmp_path / f"{number}.png")
+@pytest.mark.parametrize("kind", ["paths", "inside", "inside, with ids"])
+def test_images_that_are_trained_on_and_tested_with_are_told(tmp_path, caplog, kind):
+    files, first = [], r"\S+2\.png" if kind == "paths" else r"row 1 of column 'image' \(2\.png\)"
+    for number, color in enumerate(("red", "blue", "green", "white")):
+        make_image(color).save(tmp_path / f"{number}.png")
     for split, images in (("train", "012"), ("test", "23")):
         rows = [{"image": f"./{image}.png", "question": "what color", "answer": "red"} for image in images]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    files = ["--train_file", str(tmp_path / "train.jsonl"), "--test_file", str(tmp_path / "test.jsonl")]
-    args, training_args = VQAArguments.parse([*files, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+        file = tmp_path / f"{split}.{'jsonl' if kind == 'paths' else 'parquet'}"
+        if kind == "paths":
+            file.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            # Ids of another split's own, of which the same ones are of other images.
+            stored = [{"bytes": (tmp_path / row["image"]).read_bytes(), "path": row["image"][2:]} for row in rows]
+            rows = [
+                {**row, "image": image, "id": str(n)} for n, (row, image) in enumerate(zip(rows, stored, strict=True))
+            ]
+            datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(file)
+        files += [f"--{split}_file", str(file)]
+    ids = ["--image_id_column", "id"] if kind == "inside, with ids" else []
+    args, training_args = VQAArguments.parse([*files, *ids, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
     with caplog.at_level(logging.WARNING, "hivilt"):
         prepare_splits(args, training_args, QuestionAnswering(args).read)
     (said,) = (one.getMessage() for one in caplog.records if "images," in one.getMessage())
-    assert re.match(r"test: 1 of its 2 images, \S+2\.png first, are in (train|validation) data, too", said)
+    assert re.match(rf"test: 1 of its 2 images, {first} first, are in (train|validation) data, too", said)
