@@ -371,11 +371,12 @@ def most_similar(
 
 def near_rows(states: torch.Tensor, rows: torch.LongTensor) -> torch.Tensor:
     """Of `(B_t, N_v, d)` those that `rows` `(B_t, R)` names, `(B_t, R, d)`."""
-    return states[each_example(rows), rows]
+    # Copies whole rows; `gather` and `scatter` go number by number.
+    return states[batch_index(rows), rows]
 
 
-def each_example(rows: torch.LongTensor) -> torch.LongTensor:
-    """What indexes the first dimension beside `rows` `(B, R)`: `(B, 1)`. `gather` and `scatter` go number by number."""
+def batch_index(rows: torch.LongTensor) -> torch.LongTensor:
+    """The index of the batch that goes with `rows` `(B, R)`, `(B, 1)`."""
     return torch.arange(rows.shape[0], device=rows.device)[:, None]
 
 
@@ -558,7 +559,7 @@ class HiViLTFusion(nn.Module):
         )
         # Rows that only fill the batch up to its largest example stay as they are.
         fused = torch.where(pairs.any(dim=1)[:, :, None], fused, near)
-        vision = vision.index_put((each_example(rows), rows), fused.to(vision.dtype))
+        vision = vision.index_put((batch_index(rows), rows), fused.to(vision.dtype))
         if text_to_image is not None:
             # (B_t, H, N_t, R) -> (B_t, H, N_t, N_v), zero for the others; the other direction alike
             place = rows[:, None, None, :].expand_as(text_to_image)

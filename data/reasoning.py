@@ -39,13 +39,16 @@ IGNORED_LABEL = -100
 # What one item of a data set holds of statements that are linked by their images.
 MOST_IMAGES, MOST_STATEMENTS = 16, 64
 
-# What counts images from the left without a word for it, and letters that name them.
+# How a sentence counts or names images without saying left or right.
 _IMAGE = "(?:image|img|photo|photograph|pic|picture)s?"
-_ORDINAL = re.compile(
+_NUMBER = r"(?:\d+|one|two|three|four|five|six|ii|iii|iv)"
+_NAMES_AN_IMAGE = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|last|former|latter|\d+(?:st|nd|rd|th)"
-    rf"|(?:next|previous|preceding|following|initial|final|primary|secondary)\s+(?:{_IMAGE}|one)"
-    rf"|{_IMAGE}[^\w.,;!?]*_?(?:no\b\.?|number)?[^\w.,;!?]*(?:\d+|one|two|three|four|five|six|[a-f])"
-    r"|(?:no\.|number)\s*(?:\d+|one|two|three|four|five|six)|(?-i:[B-F]|A(?!\s+\w)))\b",
+    rf"|(?:next|previous|preceding|following|subsequent|earlier|later|initial|final|primary|secondary)\s+(?:{_IMAGE}|one)"
+    rf"|{_IMAGE}[^\w.,;!?]*_?(?:(?:no\b\.?|number)[^\w.,;!?]*)?(?:{_NUMBER}|(?<![a-z])[a-f]|(?-i:[A-F]))"
+    rf"|(?:no\.|number)\s*{_NUMBER}"
+    # A letter by itself; "A" also begins sentences.
+    r"|(?-i:[B-F]|A(?!\s+\w)|(?<=[a-z] )A|A(?=\s+(?:is|has|shows|contains|depicts|and|or)\b)))\b",
     re.IGNORECASE,
 )
 
@@ -204,7 +207,10 @@ def label_ids(statements: Iterable[Statement], label2id: Mapping[str, int], sour
     Raises:
         ValueError: `label2id` is none, see `labels_by_spelling`, or a statement has another label; names the first.
     """
-    known, labels = labels_by_spelling(label2id), []
+    statements, known, labels = list(statements), labels_by_spelling(label2id), []
+    words = {plain_label(one.label) for one in statements if one.label is not None}
+    if words <= TRUTH_VALUES.keys() and not are_truth_values(words):
+        known = {plain_label(word): label for word, label in label2id.items()}  # the N of T, F and N is no "no"
     for statement in statements:
         label = IGNORED_LABEL if statement.label is None else known.get(plain_label(statement.label))
         if label is None:
@@ -353,7 +359,7 @@ def mirrored(statement: Statement) -> Statement | None:
     `ReasoningCollator`."""
     if not says_left_or_right(statement.sentence):
         return statement
-    if _ORDINAL.search(statement.sentence):
+    if _NAMES_AN_IMAGE.search(statement.sentence):
         return None
     return statement._replace(
         images=statement.images[::-1],

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hivilt.evaluation.retrieval import check_ks
-from hivilt.evaluation.vqa import check_lengths, check_names
+from hivilt.evaluation.vqa import check_lengths, check_no_nan
 
 HIT_IOU = 0.5
 # A half, or an edge, in pixels is one in relative coordinates too, which are rounded.
@@ -189,7 +189,6 @@ def by_kind(
     measure: Callable[[Sequence[Mapping[str, float]]], dict[str, Any]],
 ) -> dict[str, Any]:
     """What `measure` gives of all rows, and of those of each kind."""
-    check_names("kinds", kinds, "item")
     metrics = measure(rows)
     if kinds is not None:
         rows_of: dict[str, list[Mapping[str, float]]] = {}
@@ -233,6 +232,7 @@ def _match(boxes: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def _check_split(predictions: Sequence[Mapping[str, Any]], **given: Sequence | None) -> None:
     check_lengths(len(predictions), "expression", **given)
+    check_no_nan("expression", kinds=given.get("kinds"))
     if len(predictions) == 0:
         raise ValueError("predictions: got an empty list; there is no score without an expression.")
 

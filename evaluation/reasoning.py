@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hivilt.evaluation.grounding import by_kind
-from hivilt.evaluation.vqa import check_lengths, check_names
+from hivilt.evaluation.vqa import check_lengths, check_no_nan
 
 # The spellings of truth values, as `plain_label` writes them.
 TRUTH_VALUES = {
@@ -24,13 +24,14 @@ Label = str | bool | int
 
 
 def plain_label(label: Label) -> str:
-    """A label as labels compare: in lower case, composed, and without spaces around it, several between words being one."""
+    """A label as labels compare: in lower case, in Unicode's composed form (NFC), without spaces around it, several between words
+    being one."""
     return " ".join(unicodedata.normalize("NFC", str(label)).split()).casefold()
 
 
 def are_truth_values(labels: Iterable[str]) -> bool:
-    """Whether plain labels are truth values, in whatever spellings. A letter is one only without those of another pair: beside t
-    and f, n is no "no"."""
+    """Whether plain labels are truth values, in any spelling. Letters of both pairs together are not: beside t or f, n is not
+    "no"."""
     labels = set(labels)
     return labels <= TRUTH_VALUES.keys() and not (labels & {"t", "f"} and labels & {"y", "n"})
 
@@ -72,7 +73,7 @@ def statement_scores(
                 raise ValueError(
                     f"references: got an empty label for statement {statement}; leave out what is not known."
                 )
-    check_names("groups", groups, "statement")
+    check_no_nan("statement", groups=groups, kinds=kinds)
     true = list(map(plain_label, references))
     said = [None if label is None else plain_label(label) for label in predictions]
     if are_truth_values([*true, *TRUTH_VALUES.keys() & said]):
@@ -168,4 +169,5 @@ def _table(scores: Any, shape: tuple[int, ...], what: str, kinds: Sequence[str |
         example = int(np.isnan(table).reshape(len(table), -1).any(axis=1).argmax())
         raise ValueError(f"scores: NaN compares with nothing; it stands in those of example {example}.")
     check_lengths(len(table), "example", kinds=kinds)
+    check_no_nan("example", kinds=kinds)
     return table

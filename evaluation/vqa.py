@@ -21,6 +21,7 @@ compared, both sides are normalized; how is the `normalization` argument:
 | `"vizwiz"` | punctuation and words | untouched, ends included | VizWiz tool |
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -311,11 +312,12 @@ def check_lengths(number: int, /, unit: str = "question", **given: Sequence | No
             raise ValueError(f"{name}: expected one per {unit}, got {len(values)} for {number} {unit}s.")
 
 
-def check_names(name: str, values: Sequence[str | None] | None, unit: str) -> None:
-    """Refuses what is no text with a `TypeError`: the NaN of a table would be a name of its own. `None` stands for none."""
-    for place, value in enumerate(() if values is None else values):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name}: expected a text, or None where there is none, got {value!r} for {unit} {place}.")
+def check_no_nan(unit: str, **given: Sequence | None) -> None:
+    """Refuses NaN, by which tables say that there is none, with a `ValueError`: it would be a name unlike itself."""
+    for name, values in given.items():
+        for place, value in enumerate(() if values is None else values):
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name}: got NaN for {unit} {place}; give None where there is none.")
 
 
 def check_probabilities(name: str, values: Sequence[float]) -> None:

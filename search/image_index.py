@@ -137,7 +137,7 @@ class ImageIndex:
         level_shapes: Sequence[Sequence[int]] = (),
     ):
         self.dataset, self.folder = dataset, folder
-        self.model, self.processor = _unwrapped(model), processor
+        self.model, self.processor = _checked(model), processor
         self.level_shapes = [tuple(shape) for shape in level_shapes]
         # Levels are read as they lie, and not where other columns are.
         self._rows, self._levels = dataset, None
@@ -197,7 +197,7 @@ class ImageIndex:
             raise ValueError(f"on_bad_image: got {on_bad_image!r}, expected 'error' or 'skip'.")
         check_at_least("batch_size", batch_size, 1)
         check_at_least("shard_size", shard_size, 1)
-        model = _unwrapped(model)
+        model = _checked(model)
         searches = _is_a(model, HiViLTForRetrieval)
         if not searches and keep_states is False:
             raise ValueError(
@@ -277,7 +277,8 @@ class ImageIndex:
         _check_room(output_dir, row_bytes, len(found), len(todo), max_states_bytes)
 
         with _alone(output_dir, old) if state.is_main_process else nullcontext():
-            state.wait_for_everyone()  # none writes a shard where the first one is refused
+            # By now all have read what the first one is to replace, and none writes a shard where it is refused.
+            state.wait_for_everyone()
             if todo:
                 own = dict(list(todo.items())[state.process_index :: state.num_processes])
                 shard_size = min(shard_size, max(1, BYTES_AT_ONCE // max(row_bytes, 1)))
@@ -301,7 +302,7 @@ class ImageIndex:
                     bar.close()
                     if pending:
                         save(pending)
-            # Also where nothing is to do: by now all have read what the first one is to replace.
+            # Also where nothing is to do.
             for reasons in gather_object([skipped]):
                 skipped |= reasons
             if all(image in skipped for image in found):
@@ -341,7 +342,7 @@ class ImageIndex:
             TypeError: the model is of another kind.
             ValueError: another checkpoint made the index, or it is damaged.
         """
-        model = _unwrapped(model)
+        model = _checked(model)
         output_dir = Path(os.path.realpath(output_dir))
         info = _complete_info(output_dir)
         own = fingerprint(model, processor)
@@ -581,14 +582,15 @@ class ImageIndex:
         return image_states
 
 
-def _unwrapped(model: Model) -> Model:
-    """A model in evaluation mode, out of what `torch.compile` and training on several processes put around it."""
+def _checked(model: Model) -> Model:
+    """The model itself, in evaluation mode, without what `torch.compile` or several processes put around it: it runs as written.
+    Other models, and one that trains, are refused."""
     if isinstance(model, torch.nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     if not (_is_a(model, HiViLTForRetrieval) or _is_a(model, HiViLTForQuestionAnswering)):
         raise TypeError(
-            f"model: got a {type(model).__name__}, expected HiViLTForRetrieval, to search, or HiViLTForQuestionAnswering, to ask; "
-            "adapters are merged first."
+            f"model: got a {type(model).__name__}, expected HiViLTForRetrieval, to search, or HiViLTForQuestionAnswering, to ask. "
+            "Merge adapters first."
         )
     check_evaluates(model)
     return model
@@ -627,8 +629,8 @@ def _told_as_damaged(output_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(output_dir: Path, old: dict | None) -> Iterator[None]:
-    """Refuses a second build into a folder, whose shards would mix with those of the first, and one that was overtaken: it
-    would replace another index than `old`, the one that it read."""
+    """Refuses a build while another one works in the folder, whose shards would mix with its own, and one whose index has
+    changed since it was read as `old`."""
     folder = output_dir / _SHARDS
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -86,8 +86,11 @@ class ReasoningTrainer(QuestionAnsweringTrainer):
         if not known:
             return {}
         given, said = zip(*known, strict=True)
-        labels, groups, kinds = ([getattr(one, name) for one in said] for name in ("label", "group", "kind"))
-        return statement_scores(given, labels, groups, kinds if any(kinds) else None)
+        # By their numbers, as predictions.jsonl tells what is right: it is the model that says which spellings are one.
+        label2id = self.accelerator.unwrap_model(self.model).config.label2id
+        true = label_ids(said, label2id)
+        groups, kinds = ([getattr(one, name) for one in said] for name in ("group", "kind"))
+        return statement_scores([label2id.get(answer) for answer in given], true, groups, kinds if any(kinds) else None)
 
 
 class Reasoning(Task):
@@ -127,7 +130,7 @@ class Reasoning(Task):
                 # Another head's weights, which do not depend on it.
                 self.args.fusion = {**(self.args.fusion or {}), "num_images": num_images}
             model, processor = super().make_model(train, id2label=dict(enumerate(labels)), num_images=num_images)
-            if knows and self._are_known(labels, model.config):
+            if knows and are_known(train, model.config):
                 if len(labels) < (number := model.config.num_labels):
                     logger.info(
                         f"Of the {number} labels that the checkpoint knows the training data has {len(labels)}; all are kept."
@@ -146,19 +149,13 @@ class Reasoning(Task):
         if self.resumed is None:
             return labels
         config = HiViLTConfig.from_pretrained(self.resumed)
-        if not self._are_known(labels, config):
+        if not are_known(train, config):
             known, new = (", ".join(map(repr, words)) for words in (config.label2id, labels))
             raise ValueError(
                 f"resume_from_checkpoint: {self.resumed} knows the labels {known}, but this run's are {new}; give the data that it "
                 "was trained with."
             )
         return [config.id2label[label] for label in sorted(config.id2label)]
-
-    @staticmethod
-    def _are_known(labels: Sequence[str], config: HiViLTConfig) -> bool:
-        """Whether these, in any spelling, are of those that a model tells apart."""
-        known = labels_by_spelling(config.label2id)
-        return all(plain_label(label) in known for label in labels)
 
     def _knows_labels(self) -> bool:
         """Whether the checkpoint that is trained on has this head; another's answers are none of its labels."""
@@ -256,10 +253,26 @@ def warmed_up_again(rate: Callable[[int], float], begin: int, warmup_steps: int,
     return rate(step) * (min(1.0, (step - begin) / warmup_steps) if warmup_steps and step >= begin else 1.0)
 
 
+def are_known(statements: Sequence[Statement], config: HiViLTConfig) -> bool:
+    """Whether their labels, in any spelling, are of those that a model tells apart."""
+    try:
+        label_ids(statements, config.label2id)
+    except ValueError:
+        return False
+    return True
+
+
 def spell_alike(config: HiViLTConfig, labels: list[str]) -> None:
-    """Gives the classes of a checkpoint that are among the labels, too, the spelling that they have there: "yes" for "True"."""
-    known = labels_by_spelling(config.label2id)
-    spelling = {known[plain_label(label)]: label for label in labels if plain_label(label) in known}
+    """Gives the classes of a checkpoint that are among the labels, too, the spelling that they have there: "yes" for "True".
+    A class that two labels may mean stays as it is, so that neither is taken for it, unless one is it word for word.
+    """
+    by_spelling, by_word = labels_by_spelling(config.label2id), {plain_label(w): i for w, i in config.label2id.items()}
+    meant = {label: by_spelling.get(plain_label(label)) for label in labels}
+    spelling = {}
+    for label, known in meant.items():
+        rivals = [other for other in labels if meant[other] == known]
+        if known is not None and (len(rivals) == 1 or plain_label(label) in by_word):
+            spelling[known] = label
     config.id2label = {label: spelling.get(label, word) for label, word in config.id2label.items()}
     config.label2id = {word: label for label, word in config.id2label.items()}
 
@@ -271,13 +284,13 @@ def is_right(known: Mapping[str, int], answer: str, label: str) -> bool:
 
 def prediction_row(known: Mapping[str, int], statement: Statement, best: list[dict]) -> dict[str, Any]:
     """A statement of predictions.jsonl; `known` as in `is_right`."""
-    told = {name: value for name in ("kind", "group") if (value := getattr(statement, name)) is not None}
+    optional = {name: value for name in ("kind", "group") if (value := getattr(statement, name)) is not None}
     label = statement.label
     return {
         "statement_id": statement.statement_id,
         "images": list(statement.image_ids),
         "sentence": statement.sentence,
-        **told,
+        **optional,
         "label": label,
         "predictions": best,
         "correct": None if label is None else is_right(known, best[0]["answer"], label),

@@ -213,7 +213,7 @@ def test_of_some_of_its_labels_a_checkpoint_keeps_all(data, tmp_path, caplog):
 
 
 def test_beside_a_new_label_a_checkpoint_keeps_what_it_knows_of_the_others(data, tmp_path):
-    start = make_model(HiViLTForImagesAndTextClassification, id2label={0: "False", 1: "True"})
+    start = make_model(HiViLTForImagesAndTextClassification, id2label={0: "True", 1: "False"})
     start.save_pretrained(tmp_path / "two")
     make_processor().save_pretrained(tmp_path / "two")
     said = ("true", "unsure", "no")
@@ -226,7 +226,19 @@ def test_beside_a_new_label_a_checkpoint_keeps_what_it_knows_of_the_others(data,
     given = ["--model_name_or_path", str(tmp_path / "two"), "--train_file", file, "--validation_file", file]
     assert main([*given, *usual])["labels"] == ["no", "true", "unsure"]
     model = HiViLTForImagesAndTextClassification.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(model.answer_head.weight[:2], start.answer_head.weight)
+    torch.testing.assert_close(model.answer_head.weight[:2], start.answer_head.weight.flip(0))
+
+
+def test_letters_that_are_no_truth_values_are_new_labels(data, tmp_path):
+    """N beside T and F is not the "no" of a checkpoint that knows true and false."""
+    make_model(HiViLTForImagesAndTextClassification, id2label={0: "False", 1: "True"}).save_pretrained(tmp_path / "two")
+    make_processor().save_pretrained(tmp_path / "two")
+    rows = [{**row, "label": "TFN"[number % 3]} for number, row in enumerate(read_lines(data[1]))]
+    file = write(Path(data[1]).parent / "letters.jsonl", rows)
+    usual = flags(tmp_path / "out", "--max_steps", "1", "--eval_steps", "1", "--save_steps", "1")
+    usual = [flag for flag in usual if flag not in ("--fusion", json.dumps(TINY))]
+    given = ["--model_name_or_path", str(tmp_path / "two"), "--train_file", file, "--validation_file", file]
+    assert main([*given, *usual])["labels"] == ["F", "N", "T"]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

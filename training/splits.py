@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -137,8 +136,8 @@ def prepare_splits(
             for one in splits.get(split, ())
             for image_id, image in zip(one.image_ids, one.images, strict=True)
         }
-        images = {_told_by(image, image_id): str(image) for image, image_id in ids.items()}
-        if both := sorted(images.keys() & known.keys(), key=images.get):
+        images = {_told_by(image, None if args.image_id_column else own): image for image, own in ids.items()}
+        if both := sorted(images.keys() & known.keys(), key=lambda one: str(images[one])):
             logger.warning(
                 f"{split}: {len(both)} of its {len(images)} images, {images[both[0]]} first, are in {known[both[0]]} data, too, so "
                 "what is measured on it says little of other images. Give images that are in one file alone."
@@ -152,9 +151,9 @@ def prepare_splits(
     return name, used, bad_images, held_out
 
 
-def _told_by(image: str | TableImage, image_id: str) -> str:
-    """What tells an image from others, in whatever table: its file, or of one inside a table the hash that its id is, unless it
-    was given another."""
+def _told_by(image: str | TableImage, known_hash: str | None) -> str:
+    """What tells an image from others, in whatever table: the real path of its file; of one inside a table the hash of its
+    bytes, which is its id unless the data gives ids."""
     if isinstance(image, str):
         return os.path.realpath(image)
-    return image_id if re.fullmatch("[0-9a-f]{32}", image_id) else content_hash(image_bytes(image))
+    return known_hash or content_hash(image_bytes(image))

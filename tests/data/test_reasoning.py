@@ -235,6 +235,8 @@ def test_a_letter_is_a_truth_value_only_beside_its_own_opposite():
     words = label_words(made_of("TFNT"))  # true, false, neutral
     assert words == ["F", "N", "T"]
     assert label_ids(made_of("NtfT"), {word: label for label, word in enumerate(words)}) == [1, 2, 0, 2]
+    with pytest.raises(ValueError, match="statement '0' has the label 'T', but the model knows 'false', 'true'"):
+        label_ids(made_of("TFN"), TRUTH)
 
 
 @pytest.mark.parametrize(
@@ -399,6 +401,10 @@ def test_only_items_of_its_data_set():
         ("in images 1 and 2 a cup is on the left", None),
         ("the next image shows a cup left of a dog", None),
         ("B has a cup on the left", None),
+        ("A has a cup on the left", None),
+        ("the left cup in A is red", None),
+        ("image II has a cup on the left", None),
+        ("a cup is pictured on the left", "a cup is pictured on the right"),
         ("a cup left of a dog, as in A", None),
         ("A cup next to a dog is on the left", "A cup next to a dog is on the right"),
     ],

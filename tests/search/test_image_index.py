@@ -20,6 +20,7 @@ from datasets import Dataset, List, Value, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hivilt import (
     HiViLTForConditionalGeneration,
@@ -284,6 +285,18 @@ class TestBuild:
         loaded = ImageIndex.load(images.parent / "index", torch.compile(model), make_processor())
         assert model.encoded == []
         assert built.search("red circle", rerank_k=4) == loaded.search("red circle", rerank_k=4) == plain
+
+    def test_a_class_that_came_with_the_checkpoint_opens_the_same_index(self, images, model):
+        """As the Auto classes give it where hivilt is installed, too."""
+        folder = images.parent / "checkpoint"
+        model.save_pretrained(folder)
+        plain = build(images, model).search("red circle", rerank_k=4)
+        theirs = get_class_from_dynamic_module("modeling_hivilt.HiViLTForRetrieval", folder).from_pretrained(folder)
+        assert not isinstance(theirs, HiViLTForRetrieval)
+        loaded = ImageIndex.load(images.parent / "index", theirs.eval(), make_processor())
+        found = loaded.search("red circle", rerank_k=4)
+        assert [hit.path for hit in found] == [hit.path for hit in plain]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in plain], abs=1e-5)
 
     @pytest.mark.parametrize("kind", [HiViLTModel, HiViLTForConditionalGeneration, HiViLTProcessor])
     def test_another_kind_of_model_is_refused(self, images, model, kind):
