@@ -266,13 +266,10 @@ def spell_alike(config: HiViLTConfig, labels: list[str]) -> None:
     """Gives the classes of a checkpoint that are among the labels, too, the spelling that they have there: "yes" for "True".
     A class that two labels may mean stays as it is, so that neither is taken for it, unless one is it word for word.
     """
-    by_spelling, by_word = labels_by_spelling(config.label2id), {plain_label(w): i for w, i in config.label2id.items()}
-    meant = {label: by_spelling.get(plain_label(label)) for label in labels}
-    spelling = {}
-    for label, known in meant.items():
-        rivals = [other for other in labels if meant[other] == known]
-        if known is not None and (len(rivals) == 1 or plain_label(label) in by_word):
-            spelling[known] = label
+    known = labels_by_spelling(config.label2id)
+    meant = {word: known[plain_label(word)] for word in labels if plain_label(word) in known}
+    claims, words = Counter(meant.values()), {plain_label(word) for word in config.label2id}
+    spelling = {label: word for word, label in meant.items() if claims[label] == 1 or plain_label(word) in words}
     config.id2label = {label: spelling.get(label, word) for label, word in config.id2label.items()}
     config.label2id = {word: label for label, word in config.id2label.items()}
 
