@@ -419,18 +419,27 @@ def _grid(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Te
 # Text: one state a token
 
 
-# How often values on a GPU are looked at in training, which waits for it: in the first steps of a process, about.
+# How often values on a GPU are looked at in training, which waits for it: in the first steps of a model, about.
 MOST_LOOKS = 20
 _looks = itertools.count()
 
 
-def has_values(tensor: torch.Tensor) -> bool:
+def look_anew() -> None:
+    """Begins to count looks anew: a model that was just made may meet other data."""
+    global _looks
+    _looks = itertools.count()
+
+
+def has_values(tensor: torch.Tensor, always_alike: bool = False) -> bool:
     """Whether its values may be asked for: not in a graph, nor on the meta device, where it has none, and on a GPU with
-    gradients `MOST_LOOKS` times alone, as what is wrong with a data set mostly is so in its first batches, too.
+    gradients `MOST_LOOKS` times alone, as what is wrong with a data set mostly is so in its first batches, too. Then never if
+    the answer is to be `always_alike`, as where it decides what is computed: a checkpoint computes it a second time.
     """
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
         return False
-    return tensor.device.type == "cpu" or not torch.is_grad_enabled() or next(_looks) < MOST_LOOKS
+    if tensor.device.type == "cpu" or not torch.is_grad_enabled():
+        return True
+    return not always_alike and next(_looks) < MOST_LOOKS
 
 
 def text_width(config: PreTrainedConfig) -> int:
@@ -451,7 +460,7 @@ def places_without_gaps(attention_mask: torch.Tensor) -> torch.LongTensor | None
     from the first column on, padding or not: only so is a text padded on the left the same text.
     """
     counts = attention_mask.bool()
-    if has_values(counts) and not (counts[:, 1:] & ~counts[:, :-1]).any():
+    if has_values(counts, always_alike=True) and not (counts[:, 1:] & ~counts[:, :-1]).any():
         return None
     behind = counts.sum(dim=1, keepdim=True) + (~counts).cumsum(dim=1) - 1
     return torch.where(counts, counts.cumsum(dim=1) - 1, behind)

@@ -395,7 +395,7 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
 
         Raises:
             ValueError: as in the forward pass, the decoder has no positions for so many tokens, there is an `assistant_model`,
-                or `past_key_values` come without the tokens that they hold.
+                `decoder_attention_mask` masks something, or `past_key_values` come without the tokens that they hold.
         """
         if kwargs.get("assistant_model") is not None:
             raise ValueError(
@@ -411,6 +411,12 @@ class HiViLTForConditionalGeneration(RecordingMixin, SubfolderMixin, HiViLTPreTr
             if kwargs.get("input_ids") is not None:
                 raise ValueError("`input_ids` are given twice, as the first argument and by their name.")
             kwargs["input_ids"] = inputs
+        begun = kwargs.get("decoder_attention_mask")
+        if begun is not None and not begun.all():
+            raise ValueError(
+                "`decoder_attention_mask` has zeros, but decoders count positions from the first token, padding or not: texts to "
+                "go on with must be of one length; call `generate` once for each length."
+            )
         self._check_tokens()
         if self.training:
             logger.warning_once(

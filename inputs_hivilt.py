@@ -318,7 +318,10 @@ def check_captions(labels: torch.Tensor, config: HiViLTConfig) -> None:
             f"{int(labels.min())}..{int(labels.max())}."
         )
     start = config.decoder_start_token_id
-    if start != config.eos_token_id and (labels[:, 0] == start).all():
+    begun = labels[:, 0] == start
+    if start == config.eos_token_id:
+        begun = begun & answered[:, 1:].any(dim=1)  # alone it ends an empty caption
+    if begun.all():
         raise ValueError(
             f"`labels` begin with the begin token ({start}), which the model itself puts before them: give each caption's "
             "tokens from the first word to the end token, `labels[:, 1:]`."

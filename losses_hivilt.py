@@ -3,6 +3,7 @@ several processes may share.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -58,8 +59,9 @@ def token_loss(
         label_smoothing=label_smoothing,
     )
     if num_items is None:
-        num_items = (labels != -100).sum().clamp(min=1)
-    return total / (num_items.to(total.device) if isinstance(num_items, torch.Tensor) else num_items)
+        num_items = (labels != -100).sum()
+    # Of no token at all the sum is 0.
+    return total / torch.as_tensor(num_items, device=total.device).clamp(min=1)
 
 
 def grounding_loss(
@@ -179,6 +181,15 @@ def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
     return logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
 
 
+def similarity(scale: torch.Tensor, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """`scale` times the products of all embeddings `(B_i, n)` and `(B_t, n)`, `(B_i, B_t)`; in float32 under autocast, too,
+    whose precision would round them by quarters."""
+    device = image_embeds.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if casts else nullcontext():
+        return scale * image_embeds @ text_embeds.t()
+
+
 @dataclass
 class PairBatch:
     """What the losses of retrieval compare: the images and texts of one process, or of all ([`gather_batches`])."""
@@ -247,7 +258,7 @@ def retrieval_losses(
     own_images = batch.image_index[own_texts]
 
     positives = batch.positives()
-    logits = inverse_temperature(logit_scale).to(device) * batch.image_embeds @ batch.text_embeds.t()
+    logits = similarity(inverse_temperature(logit_scale).to(device), batch.image_embeds, batch.text_embeds)
     contrastive = contrastive_loss(logits, positives) - contrastive_floor(positives)
     loss = config.contrastive_loss_weight * contrastive
     losses = {"contrastive_loss": contrastive.detach()}

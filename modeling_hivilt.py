@@ -45,6 +45,7 @@ from .encoders_hivilt import (
     image_maps,
     is_hierarchical,
     layers_of,
+    look_anew,
     move_tokens,
     places_without_gaps,
     text_width,
@@ -87,6 +88,7 @@ from .losses_hivilt import (
     in_chunks,
     inverse_temperature,
     retrieval_losses,
+    similarity,
 )
 from .upstream_hivilt import RecordingMixin, UpstreamMixin
 
@@ -240,8 +242,8 @@ class HiViLTPreTrainedModel(UpstreamMixin, PreTrainedModel):
         return self.base_model.encode_texts(input_ids, attention_mask, **kwargs)
 
     def freeze(self, part: str, num_layers: int | None = None) -> None:
-        """Stops the training of a part: its parameters get no gradient, it runs without recording one, and stays in
-        evaluation mode (no dropout) until the model is made anew.
+        """Stops the training of a part: its parameters get no gradient, an encoder runs without recording one, and the part
+        stays in evaluation mode (no dropout) until the model is made anew.
 
         Args:
             part: `"vision"` or `"text"` (the encoders) or `"fusion"`.
@@ -323,6 +325,7 @@ class HiViLTModel(RecordingMixin, HiViLTPreTrainedModel):
 
     def __init__(self, config: HiViLTConfig, add_global_mlp: bool = True):
         super().__init__(config)
+        look_anew()
         self.vision_model = build_encoder(config.vision_config)
         self.text_model = build_encoder(config.text_config)
         self.fusion = HiViLTFusion(config, add_global_mlp=add_global_mlp)
@@ -605,7 +608,7 @@ def of_encoders(image_states: HiViLTImageStates, text_states: HiViLTTextStates, 
 
 
 def embed(projection: nn.Module, state: torch.Tensor) -> torch.Tensor:
-    """L2-normalised projection, in float32 so that similarities do not depend on autocast."""
+    """L2-normalised projection, in float32, as [`similarity`] is computed."""
     return F.normalize(projection(state).float(), dim=-1)
 
 
@@ -755,8 +758,8 @@ class HiViLTForQuestionAnswering(HiViLTAnsweringModel):
         image_embeds = embed(self.visual_projection, image_states.global_state)
         text_embeds = embed(self.text_projection, text_states.global_state).to(image_embeds.device)
         positives = PairBatch(image_embeds, text_embeds, image_index, text_states=text_states).positives()
-        similarity = inverse_temperature(self.logit_scale).to(image_embeds.device) * image_embeds @ text_embeds.t()
-        return contrastive_loss(similarity, positives) - contrastive_floor(positives)
+        scores = similarity(inverse_temperature(self.logit_scale).to(image_embeds.device), image_embeds, text_embeds)
+        return contrastive_loss(scores, positives) - contrastive_floor(positives)
 
 
 def encoder_embedding(config: HiViLTConfig, in_features: int) -> nn.Sequential:
@@ -896,12 +899,12 @@ class HiViLTForRetrieval(HiViLTPreTrainedModel):
         images = (pixel_values, interpolate_pos_encoding, feature_maps)
         texts = (input_ids, attention_mask, token_type_ids, inputs_embeds, token_states)
         image_states, text_states = self.model.encode(
-            images, texts, image_states, text_states, chunk_size=chunk_size, **kwargs
+            images, texts, image_states, text_states, image_index, chunk_size=chunk_size, **kwargs
         )
         image_embeds = self.embed_images(image_states)
         text_embeds = self.embed_texts(text_states).to(image_embeds.device)
         logit_scale = inverse_temperature(self.logit_scale).to(image_embeds.device)
-        logits_per_image = logit_scale * image_embeds @ text_embeds.t()
+        logits_per_image = similarity(logit_scale, image_embeds, text_embeds)
 
         num_images, num_texts = image_embeds.shape[0], text_embeds.shape[0]
         image_index = check_index("image_index", image_index, num_images, "images")

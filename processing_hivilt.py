@@ -172,6 +172,11 @@ def _levels(values: np.ndarray, from_file: bool = False) -> np.ndarray:
             f"{values.dtype} from {low:.6g} to {high:.6g}. Clip or scale them; give low values of 16 bits as uint16, and "
             "values that are scaled and normalized already with do_rescale=False, do_normalize=False, do_resize=False."
         )
+    if 255 < high < 2**14:
+        logger.warning_once(
+            f"An image's values reach {high:.0f}, which is dark of 16 bits. Of 10 or 12 bits they are to be scaled: give "
+            "`values / 1023` or `values / 4095`, floats from 0 to 1."
+        )
     return np.rint(values).astype(np.uint8) if high <= 255 else (values.astype(np.int64) >> 8).astype(np.uint8)
 
 
@@ -481,17 +486,24 @@ class HiViLTProcessor(ProcessorMixin):
             logits: tensor or array of shape `(texts, num_labels)`, or a model output that has them.
             id2label: the answers; unset, those of the config.
             multi_label: whether each answer was learnt by itself, so that probabilities are sigmoids and need not sum to
-                one, otherwise a softmax. Unset, whether the config's `problem_type` is `"multi_label_classification"`.
-            config: of the model that the scores are of; unset, the one that was saved with this processor.
+                one, otherwise a softmax. Unset, whether the config's `problem_type` is `"multi_label_classification"`; where
+                no config is known a softmax, which a warning tells once.
+            config: of the model that the scores are of; unset, the one that was saved with this processor. Give it of a model
+                whose answers were changed since.
 
         Raises:
-            ValueError: the answers are not known, or are not as many as the scores.
+            ValueError: the answers are not known, or are not as many as the scores, or scores are NaN.
         """
         logits = getattr(logits, "logits", logits)
         logits = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits  # as Trainer predicts
         known = self if config is None else config
         id2label = known.id2label if id2label is None else id2label
         if multi_label is None:
+            if config is None and known.problem_type is None and id2label is not None:
+                logger.warning_once(
+                    "`id2label` does not tell whether several answers may be right, so that probabilities sum to one here: "
+                    "give `config=model.config`, which does, or `multi_label`."
+                )
             multi_label = known.problem_type == "multi_label_classification"
         if id2label is None:
             raise ValueError(
@@ -504,6 +516,8 @@ class HiViLTProcessor(ProcessorMixin):
                 f"{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}."
             )
         logits = logits.float()
+        if logits.isnan().any():
+            raise ValueError("`logits` are not numbers (NaN): look for such values in the weights and in the images.")
         probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
         # Ordered by the scores: of probabilities the smallest are all 0 and the largest sigmoids all 1.
         labels = logits.topk(min(max(top_k, 1), logits.shape[1]), dim=-1).indices

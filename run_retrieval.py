@@ -6,7 +6,7 @@
     python run_retrieval.py --karpathy_file dataset_flickr30k.json --image_dir flickr30k-images --output_dir outputs/f30k
     python run_retrieval.py --index ~/Pictures --output_dir outputs/index
     python run_retrieval.py --query "red heart" --output_dir outputs/index
-    accelerate launch --num_processes 2 run_retrieval.py           several devices
+    accelerate launch --multi_gpu --num_processes 2 run_retrieval.py   several devices; on CPUs with --use_cpu
 
 Training leaves in --output_dir: the checkpoint with its code and processor, README.md, results.json, predictions.jsonl,
 training.png and retrieval.png. A search prints the best images and leaves search.png.

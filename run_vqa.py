@@ -6,7 +6,7 @@
     python run_vqa.py --model_name_or_path outputs/vqa --test_file test.csv --do_predict --output_dir outputs/test
     python run_vqa.py --index ~/Pictures --ask "is there a dog?" --output_dir outputs/asked
     python run_vqa.py settings.yaml                                the same flags in one file
-    accelerate launch --num_processes 2 run_vqa.py                 several devices
+    accelerate launch --multi_gpu --num_processes 2 run_vqa.py     several devices; on CPUs with --use_cpu
 
 It leaves in --output_dir: the checkpoint with its code, processor and pipeline, README.md, results.json,
 predictions.jsonl, training.png and predictions.png; for a benchmark with a server also submission.json. Of a folder that is

@@ -62,15 +62,16 @@ def markdown(head: str, rows: Iterable[Iterable[str]], left: Iterable[int] = (0,
 
 
 def judge_goal(
-    goal: str, measured: float, bound: float, unit: str, digits: str, at_most: bool, reason: str
+    goal: str, measured: float | None, bound: float, unit: str, digits: str, at_most: bool, reason: str
 ) -> dict[str, Any]:
-    """What was wanted, what was measured, and whether it was met or for which reason not; " %" is of fractions."""
-    met = measured <= bound if at_most else measured >= bound
+    """What was wanted, what was measured, if it could be, and whether it was met or for which reason not; " %" is of
+    fractions."""
+    met = measured is not None and (measured <= bound if at_most else measured >= bound)
     scale = 100 if unit == " %" else 1
     return {
         "goal": goal,
         "wanted": f"at {'most' if at_most else 'least'} {scale * bound:g}{unit}",
-        "measured": f"{scale * measured:{digits}}{unit}",
+        "measured": "not measured" if measured is None else f"{scale * measured:{digits}}{unit}",
         "met": met,
         **({} if met else {"reason": reason}),
     }

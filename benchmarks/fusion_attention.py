@@ -39,7 +39,7 @@ def draw(checkpoint: Path, example: VQAExample, path: Path) -> None:
     for (own, other), attention in zip(sides, outputs.global_cross_attentions, strict=True):
         shares = attention[0].mean(dim=(0, 1)).tolist()
         looks[own] = dict(zip((other, "local fusion"), shares, strict=True))
-    (answers,) = processor.post_process_question_answering(outputs.logits, top_k=1, id2label=model.config.id2label)
+    (answers,) = processor.post_process_question_answering(outputs.logits, top_k=1, config=model.config)
     title = f"{example.question}  {answers[0]['answer']} ({answers[0]['score']:.0%}; right: {example.answers[0]})"
     words = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     plot_attention(image, words, stages, looks, title, path)

@@ -8,7 +8,7 @@ at 224 pixels, BERT-base and the fusion of `HiViLTConfig()`, with random weights
 of training runs in a process of its own, whose peak memory it is; figures are medians over steps after a first one. The
 two precisions also tell what encoding an image, encoding a question and fusing the two take without gradients. Where a
 processor has no bfloat16 arithmetic, so that torch emulates it, a step of it would take hours and is left out. Then the
-small model of `make vqa`, on one process and on two that average their gradients, as `accelerate launch` runs them. One
+small model of `make vqa`, on one process and on two that average their gradients, as `accelerate launch` starts them. One
 thread a process.
 
 It prints the tables of docs/scaling.md, and leaves a JSON file with the processor in its name in benchmarks/results.

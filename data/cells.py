@@ -29,7 +29,7 @@ _HEADER = re.compile(r'(?:"(?:[^"]|"")*+"|[^",;\t|\r\n])*+([,;\t|])')
 # How None, NaN and their like look as text; as text of a file they are answers like any other.
 _UNKNOWN = frozenset(("None", "nan", "NaN", "NaT", "<NA>"))
 # What begins so is meant as a list or an object; where it cannot be read as one, it is no answer either.
-_MEANT_AS_LIST = re.compile(r"""\[\s*(?:['"{]|nan\b|None\b|null\b)|\{\s*['"]|array\(""")
+_MEANT_AS_LIST = re.compile(r"""\[\s*(?:['"{]|nan\b|None\b|null\b|[-+.\d]+\s+[-+.\d])|\{\s*['"]|array\(""")
 
 
 def read_text(path: str | os.PathLike, what: str = "") -> str:
@@ -199,7 +199,10 @@ def cell_values(value: Any, where: str, keys: Collection[str]) -> list[Any]:
     Raises:
         ValueError: it is a text that looks like a list and is none.
     """
-    return list(_flatten(as_list(value, where) if isinstance(value, str) else value, keys))
+    parsed = as_list(value, where) if isinstance(value, str) else value
+    if isinstance(value, str) and isinstance(parsed, tuple) and all(isinstance(part, (int, float)) for part in parsed):
+        parsed = value  # (12,500) is an amount, and (0, 1) an interval
+    return list(_flatten(parsed, keys))
 
 
 def _flatten(value: Any, keys: Collection[str]) -> Iterator[Any]:

@@ -39,11 +39,12 @@ IGNORED_LABEL = -100
 # What one item of a data set holds of statements that are linked by their images.
 MOST_IMAGES, MOST_STATEMENTS = 16, 64
 
-# How a sentence counts or names images without saying left or right.
+# How a sentence counts or names images without saying left or right, or tells what changed from one to the next.
 _IMAGE = "(?:image|img|photo|photograph|pic|picture)s?"
 _NUMBER = r"(?:\d+|one|two|three|four|five|six|ii|iii|iv)"
 _NAMES_AN_IMAGE = re.compile(
-    r"\b(?:first|second|third|fourth|fifth|sixth|last|former|latter|\d+(?:st|nd|rd|th)"
+    r"\b(?:before|after|removed|added|missing|(?:dis)?appeared|moved|changed|no\s+longer"
+    r"|first|second|third|fourth|fifth|sixth|last|former|latter|\d+(?:st|nd|rd|th)"
     rf"|(?:next|previous|preceding|following|subsequent|earlier|later|initial|final|primary|secondary)\s+(?:{_IMAGE}|one)"
     rf"|{_IMAGE}[^\w.,;!?]*_?(?:(?:no\b\.?|number)[^\w.,;!?]*)?(?:{_NUMBER}|(?<![a-z])[a-f]|(?-i:[A-F]))"
     rf"|(?:no\.|number)\s*{_NUMBER}"

@@ -215,6 +215,11 @@ def rows_with_images(
         elif isinstance(image, Mapping) and image.get("bytes") and table is not None:
             key = own_id = content_hash(image["bytes"])
             name = image.get("path") or f"{among or 'the image of '}row {inside.row + 1}"
+        elif isinstance(image, Mapping) and image.get("bytes"):
+            raise TypeError(
+                f"{where}: {among}column {inside.column!r} holds the bytes of an image, which a list of rows cannot give again "
+                "later; make a data set of the rows: `datasets.Dataset.from_list(rows)`."
+            )
         else:
             name = image.get("path") if isinstance(image, Mapping) else image
             name = os.fspath(name) if isinstance(name, os.PathLike) else name

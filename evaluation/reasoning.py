@@ -30,10 +30,10 @@ def plain_label(label: Label) -> str:
 
 
 def are_truth_values(labels: Iterable[str]) -> bool:
-    """Whether plain labels are truth values, in any spelling. Letters of both pairs together are not: beside t or f, n is not
-    "no"."""
+    """Whether plain labels are truth values, in any spelling. The letters y and n are so by themselves or beside yes and no
+    alone: beside true and false, n is not "no"."""
     labels = set(labels)
-    return labels <= TRUTH_VALUES.keys() and not (labels & {"t", "f"} and labels & {"y", "n"})
+    return labels <= TRUTH_VALUES.keys() and (not labels & {"y", "n"} or labels <= {"yes", "no", "y", "n"})
 
 
 def statement_scores(

@@ -1,5 +1,6 @@
 """Question answering in words, from no list: the questions, data and metrics of question answering, and a model that writes."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from hivilt.tasks.generation import GenerationTrainer, prepare_to_write
 from hivilt.tasks.question_answering import QuestionAnswering, QuestionAnsweringTrainer
 from hivilt.tasks.task import Task
 from hivilt.training.results import warn_of_few
+
+logger = logging.getLogger("hivilt")
 
 # BERT's tokenizer sets a blank on either side of a sign, wherever there was none: t - shirt, 7 : 30, 3. 5, 50 %.
 _SIGN_IN_A_WORD = re.compile(r"(?<=\w) ?([_\-/:'’]) ?(?=\w)|(?<=\d)(\.) (?=\d)|(?<=\d) (%)|(\$) (?=\d)")
@@ -67,7 +70,9 @@ class OpenEndedAnswering(QuestionAnswering):
         if split != "train":
             warn_of_few(split, len(answered), "questions with a known answer")
             return VQADataset(examples), facts
-        facts["dropped_questions"] = len(examples) - len(answered)
+        facts["dropped_questions"] = dropped = len(examples) - len(answered)
+        if dropped:
+            logger.info(f"train: dropped {dropped:,} questions without an answer")
         return VQADataset(answered, seed=self.training_args.draw_seed), facts
 
     def collator(self, processor: HiViLTProcessor, augmentation: Augmentation | None) -> WrittenAnswersCollator:

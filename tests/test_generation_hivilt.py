@@ -416,8 +416,27 @@ def test_without_captions_and_with_labels_of_another_kind_it_says_what_to_give(c
         captioner(**batch)
     with pytest.raises(ValueError, match="did you mean `text_index`"):
         captioner(**batch, labels=CAPTIONS, texts_index=TEXT_INDEX)
-    nothing = captioner(**batch, labels=torch.full((4, 5), -100), text_index=TEXT_INDEX).loss
-    assert nothing == 0 and nothing.requires_grad
+    none = torch.full((4, 5), -100)
+    for items in (None, 0, torch.tensor(0)):
+        nothing = captioner(**batch, labels=none, text_index=TEXT_INDEX, num_items_in_batch=items).loss
+        assert nothing == 0 and nothing.requires_grad
+
+
+def test_a_begin_token_that_is_the_end_token_too_is_refused_before_words_alone(batch):
+    captioner = make_captioner()
+    captioner.config.bos_token_id = captioner.config.decoder_start_token_id = end = captioner.config.eos_token_id
+    begun = torch.cat([torch.full((4, 1), end), CAPTIONS], 1)
+    with pytest.raises(ValueError, match="`labels` begin with the begin token"):
+        captioner(**batch, labels=begun, text_index=TEXT_INDEX)
+    empty = torch.full_like(CAPTIONS, -100)
+    empty[:, 0] = end
+    assert captioner(**batch, labels=empty, text_index=TEXT_INDEX).loss > 0
+
+
+def test_beginnings_of_several_lengths_are_refused(captioner, batch):
+    begun = torch.tensor([[0, 2, 7], [2, 7, 8], [2, 7, 8], [2, 7, 8], [2, 7, 8]])
+    with pytest.raises(ValueError, match="`decoder_attention_mask` has zeros.*one length"):
+        captioner.generate(**batch, decoder_input_ids=begun, decoder_attention_mask=(begun > 0).long())
 
 
 # What cannot be written

@@ -218,6 +218,12 @@ def test_padding_without_a_mask_and_encodings_that_were_joined_are_told_once(cha
     assert [record.message.split(".")[0].split(":")[0] for record in caplog.records] == told
 
 
+def test_encodings_that_were_joined_are_told_by_retrieval_too(batch, caplog):
+    inputs_hivilt.logger.warning_once.cache_clear()
+    make_model(HiViLTForRetrieval)(**batch | {"image_index": torch.tensor([0, 1, 0, 1, 0])}, return_loss=True)
+    assert [record.message.split(".")[0] for record in caplog.records] == ["`image_index` names no text of some images"]
+
+
 @pytest.mark.parametrize("name", ["image_ids", "text_ids"])
 def test_numbers_that_are_none_or_of_other_rows_are_refused(name, batch):
     model = make_model(HiViLTForRetrieval)

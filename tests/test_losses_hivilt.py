@@ -294,6 +294,17 @@ def test_loss_weights_are_applied(batch):
     torch.testing.assert_close(outputs.loss, 0.25 * outputs.contrastive_loss + 4 * outputs.auxiliary_loss)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_similarities_are_not_rounded_by_autocast(batch, dtype):
+    model = make_model(HiViLTForRetrieval)
+    with torch.no_grad():
+        model.logit_scale.fill_(4.6)
+        with torch.autocast("cpu", dtype=dtype):
+            outputs = model(**batch, return_loss=True)
+    exact = math.exp(4.6) * (outputs.image_embeds.double() @ outputs.text_embeds.double().t())
+    torch.testing.assert_close(outputs.logits_per_image.double(), exact, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_temperature_stays_finite_and_at_most_one_hundred_under_bf16(batch):
     model = make_model(HiViLTForRetrieval).train()

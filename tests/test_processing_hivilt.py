@@ -37,7 +37,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hivilt import HiViLTForQuestionAnswering, HiViLTForVisualGrounding, HiViLTProcessor
+from hivilt import HiViLTForQuestionAnswering, HiViLTForVisualGrounding, HiViLTProcessor, processing_hivilt
 from hivilt.processing_hivilt import load_image, well_formed
 from tiny import IMAGE_SIZE, MODEL_CLASSES, WORDS, make_image, make_model, make_processor, make_tokenizer
 
@@ -695,6 +695,13 @@ def test_eight_bits_in_a_mode_with_more_are_not_black(mode, tmp_path):
     assert_looks_like(tmp_path / "image.tiff", grey.convert("RGB"))
 
 
+def test_an_image_of_twelve_bits_is_told(caplog):
+    processing_hivilt.logger.warning_once.cache_clear()
+    for high, told in ((255, 0), (65_535, 0), (4_095, 1)):
+        load_image(np.linspace(0, high, 64).astype(np.uint16).reshape(8, 8))
+        assert sum("10 or 12 bits" in record.message for record in caplog.records) == told
+
+
 def test_an_image_of_floats_goes_by_its_own_range():
     grey = noise(1)[:, :, 0]
     assert_looks_like(Image.fromarray(grey / np.float32(255)), Image.fromarray(grey).convert("RGB"))
@@ -1082,6 +1089,19 @@ def test_answers_come_best_first_with_their_probabilities():
     assert answers[0][0]["score"] == pytest.approx(LOGITS[0].softmax(-1)[1].item())
     assert answers[1][1]["score"] == pytest.approx(LOGITS[1].softmax(-1)[2].item())
     assert [len(row) for row in PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS)] == [1, 1]
+
+
+def test_answers_alone_do_not_tell_how_scores_are_read_and_nan_is_no_score(caplog):
+    processing_hivilt.logger.warning_once.cache_clear()
+    for told in ({"multi_label": False}, {"config": make_model(HiViLTForQuestionAnswering).config}):
+        PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS, **told)
+    assert not caplog.records
+    for _ in range(2):
+        PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS)
+    (record,) = caplog.records
+    assert record.message.startswith("`id2label` does not tell whether several answers may be right")
+    with pytest.raises(ValueError, match="`logits` are not numbers"):
+        PROCESSOR.post_process_question_answering(LOGITS * math.nan, id2label=ANSWERS)
 
 
 def test_soft_labels_give_each_answer_a_probability_of_its_own():

@@ -29,11 +29,16 @@ def test_tables_by_hand(benchmark):
     slower = {"5.4": 0.02, "10.0": 0.04}
     peers = {"HiViLT": dict.fromkeys(("inference", "training"), times)}
     peers["ViLT, 384"] = dict.fromkeys(("inference", "training"), slower)
-    results = {"heads": {"answering": one}, "peers": peers, "environment": {"device_name": "NVIDIA H200"}}
+    results = {"heads": {"answering": one}, "peers": peers}
+    results["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     assert (
         benchmark.table(results).splitlines()[-1] == "| answering | 32 | 160 | 3.0 | 3 | 128 | 640 | 1.0 | 0 | 50 % |"
     )
     assert "| ViLT, 384 | 50 | 2.00x | 25 | 4.00x |" in benchmark.peers_table(results)
     assert [(goal["measured"], goal["met"]) for goal in benchmark.judge(results)] == [("4.00x", True), ("50 %", True)]
-    results["environment"]["device_name"] = "AMD EPYC"
-    assert len(benchmark.judge(results)) == 1 and benchmark.table(results).endswith("|  |")
+    results["environment"]["device_name"] = "Some other card"
+    assert [goal["measured"] for goal in benchmark.judge(results)] == ["4.00x", "not measured"]
+    assert benchmark.table(results).endswith("|  |")
+    results["environment"] = {"device": "cpu", "device_name": "AMD EPYC"}
+    results["goals"] = benchmark.judge(results)
+    assert benchmark.goals_table(results).count("| not measured | missed: no GPU could be had |") == 2

@@ -50,7 +50,8 @@ def test_leaves_the_table_the_goals_and_an_image(benchmark, tmp_path, capsys, mo
     flops = results["sparse"]["flops"]
     dense, sparse, *alike = flops.values()
     assert dense > sparse > alike[0] > alike[1]
-    assert max(results["exported"].values()) < 1e-4 and results["compiled"]["largest_difference"] < 1e-4
+    # Of noise logits are tens.
+    assert max(results["exported"].values()) < 1e-3 and results["compiled"]["largest_difference"] < 1e-4
     assert len(results["goals"]) == 18
 
 
@@ -137,3 +138,4 @@ def test_goals_are_judged_by_their_bounds(benchmark):
         benchmark.goals_table(results)
     )
     assert math.isclose(benchmark.ratio(results, "inference", "ViLT, 384", "8 x 5.4"), 2.6)
+    assert "| answered | 1.00x | 2.60x | 3.40x |" in benchmark.beside_vilt(results)

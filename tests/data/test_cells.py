@@ -225,6 +225,8 @@ def test_every_object_that_json_writes_comes_back_as_written(tmp_path_factory, r
         ("{'text': 'red'}", ["red"]),
         ("[unclear]", ["[unclear]"]),
         ("(none)", ["(none)"]),
+        ("(12,500)", ["(12,500)"]),
+        ("(0, 1)", ["(0, 1)"]),
         ("[sic] red", ["[sic] red"]),
         ("{}", ["{}"]),
         ("()", ["()"]),
@@ -247,6 +249,7 @@ def test_cells_in_every_form(value, wanted):
         ("['red' 'blue']", r"looks like a list, but cannot be read as one: .* Write it as JSON: \[\"red\""),
         ("['red' ... 'blue']", "looks like a list"),
         ("array(['red', 'blue'], dtype=object)", "looks like a list"),
+        ("[1 2 3]", "looks like a list"),
         ("['red', nan]", "looks like a list"),
     ],
 )

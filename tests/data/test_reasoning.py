@@ -232,6 +232,9 @@ def test_a_letter_is_a_truth_value_only_beside_its_own_opposite():
     made_of = lambda said: [Statement(str(n), (), (), "s", label) for n, label in enumerate(said)]
     assert label_words(made_of("TFFT")) == label_words(made_of("ynyn")) == ["False", "True"]
     assert label_words(made_of(["t", "F", "yes"])) == ["False", "True"]
+    for three in (["True", "False", "N"], ["1", "0", "n"], ["yes", "t", "N"]):  # neither
+        assert len(label_words(made_of(three))) == 3
+    assert label_words(made_of(["Y", "no", "N"])) == ["False", "True"]
     words = label_words(made_of("TFNT"))  # true, false, neutral
     assert words == ["F", "N", "T"]
     assert label_ids(made_of("NtfT"), {word: label for label, word in enumerate(words)}) == [1, 2, 0, 2]
@@ -395,6 +398,7 @@ def test_only_items_of_its_data_set():
         ("the image fades on the left", "the image fades on the right"),
         ("image-1 has more cups on the left than image-2", None),
         ("Image_1 shows a cup left of a dog", None),
+        ("the left cup was removed", None),
         ("the picture (1) has a cup on the left", None),
         ("photo: 1, a cup left of a dog", None),
         ("image №2: a cup on the left", None),

@@ -299,6 +299,9 @@ def test_a_column_of_bytes_holds_images(tmp_path):
     rows = images_of(datasets.Dataset.from_dict({"image": [content, content]}))
     assert rows[0].image_id == rows[1].image_id
     assert open_image(rows[1].image).getpixel((30, 22)) == (255, 0, 0)
+    # A file of that name would be read in its place.
+    with pytest.raises(TypeError, match="holds the bytes of an image.*Dataset.from_list"):
+        images_of([{"image": {"bytes": content, "path": "a.png"}}])
 
 
 # Rows of several images
