@@ -37,7 +37,7 @@ from hivilt import (
     HiViLTForVisualGrounding,
     HiViLTProcessor,
 )
-from hivilt.data.tables import open_image
+from hivilt.data.tables import file_stamp, open_image
 from hivilt.evaluation.familiarity import is_familiar
 from hivilt.fusion_hivilt import HiViLTImageStates
 from hivilt.modeling_hivilt import HiViLTPreTrainedModel
@@ -268,7 +268,11 @@ class Captioner:
 
     def __init__(self, model: HiViLTForConditionalGeneration, processor: HiViLTProcessor):
         self.model, self.processor = model, processor
-        self.caption = functools.lru_cache(KEPT_QUESTIONS)(self._caption)
+        # A file of a folder may change.
+        self._written = functools.lru_cache(KEPT_QUESTIONS)(lambda image, stamp: self._caption(image))
+
+    def caption(self, image: str) -> str:
+        return self._written(image, file_stamp(image))
 
     def _caption(self, image: str) -> str:
         written = self.model.generate(**self.processor(images=image, return_tensors="pt").to(self.model.device))

@@ -122,6 +122,8 @@ class _AnswerPipeline(_RequestPipeline):
 
     def postprocess(self, model_outputs: dict, top_k: int = 5) -> list:
         logits, config = model_outputs["logits"], self.model.config
+        if logits.isnan().any():
+            raise ValueError("The scores are not numbers (NaN): look for such values in the weights of the checkpoint.")
         best = self.processor.post_process_question_answering(logits, top_k, config=config)
         answers = iter([[{self._label: one["answer"], "score": one["score"]} for one in row] for row in best])
         return [

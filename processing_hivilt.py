@@ -492,7 +492,7 @@ class HiViLTProcessor(ProcessorMixin):
                 whose answers were changed since.
 
         Raises:
-            ValueError: the answers are not known, or are not as many as the scores, or scores are NaN.
+            ValueError: the answers are not known, or are not as many as the scores.
         """
         logits = getattr(logits, "logits", logits)
         logits = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits  # as Trainer predicts
@@ -516,8 +516,6 @@ class HiViLTProcessor(ProcessorMixin):
                 f"{tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__}."
             )
         logits = logits.float()
-        if logits.isnan().any():
-            raise ValueError("`logits` are not numbers (NaN): look for such values in the weights and in the images.")
         probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
         # Ordered by the scores: of probabilities the smallest are all 0 and the largest sigmoids all 1.
         labels = logits.topk(min(max(top_k, 1), logits.shape[1]), dim=-1).indices

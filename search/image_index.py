@@ -98,13 +98,15 @@ def fingerprint(model: Model, processor: HiViLTProcessor) -> str:
 
     Read are the names, shapes and float32 values of the weights, the vision levels, and what the image processor does
     to images; not the device, nor how and where from the checkpoint was loaded, nor what an encoder's config says besides,
-    such as its activation. Float32 weights that are loaded in half precision are other weights, with another fingerprint.
+    such as its activation. A model that is loaded in half precision has another fingerprint.
     """
     settings = processor.image_processor.to_dict().items()
     made_by = {
         "image_processor": {name: value for name, value in settings if name not in _NOT_ABOUT_IMAGES},
         "vision_levels": model.config.vision_level_layout,
     }
+    if model.dtype != torch.float32:  # the weights that are shipped are the same numbers in half precision
+        made_by["dtype"] = str(model.dtype)
     digest = hashlib.blake2b(json.dumps(made_by, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -142,7 +144,8 @@ class ImageIndex:
         # Levels are read as they lie, and not where other columns are.
         self._rows, self._levels = dataset, None
         if levels := list(_level_columns(self.level_shapes)):
-            plain = datasets.Dataset(dataset.data)  # without the FAISS index, which each of these would copy
+            # Without the FAISS index, which each of these would copy, but with the order of rows that were selected.
+            plain = datasets.Dataset(dataset.data, indices_table=dataset._indices)
             self._rows, self._levels = plain.remove_columns(levels), plain.select_columns(levels).with_format("arrow")
         # States of images met in re-ranking, on the CPU, least recently used first.
         self._image_states: OrderedDict[str, HiViLTImageStates] = OrderedDict()
@@ -268,7 +271,7 @@ class ImageIndex:
             counted = f"{_count_endings(skipped)}.{heif_hint(skipped)}"
             raise ValueError(f"images: there is no image file below {folder}{counted}")
         is_moved = old is not None and old["images"] != info["images"]
-        if is_moved and not any(found.get(image) == tuple(stamp) for image, *stamp in _stamps(there)):
+        if is_moved and 2 * sum(found.get(image) == tuple(stamp) for image, *stamp in _stamps(there)) <= len(there):
             raise ValueError(
                 f"output_dir: {output_dir} has an index of {len(there):,} other images, of {old['images']}, which would be "
                 "lost; give another output_dir, or delete that index."
@@ -405,18 +408,21 @@ class ImageIndex:
 
     @torch.inference_mode()
     def search(self, query: str | os.PathLike | Image.Image, top_k: int = 10, rerank_k: int = 0) -> list[Hit]:
-        """The images nearest to a text or to an image, best first; equal scores by path.
+        """The images nearest to a text or to an image, best first; equal scores by path. Of several that are equal at the cut any
+        are given.
 
         Args:
             query: a `str` is always a text, a `Path` or a PIL image always an image.
             top_k: how many images to give; fewer only if the index has, or finds, no more.
             rerank_k: order this many of the nearest anew, by fusion with the query, which is a text then; the others follow
-                by embedding. An index with states reads them. Without, an image is encoded when it is met; the states of the
-                most recently used ones stay in memory, up to 512 MiB (2.6 MB an image with the base model).
+                by embedding. An index with states reads them. Without, an image is encoded when it is met, unless it has changed
+                since; the states of the most recently used ones stay in memory, up to 512 MiB (2.6 MB an image with the base
+                model).
 
         Raises:
             ValueError: the text is empty, an image cannot be read, `rerank_k` is given for an image, a number is out of
-                range, or the model is in training mode or one that answers and does not search.
+                range, the query's embedding is not finite, or the model is in training mode or one that answers and does not
+                search.
             FileNotFoundError, TypeError: the query is an image that is not there, or something else.
         """
         check_evaluates(self.model)
@@ -439,6 +445,8 @@ class ImageIndex:
             raise TypeError(f"query: got {type(query).__name__}, expected a text, a path or a PIL image.")
 
         embedding = embeds[0].cpu().numpy()
+        if not np.isfinite(embedding).all():
+            raise ValueError("query: its embedding is not finite; look for such values in the checkpoint's weights.")
         _, rows = self.dataset.search("embedding", embedding, min(max(top_k, rerank_k), len(self)))
         rows = np.sort(rows[rows >= 0])  # -1: an approximate index found no more
         if not len(rows):
@@ -447,18 +455,19 @@ class ImageIndex:
         # Computed here, since a compressed index only knows them approximately.
         cosines = np.asarray(found["embedding"], dtype=np.float32).reshape(len(rows), len(embedding)) @ embedding
         order = np.argsort(-cosines, kind="stable")
-        scores = cosines.copy()
-        if head := [place for place in order[:rerank_k] if os.path.exists(self.folder / found["image"][place])]:
+        scores, paths = cosines.copy(), [self.folder / image for image in found["image"]]
+        changed = self.changed(rows.tolist())
+        # Encoded now, an image that has changed would be another than the one that was found.
+        others = set(changed) if self._levels is None else ()
+        if head := [place for place in order[:rerank_k] if paths[place] not in others and os.path.exists(paths[place])]:
             images = {found["image"][place]: int(rows[place]) for place in head}
             image_states = self._encode_met(list(images)) if self._levels is None else self._states([*images.values()])
             pairs = torch.arange(len(head))
             fused = score_pairs(self.model, [image_states], [text_states], pairs, torch.zeros_like(pairs))
             scores[head] = self.model.ranking_score(torch.from_numpy(cosines[head]), fused).numpy()
             order = [*sorted(head, key=lambda place: -scores[place]), *order[~np.isin(order, head)]]
-        hits = [
-            Hit(self.folder / found["image"][place], float(scores[place]), float(cosines[place])) for place in order
-        ]
-        self._warn_of(self.changed(rows.tolist()), f"{len(hits)} images found")
+        hits = [Hit(paths[place], float(scores[place]), float(cosines[place])) for place in order]
+        self._warn_of(changed, f"{len(hits)} images found")
         return hits[:top_k]
 
     @torch.inference_mode()
@@ -484,7 +493,7 @@ class ImageIndex:
 
         Raises:
             ValueError: the model does not answer from a list or is in training mode, the index has no states, a question is
-                empty, the answer is not among the model's, or `top_k` is less than 1.
+                empty, the answer is not among the model's, scores are NaN, or `top_k` is less than 1.
         """
         check_evaluates(self.model)
         asked = [questions] if isinstance(questions, str) else list(questions)
@@ -532,6 +541,8 @@ class ImageIndex:
         text_states = map_states(partial(select, index=index), text_states)
         # In float64, where fewer of those that are almost certain are equal.
         logits = self.model(image_states=image_states, text_states=text_states).logits.double()
+        if logits.isnan().any():
+            raise ValueError("ask: scores are not numbers (NaN); look for such values in the checkpoint's weights.")
         is_multi_label = self.model.config.problem_type == "multi_label_classification"
         probabilities = logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
         return probabilities.max(dim=-1) if wanted is None else (probabilities[:, wanted], index + wanted)
@@ -550,7 +561,7 @@ class ImageIndex:
         if changed:
             logger.warning(
                 f"{len(changed)} of the {among}, {changed[0].name} first, are gone or have changed since they were encoded: "
-                "scores are of what they were, and what is gone is not re-ranked. Build the index again."
+                "scores are of what they were, and what is gone, or has no states here, is not re-ranked. Build the index again."
             )
 
     def _states(self, rows: slice | list[int]) -> HiViLTImageStates:
@@ -770,7 +781,13 @@ def _encode_images(
         if pixel_values:
             states = model.encode_images(torch.cat([*pixel_values.values()]).to(model.device))
             if _is_a(model, HiViLTForRetrieval):
-                columns.append(model.embed_images(states).cpu().numpy())
+                embeds = model.embed_images(states).cpu()
+                if bad := [image for image, row in zip(pixel_values, embeds, strict=True) if not row.isfinite().all()]:
+                    raise ValueError(
+                        f"images: the embedding of {bad[0]} is not finite, so that no search would find it; look for such values "
+                        "in the checkpoint's weights, or load it in float32."
+                    )
+                columns.append(embeds.numpy())
             if keep_states:
                 columns += map(_stored, states.level_states)
         yield [(image, *todo[image], *values) for image, *values in zip(pixel_values, *columns, strict=True)], skipped

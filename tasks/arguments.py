@@ -281,10 +281,9 @@ class CaptioningArguments(GenerationArguments, CaptionArguments):
                 "self_critical: a model that cannot write yet finds no caption to reward; train one first, and name it with "
                 "--model_name_or_path."
             )
-        if self.self_critical and self.random_flip:
+        if self.self_critical and self.random_flip == "swap":
             raise ValueError(
-                "self_critical: an image's captions are rewarded by all that it has, which keep their left and right, so that "
-                "images must; leave out random_flip."
+                "self_critical: captions keep their left and right, so images must; take random_flip 'skip'."
             )
         if self.calibrate:
             raise ValueError("calibrate: captions have no scores to calibrate; leave it out.")

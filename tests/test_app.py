@@ -238,6 +238,15 @@ def test_an_opened_image_shows_its_caption_once_written(checkpoint, captioning, 
     hook.remove()
     assert counts == []
 
+    # A file of the same name that is another image has a caption of its own.
+    folder = tmp_path / "others"
+    shutil.copytree(place / "others", folder)
+    paths = [str(folder / f"{color}.png") for color in ("blue", "red")]
+    for caption in captions:
+        found = selected.fn(paths, gr.SelectData(None, {"index": 1, "value": None}))
+        assert found[output_of(selected, "caption")] == app.note_of(f"Caption: {caption}")
+        shutil.copy(paths[0], paths[1])
+
     # What cannot be read leaves the image before it, and its caption; without an image there is none.
     note, image, *_, caption = opened.fn(str(place / "cut.png"), "the one before")
     assert "cut.png" in note and image == "the one before" and is_untouched(caption)

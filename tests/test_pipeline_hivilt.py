@@ -108,6 +108,16 @@ def test_one_question(vqa):
         assert abs(other[0]["score"] - answers[0]["score"]) > 1e-3
 
 
+def test_scores_that_are_not_numbers_are_no_answer(vqa):
+    bias = vqa.model.classifier.bias.detach().clone()
+    try:
+        vqa.model.classifier.bias.data[0] = float("nan")
+        with pytest.raises(ValueError, match="scores are not numbers"):
+            vqa(make_image(), "is it red?")
+    finally:
+        vqa.model.classifier.bias.data.copy_(bias)
+
+
 def test_several_questions_encode_their_image_once(vqa, encoded):
     answers = vqa(IMAGES["red"], QUESTIONS)
     assert encoded == [1]

@@ -1091,7 +1091,7 @@ def test_answers_come_best_first_with_their_probabilities():
     assert [len(row) for row in PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS)] == [1, 1]
 
 
-def test_answers_alone_do_not_tell_how_scores_are_read_and_nan_is_no_score(caplog):
+def test_answers_alone_do_not_tell_how_scores_are_read(caplog):
     processing_hivilt.logger.warning_once.cache_clear()
     for told in ({"multi_label": False}, {"config": make_model(HiViLTForQuestionAnswering).config}):
         PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS, **told)
@@ -1100,8 +1100,6 @@ def test_answers_alone_do_not_tell_how_scores_are_read_and_nan_is_no_score(caplo
         PROCESSOR.post_process_question_answering(LOGITS, id2label=ANSWERS)
     (record,) = caplog.records
     assert record.message.startswith("`id2label` does not tell whether several answers may be right")
-    with pytest.raises(ValueError, match="`logits` are not numbers"):
-        PROCESSOR.post_process_question_answering(LOGITS * math.nan, id2label=ANSWERS)
 
 
 def test_soft_labels_give_each_answer_a_probability_of_its_own():

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -60,6 +61,10 @@ class TestFingerprint:
         prints += [fingerprint(model, other_size), fingerprint(other_levels, processor)]
         assert len(set(prints)) == 4
         assert fingerprint(make_model(HiViLTForRetrieval), make_processor()) == prints[0]
+
+    def test_tells_half_precision_apart_that_holds_the_same_numbers(self):
+        model = make_model(HiViLTForRetrieval).half()
+        assert fingerprint(model, make_processor()) != fingerprint(model.float(), make_processor())
 
 
 def make_images(folder):
@@ -602,6 +607,29 @@ class TestSearch:
         index.search("red", top_k=12)
         assert "1 of the 12 images found, red.png first, are gone or have changed" in caplog.text
 
+    def test_an_image_that_changed_is_not_re_ranked_by_what_it_is_now(self, index, images, model):
+        before = {hit.path.name: hit for hit in index.search("red", top_k=12)}
+        make_image().resize((9, 9)).save(images / "red.png")
+        hits = index.search("red", top_k=12, rerank_k=12)
+        assert hits[-1] == before["red.png"] and sum(model.encoded) == 11
+
+    def test_embeddings_that_are_not_finite_are_refused(self, images, index, model):
+        with torch.no_grad():
+            model.text_projection.weight[0, 0] = math.nan
+        with pytest.raises(ValueError, match="^query: its embedding is not finite"):
+            index.search("red")
+        broken = make_model(HiViLTForRetrieval)
+        with torch.no_grad():
+            broken.visual_projection.weight[0, 0] = math.nan
+        with pytest.raises(ValueError, match="^images: the embedding of .* is not finite"):
+            build(images, broken, output_dir=images.parent / "broken")
+        answering = make_answering_model()
+        asked = build(images, answering, output_dir=images.parent / "asked")
+        with torch.no_grad():
+            answering.classifier.bias[1] = math.nan
+        with pytest.raises(ValueError, match="^ask: scores are not numbers"):
+            asked.ask("two")
+
     def test_an_image_that_is_gone_is_told_and_not_re_ranked(self, index, images, model, caplog):
         (images / "red.png").unlink()
         assert len(index.search("red")) == 10
@@ -640,7 +668,8 @@ class TestSearch:
         build(images, model)
         others = images.parent / "others"
         others.mkdir()
-        make_image("red").save(others / "red.png")
+        # One file that both have does not make them the same.
+        shutil.copy2(images / "red.png", others / "red.png")
         with pytest.raises(
             ValueError, match=r"^output_dir: .*index has an index of 12 other images, of ../images, which"
         ):
@@ -750,6 +779,18 @@ class TestKeptStates:
             for place, level in enumerate(levels):
                 np.testing.assert_allclose(row[f"level_{place}"], level.flatten(), rtol=2**-10, atol=1e-4)
         np.testing.assert_allclose(embeddings(index), embeddings(build(images, model, output_dir=images.parent / "i2")))
+
+    def test_rows_that_were_selected_are_those_that_are_asked(self, images):
+        model = make_answering_model()
+        index = build(images, model)
+        some = ImageIndex(index.dataset.select([5, 3]), index.folder, model, make_processor(), index.level_shapes)
+        wanted = {one.path: one for one in index.ask("two")}
+        answers = some.ask("two")
+        assert {one.path for one in answers} == {index.folder / names(index)[row] for row in (5, 3)}
+        for one in answers:
+            assert one.answer == wanted[one.path].answer and one.score == pytest.approx(
+                wanted[one.path].score, abs=1e-5
+            )
 
     @pytest.mark.parametrize("rerank_k", [5, 12])
     def test_re_ranking_reads_them_and_gives_the_same_order(self, images, model, rerank_k):

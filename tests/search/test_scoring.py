@@ -35,7 +35,7 @@ TEXT_BATCHES = [encode_texts(MODEL, TEXTS[:2]), encode_texts(MODEL, TEXTS[2:4]),
 
 
 def assert_same_states(states, expected):
-    for name in ("global_state", "pooled_state", "level_states", "query", "key", "value", "attention_mask"):
+    for name in ("global_state", "pooled_state", "level_states", "projections", "attention_mask"):
         value, wanted = states.get(name), expected.get(name)
         assert (value is None) == (wanted is None)
         for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (value, wanted)), strict=True):
